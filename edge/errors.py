@@ -1,0 +1,240 @@
+"""Every failure by name: its status, its OpenAI type and code, who caused it, and whether another try is safe.
+
+One place, `proxy.py`, turns an `EdgeError` into HTTP with `body()`. The body is always
+`{"error": {"message", "type", "param", "code"}}`, the only shape that all generations of the OpenAI SDKs parse.
+A message is read by the caller: it never holds an address of an upstream, a key, a digest, a file's path,
+a parser's quote of the input, or a stack.
+"""
+
+import enum
+from typing import ClassVar
+
+import orjson
+
+
+class Origin(enum.Enum):
+    """Who caused a failure."""
+
+    CLIENT = "client"
+    EDGE = "edge"
+    UPSTREAM = "upstream"
+
+
+def error_body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
+    """Return the JSON of one error in OpenAI's shape."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+class EdgeError(Exception):
+    """A failure that has a name.
+
+    `safe_elsewhere` says that no endpoint has begun the work, so another endpoint may be asked.
+    `should_retry` becomes `x-should-retry`: False where the client's retry cannot help, None to leave it to the SDK.
+    """
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    origin: ClassVar[Origin] = Origin.EDGE
+    safe_elsewhere: ClassVar[bool] = False
+    should_retry: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code or self.code
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """Return the JSON body of this error."""
+        return error_body(self.message, self.kind, self.param, self.error_code)
+
+
+class InternalError(EdgeError):
+    """A defect of the edge itself."""
+
+
+class _ClientError(EdgeError):
+    kind = "invalid_request_error"
+    origin = Origin.CLIENT
+    should_retry = False
+
+
+class InvalidRequest(_ClientError):
+    """400: the request cannot be understood."""
+
+    status = 400
+    code = "invalid_request_error"
+
+
+class Unauthenticated(_ClientError):
+    """401: no key, or none that is known (RFC 6750 section 3)."""
+
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+
+class OutOfQuota(_ClientError):
+    """402: the key or its user has used up what was paid."""
+
+    status = 402
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class PermissionDenied(_ClientError):
+    """403: a deny pattern of the key names this model."""
+
+    status = 403
+    kind = "permission_error"
+    code = "permission_denied"
+
+
+class ModelNotFound(_ClientError):
+    """404: no such model, or not the caller's; the two look the same."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class PathNotFound(_ClientError):
+    """404: no such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(_ClientError):
+    """405: the path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(_ClientError):
+    """408: the client was too slow to send its request."""
+
+    status = 408
+    code = "request_timeout"
+    should_retry = None
+
+
+class RequestTooLarge(_ClientError):
+    """413: the body is over the limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UriTooLong(_ClientError):
+    """414: the request line is over the limit."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class UnsupportedMediaType(_ClientError):
+    """415: not the content type of this path."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class MisdirectedRequest(_ClientError):
+    """421: no route of this edge serves the host that was asked (RFC 9110 section 15.5.20)."""
+
+    status = 421
+    code = "misdirected_request"
+
+
+class UnprocessableRequest(_ClientError):
+    """422: the upstream refused the values of the request."""
+
+    status = 422
+    code = "invalid_request_error"
+
+
+class RateLimited(EdgeError):
+    """429: too much at once; `retry_after_s` says when to come back."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    origin = Origin.CLIENT
+
+
+class HeadersTooLarge(_ClientError):
+    """431: the header section is over the limit (RFC 6585 section 5)."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class UnsupportedCoding(_ClientError):
+    """501: a transfer coding that is not `chunked` (RFC 9112 section 6.1)."""
+
+    status = 501
+    code = "unsupported_transfer_coding"
+
+
+class UnsupportedVersion(_ClientError):
+    """505: not HTTP/1.0 or HTTP/1.1."""
+
+    status = 505
+    code = "unsupported_http_version"
+
+
+class Overloaded(EdgeError):
+    """503: the edge itself has no room for this request now."""
+
+    status = 503
+    code = "overloaded"
+    origin = Origin.EDGE
+
+
+class KeyStoreUnavailable(EdgeError):
+    """503: who calls cannot be proved now; never a reason to say 401."""
+
+    status = 503
+    code = "key_store_unavailable"
+
+
+class UpstreamUnavailable(EdgeError):
+    """503: nobody serves this model now."""
+
+    status = 503
+    code = "upstream_unavailable"
+    origin = Origin.UPSTREAM
+
+
+class ConnectFailed(UpstreamUnavailable):
+    """503: no connection to an endpoint; nothing was sent, so another endpoint may be asked."""
+
+    safe_elsewhere = True
+
+
+class UpstreamError(EdgeError):
+    """502: the upstream failed, or answered what cannot be passed on."""
+
+    status = 502
+    code = "upstream_error"
+    origin = Origin.UPSTREAM
+
+
+class UpstreamTimeout(EdgeError):
+    """504: the upstream was too slow."""
+
+    status = 504
+    code = "upstream_timeout"
+    origin = Origin.UPSTREAM

@@ -1,0 +1,83 @@
+"""The facts of one request with its response, each set once, by the proxy.
+
+No dict of extras and no context variables: whoever wants to know something of a request finds it here by name.
+Times are seconds of the loop's monotonic clock, except `started_at`, which is Unix time.
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+class Phase(enum.Enum):
+    """How far a request has come."""
+
+    CREDENTIAL = "credential"
+    BODY = "body"
+    ROUTE = "route"
+    LEASE = "lease"
+    WAIT = "wait"
+    STREAM = "stream"
+    DONE = "done"
+
+
+class End(enum.Enum):
+    """How a request ended; the closed vocabulary of the log, the metrics and the usage records."""
+
+    COMPLETE = "complete"
+    REFUSED = "refused"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_CUT = "upstream_cut"
+    UPSTREAM_ERROR = "upstream_error"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    SLOW_CLIENT = "slow_client"
+    DRAINED = "drained"
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a credential proved to be: the record that every key store yields.
+
+    `user` is the namespace (`u-1100a15812cc`), `expires_at` Unix seconds; `limit` names a table of `[limits]`.
+    """
+
+    id: str
+    user: str
+    name: str = ""
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    enabled: bool = True
+    suspended: bool = False
+    out_of_quota: bool = False
+    expires_at: float | None = None
+    limit: str | None = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request through its life."""
+
+    request_id: str
+    method: str
+    started_at: float
+    begun: float
+    path: str = ""
+    host: str = ""
+    client: str = ""
+    phase: Phase = Phase.CREDENTIAL
+    principal: Principal | None = None
+    model: str = ""
+    stream: bool = False
+    route: str = ""
+    endpoint: str = ""
+    upstream_model: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    retries: int = 0
+    replays: int = 0
+    status: int = 0
+    end: End | None = None
+    first_byte: float = 0.0
+    finished: float = 0.0
+    error: str = ""
