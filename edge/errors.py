@@ -67,7 +67,7 @@ class InternalError(EdgeError):
 class _ClientError(EdgeError):
     kind = "invalid_request_error"
     origin = Origin.CLIENT
-    should_retry = False
+    should_retry: ClassVar[bool | None] = False
 
 
 class InvalidRequest(_ClientError):

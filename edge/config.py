@@ -1,0 +1,506 @@
+"""Turn routes.toml into an immutable, valid `Config`, or list everything that is wrong with it, line by line.
+
+`load` reads the file and the secrets it names; `parse` takes its text. Here is what the keys are and mean together;
+`tables.py` reads them one by one, `notation.py` reads the strings, `positions.py` finds the lines. Names in the file
+have no unit, since their values carry one (`connect_timeout = "2s"`); the fields here do (`connect_timeout_s`).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+from edge.notation import (
+    PLACEHOLDERS,
+    Address,
+    Url,
+    check_host_pattern,
+    check_instance,
+    check_placeholders,
+    hosts_overlap,
+    is_instance_name,
+    parse_address,
+    parse_url,
+)
+from edge.positions import KeyPath, Positions
+from edge.tables import (
+    NOT_BUILT,
+    ConfigError,
+    Problem,
+    Reader,
+    Table,
+    dotted,
+    nearest,
+    problems_json,
+    read_toml,
+    render_problems,
+)
+
+__all__ = [
+    "Address",
+    "Config",
+    "ConfigError",
+    "EndpointConfig",
+    "KeysConfig",
+    "PoolConfig",
+    "Problem",
+    "RouteConfig",
+    "ServerConfig",
+    "TlsConfig",
+    "Url",
+    "load",
+    "parse",
+    "problems_json",
+    "render_problems",
+]
+
+Balance = Literal["least-loaded", "round-robin"]
+Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
+Network = IPv4Network | IPv6Network
+
+BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin")
+ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp", "openai")
+EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
+THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics and the status page are for operators only
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """The PEM files of the listener's certificate chain and key."""
+
+    certificate: Path
+    private_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """`[server]`: the listeners and what one client may cost.
+
+    `body_memory_bytes` bounds the bodies of all requests together; `body_timeout_s` and `client_idle_timeout_s` run
+    between two reads, of a body and between requests (nginx: 60 s and 75 s). `min_client_rate_bytes_per_s` is the floor
+    below which a reading client is cut, 0 for none. `max_connections` None is just under half the descriptor limit, as
+    every stream holds two descriptors. `shutdown_delay_s` is how long a balancer may take to see `/readyz` fail.
+    """
+
+    listen: tuple[Address, ...] = (EVERY_ADDRESS,)
+    admin: Address = THIS_MACHINE
+    max_body_bytes: int = 64 * 2**20
+    body_memory_bytes: int = 2**30
+    header_timeout_s: float = 15
+    body_timeout_s: float = 60
+    client_idle_timeout_s: float = 75
+    min_client_rate_bytes_per_s: int = 2**10
+    max_connections: int | None = None
+    drain_timeout_s: float = 120
+    shutdown_delay_s: float = 5
+    tls: TlsConfig | None = None
+    trusted_proxies: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeysConfig:
+    """`[keys]`: the key store's SQLite file and how long its answers are believed.
+
+    A revoked key lives at most `cache_ttl_s` longer; a new one waits at most `negative_ttl_s`; while the store is down,
+    known keys go on for `stale_for_s`.
+    """
+
+    path: Path
+    cache_ttl_s: float = 10
+    negative_ttl_s: float = 2
+    stale_for_s: float = 600
+    cache_entries: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """One server of a pool: its share of the load, and the model's name and API key that it wants, None: as asked."""
+
+    url: Url
+    weight: int = 1
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """`[pools.NAME]`: servers of which any can answer.
+
+    `first_byte_timeout_s` runs to the first byte of the answer's body, `idle_timeout_s` after it between two reads.
+    """
+
+    name: str
+    endpoints: tuple[EndpointConfig, ...]
+    balance: Balance = "least-loaded"
+    engine: Engine = "vllm"
+    connect_timeout_s: float = 2
+    first_byte_timeout_s: float = 300
+    idle_timeout_s: float = 120
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteConfig:
+    """`[routes.NAME]`: the models of one pattern, sent to a pool or to instances; exactly one of the two is set.
+
+    `pattern` is a model's name, or a prefix that ends in `*`. `instance` is the template of a URL and `model` that of
+    the name sent upstream (None: as asked), with `{owner}` and `{service}`. No `hosts`: any host. `list` names the
+    models of a prefix that are shown.
+    """
+
+    name: str
+    pattern: str
+    pool: str | None = None
+    instance: str | None = None
+    model: str | None = None
+    hosts: tuple[str, ...] = ()
+    list: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid routes.toml; `watched` is every secret, TLS and CA file it names."""
+
+    path: Path
+    server: ServerConfig
+    keys: KeysConfig
+    pools: Mapping[str, PoolConfig]
+    routes: tuple[RouteConfig, ...]
+    watched: tuple[Path, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
+    """Return the configuration of the file at `path`.
+
+    Raises: `ConfigError`, also for a file that cannot be read or is not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"cannot be read ({reason}): name a readable file with --config FILE"
+        raise ConfigError(path, [Problem(1, "", message)]) from None
+    return parse(text, path, env)
+
+
+def parse(text: str, path: Path, env: Mapping[str, str]) -> Config:
+    """Return the configuration of `text`; relative paths in it start at the directory of `path`.
+
+    Raises: `ConfigError`.
+    """
+    try:
+        data = read_toml(text, path)
+        reader = Reader(path, env, Positions(text))
+        config = _config(reader, Table(reader, (), data))
+    except RecursionError:
+        raise ConfigError(path, [Problem(1, "", "nested too deeply: write fewer brackets within brackets")]) from None
+    if reader.problems:
+        raise ConfigError(path, sorted(reader.problems, key=lambda problem: problem.line), config.watched)
+    return config
+
+
+def _config(reader: Reader, root: Table) -> Config:
+    if not root.left.get("routes"):
+        reader.problem(("routes",), 'no routes, so nothing is served: write [routes."public/name"] with pool = "..."')
+    limits = root.left.get("limits")
+    if isinstance(limits, dict) and limits:
+        Table(reader, ("limits",), limits).not_built(*limits)
+        del root.left["limits"]
+    root.not_built("jwt", "usage", "shared", "limits")
+    server = _server(root.section("server"))
+    keys = _keys(root.section("keys"))
+    pools = {name: _pool(name, table) for name, table in root.section("pools").tables()}
+    routes = [_route(name, table, pools) for name, table in root.section("routes").tables()]
+    root.close()
+    _refuse_ties(reader, routes)
+    return Config(
+        path=reader.path,
+        server=server,
+        keys=keys,
+        pools=MappingProxyType(pools),
+        routes=tuple(routes),
+        watched=tuple(dict.fromkeys(reader.watched)),
+        warnings=tuple(sorted(reader.warnings, key=lambda warning: warning.line)),
+    )
+
+
+def _server(table: Table) -> ServerConfig:
+    default = ServerConfig()
+    max_body_bytes = table.size_bytes("max_body", default.max_body_bytes)
+    config = ServerConfig(
+        listen=_listen(table) or default.listen,
+        admin=table.parsed("admin", partial(parse_address, base=table.reader.base), default.admin),
+        max_body_bytes=max_body_bytes,
+        body_memory_bytes=table.size_bytes("body_memory", max(default.body_memory_bytes, max_body_bytes)),
+        header_timeout_s=table.duration_s("header_timeout", default.header_timeout_s),
+        body_timeout_s=table.duration_s("body_timeout", default.body_timeout_s),
+        client_idle_timeout_s=table.duration_s("client_idle_timeout", default.client_idle_timeout_s),
+        min_client_rate_bytes_per_s=table.size_bytes("min_client_rate", default.min_client_rate_bytes_per_s, zero=True),
+        max_connections=table.integer("max_connections", default.max_connections, highest=10**7),
+        drain_timeout_s=table.duration_s("drain_timeout", default.drain_timeout_s, zero=True),
+        shutdown_delay_s=table.duration_s("shutdown_delay", default.shutdown_delay_s, zero=True),
+        tls=_tls(table),
+        trusted_proxies=_trusted_proxies(table),
+    )
+    if any(config.admin.collides(address) for address in config.listen):
+        table.problem("admin", 'is an address of listen too: write another port, such as "127.0.0.1:9090"')
+    if config.body_memory_bytes < max_body_bytes:
+        table.problem("body_memory", "is less than max_body, so such a body would never fit: write at least as much")
+    table.close()
+    return config
+
+
+def _listen(table: Table) -> tuple[Address, ...]:
+    addresses: list[Address] = []
+    if table.left.get("listen") == []:
+        table.problem("listen", 'an empty list: write "0.0.0.0:8080"')
+    for at, text in table.texts("listen", single=True):
+        address = table.reader.check(at, partial(parse_address, base=table.reader.base), text, None)
+        if address and any(address.collides(other) for other in addresses):
+            table.reader.problem(at, "is listened on already: remove it, or write another port")
+        elif address:
+            addresses.append(address)
+    return tuple(addresses)
+
+
+def _tls(table: Table) -> TlsConfig | None:
+    below = table.table("tls")
+    if below is None:
+        return None
+    certificate, private_key = below.file("certificate"), below.file("private_key")
+    below.close()
+    if certificate and private_key:
+        return TlsConfig(certificate, private_key)
+    table.problem("tls", 'write both files: tls = { certificate = "tls.crt", private_key = "tls.key" }')
+    return None
+
+
+def _trusted_proxies(table: Table) -> tuple[Network, ...]:
+    networks = [table.reader.check(at, _network, text, None) for at, text in table.texts("trusted_proxies")]
+    return tuple(network for network in networks if network)
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f'{text!r} is not a network: write an address or a range such as "10.0.0.0/8"') from None
+    if "/" in text and str(network.network_address) != text.partition("/")[0]:
+        raise ValueError(f'{text!r} is not the beginning of its range: write "{network}"')
+    return network
+
+
+def _keys(table: Table) -> KeysConfig:
+    default = KeysConfig(table.reader.base / "edge.db")
+    config = KeysConfig(
+        path=table.parsed("store", partial(_sqlite_file, base=table.reader.base), default.path),
+        cache_ttl_s=table.duration_s("cache_ttl", default.cache_ttl_s),
+        negative_ttl_s=table.duration_s("negative_ttl", default.negative_ttl_s),
+        stale_for_s=table.duration_s("stale_for", default.stale_for_s, zero=True),
+        cache_entries=table.integer("cache_entries", default.cache_entries, highest=10**9),
+    )
+    table.close()
+    return config
+
+
+def _sqlite_file(text: str, base: Path) -> Path:
+    scheme, _, name = text.partition(":")
+    if scheme in ("http", "https", "redis", "rediss"):
+        raise ValueError(f'a store at {scheme}: is {NOT_BUILT}, or write store = "sqlite:edge.db"')
+    if scheme != "sqlite" or not name or name.startswith(("//", ":")):
+        raise ValueError('not a key store: write "sqlite:FILE", such as "sqlite:edge.db"')
+    return base / name
+
+
+def _pool(name: str, table: Table) -> PoolConfig:
+    table.not_built(
+        "health",
+        "retry_within",
+        "retry_after_send",
+        "retry_budget",
+        "max_inflight",
+        "queue",
+        "heartbeat",
+        "usage",
+        "dns",
+    )
+    default = PoolConfig(name, ())
+    pool = PoolConfig(
+        name=name,
+        endpoints=_endpoints(table),
+        balance=table.choice("balance", BALANCES, default.balance, not_built="prefix-affinity"),
+        engine=table.choice("engine", ENGINES, default.engine),
+        connect_timeout_s=table.duration_s("connect_timeout", default.connect_timeout_s),
+        first_byte_timeout_s=table.duration_s("first_byte_timeout", default.first_byte_timeout_s),
+        idle_timeout_s=table.duration_s("idle_timeout", default.idle_timeout_s),
+        ca_file=table.file("ca_file"),
+    )
+    table.close()
+    return pool
+
+
+def _endpoints(table: Table) -> tuple[EndpointConfig, ...]:
+    value = table.take("endpoints")
+    if not isinstance(value, list) or not value:
+        table.problem("endpoints", 'a pool needs its servers: write endpoints = ["http://host:port"]')
+        return ()
+    endpoints: list[EndpointConfig] = []
+    for index, element in enumerate(value):
+        at = (*table.at, "endpoints", index)
+        endpoint = _endpoint(table.reader, at, element)
+        if endpoint and any(_server_of(endpoint) == _server_of(other) for other in endpoints):
+            table.reader.problem(
+                at, f"{endpoint.url.authority} is in this pool already: remove one, or write its weight"
+            )
+        elif endpoint:
+            endpoints.append(endpoint)
+    return tuple(endpoints)
+
+
+def _server_of(endpoint: EndpointConfig) -> tuple[str, int]:
+    return endpoint.url.host, endpoint.url.port
+
+
+def _endpoint(reader: Reader, at: KeyPath, element: object) -> EndpointConfig | None:
+    if isinstance(element, str):
+        url = reader.check(at, parse_url, element, None)
+        return EndpointConfig(url) if url else None
+    if not isinstance(element, dict):
+        reader.problem(at, 'must be a URL or a table: write "http://host:port" or { url = "http://host:port" }')
+        return None
+    table = Table(reader, at, element)
+    if "url" not in element:
+        table.problem("url", 'is missing: write url = "http://host:port"')
+    url = table.parsed("url", parse_url, None)
+    weight = table.integer("weight", 1, highest=1000)
+    model, api_key = table.text("model"), table.secret("api_key")
+    if model == "":
+        table.problem("model", "is empty: write the name sent upstream, or remove it to send it as asked")
+    table.close()
+    return EndpointConfig(url, weight, model, api_key) if url else None
+
+
+def _route(name: str, table: Table, pools: Mapping[str, PoolConfig]) -> RouteConfig:
+    table.not_built("limit", "heartbeat")
+    _check_one_target(table)
+    listed = table.texts("list")
+    route = RouteConfig(
+        name=name,
+        pattern=_pattern(name, table),
+        pool=table.text("pool"),
+        instance=table.text("instance"),
+        model=table.text("model"),
+        hosts=_hosts(table),
+        list=tuple(text for _, text in listed),
+    )
+    _check_target(route, table, pools)
+    _check_instance_names(route, table)
+    _check_list(route, table, listed)
+    if table.flag("metered"):
+        table.problem("metered", NOT_BUILT)
+    echo = table.flag("model_echo")
+    if echo:
+        table.problem("model_echo", NOT_BUILT)
+    if echo is None:
+        _warn_of_rewriting(route, table, pools)
+    table.close()
+    return route
+
+
+def _pattern(name: str, table: Table) -> str:
+    given = table.text("match")
+    pattern = name if given is None else given
+    if not pattern or "*" in pattern[:-1]:
+        what = f'the "*" of {pattern!r} is not at its end' if pattern else "the pattern is empty"
+        message = f'{what}: write a model\'s name, or a prefix and "*"'
+        table.reader.problem(table.at if given is None else (*table.at, "match"), message)
+    return pattern
+
+
+def _hosts(table: Table) -> tuple[str, ...]:
+    if table.left.get("hosts") == []:
+        table.problem("hosts", 'an empty list: remove it for any host, or write hosts = ["chat.d.run"]')
+    texts = table.texts("hosts")
+    for at, text in texts:
+        table.reader.check(at, check_host_pattern, text, None)
+    return tuple(text for _, text in texts)
+
+
+def _check_one_target(table: Table) -> None:
+    match sorted({"pool", "instance"} & table.left.keys()):
+        case []:
+            message = 'neither pool nor instance: write pool = "NAME" or instance = "http://..."'
+            table.reader.problem(table.at, message)
+        case [_, _]:
+            table.reader.problem(table.at, "both pool and instance: remove one of the two")
+
+
+def _check_target(route: RouteConfig, table: Table, pools: Mapping[str, PoolConfig]) -> None:
+    if route.pool is not None and route.pool not in pools:
+        near = nearest(route.pool, pools)
+        hint = f'did you mean "{near}"?' if near else f"write [{dotted(('pools', route.pool))}] with its endpoints"
+        table.problem("pool", f"there is no pool {route.pool!r}: {hint}")
+    if route.instance is not None:
+        table.reader.check((*table.at, "instance"), check_instance, route.instance, None)
+    if route.model is not None:
+        table.reader.check((*table.at, "model"), check_placeholders, route.model, None)
+        if not route.model:
+            table.problem("model", "is empty: write the name sent upstream, or remove it to send it as asked")
+
+
+def _check_instance_names(route: RouteConfig, table: Table) -> None:
+    """Refuse names without an owner and a service where the route needs both."""
+    fills_model = any(name in (route.model or "") for name in PLACEHOLDERS)
+    if not fills_model and (route.instance is None or route.pool is not None):
+        return
+    if route.pattern and not route.pattern.endswith("*") and not is_instance_name(route.pattern):
+        hint = 'write a prefix such as "u-*", or "owner/service" in DNS labels'
+        table.reader.problem(table.at, f"{route.pattern!r} has no owner and service: {hint}")
+
+
+def _check_list(route: RouteConfig, table: Table, listed: Sequence[tuple[KeyPath, str]]) -> None:
+    if route.list and not route.pattern.endswith("*"):
+        table.problem("list", "an exact name is shown by itself: remove it")
+        return
+    for at, name in listed:
+        if "*" in name or not name.startswith(route.pattern[:-1]):
+            table.reader.problem(
+                at, f"{name!r} is not a name that {route.pattern} matches: write one that is, or remove it"
+            )
+        elif route.instance is not None and not is_instance_name(name):
+            table.reader.problem(at, f'{name!r} has no owner and service: write "owner/service" in DNS labels')
+
+
+def _warn_of_rewriting(route: RouteConfig, table: Table, pools: Mapping[str, PoolConfig]) -> None:
+    """Warn where answers may name another model than the client asked for."""
+    same = {None, "{owner}/{service}", route.pattern}
+    pool = pools.get(route.pool or "")
+    if route.model not in same:
+        what, key = f"upstreams are asked for {route.model!r}", "model"
+    elif pool and any(endpoint.model not in same for endpoint in pool.endpoints):
+        what, key = f"endpoints of {pool.name!r} have a model of their own", "pool"
+    else:
+        return
+    hint = "start the upstream with the public name and remove it, or write model_echo = false if it is meant"
+    table.reader.warn((*table.at, key), f"{what}, and answers carry that name: {hint}")
+
+
+def _refuse_ties(reader: Reader, routes: Sequence[RouteConfig]) -> None:
+    """Refuse two routes that could both win: the same pattern on one same host."""
+    by_pattern: dict[str, list[RouteConfig]] = {}
+    for route in (route for route in routes if route.pattern):
+        earlier = by_pattern.setdefault(route.pattern, [])
+        other = next((other for other in earlier if hosts_overlap(other.hosts, route.hosts)), None)
+        if other:
+            line = reader.positions.line(("routes", other.name))
+            what = f"could win as well as {dotted(('routes', other.name))} of line {line}"
+            reader.problem(("routes", route.name), f"{what}: give the two different names, or hosts that never meet")
+        earlier.append(route)

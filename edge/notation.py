@@ -1,0 +1,309 @@
+"""The notations inside the strings of routes.toml: variables, durations, sizes, addresses, URLs, host lists, instances.
+
+Pure functions from text to value. Each raises `ValueError` with a message for the operator: what is wrong and what to
+write. No message repeats a whole value, since a value may hold a password.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Literal
+
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
+_MAX_DURATION_S = 365 * 86400  # far over any use, and far under where event loops overflow
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KB|MB|GB|KiB|MiB|GiB)")
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*)", re.DOTALL)
+_URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
+_BRACES = re.compile(r"\{[^{}]*\}|[{}]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+PLACEHOLDERS = ("{owner}", "{service}")
+
+
+def expand(text: str, env: Mapping[str, str]) -> str:
+    """Return `text` with `${NAME}`, `${NAME:-default}` and `$$` replaced.
+
+    A default ends at its matching brace and may hold further variables; a variable that is unset or empty takes it.
+    """
+    done = []
+    at = 0
+    while (dollar := text.find("$", at)) >= 0:
+        done.append(text[at:dollar])
+        if text.startswith("$$", dollar):
+            done.append("$")
+            at = dollar + 2
+        elif text.startswith("${", dollar):
+            end = _matching_brace(text, dollar + 1)
+            done.append(_variable(text[dollar + 2 : end], env))
+            at = end + 1
+        else:
+            raise ValueError('a single "$": write "$$" for a dollar sign, "${NAME}" for a variable')
+    done.append(text[at:])
+    return "".join(done)
+
+
+def _matching_brace(text: str, opening: int) -> int:
+    depth = 0
+    for at in range(opening, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+    raise ValueError('"${" without its "}": write "${NAME}" or "${NAME:-default}"')
+
+
+def _variable(inside: str, env: Mapping[str, str]) -> str:
+    name, has_default, default = inside.partition(":-")
+    if not _VARIABLE_NAME.fullmatch(name):
+        raise ValueError('not a variable\'s name in "${...}": write "${NAME}" or "${NAME:-default}"')
+    if value := env.get(name, ""):
+        return value
+    if has_default:
+        return expand(default, env)
+    if name in env:
+        return ""
+    raise ValueError(f'the variable {name} is not set: set it, or write "${{{name}:-default}}"')
+
+
+def seconds(text: str) -> float:
+    """Return a duration such as `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not a duration: write a number and ms, s, m, h or d, such as "2s"')
+    duration_s = Fraction(match[1]) * _SECONDS[match[2]]
+    if duration_s > _MAX_DURATION_S:
+        raise ValueError(f'{text!r} is too long: write at most "365d"')
+    return float(duration_s)
+
+
+def byte_count(text: str) -> int:
+    """Return a size such as `"512B"`, `"64KB"` (1000) or `"1.5MiB"` (1024) in bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not a size: write a number and B, KB, MB, GB, KiB, MiB or GiB, such as "64MiB"')
+    size = Fraction(match[1]) * _BYTES[match[2]]
+    if size.denominator != 1:
+        raise ValueError(f'{text!r} is not a whole number of bytes: write "{round(size)}B"')
+    return int(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host and a port (0 lets the kernel choose), or the path of a unix socket."""
+
+    host: str | None
+    port: int | None
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"{_bracketed(self.host or '')}:{self.port}"
+
+    def collides(self, other: "Address") -> bool:
+        """Say whether the two cannot be listened on at once; a wildcard address takes its port on every address."""
+        if self.path is not None or other.path is not None:
+            return self.path == other.path
+        if self.port != other.port or not self.port:
+            return False
+        hosts = {self.host or "", other.host or ""}
+        same_family = len({":" in host for host in hosts}) == 1
+        return len(hosts) == 1 or (same_family and not hosts.isdisjoint({"0.0.0.0", "::"}))
+
+
+def parse_address(text: str, base: Path) -> Address:
+    """Return the address of `"host:port"`, `"[::1]:8080"` or `"unix:PATH"`, a PATH being relative to `base`."""
+    if text.startswith("unix:"):
+        if not text.removeprefix("unix:"):
+            raise ValueError('no path: write "unix:edge.sock"')
+        return Address(None, None, base / text.removeprefix("unix:"))
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        digits = text.isascii() and text.isdigit()
+        raise ValueError(
+            f'write "host:port", such as "{"0.0.0.0:" + text if digits else "127.0.0.1:8080"}", or "unix:PATH"'
+        )
+    if not host:
+        raise ValueError(f'no host: write "0.0.0.0:{port}" for every address, "127.0.0.1:{port}" for this machine only')
+    return Address(_host(host), _port(port, lowest=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """The URL of an upstream; `path` is '' when there is none, and never ends in '/'."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header: the port only when it is not the scheme's own, IPv6 in brackets."""
+        default = self.port == _DEFAULT_PORTS[self.scheme]
+        return _bracketed(self.host) if default else f"{_bracketed(self.host)}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+
+def parse_url(text: str) -> Url:
+    """Return the URL of `text`, which has no user info, query or fragment.
+
+    A host that ends in a number and is no IP address is refused: resolvers read `2130706433` and `0x7f.1` as addresses.
+    """
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise ValueError('not a URL: write "http://host:port"')
+    scheme, authority, path, query, fragment = match.groups()
+    if "@" in authority:
+        raise ValueError('user info in a URL: write "http://host:port" and put the key in api_key or api_key_file')
+    if query or fragment:
+        raise ValueError("a query or fragment in a URL: remove what follows the path")
+    host, colon, port = authority.rpartition(":")
+    if authority.endswith("]") or (":" in host and not host.endswith("]")):  # an IPv6 address without port or brackets
+        host, colon, port = authority, "", ""
+    elif not colon:
+        host = authority
+    if not _URL_PATH.fullmatch(path):
+        raise ValueError("the path has a character that a URL cannot have: write it as %XX")
+    match scheme.lower():
+        case "http" | "https" as known:
+            return Url(
+                known, _host(host), _port(port, lowest=1) if colon and port else _DEFAULT_PORTS[known], path.rstrip("/")
+            )
+        case other:
+            raise ValueError(f'the scheme {other!r} is not served: write "http://host:port" or "https://host"')
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _port(text: str, lowest: int) -> int:
+    if re.fullmatch("[0-9]{1,5}", text) and lowest <= int(text) <= 65535:
+        return int(text)
+    raise ValueError(f"the port {text!r} is not a number of {lowest} to 65535: write host:port")
+
+
+def _host(text: str) -> str:
+    """Return the host of a URL or address: a DNS name, an IPv4 address, or an IPv6 address in brackets."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return str(IPv6Address(text[1:-1]))
+        except ValueError:
+            raise ValueError(f'{text!r} is not an IPv6 address: write one such as "[::1]:8080"') from None
+    if ":" in text:
+        raise ValueError('an IPv6 address needs brackets: write one such as "[::1]:8080"')
+    # A trailing dot keeps a name from being searched in other domains; container names may have an underscore.
+    if not is_host_name(text.lower().removesuffix(".").replace("_", "x")):
+        raise ValueError(f"{text!r} is not a host: write a DNS name or an IP address")
+    return text.lower()
+
+
+def is_dns_label(text: str) -> bool:
+    """Say whether `text` is one lower-case DNS label (RFC 1123 section 2.1), as Kubernetes names its services."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """Say whether `text` is a lower-case DNS name without trailing dot, or an IPv4 address."""
+    labels = text.split(".")
+    if _NUMERIC_LABEL.fullmatch(labels[-1]):
+        return _is_ip(text)
+    return len(text) <= 253 and all(is_dns_label(label) for label in labels)
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check_host_pattern(text: str) -> None:
+    """Accept an entry of `hosts`: `chat.d.run`, `*.d.run` (`*` is one label), `!chat.d.run`, an IP address."""
+    host = text.removeprefix("!")
+    if host != host.lower():
+        raise ValueError(f'host names are compared in lower case: write "{text.lower()}"')
+    if host.startswith("[") and host.endswith("]") and _is_ip(host[1:-1]):
+        raise ValueError(f'an IPv6 address stands here without brackets: write "{host[1:-1]}"')
+    if ":" in host and not _is_ip(host):
+        raise ValueError(f'a host stands here without port or scheme: write "chat.d.run", not {text!r}')
+    if host.endswith("."):
+        raise ValueError(f'a host stands here without trailing dot: write "{text.rstrip(".")}"')
+    labels = host.split(".")
+    if any("*" in label and label != "*" for label in labels):
+        raise ValueError(f'in {text!r} the "*" is not one whole label: write "*.d.run"')
+    if not (_is_ip(host) or is_host_name(".".join("x" if label == "*" else label for label in labels))):
+        raise ValueError(f'{text!r} is not a host: write a DNS name such as "chat.d.run" or "*.d.run"')
+
+
+def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Say whether two lists of `hosts` let through one same host.
+
+    A list lets a host through that one of its names matches (any host, when it has only exclusions) and no exclusion
+    does. Exact: a fresh label can always stand for a `*`, so exclusions empty a meeting only when one covers it whole.
+    """
+    excluded = [host[1:].split(".") for host in first + second if host.startswith("!")]
+    for one in _included(first):
+        for other in _included(second):
+            if one is None and other is None:
+                return True
+            meeting = _meet(one or other or [], other or one or [])
+            if meeting and not any(_covers(pattern, meeting) for pattern in excluded):
+                return True
+    return False
+
+
+def _included(hosts: tuple[str, ...]) -> Iterator[list[str] | None]:
+    """Yield the labels of each name that is let through; one None, any host, when none is named."""
+    names = [host.split(".") for host in hosts if not host.startswith("!")]
+    yield from names
+    if not names:
+        yield None
+
+
+def _meet(one: list[str], other: list[str]) -> list[str] | None:
+    """Return the pattern of the hosts that both patterns match, or None."""
+    if len(one) != len(other) or any(a != b and "*" not in (a, b) for a, b in zip(one, other, strict=True)):
+        return None
+    return [b if a == "*" else a for a, b in zip(one, other, strict=True)]
+
+
+def _covers(pattern: list[str], other: list[str]) -> bool:
+    return len(pattern) == len(other) and all(p in ("*", o) for p, o in zip(pattern, other, strict=True))
+
+
+def is_instance_name(name: str) -> bool:
+    """Say whether a model's name is `owner/service`, split at the first `/`, both DNS labels."""
+    owner, _, service = name.partition("/")
+    return is_dns_label(owner) and is_dns_label(service)
+
+
+def check_placeholders(text: str) -> None:
+    """Accept a template whose only braces are `{owner}` and `{service}`."""
+    for braces in _BRACES.findall(text):
+        if braces not in PLACEHOLDERS:
+            raise ValueError(f"{braces} is no placeholder: write {{owner}} or {{service}}, and no other braces")
+
+
+def fill(template: str, owner: str, service: str) -> str:
+    """Return `template` with its placeholders replaced."""
+    return template.replace("{owner}", owner).replace("{service}", service)
+
+
+def check_instance(template: str) -> None:
+    """Accept the URL of an instance route: valid with a DNS label put in, placeholders only in its host."""
+    check_placeholders(template)
+    match = _URL.fullmatch(template)
+    if match and any(name in match[3] for name in PLACEHOLDERS):
+        raise ValueError('a placeholder outside the host: write "http://{service}.{owner}.svc.cluster.local:8000"')
+    parse_url(fill(template, "x", "x"))
