@@ -238,3 +238,65 @@ class UpstreamTimeout(EdgeError):
     status = 504
     code = "upstream_timeout"
     origin = Origin.UPSTREAM
+
+
+# --- what upstreams say
+
+_MAX_MESSAGE_LENGTH = 4000
+_BROKEN = "The model's server failed to answer this request."
+_KEPT: dict[int, type[EdgeError]] = {
+    400: InvalidRequest,
+    404: ModelNotFound,
+    413: RequestTooLarge,
+    422: UnprocessableRequest,
+    429: RateLimited,
+}
+
+
+def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeError:
+    """Return an upstream's error in our shape, whatever shape it had.
+
+    What the caller can act on keeps its status and message: 400, 404, 413, 422, 429. A 401, 403, 407, 409 or 3xx is a
+    fault between the edge and the upstream, so our 502; and openai 0.28.1 repeats a 409 for ever, without a pause.
+    """
+    kept = _KEPT.get(status)
+    if kept is not None:
+        message, param, code = _said(body)
+        pause_s = _pause_s(retry_after) if kept is RateLimited else None
+        return kept(message or _BROKEN, param=param, code=code, retry_after_s=pause_s)
+    if status == 503:
+        return UpstreamUnavailable(
+            "The model is overloaded or not ready, try again.", retry_after_s=_pause_s(retry_after)
+        )
+    if status in (408, 504):
+        return UpstreamTimeout("The model's server timed out.")
+    return UpstreamError(_BROKEN)
+
+
+def _pause_s(retry_after: bytes) -> int:
+    """Return whole seconds from 1 to 60: SDKs sleep what they are told, and litellm parses with `int()`."""
+    return min(max(int(retry_after), 1), 60) if retry_after.isdigit() and len(retry_after) < 6 else 1
+
+
+def _said(body: bytes) -> tuple[str, str | None, str | None]:
+    """Return message, param and code of an error of vLLM, SGLang (flat), llama.cpp or FastAPI (`detail`)."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", None, None
+    if not isinstance(data, dict):
+        return "", None, None
+    error = data.get("error", data.get("detail", data))
+    if isinstance(error, list):  # FastAPI's validation errors
+        error = error[0] if error else {}
+    if isinstance(error, str):
+        return error[:_MAX_MESSAGE_LENGTH], None, None
+    if not isinstance(error, dict):
+        return "", None, None
+    message = error.get("message", error.get("msg"))
+    param, code = error.get("param"), error.get("code")
+    return (
+        message[:_MAX_MESSAGE_LENGTH] if isinstance(message, str) else "",
+        param if isinstance(param, str) else None,
+        code if isinstance(code, str) else None,
+    )

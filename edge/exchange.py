@@ -81,3 +81,4 @@ class Exchange:
     first_byte: float = 0.0
     finished: float = 0.0
     error: str = ""
+    ended_by: str = ""

@@ -1,0 +1,275 @@
+"""The commands. Exit codes: 0 done, 1 failed or found problems, 2 wrong usage."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import uvloop
+
+from edge import simulator
+from edge.config import Address, Config, ConfigError, load, problems_json, render_problems
+from edge.keystores import KeyFileError, KeyRecord, KeyRegistry, parse_lifetime
+from edge.notation import parse_address, parse_url
+from edge.server import Server, StartError, listening_on, log_to_stderr
+
+_DEMO_USER: Final = "u-1100a15812cc"
+_DEMO_ADDRESS: Final = Address("127.0.0.1", 8080)
+_NO_PREFERENCE: Final = Address("127.0.0.1", 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (StartError, KeyFileError, ValueError, OSError) as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge", description="The HTTP edge of d.run's model platform.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    serve = command("serve", "run the edge", _serve)
+    _add_config(serve)
+    serve.add_argument("--listen", type=_address, metavar="ADDR", help="instead of server.listen: host:port, unix:PATH")
+    serve.add_argument("--admin", type=_address, metavar="ADDR", help="instead of server.admin")
+
+    demo = command("demo", "run the edge with every upstream simulated, and a key to try it", _demo)
+    _add_config(demo)
+    demo.add_argument("--listen", type=_address, default=_DEMO_ADDRESS, metavar="ADDR", help="default 127.0.0.1:8080")
+
+    simulate = command("simulate", "run the simulated model server alone", _simulate)
+    simulator.add_arguments(simulate)
+
+    check = command("check", "list every problem of a routes.toml", _check)
+    check.add_argument("file", nargs="?", type=Path, default=None, metavar="FILE", help="default: that of --config")
+    _add_config(check)
+    _add_json(check)
+
+    _add_keys(command("keys", "create, list and revoke API keys", lambda parsed: int(parsed.run_keys(parsed))))
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=Path("routes.toml"), metavar="FILE", help="default routes.toml in this directory"
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text, Path.cwd())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --- serve, demo, simulate
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    async def run() -> None:
+        await Server(parsed.config, listening_on(parsed.listen, parsed.admin)).run()
+
+    log_to_stderr()
+    return _run(run())
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    log_to_stderr()
+    with tempfile.TemporaryDirectory(prefix="edge-demo-") as directory:
+        return _run(_demonstrate(parsed.config, parsed.listen, Path(directory) / "keys.db"))
+
+
+async def _demonstrate(path: Path, listen: Address, key_file: Path) -> None:
+    models = simulator.Simulator(simulator.Behaviour(ttft_ms=200, interval_ms=20, tokens=64), keep_requests=0)
+    await models.start()
+    try:
+        with KeyRegistry(key_file) as registry:
+            key, _ = registry.create(_DEMO_USER, name="demo")
+
+        def adapt(config: Config) -> Config:
+            config = listening_on(listen, _NO_PREFERENCE)(config)
+            return _simulated(config, models.url, key_file)
+
+        await Server(path, adapt).run(lambda server: _invite(server, key))
+    finally:
+        await models.close()
+
+
+def _simulated(config: Config, url: str, key_file: Path) -> Config:
+    """Return the configuration with every upstream played by the simulator at `url`."""
+    target = parse_url(url)
+    pools = {
+        name: replace(pool, endpoints=tuple(replace(each, url=target, api_key=None) for each in pool.endpoints[:1]))
+        for name, pool in config.pools.items()
+    }
+    routes = tuple(replace(route, instance=route.instance and url) for route in config.routes)
+    server = replace(config.server, shutdown_delay_s=0, tls=None)
+    return replace(config, server=server, keys=replace(config.keys, path=key_file), pools=pools, routes=routes)
+
+
+def _invite(server: Server, key: str) -> None:
+    """Print what can be pasted; the model is the first that the file names."""
+    address = server.addresses[0]
+    model = next((each.pattern for each in server.generation.config.routes if each.pool), "public/deepseek-r1")
+    print(
+        f"""
+The edge listens on http://{address}, every model is simulated. API key: {key}
+Health and metrics: http://{server.admin_address}/readyz?verbose and /metrics. Stop with Ctrl-C.
+
+curl -N http://{address}/v1/chat/completions \\
+  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+# Python, with the current SDK (pip install openai)
+from openai import OpenAI
+
+client = OpenAI(base_url="http://{address}/v1", api_key="{key}")
+stream = client.chat.completions.create(
+    model="{model}", messages=[{{"role": "user", "content": "Hello"}}], stream=True
+)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+print()
+
+# One request a line follows.
+""",
+        flush=True,
+    )
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    host, port = parsed.listen
+    return _run(simulator.run(host, port, simulator.behaviour_from(parsed)))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> int:
+    uvloop.run(main)
+    return 0
+
+
+# --- check
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    path = parsed.file or parsed.config
+    try:
+        config = load(path)
+    except ConfigError as error:
+        problems, failed = error.problems, True
+    else:
+        problems, failed = config.warnings, False
+    if parsed.json:
+        print(problems_json(path, problems).decode())
+    elif problems:
+        print(render_problems(path, problems))
+    if not failed and not parsed.json:
+        print(f"{path}: ok, {len(config.routes)} routes, {len(config.pools)} pools")
+    return int(failed)
+
+
+# --- keys
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, text: str, run: Callable[[KeyRegistry, argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run_keys=lambda parsed: _with_registry(parsed, run))
+        _add_config(sub)
+        return sub
+
+    create = verb("create", "make a key; it is shown once", _create_key)
+    create.add_argument("--user", required=True, metavar="U", help="the namespace that owns it, such as u-1100a15812cc")
+    create.add_argument("--name", default="", metavar="N", help="for people")
+    create.add_argument("--allow", nargs="+", default=[], metavar="GLOB", help="instead of public/* and the user's own")
+    create.add_argument("--deny", nargs="+", default=[], metavar="GLOB", help="models refused whatever is allowed")
+    create.add_argument("--expires", type=parse_lifetime, metavar="TIME", help="a lifetime such as 12h or 30d")
+    create.add_argument("--limit", metavar="NAME", help="a table of [limits]")
+    _add_json(create)
+    _add_json(verb("list", "show the keys, never the secrets", _list_keys))
+    verb("revoke", "end a key for good", lambda registry, parsed: registry.revoke(parsed.id)).add_argument(
+        "id", metavar="ID"
+    )
+    for name, text, one, whole in (
+        ("enable", "let a key, or all keys of a user, work again", KeyRegistry.enable, KeyRegistry.enable_user),
+        ("disable", "stop a key, or all keys of a user", KeyRegistry.disable, KeyRegistry.disable_user),
+    ):
+        sub = verb(name, text, _switch(one, whole))
+        which = sub.add_mutually_exclusive_group(required=True)
+        which.add_argument("id", nargs="?", metavar="ID")
+        which.add_argument("--user", metavar="U")
+
+
+def _with_registry(parsed: argparse.Namespace, act: Callable[[KeyRegistry, argparse.Namespace], None]) -> int:
+    with KeyRegistry(load(parsed.config).keys.path) as registry:
+        act(registry, parsed)
+    return 0
+
+
+def _switch(
+    one: Callable[[KeyRegistry, str], None], whole: Callable[[KeyRegistry, str], int]
+) -> Callable[[KeyRegistry, argparse.Namespace], None]:
+    def act(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+        if parsed.user is None:
+            one(registry, parsed.id)
+        else:
+            print(f"{whole(registry, parsed.user)} keys of {parsed.user}")
+
+    return act
+
+
+def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    key, record = registry.create(
+        parsed.user, parsed.name, parsed.allow, parsed.deny, parsed.expires, limit=parsed.limit
+    )
+    if parsed.json:
+        print(orjson.dumps({**record.as_json(), "key": key}).decode())
+        return
+    print(f"{record.id}  {record.user}  {record.name}", file=sys.stderr)
+    print("The key is shown this once:", file=sys.stderr)
+    print(key)
+
+
+def _list_keys(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    records = registry.list()
+    if parsed.json:
+        print(orjson.dumps([record.as_json() for record in records], option=orjson.OPT_INDENT_2).decode())
+        return
+    rows = [("ID", "USER", "NAME", "STATE", "EXPIRES", "ALLOW", "DENY"), *map(_row, records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(record: KeyRecord) -> tuple[str, ...]:
+    state = "suspended" if record.suspended else "enabled" if record.enabled else "disabled"
+    expires = record.as_json()["expires_at"] or "never"
+    return record.id, record.user, record.name, state, expires, " ".join(record.allow), " ".join(record.deny)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

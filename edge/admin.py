@@ -1,0 +1,58 @@
+"""Health and metrics, on a listener of their own: whoever reaches it is an operator, so no key is asked."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+from edge.telemetry import Metrics
+
+_METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
+
+
+@dataclass(slots=True)
+class Health:
+    """What the process says of itself."""
+
+    draining: bool = False
+    generation: int = 0
+    loaded_at: float = 0.0
+    reload_failed: str = ""
+    details: Callable[[], list[tuple[str, str]]] = field(default=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a balancer should send requests here."""
+        return bool(self.generation) and not self.draining
+
+    def describe(self) -> str:
+        """Return what `/readyz?verbose` shows, a fact a line."""
+        lines = [
+            f"ready: {'yes' if self.ready else 'no, draining' if self.draining else 'no'}",
+            f"generation: {self.generation}",
+            *(f"{name}: {value}" for name, value in self.details()),
+            f"last reload: {'failed, the generation above goes on' if self.reload_failed else 'ok'}",
+        ]
+        if self.reload_failed:
+            lines.append(self.reload_failed)
+        return "\n".join(lines) + "\n"
+
+
+def admin_handler(health: Health, metrics: Metrics) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Return the handler of the admin listener."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, text="use GET\n", headers={"Allow": "GET, HEAD"})
+        match request.path:
+            case "/livez":
+                return web.Response(text="ok\n")
+            case "/readyz" | "/healthz":
+                text = health.describe() if "verbose" in request.query else "ok\n" if health.ready else "not ready\n"
+                return web.Response(status=200 if health.ready else 503, text=text)
+            case "/metrics":
+                return web.Response(body=await metrics.render(), headers={"Content-Type": _METRICS_TYPE})
+        return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose or /metrics\n")
+
+    return handle

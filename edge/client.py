@@ -1,0 +1,480 @@
+"""The client's side of a connection: aiohttp's parser and life cycle, our bytes.
+
+aiohttp parses the request and runs one handler after another on a connection. Everything that goes out is written raw
+to the transport, so aiohttp never builds a response: handlers return `KEEP` or `CLOSE`. What aiohttp 3.14 gets wrong
+for an edge is put right here, each with its reason; the pinned version is asserted by tests.
+"""
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Final, Protocol
+
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from multidict import CIMultiDictProxy
+
+from edge.errors import (
+    EdgeError,
+    HeadersTooLarge,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    UriTooLong,
+)
+
+MAX_REQUEST_LINE_BYTES: Final = 8190
+MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
+MAX_FIELDS: Final = 100  # Envoy's default
+MAX_HEAD_BYTES: Final = 64 * 1024
+_LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+REASONS: Final = {
+    200: "OK", 204: "No Content", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden",
+    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long",
+    415: "Unsupported Media Type", 421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
+    503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
+}  # fmt: skip
+
+# On every answer: browsers call the API from any page, and may read these headers (https://fetch.spec.whatwg.org).
+CORS: Final = (
+    b"access-control-allow-origin: *\r\n"
+    b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
+)
+
+
+class Answering(Protocol):
+    """The answer that is running on a connection: what it has to hear of its client."""
+
+    def client_paused(self) -> None:
+        """Hear that the client's buffer is full."""
+
+    def client_resumed(self) -> None:
+        """Hear that the client's buffer has room again."""
+
+    def client_gone(self) -> None:
+        """Hear that the client left."""
+
+
+class Reply(web.StreamResponse):
+    """Tells aiohttp that the answer is on the wire, and whether another request may follow."""
+
+    def __init__(self, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: object) -> None:
+        """Do nothing: the head was sent."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: the body was sent."""
+
+
+KEEP: Final = Reply(keep_alive=True)
+CLOSE: Final = Reply(keep_alive=False)
+
+
+class Request:
+    """One request as the parser gave it; takes the place of aiohttp's `BaseRequest`, which costs 5 us more."""
+
+    __slots__ = ("_task", "connection", "headers", "message", "payload")
+
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        connection: "RequestHandler",
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> None:
+        assert isinstance(connection, ClientConnection)
+        self.message = message
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self.payload = payload
+        self.connection = connection
+        self._task = task
+
+    def _finish(self) -> None:
+        """Have nothing to release; called by aiohttp."""
+
+    def _cancel(self, error: BaseException) -> None:
+        """Fail the body's reader; called by aiohttp when the connection is lost."""
+        self.payload.set_exception(error)
+
+
+class ClientConnection(RequestHandler):
+    """aiohttp's connection, with flow control and departure told to the running answer."""
+
+    __slots__ = ("_answering", "_header_timer", "_server")
+
+    def __init__(self, server: "ClientServer", **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self._answering: Answering | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    # --- what the proxy uses
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered or read."""
+        return self._current_request is not None or bool(self._messages) or self._header_timer is not None
+
+    @property
+    def answering(self) -> Answering | None:
+        """The answer that is running."""
+        return self._answering
+
+    def attach(self, answering: Answering | None) -> None:
+        """Tell `answering` of the client from now on."""
+        self._answering = answering
+        if answering is not None and self._paused:
+            answering.client_paused()
+
+    def send(self, data: bytes) -> None:
+        """Write to the client; nothing when it has left, since then the handler is being cancelled."""
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def abort(self) -> None:
+        """End the connection so that the client sees a broken answer, never a complete one."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def reset(self) -> None:
+        """End the connection with a reset: an orderly end would complete an answer that the end delimits."""
+        if self.transport is not None:
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is on its way."""
+        if not self.busy:
+            self.force_close()
+
+    # --- aiohttp's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Refuse the connection when there are too many."""
+        super().connection_made(transport)
+        if self._server.is_full:
+            self._server.refused_connections += 1
+            self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
+
+    def pause_writing(self) -> None:
+        """Stop the upstream: the client's buffer is full."""
+        super().pause_writing()
+        if self._answering is not None:
+            self._answering.client_paused()
+
+    def resume_writing(self) -> None:
+        """Let the upstream go on."""
+        super().resume_writing()
+        if self._answering is not None:
+            self._answering.client_resumed()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Abort the upstream in this same call; aiohttp then cancels the handler."""
+        self._stop_header_timer()
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.client_gone()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Abort when bytes are still queued: nobody reads them, and the transport would wait for ever."""
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; fail the body that is being read when its framing breaks; bound the time of a head.
+
+        aiohttp's C parser forgets the body whose framing broke and queues its 400 behind the handler that waits for
+        that body: the client would hang.
+        """
+        super().data_received(data)
+        if self._messages:
+            self._stop_header_timer()
+            request = self._current_request
+            if request is not None and not isinstance(self._messages[-1][0], RawRequestMessage):
+                payload: StreamReader = request.payload  # type: ignore[attr-defined]  # ours, made by our factory
+                if not payload.is_eof():
+                    payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
+        elif self._waiter is not None and self._header_timer is None and not self._force_close:
+            self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._header_timer = None
+        if self._waiter is not None and not self._messages:
+            self.refuse(RequestTimeout("The head of the request took too long."))
+
+    def refuse(self, error: EdgeError) -> None:
+        """Answer outside of any request, and close."""
+        self.send(error_response(error, request_id="", keep_alive=False))
+        self.force_close()
+
+    def _process_keepalive(self) -> None:
+        """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever."""
+        transport = self.transport
+        super()._process_keepalive()
+        if transport is not None and self.transport is None and transport.get_write_buffer_size():
+            transport.abort()
+
+    def handle_error(
+        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer a request that the parser refused; neither the log nor the answer quotes the input, keys included."""
+        error = _parser_error(exc)
+        self._server.parser_errors += 1
+        self.send(error_response(error, request_id=self._server.new_request_id(), keep_alive=False))
+        return CLOSE
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log that aiohttp had an unexpected failure, without its traceback, which quotes the input."""
+        error = kwargs.get("exc_info")
+        self.logger.error("connection failed: %s", type(error).__name__)
+
+
+def _parser_error(error: BaseException | None) -> EdgeError:
+    if isinstance(error, LineTooLong):
+        if error.args[1] == MAX_REQUEST_LINE_BYTES:
+            return UriTooLong(f"the request line is over {MAX_REQUEST_LINE_BYTES} bytes")
+        return HeadersTooLarge(f"a header is over {MAX_FIELD_BYTES} bytes")
+    if "Too many headers" in str(error):
+        return HeadersTooLarge(f"the request has more than {MAX_FIELDS} headers")
+    return InvalidRequest("the request is not valid HTTP/1.1")
+
+
+class ClientServer(web.Server):
+    """aiohttp's low-level server, building our connections; options that aiohttp ignores elsewhere go here."""
+
+    def __init__(
+        self,
+        handler: Callable[[Request], Awaitable[Reply]],
+        *,
+        new_request_id: Callable[[], str],
+        client_idle_timeout_s: float,
+        header_timeout_s: float,
+        max_connections: int,
+    ) -> None:
+        super().__init__(
+            handler,  # type: ignore[arg-type]  # our Request is made by the factory below
+            request_factory=Request,  # type: ignore[arg-type]
+            handler_cancellation=True,  # a client that leaves frees its GPU slot, also before the first byte
+        )
+        self._options: dict[str, Any] = {
+            "loop": self._loop,
+            "keepalive_timeout": client_idle_timeout_s,
+            "lingering_time": _LINGER_S,
+            "access_log": None,
+            "auto_decompress": False,
+            "max_line_size": MAX_REQUEST_LINE_BYTES,
+            "max_field_size": MAX_FIELD_BYTES,
+            "max_headers": MAX_FIELDS,
+        }
+        self.header_timeout_s = header_timeout_s
+        self.new_request_id = new_request_id
+        self.max_connections = max_connections
+        self.clients: set[ClientConnection] = set()
+        self._empty = asyncio.Event()
+        self.accepted_connections = 0
+        self.refused_connections = 0
+        self.parser_errors = 0
+
+    def __call__(self) -> ClientConnection:
+        """Make the protocol of one accepted connection."""
+        return ClientConnection(self, **self._options)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection in."""
+        super().connection_made(handler, transport)
+        assert isinstance(handler, ClientConnection)
+        self.clients.add(handler)
+        self.accepted_connections += 1
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Count a connection out."""
+        super().connection_lost(handler, exc)
+        self.clients.discard(handler)
+        if not self.clients:
+            self._empty.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is one connection too many."""
+        return len(self.clients) > self.max_connections
+
+    def reconfigure(self, client_idle_timeout_s: float, header_timeout_s: float, max_connections: int | None) -> None:
+        """Take over a reload's values: idle times from the next connection on."""
+        self._options["keepalive_timeout"] = client_idle_timeout_s
+        self.header_timeout_s = header_timeout_s
+        self.max_connections = max_connections or self.max_connections
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is open."""
+        while self.clients:
+            self._empty.clear()
+            await self._empty.wait()
+
+
+# --- the body of a request
+
+
+class BodyMemory:
+    """Bounds the bodies of all requests together, in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def reserve(self, count: int) -> None:
+        """Take `count` bytes; raises `Overloaded` when they are not to be had."""
+        if self.used_bytes + count > self.limit_bytes:
+            raise Overloaded("The edge holds too many large requests, try again in a moment.", retry_after_s=1)
+        self.used_bytes += count
+
+    def release(self, count: int) -> None:
+        """Give `count` bytes back."""
+        self.used_bytes -= count
+
+
+class Body:
+    """The body of a request, counted in the memory of all bodies until it is released; `sent` is what goes upstream."""
+
+    __slots__ = ("_memory", "_reserved", "data", "sent")
+
+    def __init__(self, data: bytes, memory: BodyMemory) -> None:
+        self.data = self.sent = data
+        self._memory = memory
+        self._reserved = len(data)
+
+    def release(self) -> None:
+        """Let go of the bytes; the answer has begun, so nobody is asked again."""
+        self._memory.release(self._reserved)
+        self._reserved = 0
+        self.data = self.sent = b""
+
+
+NOTHING: Final = Body(b"", BodyMemory(0))
+
+
+def check_length(headers: CIMultiDictProxy[str], max_body_bytes: int) -> None:
+    """Raise `RequestTooLarge` for a body that announces itself as too large."""
+    length = headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None and (len(length) > 15 or int(length) > max_body_bytes):
+        raise _too_large(max_body_bytes)
+
+
+def _too_large(max_body_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is over the limit of {max_body_bytes} bytes")
+
+
+async def read_body(
+    request: Request, *, max_body_bytes: int, memory: BodyMemory, timeout_s: float, min_rate_bytes_per_s: int
+) -> Body:
+    """Return the body of a request, reserved in `memory` until the caller releases it.
+
+    Two reads are at most `timeout_s` apart, and all of it must keep up with the floor rate.
+    Raises: `RequestTooLarge`, `Overloaded`, `RequestTimeout`, `InvalidRequest` for broken framing.
+    """
+    payload = request.payload
+    if payload.is_eof():  # the usual case: it came with the head
+        body = payload.read_nowait()
+        if len(body) > max_body_bytes:
+            raise _too_large(max_body_bytes)
+        memory.reserve(len(body))
+        return Body(body, memory)
+    check_length(request.headers, max_body_bytes)
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and not payload.total_bytes:
+        request.connection.send(_CONTINUE)
+    parts: list[bytes] = []
+    count = 0
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            while part := await payload.readany():
+                memory.reserve(len(part))
+                parts.append(part)
+                count += len(part)
+                if count > max_body_bytes:
+                    raise _too_large(max_body_bytes)
+                floor = count / min_rate_bytes_per_s if min_rate_bytes_per_s else float("inf")
+                deadline.reschedule(min(loop.time() + timeout_s, begun + 2 * timeout_s + floor))
+        return Body(b"".join(parts), memory)
+    except BaseException as error:
+        memory.release(count)
+        match error:
+            case TimeoutError():
+                raise RequestTimeout("The body of the request took too long.") from None
+            case RequestPayloadError():
+                raise InvalidRequest("the framing of the request's body is malformed") from None
+            case _:
+                raise
+
+
+# --- answers of the edge's own
+
+_date_second = 0
+_date = b""
+
+
+def date_header() -> bytes:
+    """Return the Date header of this second (RFC 9110 section 6.6.1)."""
+    global _date_second, _date
+    now = int(time.time())
+    if now != _date_second:
+        _date_second, _date = now, f"date: {formatdate(now, usegmt=True)}\r\n".encode()
+    return _date
+
+
+def response(
+    status: int,
+    body: bytes,
+    *,
+    request_id: str,
+    keep_alive: bool,
+    content_type: str = "application/json",
+    headers: tuple[tuple[str, str], ...] = (),
+    with_body: bool = True,
+) -> bytes:
+    """Return a whole response; `with_body` False answers a HEAD."""
+    lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+    if status != 204:
+        lines += [f"content-type: {content_type}", f"content-length: {len(body)}"]
+    if request_id:
+        lines.append(f"x-request-id: {request_id}")
+    if not keep_alive:
+        lines.append("connection: close")
+    lines += [f"{name.lower()}: {value}" for name, value in headers]
+    head = ("\r\n".join(lines) + "\r\n").encode()
+    return b"".join((head, date_header(), CORS, b"\r\n", body if with_body else b""))
+
+
+def error_response(error: EdgeError, *, request_id: str, keep_alive: bool, with_body: bool = True) -> bytes:
+    """Return an error as a whole response: the one place where a failure becomes HTTP."""
+    headers = error.headers
+    if error.retry_after_s is not None:
+        headers += (("retry-after", str(error.retry_after_s)), ("retry-after-ms", str(error.retry_after_s * 1000)))
+    if error.should_retry is not None:
+        headers += (("x-should-retry", "true" if error.should_retry else "false"),)
+    return response(
+        error.status, error.body(), request_id=request_id, keep_alive=keep_alive, headers=headers, with_body=with_body
+    )

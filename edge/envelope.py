@@ -1,0 +1,218 @@
+"""What is asked: the few members of a request's body that decide where it goes, and the splice of the model's name.
+
+The body goes upstream as the client's own bytes. Two JSON parsers that disagree about a body could authorise one model
+and serve another, so whatever is ambiguous is refused, and where a splice is not provably right the top level of the
+object is written anew, each of its values still as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edge.errors import InvalidRequest, ModelNotFound
+
+MAX_MODEL_LENGTH: Final = 512  # characters; the longest published names have under 100
+_MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
+
+# The six letters of the key in every spelling that JSON allows (RFC 8259 section 7). A quote behind a backslash does
+# not begin a key.
+_MODEL_KEY = re.compile(
+    rb'(?<!\\)"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"(?=[ \t\r\n]*:)'
+)
+_MODEL_VALUE = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a body asks for; `span` is where the model's name stands in it, None when that is not certain."""
+
+    model: str
+    stream: bool = False
+    span: tuple[int, int] | None = None
+
+
+class _Members(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+    stream: bool | None = None
+
+
+_members = msgspec.json.Decoder(_Members)
+_text = msgspec.json.Decoder(str)
+_top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def read_json(body: bytes) -> Envelope:
+    """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
+
+    Raises: `InvalidRequest`, naming what to change.
+    """
+    members = _decode(body)
+    raw = bytes(members.model)
+    if not raw:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    if raw[:1] != b'"':
+        raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
+    model = _model_name(_text.decode(raw))
+    escaped = b"\\" in body and b"\\u006" in body
+    if body.count(b'"model"') == 1 and not escaped:
+        return Envelope(model, bool(members.stream), _span(body, raw))
+    _refuse_two_models(body, raw)
+    return Envelope(model, bool(members.stream))
+
+
+def rewrite_json(body: bytes, envelope: Envelope, model: str) -> bytes:
+    """Return `body` with the model's name replaced: spliced where its place is certain, else written anew."""
+    if envelope.span is not None:
+        start, end = envelope.span
+        return b"".join((body[:start], msgspec.json.encode(model)[1:-1], body[end:]))
+    members = _top_level.decode(body)
+    members["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(members)
+
+
+def _decode(body: bytes) -> _Members:
+    if not body:
+        raise InvalidRequest("the body is empty: send a JSON object with a model")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("the body is not valid UTF-8") from None
+    try:
+        return _members.decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        if "$.stream" in str(error):
+            raise InvalidRequest("stream must be true or false", param="stream") from None
+        raise InvalidRequest("the body must be a JSON object") from None
+    except msgspec.DecodeError:
+        raise InvalidRequest("the body is not valid JSON") from None
+
+
+def _model_name(name: str) -> str:
+    if not name:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    if len(name) > MAX_MODEL_LENGTH or not name.isprintable() or _SURROGATE.search(name):
+        raise ModelNotFound(not_found_message("of that name"), param="model")
+    return name
+
+
+def not_found_message(name: str) -> str:
+    """Return what is said of a model that does not exist or is not the caller's."""
+    return f"The model {name} does not exist or you do not have access to it."
+
+
+def _span(body: bytes, raw: bytes) -> tuple[int, int] | None:
+    match = _MODEL_VALUE.search(body, body.find(b'"model"'))
+    if match is None or match[1] != raw[1:-1]:
+        return None
+    return match.span(1)
+
+
+def _refuse_two_models(body: bytes, raw: bytes) -> None:
+    """Refuse two different `model` members at the top level, in any spelling.
+
+    Every spelling of the key, at any depth, gets a name of its own, so that one more decoding shows which of them
+    stand at the top level; a plain decoding keeps only the last.
+    """
+    prefix = b"model."
+    while prefix in body:
+        prefix += b"."
+    number = 0
+
+    def rename(_: re.Match[bytes]) -> bytes:
+        nonlocal number
+        number += 1
+        if number > _MAX_SPELLINGS:
+            raise InvalidRequest("the body has too many members named model", param="model")
+        return b'"%s%d"' % (prefix, number)
+
+    members = _top_level.decode(_MODEL_KEY.sub(rename, body))
+    start = prefix.decode()
+    values = {
+        _text.decode(value) if bytes(value)[:1] == b'"' else None
+        for name, value in members.items()
+        if name.startswith(start)
+    }
+    if values != {_text.decode(raw)}:
+        raise InvalidRequest("the body has two different model members", param="model")
+
+
+# --- multipart/form-data (RFC 7578), for audio and image edits -------------------------------------------------------
+
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+_DISPOSITION = re.compile(rb"content-disposition[ \t]*:[ \t]*form-data[ \t]*(;.*)", re.IGNORECASE)
+_NAME = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
+_FILENAME = re.compile(rb";[ \t]*filename\*?[ \t]*=", re.IGNORECASE)
+_MAX_PARTS: Final = 1000
+
+
+def read_multipart(body: bytes, content_type: str) -> Envelope:
+    """Return the envelope of a multipart body; `model` and `stream` are parts of their own.
+
+    Raises: `InvalidRequest`.
+    """
+    found: dict[bytes, tuple[int, int]] = {}
+    for name, start, end in _fields(body, content_type):
+        if name in found and body[slice(*found[name])] != body[start:end]:
+            raise InvalidRequest(f"the form has two different {name.decode()} parts", param=name.decode())
+        if name in found and name == b"model":
+            raise InvalidRequest("the form has two model parts", param="model")
+        found[name] = (start, end)
+    if b"model" not in found:
+        raise InvalidRequest("you must provide a model part in the form", param="model")
+    start, end = found[b"model"]
+    try:
+        model = _model_name(body[start:end].decode())
+    except UnicodeDecodeError:
+        raise InvalidRequest("the model part is not valid UTF-8", param="model") from None
+    stream = body[slice(*found[b"stream"])].lower() in (b"true", b"1") if b"stream" in found else False
+    return Envelope(model, stream, (start, end))
+
+
+def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> bytes:
+    """Return `body` with the content of its `model` part replaced."""
+    assert envelope.span is not None  # read_multipart always knows it
+    start, end = envelope.span
+    return b"".join((body[:start], model.encode(), body[end:]))
+
+
+def _fields(body: bytes, content_type: str) -> list[tuple[bytes, int, int]]:
+    """Return the `model` and `stream` fields: their name and where their content begins and ends."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        raise InvalidRequest("the content type names no boundary: send multipart/form-data; boundary=...")
+    delimiter = b"--" + (boundary[1] or boundary[2]).encode()
+    malformed = InvalidRequest("the body is not valid multipart/form-data")
+    if not body.startswith(delimiter):
+        raise malformed
+    fields: list[tuple[bytes, int, int]] = []
+    at = len(delimiter)
+    for _ in range(_MAX_PARTS):
+        if body.startswith(b"--", at):
+            return fields
+        head_end = body.find(b"\r\n\r\n", at)
+        part_end = body.find(b"\r\n" + delimiter, at)
+        if not body.startswith(b"\r\n", at) or head_end < 0 or not head_end <= part_end:
+            raise malformed
+        name = _field_name(body[at:head_end])
+        if name in (b"model", b"stream"):
+            fields.append((name, min(head_end + 4, part_end), part_end))
+        at = part_end + 2 + len(delimiter)
+    raise InvalidRequest(f"the form has more than {_MAX_PARTS} parts")
+
+
+def _field_name(head: bytes) -> bytes | None:
+    """Return the name of a part that is no file."""
+    for line in head.split(b"\r\n"):
+        disposition = _DISPOSITION.fullmatch(line)
+        if disposition is None or _FILENAME.search(disposition[1]):
+            continue
+        name = _NAME.search(disposition[1])
+        if name is not None:
+            return name[1] if name[1] is not None else name[2]
+    return None

@@ -1,0 +1,521 @@
+"""One request through its life. READ THIS FIRST.
+
+    credential -> body -> route -> lease -> send -> relay, and a closing step that always runs and never waits
+
+`Proxy.handle` is the only place that knows this order; the phases do not know each other. A phase that cannot go on
+raises an `EdgeError`, which becomes HTTP in one place, `_refuse`. Once the client has a byte of the answer, only the
+relay speaks to it.
+"""
+
+import asyncio
+import functools
+import ipaddress
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from aiohttp import hdrs
+
+from edge.client import (
+    CLOSE,
+    KEEP,
+    Body,
+    BodyMemory,
+    ClientConnection,
+    Reply,
+    Request,
+    check_length,
+    error_response,
+    read_body,
+    response,
+)
+from edge.config import Config, ServerConfig
+from edge.credentials import Authenticator, Caller, credential_of
+from edge.envelope import Envelope, not_found_message, read_json, read_multipart, rewrite_json, rewrite_multipart
+from edge.errors import (
+    ConnectFailed,
+    EdgeError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    MisdirectedRequest,
+    ModelNotFound,
+    Origin,
+    PathNotFound,
+    UnsupportedCoding,
+    UnsupportedMediaType,
+    UnsupportedVersion,
+    UpstreamUnavailable,
+    from_upstream,
+)
+from edge.exchange import End, Exchange, Phase
+from edge.relay import Limits, Relay, UpstreamAnsweredError, relay
+from edge.routing import HostTable, Match, RouteTable
+from edge.telemetry import AccessLog, Metrics, log_line
+from edge.upstream import Endpoint, Endpoints, Lease, Pool
+
+_log = logging.getLogger(__name__)
+
+JSON_OPERATIONS: Final = (
+    "chat/completions", "completions", "embeddings", "responses", "messages", "rerank", "score", "tokenize",
+    "detokenize", "images/generations", "audio/speech",
+)  # fmt: skip
+MULTIPART_OPERATIONS: Final = ("audio/transcriptions", "audio/translations", "images/edits")
+# Exactly these raw paths, each with and without /v1: the platform's page promised both, and a redirect would turn POST
+# into GET in most clients.
+_OPERATIONS: Final = {
+    f"{prefix}/{name}": name for name in (*JSON_OPERATIONS, *MULTIPART_OPERATIONS) for prefix in ("", "/v1")
+}
+_MODELS: Final = ("/v1/models", "/models")
+# What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
+_FORWARDED: Final = ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
+_PREFLIGHT: Final = (
+    ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
+    ("Access-Control-Allow-Headers", "*, Authorization"),
+    ("Access-Control-Max-Age", "86400"),
+)
+_INSTANCE_LIMITS_S: Final = (2.0, 300.0, 120.0)  # connect, first byte, idle: a pool's defaults
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Everything built from one configuration; a request keeps the one it began with."""
+
+    number: int
+    config: Config
+    routes: RouteTable
+    pools: Mapping[str, Pool]
+    loaded_at: float
+    limits: dict[str | None, Limits] = field(init=False)
+
+    def __post_init__(self) -> None:
+        floor = self.config.server.min_client_rate_bytes_per_s
+        limits: dict[str | None, Limits] = {None: Limits(*_INSTANCE_LIMITS_S, floor)}
+        for name, pool in self.pools.items():
+            times = pool.config
+            limits[name] = Limits(times.connect_timeout_s, times.first_byte_timeout_s, times.idle_timeout_s, floor)
+        object.__setattr__(self, "limits", limits)
+
+
+class Proxy:
+    """Answers requests."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        authenticator: Authenticator,
+        endpoints: Endpoints,
+        memory: BodyMemory,
+        metrics: Metrics,
+        access_log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self.generation = generation
+        self.draining = False
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._authenticator = authenticator
+        self._endpoints = endpoints
+        self._memory = memory
+        self._metrics = metrics
+        self._access_log = access_log
+        self._clock = clock
+
+    async def handle(self, request: Request) -> Reply:
+        """Answer one request."""
+        message = request.message
+        exchange = Exchange(request_id_of(request), message.method, time.time(), self._clock())
+        keep_alive = not (message.should_close or self.draining or message.version < (1, 1))
+        self.in_flight += 1
+        try:
+            return await self._answer(request, exchange, self.generation, keep_alive)
+        except EdgeError as error:
+            return _refuse(request, exchange, error, keep_alive)
+        except asyncio.CancelledError:
+            exchange.end = exchange.end or End.CLIENT_GONE
+            raise
+        except Exception as error:  # a defect: the caller gets a clean 500, the log the place
+            _log.exception("request %s failed", exchange.request_id)
+            return _refuse(
+                request, exchange, InternalError("The edge failed to handle this request."), keep_alive, error
+            )
+        finally:
+            self._close(exchange)
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is being answered."""
+        while self.in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _close(self, exchange: Exchange) -> None:
+        """Settle a request, however it ended; never waits, so cancellation cannot tear it."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+        exchange.finished = self._clock()
+        exchange.end = exchange.end or End.INTERNAL_ERROR
+        self._metrics.observe(exchange)
+        self._access_log.write(log_line(exchange))
+
+    async def _answer(self, request: Request, exchange: Exchange, generation: Generation, keep_alive: bool) -> Reply:
+        server = generation.config.server
+        path, host = _target(request, exchange, server)
+        operation = _OPERATIONS.get(path)
+        method = exchange.method
+        if operation is None or method != "POST":
+            if method == "OPTIONS":
+                return _send(request, exchange, 204, b"", keep_alive, _PREFLIGHT)
+            if operation is not None or (path not in _MODELS and not path.startswith(("/v1/models/", "/models/"))):
+                raise _wrong_path(path, method, host, operation is not None)
+            if method not in ("GET", "HEAD"):
+                raise _wrong_path(path, method, host, True)
+        caller = await self._authenticate(request, exchange)
+        table = _routes_of(generation, request, host)
+        if operation is None:
+            return self._models(request, exchange, caller, table, path, keep_alive)
+
+        exchange.phase = Phase.BODY
+        content_type = _content_type(request, operation)
+        check_length(request.headers, server.max_body_bytes)
+        body = await read_body(
+            request,
+            max_body_bytes=server.max_body_bytes,
+            memory=self._memory,
+            timeout_s=server.body_timeout_s,
+            min_rate_bytes_per_s=server.min_client_rate_bytes_per_s,
+        )
+        try:
+            exchange.request_bytes = len(body.data)
+            multipart = operation in MULTIPART_OPERATIONS
+            envelope = read_multipart(body.data, content_type) if multipart else read_json(body.data)
+            exchange.phase = Phase.ROUTE
+            exchange.model, exchange.stream = envelope.model, envelope.stream
+            match = _find_route(table, envelope.model, caller)
+            exchange.route = match.route.name
+            exchange.phase = Phase.LEASE
+            head = _request_head(request, exchange, content_type)
+            keep_alive = await self._forward(
+                request, exchange, generation, match, _Work(operation, envelope, body, head, multipart), keep_alive
+            )
+        finally:
+            body.release()
+        return KEEP if keep_alive and not self.draining else CLOSE
+
+    async def _authenticate(self, request: Request, exchange: Exchange) -> Caller:
+        key = credential_of(request.headers)
+        caller = self._authenticator.cached(key) or await self._authenticator.authenticate(key)
+        exchange.principal = caller.principal
+        return caller
+
+    def _models(
+        self, request: Request, exchange: Exchange, caller: Caller, table: HostTable, path: str, keep_alive: bool
+    ) -> Reply:
+        """List the models this key may call on this host, or show one: any name that would route and is allowed."""
+        exchange.phase = Phase.ROUTE
+        created = int(self.generation.loaded_at)
+        if path in _MODELS:
+            names = sorted({name for name in table.names() if caller.may_call(name)})
+            document: object = {"object": "list", "data": [_model(name, created) for name in names]}
+        else:
+            name = _model_in_path(path)
+            exchange.model = name
+            exchange.route = _find_route(table, name, caller).route.name
+            document = _model(name, created)
+        return _send(request, exchange, 200, orjson.dumps(document), keep_alive)
+
+    async def _forward(
+        self,
+        request: Request,
+        exchange: Exchange,
+        generation: Generation,
+        match: Match,
+        work: "_Work",
+        keep_alive: bool,
+    ) -> bool:
+        """Pass the request to an endpoint, to another one if it cannot be reached; return whether to keep alive."""
+        tried: list[Endpoint] = []
+        failure: EdgeError | None = None
+        limits = generation.limits[match.route.pool]
+        answer = functools.partial(
+            Relay,
+            exchange,
+            request.connection,
+            limits,
+            old_client=request.message.version < (1, 1),
+            keep_alive=keep_alive,
+        )
+        while True:
+            try:
+                lease = self._lease(generation, match, tried)
+            except UpstreamUnavailable:
+                raise failure or UpstreamUnavailable("The model has no server right now.", retry_after_s=5) from None
+            endpoint = lease.endpoint
+            exchange.endpoint = endpoint.url.authority
+            head = lease.head(work.operation) + work.head_for(_upstream_model(match, lease, work.envelope), exchange)
+            try:
+                with lease:
+                    done = await relay(answer, endpoint.connections, limits.connect_timeout_s, head, work.body)
+                return done.keep_alive
+            except ConnectFailed as error:  # nothing was sent, so nobody else has begun the work
+                failure = error
+                tried.append(endpoint)
+                exchange.retries += 1
+            except UpstreamAnsweredError as error:
+                exchange.end = End.UPSTREAM_ERROR
+                raise from_upstream(error.status, error.body, error.headers.get(b"retry-after", b"")) from None
+
+    def _lease(self, generation: Generation, match: Match, tried: list[Endpoint]) -> Lease:
+        route = match.route
+        if route.pool is not None:
+            return generation.pools[route.pool].lease(tried)
+        assert route.instance is not None  # a route has one of the two
+        if tried:
+            raise UpstreamUnavailable("")
+        try:
+            return self._endpoints.instance(match.filled(route.instance))
+        except ValueError:
+            raise ModelNotFound(not_found_message("of that name"), param="model") from None
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a request asks of whichever endpoint it comes to."""
+
+    operation: str
+    envelope: Envelope
+    body: Body
+    head: bytes
+    multipart: bool
+
+    def head_for(self, model: str, exchange: Exchange) -> bytes:
+        """Let the body ask for `model`; return the part of the head that differs from request to request."""
+        exchange.upstream_model = model
+        body = self.body
+        if model == self.envelope.model:
+            body.sent = body.data
+        else:
+            rewrite = rewrite_multipart if self.multipart else rewrite_json
+            body.sent = rewrite(body.data, self.envelope, model)
+        return b"%bContent-Length: %d\r\n\r\n" % (self.head, len(body.sent))
+
+
+def request_id_of(request: Request) -> str:
+    """Return the client's own `x-request-id` when it is a plain one, else a new one."""
+    given = request.headers.get("x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """Return a request id; unique, not secret."""
+    return f"req_{random.getrandbits(96):024x}"
+
+
+def _refuse(
+    request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool, defect: Exception | None = None
+) -> Reply:
+    """Turn a failure into HTTP: the one place. Nothing of the answer has gone out yet."""
+    exchange.status = error.status
+    exchange.error = error.error_code
+    if exchange.end is None:
+        if defect is not None:
+            exchange.end = End.INTERNAL_ERROR
+        else:
+            exchange.end = End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED
+    # A body that was not read would be taken for the next request, so such a connection ends; aiohttp lingers first.
+    keep_alive = keep_alive and request.payload.is_eof() and request.payload.exception() is None
+    request.connection.send(
+        error_response(
+            error, request_id=exchange.request_id, keep_alive=keep_alive, with_body=exchange.method != "HEAD"
+        )
+    )
+    return KEEP if keep_alive else CLOSE
+
+
+def _send(
+    request: Request,
+    exchange: Exchange,
+    status: int,
+    body: bytes,
+    keep_alive: bool,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Reply:
+    """Send an answer of the edge's own."""
+    keep_alive = keep_alive and request.payload.is_eof()
+    exchange.status = status
+    exchange.end = End.COMPLETE
+    exchange.phase = Phase.DONE
+    exchange.response_bytes = len(body)
+    request.connection.send(
+        response(
+            status,
+            body,
+            request_id=exchange.request_id,
+            keep_alive=keep_alive,
+            headers=headers,
+            with_body=exchange.method != "HEAD",
+        )
+    )
+    return KEEP if keep_alive else CLOSE
+
+
+# --- what the head of a request says
+
+
+def _target(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:
+    """Return the raw path and the host that are asked; raises for what HTTP/1.1 does not allow or we do not do."""
+    message, headers = request.message, request.headers
+    exchange.client = _client_address(request, server)
+    if message.version not in ((1, 0), (1, 1)):
+        raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
+    if message.chunked or hdrs.TRANSFER_ENCODING in headers:
+        if message.version == (1, 0):
+            raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
+        if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
+            raise UnsupportedCoding("the only transfer coding is chunked")
+    if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
+        raise InvalidRequest("the only expectation is 100-continue")
+    path = message.path
+    if path.startswith("/"):
+        authority = headers.get(hdrs.HOST, "")
+    else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
+        authority = message.url.raw_authority or ""
+        path = message.url.raw_path
+    path = path.partition("?")[0]
+    exchange.path = path[:256]
+    host = exchange.host = _host_name(authority)
+    return path, host
+
+
+@functools.lru_cache(maxsize=1024)
+def _host_name(authority: str) -> str:
+    match = _HOST.fullmatch(authority)
+    if match is None:
+        if not authority:  # HTTP/1.0 needs none
+            return ""
+        raise InvalidRequest("the Host header is not a host name")
+    return (match[1] or match[2]).lower().removesuffix(".")
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _peer(connection: ClientConnection) -> str:
+    peer = connection.peername
+    return peer[0] if isinstance(peer, tuple) else "unix"
+
+
+def _client_address(request: Request, server: ServerConfig) -> str:
+    """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
+    address = _peer(request.connection)
+    if server.trusted_proxies:
+        hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+        while hops and _is_trusted(address, server):
+            hop = hops.pop().strip()
+            try:
+                address = str(ipaddress.ip_address(hop))
+            except ValueError:
+                break
+    return address
+
+
+def _is_trusted(address: str, server: ServerConfig) -> bool:
+    if address == "unix":
+        return True
+    ip = ipaddress.ip_address(address)
+    return any(ip in network for network in server.trusted_proxies)
+
+
+def _wrong_path(path: str, method: str, host: str, exists: bool) -> EdgeError:
+    if exists:
+        allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
+        return MethodNotAllowed(f"{method} is not possible here, use {allowed}", headers=(("Allow", allowed),))
+    base = f"https://{host or 'chat.d.run'}"
+    return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
+
+
+def _content_type(request: Request, operation: str) -> str:
+    """Return the content type that goes upstream; raises `UnsupportedMediaType`."""
+    given = request.headers.get(hdrs.CONTENT_TYPE, "")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise UnsupportedMediaType("a compressed body is not understood: send it without Content-Encoding")
+    media_type = given.partition(";")[0].strip().lower()
+    if operation in MULTIPART_OPERATIONS:
+        if media_type != "multipart/form-data" or not _is_plain(given):
+            raise UnsupportedMediaType("send a form: Content-Type: multipart/form-data; boundary=...")
+        return given
+    if media_type not in ("application/json", ""):
+        raise UnsupportedMediaType("send JSON: Content-Type: application/json")
+    return "application/json"
+
+
+def _request_head(request: Request, exchange: Exchange, content_type: str) -> bytes:
+    lines = [f"Content-Type: {content_type}\r\nX-Request-Id: {exchange.request_id}\r\n"]
+    headers = request.headers
+    for name in _FORWARDED:
+        value = headers.get(name)
+        if value is not None and _is_plain(value):
+            lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode("ascii")
+
+
+def _is_plain(value: str) -> bool:
+    """Say whether a header's value is visible ASCII, so that every parser reads it alike."""
+    return value.isascii() and value.isprintable()
+
+
+# --- the route
+
+
+def _routes_of(generation: Generation, request: Request, host: str) -> HostTable:
+    """Return the routes of the host; a loopback host on a loopback connection reaches all of them."""
+    loopback = _is_loopback(host) and (_peer(request.connection) == "unix" or _is_loopback(_peer(request.connection)))
+    table = generation.routes.for_host(host, loopback)
+    if not table:
+        raise MisdirectedRequest("no model is served at this host")
+    return table
+
+
+def _find_route(table: HostTable, model: str, caller: Caller) -> Match:
+    """Return the route of a model that the caller may call; unknown and not-yours look the same."""
+    message = not_found_message(f"`{model}`")
+    match = table.find(model)
+    if match is None:
+        raise ModelNotFound(message, param="model")
+    caller.check(model, message)
+    return match
+
+
+def _upstream_model(match: Match, lease: Lease, envelope: Envelope) -> str:
+    if lease.model is not None:
+        return lease.model
+    if match.route.model is not None:
+        return match.filled(match.route.model)
+    return envelope.model
+
+
+def _model_in_path(path: str) -> str:
+    """Return the model of `models/{id}`, percent-decoded once; ids contain `/`, which SDKs send as `%2F`."""
+    try:
+        return unquote_to_bytes(path.partition("/models/")[2]).decode()
+    except UnicodeDecodeError:
+        raise ModelNotFound(not_found_message("of that name"), param="model") from None
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": name.partition("/")[0]}

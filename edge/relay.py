@@ -1,0 +1,600 @@
+"""Move the bytes: one request to one endpoint, and its answer back to the client at the client's pace.
+
+The usual answer is verbatim: what the upstream's socket gave goes to the client's socket as the same `bytes` object,
+chunk framing and all, with no task, Future, queue or decoding per event. An exact tracker (`wire.py`) runs before every
+write, finds the end, and lets nothing pass that is not the answer's.
+
+The head is held until the first byte of the body. Servers send it at once and their first token much later; until then
+an error that opens a stream can still become a status, and another endpoint can still be asked.
+"""
+
+import asyncio
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from edge.client import CORS, NOTHING, Body, ClientConnection
+from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, error_body
+from edge.exchange import End, Exchange, Phase
+from edge.wire import (
+    MAX_HEAD_BYTES,
+    Chunked,
+    ConnectionPool,
+    Irregular,
+    Length,
+    Malformed,
+    NoBody,
+    Receiver,
+    ResponseHead,
+    UntilClose,
+    UpstreamConnection,
+    parse_head,
+)
+
+_MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
+_JOIN_BYTES: Final = 64 * 1024  # under this, head and body are joined for one write; over it, copying costs more
+_SLOW_CLIENT_CHECK_S: Final = 5.0
+_SLOW_CLIENT_PATIENCE: Final = 6  # checks in a row below the floor rate, so half a minute, before a client is cut
+
+# What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
+_RETURNED: Final = (
+    b"content-type",
+    b"content-encoding",
+    b"content-disposition",
+    b"content-language",
+    b"date",
+    b"openai-processing-ms",
+)
+_NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
+_TAIL_BYTES: Final = 8
+
+# The beginnings of a stream that opens with an error, in the dialects of vLLM, SGLang, older llama.cpp and Anthropic.
+_ERROR_OPENINGS: Final = (
+    *(
+        opening + rest
+        for opening in (b"data: ", b"data:")
+        for rest in (b'{"error"', b'{"object":"error"', b'{"object": "error"', b'{ "error"')
+    ),
+    b"error: {",
+    b"error:{",
+    b"event: error",
+    b"event:error",
+)
+_LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
+_EVENT_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
+
+_CUT: Final = error_body(
+    "The connection to the model's server was lost before the answer was complete.",
+    "server_error", None, "upstream_disconnected",
+)  # fmt: skip
+_DRAINED: Final = error_body(
+    "The edge had to restart before the answer was complete.", "server_error", None, "upstream_disconnected"
+)
+_IDLE: Final = error_body(
+    "The model's server stopped sending before the answer was complete.",
+    "server_error", None, "upstream_disconnected",
+)  # fmt: skip
+_BROKEN_STREAM: Final = {End.DRAINED: _DRAINED, End.IDLE_TIMEOUT: _IDLE}
+
+
+class StaleConnection(Exception):
+    """A reused connection died before it gave a byte: the upstream had closed it, and nothing was processed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an answer may take, in seconds, and how slowly a client may read it, in bytes a second."""
+
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    min_client_rate_bytes_per_s: int
+
+
+class UpstreamAnsweredError(Exception):
+    """The upstream answered with an error; `body` is what it said, at most 64 KiB."""
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class _State(enum.Enum):
+    WAITING = 0  # for the head or the first byte of the body
+    FAILING = 1  # the body of an error is being collected
+    PASSING = 2  # the head was passed on
+    ENDED = 3
+
+
+class Relay(Receiver):
+    """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
+
+    def __init__(
+        self, exchange: Exchange, client: ClientConnection, limits: Limits, *, old_client: bool, keep_alive: bool
+    ) -> None:
+        self._exchange = exchange
+        self._client = client
+        self._limits = limits
+        self._old_client = old_client  # HTTP/1.0: no chunks, the end of the connection is the end of the answer
+        self.keep_alive = keep_alive
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._state = _State.WAITING
+        self._connection: UpstreamConnection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._body = NOTHING
+        self._reused = False
+        self._answered = False
+        self._head: ResponseHead | None = None
+        self._held = b""
+        self._tail = b""
+        self._framed = False
+        self._event_stream = False
+        self._error_bytes: list[bytes] = []
+        self._paused = False
+        self._last_read = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._slow_checks = 0
+        self._queued_bytes = 0
+
+    # --- the request
+
+    async def run(self, connection: UpstreamConnection, head: bytes, body: Body) -> None:
+        """Send the request and pass its answer on, to the end.
+
+        Raises: `StaleConnection`, `UpstreamAnsweredError`, `UpstreamError`, `UpstreamTimeout`, all of them only while
+        the client has not got a byte. Later failures end the answer here and are told by `exchange.end`.
+        """
+        self._connection = connection
+        self._body = body
+        self._reused = connection.uses > 0
+        transport = self._transport = connection.lend(self)
+        now = self._last_read = self._loop.time()
+        self._exchange.phase = Phase.WAIT
+        self._client.attach(self)
+        self._timer = self._loop.call_at(now + self._limits.first_byte_timeout_s, self._watch)
+        try:
+            if len(body.sent) < _JOIN_BYTES:
+                transport.write(head + body.sent)
+            else:
+                transport.writelines((head, body.sent))
+            await self._done
+        finally:
+            self._client.attach(None)
+            self._timer.cancel()
+            self._drop_connection()
+
+    # --- what the upstream sends
+
+    def data_received(self, data: bytes) -> None:
+        """Take the head; from then on the connection gives its bytes to a method of their own."""
+        self._answered = True
+        data = self._held + data if self._held else data
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._held = data
+            if len(data) > MAX_HEAD_BYTES:
+                self._fail(UpstreamError("The model's server sent a malformed response."))
+            return
+        try:
+            head = parse_head(data[:end])
+        except Malformed:
+            self._fail(UpstreamError("The model's server sent a malformed response."))
+            return
+        self._held = b""
+        rest = data[end + 4 :]
+        if head.status < 200:
+            self._informed(head.status, rest)
+            return
+        self._head = head
+        assert self._connection is not None
+        if 200 <= head.status < 300:
+            self._event_stream = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+            receive = self._first_bytes
+        else:
+            self._state = _State.FAILING
+            receive = self._error_received
+        self._connection.redirect(receive)
+        if rest or head.framing.done:
+            receive(rest)
+
+    def _informed(self, status: int, rest: bytes) -> None:
+        """Drop an interim answer (RFC 9110 section 15.2); nobody asked to switch protocols."""
+        if status == 101:
+            self._fail(UpstreamError("The model's server sent a malformed response."))
+        elif rest:
+            self.data_received(rest)
+
+    def _first_bytes(self, data: bytes) -> None:
+        """Hold the head until it is certain that the body has begun and does not begin with an error."""
+        data = self._held + data if self._held else data
+        assert self._head is not None
+        content = data
+        if isinstance(self._head.framing, Chunked):
+            line_end = data.find(b"\r\n")
+            content = data[line_end + 2 :] if line_end >= 0 else b""
+        if not content and not self._head.framing.done:
+            self._held = data
+            if len(data) > MAX_HEAD_BYTES:
+                self._fail(UpstreamError("The model's server sent a malformed response."))
+            return
+        if self._event_stream and self._opens_with_error(content):
+            if len(content) < _LONGEST_OPENING and not content.startswith(_ERROR_OPENINGS):
+                self._held = data  # not yet to be told apart
+                return
+            self._held = b""
+            self._state = _State.FAILING
+            assert self._connection is not None
+            self._connection.redirect(self._error_received)
+            self._error_received(data)
+            return
+        self._held = b""
+        self._begin(data)
+
+    @staticmethod
+    def _opens_with_error(content: bytes) -> bool:
+        """Say whether `content` begins as an error does, or may still turn out so."""
+        opening = content[:_LONGEST_OPENING]
+        return opening.startswith(_ERROR_OPENINGS) or any(each.startswith(opening) for each in _ERROR_OPENINGS)
+
+    def _error_received(self, data: bytes) -> None:
+        """Collect the body of an error up to its end or its bound."""
+        assert self._head is not None
+        framing = self._head.framing
+        data = self._held + data if self._held else data
+        try:
+            understood = framing.scan(data, self._error_bytes)
+        except Malformed:
+            framing.done = True
+            self._head.keep_alive = False
+            understood = len(data)
+        self._held = data[understood:]
+        is_event = self._event_stream and self._head.status < 300
+        body = b"".join(self._error_bytes) if is_event or framing.done else b""
+        too_long = sum(map(len, self._error_bytes)) > _MAX_ERROR_BYTES
+        if framing.done or too_long or (is_event and any(end in body for end in _EVENT_ENDS)):
+            self._answered_error(body or b"".join(self._error_bytes))
+
+    def _answered_error(self, body: bytes) -> None:
+        head = self._head
+        assert head is not None
+        status = head.status
+        if status < 300:  # an event: what it carries tells the status
+            found = _EVENT_DATA.search(body)
+            body = found[1] if found else b""
+            status = _status_of(body)
+        reusable = head.framing.done and head.keep_alive and not self._held
+        self._fail(UpstreamAnsweredError(status, head.headers, body), reusable=reusable)
+
+    def _begin(self, data: bytes) -> None:
+        """Pass the head on, and the first bytes with it."""
+        head, exchange = self._head, self._exchange
+        assert head is not None
+        assert self._connection is not None
+        self._state = _State.PASSING
+        self._body.release()
+        exchange.phase = Phase.STREAM
+        exchange.status = head.status
+        exchange.first_byte = self._last_read = self._loop.time()
+        framing = head.framing
+        if self._old_client and not isinstance(framing, Length | NoBody):
+            self.keep_alive = False
+        self._framed = isinstance(framing, UntilClose) or (self._old_client and framing.chunked)
+        self._connection.redirect(self._framed_received if self._framed else self._verbatim_received)
+        if self._timer is not None:
+            self._timer.cancel()
+        client_head = self._client_head(head)
+        if self._framed:
+            self._write(client_head)
+            self._framed_received(data)
+        else:
+            self._verbatim_received(data, client_head)
+        if self._state is _State.PASSING:
+            self._schedule_watch()
+
+    def _client_head(self, head: ResponseHead) -> bytes:
+        lines = [b"HTTP/1.1 %d OK" % head.status if head.status != 204 else b"HTTP/1.1 204 No Content"]
+        headers = head.headers
+        lines += [name + b": " + headers[name] for name in _RETURNED if name in headers]
+        framing = head.framing
+        if isinstance(framing, Length):
+            lines.append(b"content-length: %d" % framing.total)
+        elif not isinstance(framing, NoBody) and not self._old_client:
+            lines.append(b"transfer-encoding: chunked")
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        lines.append(b"x-request-id: " + self._exchange.request_id.encode())
+        extra = _NO_BUFFERING if self._event_stream else b""
+        return b"\r\n".join(lines) + b"\r\n" + extra + CORS + b"\r\n"
+
+    # --- the hot path
+
+    def _verbatim_received(self, data: bytes, before: bytes = b"") -> None:
+        """Pass bytes on as they are, `before` in front of them in one write."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        self._last_read = self._loop.time()
+        framing = self._head.framing  # type: ignore[union-attr]  # set since the head came; an assert here costs
+        try:
+            understood = framing.scan(data)
+        except Irregular:
+            self._become_framed(data, before)
+            return
+        except Malformed:
+            if before:
+                self._fail(UpstreamError("The model's server sent a malformed response."))
+            else:
+                self._break(End.UPSTREAM_CUT)
+            return
+        count = len(data)
+        if understood != count:
+            self._held = data[understood:]
+            data = data[:understood]
+        self._write(before + data if before else data)
+        if framing.done:
+            self._end()
+
+    def _become_framed(self, data: bytes, before: bytes) -> None:
+        """Go on without the upstream's chunk framing, because it has extensions or trailers."""
+        assert self._head is not None
+        assert isinstance(self._head.framing, Chunked)
+        assert self._connection is not None
+        consumed = self._head.framing.consumed
+        self._framed = True
+        if before or consumed:
+            self._write(before + data[:consumed])
+        self._connection.redirect(self._framed_received)
+        self._framed_received(data[consumed:])
+
+    def _framed_received(self, data: bytes) -> None:
+        """Take the upstream's framing away and put ours on."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        self._last_read = self._loop.time()
+        assert self._head is not None
+        framing = self._head.framing
+        payload: list[bytes] = []
+        try:
+            understood = framing.scan(data, payload)
+        except Malformed:
+            self._break(End.UPSTREAM_CUT)
+            return
+        self._held = data[understood:]
+        content = b"".join(payload)
+        if content:
+            self._write(content if self._old_client else b"%x\r\n%b\r\n" % (len(content), content))
+        if framing.done:
+            if not self._old_client:
+                self._write(b"0\r\n\r\n")
+            self._end()
+
+    def _write(self, data: bytes) -> None:
+        count = len(data)
+        self._exchange.response_bytes += count
+        self._tail = data if count >= _TAIL_BYTES else (self._tail + data)[-_TAIL_BYTES:]
+        transport = self._client.transport
+        if transport is not None:
+            transport.write(data)
+
+    # --- the end
+
+    def connection_lost(self, eof: bool) -> None:
+        """Hear that the upstream's connection ended: in order, too early, or before it began."""
+        self._connection = None
+        if self._state is _State.WAITING:
+            if self._reused and not self._answered:
+                self._fail(StaleConnection())
+            elif self._head is not None and not self._head.framing.self_delimited and eof:
+                self._head.framing.done = True
+                self._begin(b"")
+            else:
+                self._fail(UpstreamError("The model's server closed the connection without an answer."))
+        elif self._state is _State.FAILING:
+            self._answered_error(b"".join(self._error_bytes))
+        elif self._state is _State.PASSING:
+            self._upstream_closed(eof)
+
+    def _upstream_closed(self, eof: bool) -> None:
+        assert self._head is not None
+        whole = eof and not self._head.framing.self_delimited
+        if whole and self._event_stream and not self._at_event_end():
+            whole = False  # a stream that stops within an event was cut, whatever the connection says
+        if not whole:
+            self._break(End.UPSTREAM_CUT)
+            return
+        if not self._old_client:
+            self._write(b"0\r\n\r\n")
+        self._end()
+
+    def _end(self) -> None:
+        """End a complete answer; bytes after its end never reach a client."""
+        head = self._head
+        assert head is not None
+        self._exchange.end = End.COMPLETE
+        reusable = head.keep_alive and head.framing.self_delimited and not self._held
+        self._release(reusable)
+        self._settle()
+
+    def _release(self, reusable: bool) -> None:
+        """Part from the upstream: give a connection back that can serve again, close any other."""
+        self._state = _State.ENDED
+        connection, transport = self._connection, self._transport
+        if connection is None or not reusable or transport is None or transport.get_write_buffer_size():
+            self._drop_connection()
+            return
+        self._connection = None
+        if self._paused:
+            transport.resume_reading()
+        connection.free(self._head.idle_s if self._head is not None else 0.0)
+
+    def _settle(self) -> None:
+        """Let the request end; an answer stays open until its client has room again, so that a dead one is noticed."""
+        if not self._paused and not self._done.done():
+            self._done.set_result(None)
+
+    def _fail(self, error: Exception, reusable: bool = False) -> None:
+        """End an answer of which the client has not got a byte."""
+        self._release(reusable)
+        if not self._done.done():
+            self._done.set_exception(error)
+
+    def _break(self, end: End) -> None:
+        """End an answer that began, so that no client takes it for complete.
+
+        Where a frame of our own can stand, an error event is the one thing that every SDK turns into an exception;
+        a clean end would be silent truncation, since no SDK looks for `[DONE]`.
+        """
+        if self._state is _State.ENDED:
+            return
+        self._exchange.end = end
+        if self._can_speak():
+            frame = b"data: " + _BROKEN_STREAM.get(end, _CUT) + b"\n\n"
+            self._write(frame if self._old_client else b"%x\r\n%b\r\n0\r\n\r\n" % (len(frame), frame))
+        else:
+            self.keep_alive = False
+            if self._old_client:
+                self._client.reset()  # to such a client an orderly end is a complete answer
+        self._release(reusable=False)
+        self._settle()
+
+    def _can_speak(self) -> bool:
+        """Say whether an event of our own can stand here."""
+        if not self._event_stream or self._held or self._head is None:
+            return False
+        return (self._framed or self._head.framing.between_chunks) and self._at_event_end()
+
+    def _at_event_end(self) -> bool:
+        """Say whether what was passed on ends with a whole event."""
+        tail = self._tail
+        if not self._old_client:
+            if not tail.endswith(b"\r\n"):
+                return False
+            tail = tail[:-2]
+        return tail.endswith(_EVENT_ENDS)
+
+    def cut(self) -> None:
+        """End the answer because the edge has to stop."""
+        if self._state is _State.PASSING:
+            self._break(End.DRAINED)
+        elif self._state is not _State.ENDED:
+            self._fail(UpstreamUnavailable("The edge is restarting, try again.", retry_after_s=1))
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    # --- the client
+
+    def client_paused(self) -> None:
+        """Stop reading the upstream: the client's buffer is full."""
+        self._paused = True
+        self._slow_checks = 0
+        if self._transport is not None and self._connection is not None:
+            self._transport.pause_reading()
+        if self._limits.min_client_rate_bytes_per_s:
+            self._queued_bytes = self._unread_bytes()
+            self._schedule_watch()
+
+    def client_resumed(self) -> None:
+        """Go on reading; an answer that waited for its client to read it is over."""
+        self._paused = False
+        self._last_read = self._loop.time()
+        if self._connection is not None and self._transport is not None:
+            self._transport.resume_reading()
+        if self._state is _State.ENDED:
+            if not self._done.done():
+                self._done.set_result(None)
+        elif self._state is _State.PASSING:
+            self._schedule_watch()
+
+    def client_gone(self) -> None:
+        """Close the upstream in this same call: the GPU slot is what this saves."""
+        if self._state is not _State.ENDED:
+            self._exchange.end = End.CLIENT_GONE
+            self._state = _State.ENDED
+        self._drop_connection()
+
+    def _unread_bytes(self) -> int:
+        transport = self._client.transport
+        return transport.get_write_buffer_size() if transport is not None else 0
+
+    # --- time: one lazy timer, never one per read
+
+    def _schedule_watch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._paused:
+            at = self._loop.time() + _SLOW_CLIENT_CHECK_S
+        else:
+            at = self._last_read + self._limits.idle_timeout_s
+        self._timer = self._loop.call_at(at, self._watch)
+
+    def _watch(self) -> None:
+        if self._paused:
+            self._watch_client()
+        elif self._state in (_State.WAITING, _State.FAILING):
+            self._exchange.end = End.FIRST_BYTE_TIMEOUT
+            self._fail(UpstreamTimeout("The model's server did not begin to answer in time."))
+        elif self._state is _State.PASSING:
+            if self._loop.time() - self._last_read >= self._limits.idle_timeout_s:
+                self._break(End.IDLE_TIMEOUT)
+            else:
+                self._schedule_watch()
+
+    def _watch_client(self) -> None:
+        """Cut a client that has read more slowly than the floor rate for half a minute."""
+        unread = self._unread_bytes()
+        floor = self._limits.min_client_rate_bytes_per_s * _SLOW_CLIENT_CHECK_S
+        self._slow_checks = self._slow_checks + 1 if self._queued_bytes - unread < floor else 0
+        self._queued_bytes = unread
+        if self._slow_checks >= _SLOW_CLIENT_PATIENCE:
+            self._exchange.end = End.SLOW_CLIENT
+            self.keep_alive = False
+            self._paused = False
+            self._client.abort()
+            self._release(reusable=False)
+            self._settle()
+        else:
+            self._schedule_watch()
+
+
+async def relay(
+    answer: Callable[[], Relay], pool: ConnectionPool, connect_timeout_s: float, head: bytes, body: Body
+) -> Relay:
+    """Pass a request to an endpoint and its answer to the client; return the relay that did.
+
+    A reused connection that dies before it gave a byte is replayed once on a new one. That is safe even for a POST: the
+    upstream had closed it before the request came (RFC 9112 section 9.3.1), and no retry, so it takes no budget.
+    """
+    connection = pool.take()
+    if connection is not None:
+        first = answer()
+        try:
+            await first.run(connection, head, body)
+            return first
+        except StaleConnection:
+            pass
+    second = answer()
+    await second.run(await pool.connect(connect_timeout_s), head, body)
+    return second
+
+
+def _status_of(body: bytes) -> int:
+    """Return the status that an error inside a stream names, else 502."""
+    try:
+        error = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return 502
+    inner = error.get("error", error) if isinstance(error, dict) else None
+    code = inner.get("code") if isinstance(inner, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502

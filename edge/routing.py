@@ -1,0 +1,102 @@
+"""Find the route of a host and a model's name: hosts filter first, then an exact name, then the longest prefix.
+
+Built once per generation from a valid `Config`; matching is a look-up in a dict of the host's own table.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from edge.config import RouteConfig
+from edge.notation import fill, is_instance_name
+
+_MAX_HOSTS: Final = 1024  # tables kept by host; any client can name hosts, so the memory of it is bounded
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The route that won and, for an instance, the two halves of the name."""
+
+    route: RouteConfig
+    owner: str = ""
+    service: str = ""
+
+    def filled(self, template: str) -> str:
+        """Return a template of the route with its placeholders replaced."""
+        return fill(template, self.owner, self.service)
+
+
+class HostTable:
+    """The routes that one host can reach."""
+
+    def __init__(self, routes: Iterable[RouteConfig]) -> None:
+        routes = list(routes)
+        self.exact: dict[str, RouteConfig] = {}
+        for route in routes:  # where loopback lets every host list match, the first in the file wins
+            if not route.pattern.endswith("*"):
+                self.exact.setdefault(route.pattern, route)
+        prefixes = [(route.pattern[:-1], route) for route in routes if route.pattern.endswith("*")]
+        self.prefixes = sorted(prefixes, key=lambda item: len(item[0]), reverse=True)
+
+    def __bool__(self) -> bool:
+        return bool(self.exact or self.prefixes)
+
+    def find(self, model: str) -> Match | None:
+        """Return the route of `model`, or None; an instance's owner and service are DNS labels or nothing matches."""
+        route = self.exact.get(model)
+        if route is None:
+            route = next((route for prefix, route in self.prefixes if model.startswith(prefix)), None)
+        if route is None:
+            return None
+        if not _has_placeholders(route):
+            return Match(route)
+        if not is_instance_name(model):
+            return None
+        owner, _, service = model.partition("/")
+        return Match(route, owner, service)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names that can be listed: exact routes, and what a prefix route lists."""
+        yield from self.exact
+        for _, route in self.prefixes:
+            yield from route.list
+
+
+class RouteTable:
+    """All routes of a generation, by host."""
+
+    def __init__(self, routes: tuple[RouteConfig, ...]) -> None:
+        self._routes = routes
+        self._everything = HostTable(routes)
+        self._hosts: dict[str, HostTable] = {}
+
+    def for_host(self, host: str, loopback: bool) -> HostTable:
+        """Return the routes of a host (lower case, no port); a loopback host on a loopback connection reaches all."""
+        if loopback:
+            return self._everything
+        table = self._hosts.get(host)
+        if table is None:
+            if len(self._hosts) >= _MAX_HOSTS:
+                self._hosts.clear()
+            table = HostTable(route for route in self._routes if host_matches(route.hosts, host))
+            self._hosts[host] = table
+        return table
+
+
+def host_matches(hosts: tuple[str, ...], host: str) -> bool:
+    """Say whether a `hosts` list lets `host` through; no list lets every host through."""
+    names = [each for each in hosts if not each.startswith("!")]
+    if any(_label_match(each[1:], host) for each in hosts if each.startswith("!")):
+        return False
+    return not names or any(_label_match(each, host) for each in names)
+
+
+def _label_match(pattern: str, host: str) -> bool:
+    if "*" not in pattern:
+        return pattern == host
+    wanted, labels = pattern.split("."), host.split(".")
+    return len(wanted) == len(labels) and all(w in ("*", label) for w, label in zip(wanted, labels, strict=True))
+
+
+def _has_placeholders(route: RouteConfig) -> bool:
+    return route.instance is not None or (route.model is not None and "{" in route.model)

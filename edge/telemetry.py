@@ -1,0 +1,249 @@
+"""What finished requests leave for people: counters for Prometheus, and one JSON line each.
+
+Both are cheap where requests pass (a few additions, one `dumps`); what is dear is done per scrape, in steps, and per
+batch of lines, in a thread. A line holds no prompt, no key and no digest of one.
+"""
+
+import asyncio
+import bisect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from edge.exchange import End, Exchange
+
+# LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
+_DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
+_FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+NO_ROUTE: Final = ""  # the label of what matched none; never the name that was asked, which anybody can make up
+MAX_BACKLOG_BYTES: Final = 16 * 2**20  # of lines not yet written; past it lines are dropped and counted
+_FLUSH_INTERVAL_S: Final = 0.1
+
+_ENDED_BY: Final = {
+    End.COMPLETE: "none",
+    End.REFUSED: "edge",
+    End.CLIENT_GONE: "client",
+    End.SLOW_CLIENT: "edge",
+    End.UPSTREAM_CUT: "upstream",
+    End.UPSTREAM_ERROR: "upstream",
+    End.FIRST_BYTE_TIMEOUT: "edge",
+    End.IDLE_TIMEOUT: "edge",
+    End.DRAINED: "edge",
+    End.INTERNAL_ERROR: "edge",
+}
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts by upper bound, in seconds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(init=False)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return cumulative counts, as the exposition format wants them."""
+        result, running = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            running += count
+            result.append((bound, float(running)))
+        return result
+
+
+@dataclass(slots=True)
+class _RouteNumbers:
+    requests: dict[tuple[int, End], int] = field(default_factory=dict)
+    duration: Histogram = field(default_factory=lambda: Histogram(_DURATION_BOUNDS_S))
+    first_byte: Histogram = field(default_factory=lambda: Histogram(_FIRST_BYTE_BOUNDS_S))
+    request_bytes: int = 0
+    response_bytes: int = 0
+    retries: int = 0
+    replays: int = 0
+
+
+class Metrics:
+    """The numbers of finished requests by route; gauges are asked for at the scrape."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, _RouteNumbers] = {}
+        self.gauges: list[Callable[[], Iterable[Metric]]] = []
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count one finished request."""
+        numbers = self._routes.get(exchange.route)
+        if numbers is None:
+            numbers = self._routes[exchange.route] = _RouteNumbers()
+        assert exchange.end is not None
+        outcome = (exchange.status, exchange.end)
+        numbers.requests[outcome] = numbers.requests.get(outcome, 0) + 1
+        numbers.duration.observe(exchange.finished - exchange.begun)
+        if exchange.first_byte:
+            numbers.first_byte.observe(exchange.first_byte - exchange.begun)
+        numbers.request_bytes += exchange.request_bytes
+        numbers.response_bytes += exchange.response_bytes
+        numbers.retries += exchange.retries
+        numbers.replays += exchange.replays
+
+    def families(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        requests = CounterMetricFamily("edge_requests", "Finished requests.", labels=("route", "status", "end"))
+        duration = HistogramMetricFamily("edge_request_duration_seconds", "From head to end.", labels=("route",))
+        first_byte = HistogramMetricFamily(
+            "edge_time_to_first_byte_seconds", "From a request's head to the first byte of the answer's body.",
+            labels=("route",),
+        )  # fmt: skip
+        sums = {
+            name: CounterMetricFamily(f"edge_{name}", text, labels=("route",))
+            for name, text in (
+                ("request_bytes", "Bytes of request bodies."),
+                ("response_bytes", "Bytes of answers, framing included."),
+                ("retries", "Requests that were sent to another endpoint."),
+                ("replays", "Requests sent again because a reused connection had been closed."),
+            )
+        }
+        for route, numbers in self._routes.items():
+            for (status, end), count in numbers.requests.items():
+                requests.add_metric((route, str(status), end.value), count)
+            duration.add_metric((route,), numbers.duration.buckets(), numbers.duration.total)
+            first_byte.add_metric((route,), numbers.first_byte.buckets(), numbers.first_byte.total)
+            for name, family in sums.items():
+                family.add_metric((route,), getattr(numbers, name))
+        yield from (requests, duration, first_byte, *sums.values())
+        for gauges in self.gauges:
+            yield from gauges()
+
+    async def render(self) -> bytes:
+        """Return the exposition; yields to the loop between two families, since rendering takes milliseconds."""
+        parts = []
+        for family in self.families():
+            registry = CollectorRegistry()
+            registry.register(_One(family))
+            parts.append(generate_latest(registry))
+            await asyncio.sleep(0)
+        return b"".join(parts)
+
+
+class _One:
+    """A collector of one finished family."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield it."""
+        yield self._family
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """Return a gauge without labels."""
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """Return a counter without labels."""
+    return CounterMetricFamily(name, text, value=value)
+
+
+def log_line(exchange: Exchange) -> bytes:
+    """Return the access log's line of a finished request."""
+    principal = exchange.principal
+    assert exchange.end is not None
+    return orjson.dumps(
+        {
+            "time": datetime.fromtimestamp(exchange.started_at, UTC),
+            "level": "info",
+            "event": "request",
+            "request_id": exchange.request_id,
+            "client": exchange.client,
+            "method": exchange.method,
+            "host": exchange.host,
+            "path": exchange.path,
+            "key_id": principal.id if principal is not None else None,
+            "user": principal.user if principal is not None else None,
+            "model": exchange.model or None,
+            "route": exchange.route or None,
+            "endpoint": exchange.endpoint or None,
+            "upstream_model": exchange.upstream_model or None,
+            "stream": exchange.stream,
+            "status": exchange.status,
+            "end": exchange.end.value,
+            "ended_by": exchange.ended_by or _ENDED_BY[exchange.end],
+            "phase": exchange.phase.value,
+            "error": exchange.error or None,
+            "request_bytes": exchange.request_bytes,
+            "response_bytes": exchange.response_bytes,
+            "retries": exchange.retries,
+            "replays": exchange.replays,
+            "ttft_ms": round((exchange.first_byte - exchange.begun) * 1e3, 2) if exchange.first_byte else None,
+            "duration_ms": round((exchange.finished - exchange.begun) * 1e3, 2),
+        },
+        option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z,
+    )
+
+
+class AccessLog:
+    """Writes lines to a descriptor from a thread, a batch every 100 ms; a stuck reader never stops a request."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: list[bytes] = []
+        self._backlog_bytes = 0
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-log")
+        self.dropped = 0
+
+    def write(self, line: bytes) -> None:
+        """Queue one line."""
+        if self._backlog_bytes > MAX_BACKLOG_BYTES:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        self._backlog_bytes += len(line)
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_INTERVAL_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is queued."""
+        if self._lines:
+            batch, self._lines = b"".join(self._lines), []
+            await asyncio.get_running_loop().run_in_executor(self._writer, _write_all, self._descriptor, batch)
+            self._backlog_bytes -= len(batch)
+
+    async def close(self, patience_s: float = 1.0) -> None:
+        """Write the rest, waiting `patience_s` for a reader that is stuck."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.flush()
+        except TimeoutError:
+            self.dropped += 1
+        self._writer.shutdown(wait=False)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        pass  # nobody reads the log any more; requests go on
+
+
+__all__ = ["AccessLog", "Histogram", "Metrics", "counter", "gauge", "log_line"]

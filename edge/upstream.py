@@ -1,0 +1,184 @@
+"""Which endpoint: pools, how one of their endpoints is chosen, and what outlives a change of configuration."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from edge.config import EndpointConfig, PoolConfig, Url
+from edge.errors import UpstreamUnavailable
+from edge.notation import parse_url
+from edge.wire import ConnectionPool, request_head
+
+_MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
+
+
+class Endpoint:
+    """One address: its requests in flight and its idle connections, shared by every pool that names it."""
+
+    __slots__ = ("_heads", "connections", "in_flight", "url")
+
+    def __init__(self, url: Url, connections: ConnectionPool) -> None:
+        self.url = url
+        self.connections = connections
+        self.in_flight = 0
+        self._heads: dict[tuple[str, str | None], bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.url.authority} {self.in_flight} in flight, {len(self.connections)} idle>"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request or an idle connection is there."""
+        return bool(self.in_flight or len(self.connections))
+
+    def head(self, base_path: str, operation: str, api_key: str | None) -> bytes:
+        """Return the constant part of the head of a request to this endpoint.
+
+        A path in the endpoint's URL takes the place of `/v1`; `tokenize` and `detokenize` go to the root, where the
+        engines serve them.
+        """
+        if operation in ("tokenize", "detokenize"):
+            target = f"/{operation}"
+        else:
+            target = f"{base_path or '/v1'}/{operation}"
+        head = self._heads.get((target, api_key))
+        if head is None:
+            headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
+            if api_key is not None:
+                headers.append(("Authorization", f"Bearer {api_key}"))
+            head = self._heads[target, api_key] = request_head(target, self.url.authority, headers)
+        return head
+
+
+@dataclass(slots=True)
+class Member:
+    """An endpoint's place in one pool; `credit` is the state of smooth weighted round-robin."""
+
+    endpoint: Endpoint
+    config: EndpointConfig
+    credit: int = 0
+
+
+class Lease:
+    """One endpoint for one attempt; counted in flight while it is held."""
+
+    __slots__ = ("api_key", "base_path", "endpoint", "model")
+
+    def __init__(self, endpoint: Endpoint, config: EndpointConfig) -> None:
+        self.endpoint = endpoint
+        self.base_path = config.url.path
+        self.api_key = config.api_key
+        self.model = config.model
+
+    def __enter__(self) -> Self:
+        self.endpoint.in_flight += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.endpoint.in_flight -= 1
+
+    def head(self, operation: str) -> bytes:
+        """Return the constant part of the head of a request to the leased endpoint."""
+        return self.endpoint.head(self.base_path, operation, self.api_key)
+
+
+class Pool:
+    """Endpoints of which any can answer."""
+
+    def __init__(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> None:
+        self.config = config
+        self.members = [Member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.config.name} {self.members}>"
+
+    def lease(self, tried: Iterable[Endpoint] = ()) -> Lease:
+        """Return a lease of an endpoint that was not tried; raises `UpstreamUnavailable` when there is none."""
+        members = self.members
+        if tried:
+            members = [member for member in members if member.endpoint not in tried]
+        if not members:
+            raise UpstreamUnavailable("The model's servers are not reachable right now.", retry_after_s=5)
+        if len(members) == 1:
+            member = members[0]
+        elif self.config.balance == "round-robin":
+            member = _next_in_turn(members)
+        else:
+            member = _least_loaded(members)
+        return Lease(member.endpoint, member.config)
+
+
+def _least_loaded(members: list[Member]) -> Member:
+    """Return the member with the fewest requests in flight for its weight; equals are drawn, so none is favoured."""
+    return min(members, key=lambda member: ((member.endpoint.in_flight + 1) / member.config.weight, random.random()))
+
+
+def _next_in_turn(members: list[Member]) -> Member:
+    """Return the next member by smooth weighted round-robin, as nginx spreads weights."""
+    for member in members:
+        member.credit += member.config.weight
+    chosen = max(members, key=lambda member: member.credit)
+    chosen.credit -= sum(member.config.weight for member in members)
+    return chosen
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return the TLS settings towards upstreams: certificates and host names are always checked."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Endpoints:
+    """Every endpoint of the process, by scheme, address and TLS settings, so that a reload finds them as they were."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._members: dict[tuple[object, ...], Endpoint] = {}
+        self._instances: dict[str, Endpoint] = {}
+
+    def member(self, url: Url, ca_file: Path | None) -> Endpoint:
+        """Return the endpoint of a pool's address; raises `OSError` or `ssl.SSLError` for a bad `ca_file`."""
+        key = (url.scheme, url.host, url.port, ca_file, ca_file.stat().st_mtime_ns if ca_file else None)
+        endpoint = self._members.get(key)
+        if endpoint is None:
+            endpoint = self._members[key] = self._new(url, ca_file)
+        return endpoint
+
+    def instance(self, address: str) -> Lease:
+        """Return a lease of the instance at a URL; raises `ValueError` when no such URL can be."""
+        endpoint = self._instances.get(address)
+        if endpoint is None:
+            if len(self._instances) >= _MAX_INSTANCES:
+                self._instances = {at: each for at, each in self._instances.items() if each.is_used}
+            endpoint = self._instances[address] = self._new(parse_url(address), None)
+        return Lease(endpoint, EndpointConfig(endpoint.url))
+
+    def _new(self, url: Url, ca_file: Path | None) -> Endpoint:
+        tls = tls_context(ca_file) if url.scheme == "https" else None
+        return Endpoint(url, ConnectionPool(url, tls, self._loop))
+
+    def keep_only(self, pools: Iterable[Pool]) -> None:
+        """Close the idle connections of endpoints that no pool names any more; requests in flight end as they will."""
+        named = {member.endpoint for pool in pools for member in pool.members}
+        for key, endpoint in list(self._members.items()):
+            if endpoint not in named:
+                endpoint.connections.close()
+                del self._members[key]
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for endpoint in (*self._members.values(), *self._instances.values()):
+            endpoint.connections.close()
+
+    def states(self) -> Iterator[Endpoint]:
+        """Yield every endpoint, for the metrics."""
+        yield from self._members.values()
+        yield from self._instances.values()

@@ -1,0 +1,437 @@
+"""Upstream connections: HTTP/1.1 on bare protocols, its framing tracked to the byte, and a LIFO pool per endpoint.
+
+aiohttp's client is not used here: its StreamReader costs a Future, a loop turn and a task step per event, and it takes
+the chunk framing away that the client has to get again. What is understood is the little that vLLM and its like send
+(RFC 9112); whatever is malformed is refused, never guessed at.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from edge.config import Url
+from edge.errors import ConnectFailed
+
+MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
+_MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
+_MAX_TRAILER_BYTES: Final = 16 * 1024
+DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
+_LONGEST_IDLE_S: Final = 60.0
+_KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive header promises
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
+_LAST_CHUNK = re.compile(rb"0{1,15}\r\n\r\n")
+_PARTIAL = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}\r|0{1,15}\r\n\r?")
+_ANY_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t \x21-\x7e\x80-\xff]*)?\r\n")
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout[ \t]*=[ \t]*([0-9]{1,6})", re.IGNORECASE)
+
+
+class Malformed(Exception):
+    """The upstream sent what RFC 9112 does not allow."""
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The head of a response; `headers` has lower-case names, each value as it came (RFC 9110 section 5)."""
+
+    status: int
+    minor_version: int
+    headers: dict[bytes, bytes]
+    framing: "Framing"
+    keep_alive: bool
+    idle_s: float
+
+
+def parse_head(block: bytes) -> ResponseHead:
+    """Return the head of `block`, which is what stands before the empty line.
+
+    Raises: `Malformed`, also for what two recipients could frame differently (RFC 9112 section 6.3).
+    """
+    lines = block.split(b"\r\n")
+    status_line = _STATUS_LINE.fullmatch(lines[0])
+    if status_line is None:
+        raise Malformed("status line")
+    headers: dict[bytes, bytes] = {}
+    for line in lines[1:]:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise Malformed("header line")
+        name, value = field[1].lower(), field[2].strip(b" \t")
+        if name in headers:
+            if name in (b"content-length", b"transfer-encoding"):
+                raise Malformed("framing header given twice")
+            headers[name] += b", " + value
+        else:
+            headers[name] = value
+    minor_version, status = int(status_line[1]), int(status_line[2])
+    framing = _framing(status, minor_version, headers)
+    connection = headers.get(b"connection", b"").lower()
+    if minor_version == 1:
+        keep_alive = not connection or b"close" not in connection
+    else:
+        keep_alive = b"keep-alive" in connection
+    idle_s = DEFAULT_IDLE_S
+    if promised := _KEEP_ALIVE_TIMEOUT.search(headers.get(b"keep-alive", b"")):
+        idle_s = min(int(promised[1]) * _KEEP_ALIVE_SHARE, _LONGEST_IDLE_S)
+    return ResponseHead(status, minor_version, headers, framing, keep_alive, idle_s)
+
+
+def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "Framing":
+    """Return how the body ends (RFC 9112 section 6.3)."""
+    coding = headers.get(b"transfer-encoding")
+    length = headers.get(b"content-length")
+    if coding is not None:
+        if length is not None or minor_version == 0 or coding.lower() != b"chunked":
+            raise Malformed("transfer coding")
+        return NoBody() if status in (204, 304) else Chunked()
+    if length is not None:
+        if not length.isdigit() or len(length) > 15:
+            raise Malformed("content length")
+        return Length(0 if status in (204, 304) else int(length))
+    return NoBody() if status < 200 or status in (204, 304) else UntilClose()
+
+
+class Framing:
+    """Where a body ends.
+
+    `scan` returns how many bytes of `data` belong to the body and are understood; the caller keeps the rest and gives
+    it again before what comes next. With `payload`, the content without its framing is appended to it.
+    """
+
+    __slots__ = ("done",)
+    chunked = False
+    self_delimited = True
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return the count of bytes understood; raises `Malformed`."""
+        raise NotImplementedError
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether what was understood ends where a frame of our own could stand."""
+        return True
+
+
+class NoBody(Framing):
+    """No body at all."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.done = True
+
+    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return 0: whatever follows is not part of the answer."""
+        return 0
+
+
+class Length(Framing):
+    """`Content-Length`."""
+
+    __slots__ = ("left", "total")
+
+    def __init__(self, length: int) -> None:
+        self.total = self.left = length
+        self.done = length == 0
+
+    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return how much of `data` is body."""
+        count = min(len(data), self.left)
+        self.left -= count
+        self.done = self.left == 0
+        if payload is not None and count:
+            payload.append(data[:count])
+        return count
+
+    @property
+    def between_chunks(self) -> bool:
+        """Never: another byte would be counted as the answer's."""
+        return False
+
+
+class UntilClose(Framing):
+    """The body ends with the connection (RFC 9112 section 6.3, rule 8)."""
+
+    __slots__ = ()
+    self_delimited = False
+
+    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return all of it."""
+        if payload is not None and data:
+            payload.append(data)
+        return len(data)
+
+
+class Irregular(Exception):
+    """A chunk extension or a trailer: legal, and to be taken away by reading with `payload`."""
+
+
+class Chunked(Framing):
+    """`Transfer-Encoding: chunked` (RFC 9112 section 7.1).
+
+    Without `payload` only plain chunks are understood, those that may go to the client as they are; an extension or a
+    trailer raises `Irregular` with `consumed` bytes before it. Extensions and trailers are bounded and dropped.
+    """
+
+    __slots__ = ("_ending", "_in_trailers", "_left", "_trailer_bytes", "consumed")
+    chunked = True
+
+    def __init__(self) -> None:
+        self.done = False
+        self.consumed = 0
+        self._left = 0  # bytes of the chunk's data that are still to come
+        self._ending = False  # the CRLF after the data is still to come
+        self._in_trailers = False
+        self._trailer_bytes = 0
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether a chunk could begin here."""
+        return not self._left and not self._ending
+
+    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return how many bytes are whole tokens: size lines, data, ends of chunks."""
+        at, end = 0, len(data)
+        while at < end and not self.done:
+            if self._left:
+                count = min(self._left, end - at)
+                if payload is not None:
+                    payload.append(data[at : at + count])
+                self._left -= count
+                at += count
+                self._ending = not self._left
+            elif self._ending:
+                if end - at < 2 and data[at] == 13:
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise Malformed("end of chunk")
+                self._ending = False
+                at += 2
+            elif self._in_trailers:
+                after = self._trailer(data, at)
+                if after < 0:
+                    break
+                at = after
+            else:
+                line = _SIZE_LINE.match(data, at)
+                size = int(line[1], 16) if line is not None else 0
+                if line is not None and size:
+                    stop = line.end() + size
+                    if payload is None and stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
+                        at = stop + 2
+                        continue
+                    self._left = size
+                    at = line.end()
+                elif (last := _LAST_CHUNK.match(data, at)) is not None:
+                    self.done = True
+                    at = last.end()
+                elif _PARTIAL.fullmatch(data, at):
+                    break
+                elif payload is None:
+                    self.consumed = at
+                    raise Irregular
+                else:
+                    after = self._irregular_line(data, at)
+                    if after < 0:
+                        break
+                    at = after
+        return at
+
+    def _irregular_line(self, data: bytes, at: int) -> int:
+        line = _ANY_SIZE_LINE.match(data, at)
+        if line is None:
+            if data.find(b"\n", at, at + _MAX_LINE_BYTES) >= 0 or len(data) - at > _MAX_LINE_BYTES:
+                raise Malformed("chunk size")
+            return -1
+        if line.end() - at > _MAX_LINE_BYTES:
+            raise Malformed("chunk extension")
+        self._left = int(line[1], 16)
+        self._in_trailers = not self._left
+        return line.end()
+
+    def _trailer(self, data: bytes, at: int) -> int:
+        line_end = data.find(b"\r\n", at)
+        if line_end < 0:
+            if len(data) - at > _MAX_LINE_BYTES:
+                raise Malformed("trailer")
+            return -1
+        self._trailer_bytes += line_end - at
+        if line_end == at:
+            self.done = True
+        elif self._trailer_bytes > _MAX_TRAILER_BYTES or not _FIELD.fullmatch(data, at, line_end):
+            raise Malformed("trailer")
+        return line_end + 2
+
+
+class Receiver:
+    """Who a connection's bytes are for, between `lend` and `free`."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def connection_lost(self, eof: bool) -> None:
+        """Hear that the connection ended; `eof` when the upstream closed it in order."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
+
+    __slots__ = ("_free_since", "_idle_s", "_pool", "_receive", "_receiver", "closed", "eof", "transport", "uses")
+
+    def __init__(self, pool: "ConnectionPool") -> None:
+        self._pool = pool
+        self._receive: Callable[[bytes], None] | None = None
+        self._receiver: Receiver | None = None
+        self._free_since = 0.0
+        self._idle_s = DEFAULT_IDLE_S
+        self.uses = 0
+        self.closed = False
+        self.eof = False
+        self.transport: asyncio.Transport | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "active" if self._receiver else "idle"
+        return f"<UpstreamConnection {self._pool.url.authority} {state}, {self.uses} uses>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def lend(self, receiver: Receiver) -> asyncio.Transport:
+        """Give the connection to one request; its bytes go to `receiver` from now on."""
+        assert self.transport is not None
+        self.uses += 1
+        self._receiver = receiver
+        self._receive = receiver.data_received
+        return self.transport
+
+    def redirect(self, receive: Callable[[bytes], None]) -> None:
+        """Let the receiver take its bytes with another of its methods."""
+        self._receive = receive
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the bytes on; an idle connection has nothing to say and is closed (RFC 9112 section 9.2)."""
+        receive = self._receive
+        if receive is None:
+            self.abort()
+        else:
+            receive(data)
+
+    def eof_received(self) -> bool:
+        """Note the upstream's end; the transport then closes itself."""
+        self.eof = True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave the pool and tell the request."""
+        self.closed = True
+        self._pool.lost(self)
+        receiver, self._receiver, self._receive = self._receiver, None, None
+        if receiver is not None:
+            receiver.connection_lost(self.eof and exc is None)
+
+    def free(self, idle_s: float) -> None:
+        """Give the connection back to its pool, where it may be idle for `idle_s`."""
+        self._receiver = self._receive = None
+        self._idle_s = idle_s
+        self._free_since = self._pool.loop.time()
+        self._pool.keep(self)
+
+    def is_fresh(self, now: float) -> bool:
+        """Say whether the upstream is unlikely to have closed it."""
+        return not self.closed and not self.eof and now - self._free_since < self._idle_s
+
+    def abort(self) -> None:
+        """Close at once, without a further word to anybody."""
+        self._receiver = self._receive = None
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class ConnectionPool:
+    """The idle connections to one address, newest first: the least likely to have been closed by the upstream."""
+
+    _SWEEP_S: Final = 1.0
+
+    def __init__(self, url: Url, tls: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
+        self.url = url
+        self.loop = loop
+        self._tls = tls
+        self._idle: dict[UpstreamConnection, None] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<ConnectionPool {self.url.authority} {len(self._idle)} idle>"
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> UpstreamConnection | None:
+        """Return an idle connection, or None."""
+        now = self.loop.time()
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.is_fresh(now):
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, timeout_s: float) -> UpstreamConnection:
+        """Return a new connection; raises `ConnectFailed`, from which nothing of the address can be read."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise ConnectFailed("The model's server did not accept a connection in time.") from None
+        except ssl.SSLError:
+            raise ConnectFailed("The model's server could not be reached securely.") from None
+        except (OSError, UnicodeError):
+            raise ConnectFailed("The model's server is not reachable right now.") from None
+        return connection
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Take a connection back."""
+        if connection.closed or self._closed:
+            connection.abort()
+            return
+        self._idle[connection] = None
+        if self._sweep is None:
+            self._sweep = self.loop.call_later(self._SWEEP_S, self._close_stale)
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """Forget a connection that ended."""
+        self._idle.pop(connection, None)
+
+    def _close_stale(self) -> None:
+        now = self.loop.time()
+        for connection in [each for each in self._idle if not each.is_fresh(now)]:
+            del self._idle[connection]
+            connection.abort()
+        self._sweep = self.loop.call_later(self._SWEEP_S, self._close_stale) if self._idle else None
+
+    def close(self) -> None:
+        """Close the idle connections, and each lent one when it comes back."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        while self._idle:
+            self._idle.popitem()[0].abort()
+
+
+def request_head(target: str, authority: str, headers: list[tuple[str, str]]) -> bytes:
+    """Return the constant part of a request's head: everything but what differs from request to request."""
+    lines = [f"POST {target} HTTP/1.1", f"Host: {authority}", *(f"{name}: {value}" for name, value in headers)]
+    return ("\r\n".join(lines) + "\r\n").encode("ascii")
