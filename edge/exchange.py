@@ -1,7 +1,7 @@
 """The facts of one request with its response, each set once, by the proxy.
 
 No dict of extras and no context variables: whoever wants to know something of a request finds it here by name.
-Times are seconds of the loop's monotonic clock, except `started_at`, which is Unix time.
+Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds), except `started_at`: Unix time.
 """
 
 import enum

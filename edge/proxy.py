@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -116,7 +116,6 @@ class Proxy:
         memory: BodyMemory,
         metrics: Metrics,
         access_log: AccessLog,
-        clock: Callable[[], float],
     ) -> None:
         self.generation = generation
         self.draining = False
@@ -127,12 +126,11 @@ class Proxy:
         self._memory = memory
         self._metrics = metrics
         self._access_log = access_log
-        self._clock = clock
 
     async def handle(self, request: Request) -> Reply:
         """Answer one request."""
         message = request.message
-        exchange = Exchange(request_id_of(request), message.method, time.time(), self._clock())
+        exchange = Exchange(request_id_of(request), message.method, time.time(), time.monotonic())
         keep_alive = not (message.should_close or self.draining or message.version < (1, 1))
         self.in_flight += 1
         try:
@@ -161,7 +159,7 @@ class Proxy:
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
-        exchange.finished = self._clock()
+        exchange.finished = time.monotonic()
         exchange.end = exchange.end or End.INTERNAL_ERROR
         self._metrics.observe(exchange)
         self._access_log.write(log_line(exchange))
@@ -175,9 +173,9 @@ class Proxy:
             if method == "OPTIONS":
                 return _send(request, exchange, 204, b"", keep_alive, _PREFLIGHT)
             if operation is not None or (path not in _MODELS and not path.startswith(("/v1/models/", "/models/"))):
-                raise _wrong_path(path, method, host, operation is not None)
+                raise _wrong_path(request, path, host, operation is not None)
             if method not in ("GET", "HEAD"):
-                raise _wrong_path(path, method, host, True)
+                raise _wrong_path(request, path, host, True)
         caller = await self._authenticate(request, exchange)
         table = _routes_of(generation, request, host)
         if operation is None:
@@ -441,11 +439,16 @@ def _is_trusted(address: str, server: ServerConfig) -> bool:
     return any(ip in network for network in server.trusted_proxies)
 
 
-def _wrong_path(path: str, method: str, host: str, exists: bool) -> EdgeError:
+def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeError:
     if exists:
         allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
-        return MethodNotAllowed(f"{method} is not possible here, use {allowed}", headers=(("Allow", allowed),))
-    base = f"https://{host or 'chat.d.run'}"
+        return MethodNotAllowed(
+            f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
+        )
+    if _is_loopback(host):
+        base = f"http://{request.headers.get(hdrs.HOST, host)}"
+    else:
+        base = f"https://{host or 'chat.d.run'}"
     return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 

@@ -11,6 +11,7 @@ an error that opens a stream can still become a status, and another endpoint can
 import asyncio
 import enum
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -282,7 +283,8 @@ class Relay(Receiver):
         self._body.release()
         exchange.phase = Phase.STREAM
         exchange.status = head.status
-        exchange.first_byte = self._last_read = self._loop.time()
+        exchange.first_byte = time.monotonic()
+        self._last_read = self._loop.time()
         framing = head.framing
         if self._old_client and not isinstance(framing, Length | NoBody):
             self.keep_alive = False

@@ -201,7 +201,6 @@ class Server:
             self.memory,
             self.metrics,
             self._access_log,
-            self._loop.time,
         )
         self.clients = ClientServer(
             self.proxy.handle,

@@ -10,7 +10,7 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from edge.config import Url
 from edge.errors import ConnectFailed
@@ -303,8 +303,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def lend(self, receiver: Receiver) -> asyncio.Transport:
         """Give the connection to one request; its bytes go to `receiver` from now on."""
