@@ -1,8 +1,8 @@
 """The client's side of a connection: aiohttp's parser and life cycle, our bytes.
 
-aiohttp parses the request and runs one handler after another on a connection. Everything that goes out is written raw
-to the transport, so aiohttp never builds a response: handlers return `KEEP` or `CLOSE`. What aiohttp 3.14 gets wrong
-for an edge is put right here, each with its reason; the pinned version is asserted by tests.
+aiohttp accepts, parses, bounds pipelining and notices departure. Everything that goes out is written raw to the
+transport, so no response object is ever built: a handler returns whether another request may follow. What aiohttp 3.14
+gets wrong for an edge is put right here, each with its reason; it rides on internals, so the version is pinned.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 
 from aiohttp import StreamReader, hdrs, web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
@@ -67,46 +66,16 @@ class Answering(Protocol):
         """Hear that the client left."""
 
 
-class Reply(web.StreamResponse):
-    """Tells aiohttp that the answer is on the wire, and whether another request may follow."""
-
-    def __init__(self, keep_alive: bool) -> None:
-        super().__init__()
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: object) -> None:
-        """Do nothing: the head was sent."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: the body was sent."""
-
-
-KEEP: Final = Reply(keep_alive=True)
-CLOSE: Final = Reply(keep_alive=False)
-
-
 class Request:
-    """One request as the parser gave it; takes the place of aiohttp's `BaseRequest`, which costs 5 us more."""
+    """One request as the parser gave it."""
 
-    __slots__ = ("_task", "connection", "headers", "message", "payload")
+    __slots__ = ("connection", "headers", "message", "payload")
 
-    def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        connection: "RequestHandler",
-        writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
-    ) -> None:
-        assert isinstance(connection, ClientConnection)
+    def __init__(self, message: RawRequestMessage, payload: StreamReader, connection: "ClientConnection") -> None:
         self.message = message
         self.headers: CIMultiDictProxy[str] = message.headers
         self.payload = payload
         self.connection = connection
-        self._task = task
-
-    def _finish(self) -> None:
-        """Have nothing to release; called by aiohttp."""
 
     def _cancel(self, error: BaseException) -> None:
         """Fail the body's reader; called by aiohttp when the connection is lost."""
@@ -121,6 +90,7 @@ class ClientConnection(RequestHandler):
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self._answering: Answering | None = None
         self._header_timer: asyncio.TimerHandle | None = None
 
@@ -208,10 +178,9 @@ class ClientConnection(RequestHandler):
         if self._messages:
             self._stop_header_timer()
             request = self._current_request
-            if request is not None and not isinstance(self._messages[-1][0], RawRequestMessage):
-                payload: StreamReader = request.payload  # type: ignore[attr-defined]  # ours, made by our factory
-                if not payload.is_eof():
-                    payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
+            broken = not isinstance(self._messages[-1][0], RawRequestMessage)
+            if broken and request is not None and not request.payload.is_eof():
+                request.payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
         elif self._waiter is not None and self._header_timer is None and not self._force_close:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
@@ -230,6 +199,64 @@ class ClientConnection(RequestHandler):
         self.send(error_response(error, request_id="", keep_alive=False))
         self.force_close()
 
+    async def start(self) -> None:
+        """Answer one request after another.
+
+        Takes the place of aiohttp's loop, which makes a task, a writer and a response for each request and so costs
+        a third more; what it does about lingering and keep-alive is done here the same way.
+        """
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = self._messages.popleft()
+                self._message_taken()
+                if isinstance(message, RawRequestMessage):
+                    request = self._current_request = Request(message, payload, self)
+                    try:
+                        keep_alive = await self._server.handle(request)
+                    finally:
+                        self._current_request = None
+                else:
+                    self._refuse_malformed(message.exc)
+                    keep_alive = False
+                if not payload.is_eof():
+                    await self._linger(payload)
+                if not keep_alive or self._upgraded or not payload.is_eof():
+                    break
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = self._loop.call_at(
+                        self._next_keepalive_close_time, self._process_keepalive
+                    )
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    def _message_taken(self) -> None:
+        """Make room for one more pipelined request."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read what an early answer left unread, so that the client reads the answer and not a reset."""
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while not payload.is_eof():
+                    await payload.readany()
+        except (TimeoutError, EdgeError, RequestPayloadError):
+            pass
+
     def _process_keepalive(self) -> None:
         """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever."""
         transport = self.transport
@@ -237,19 +264,10 @@ class ClientConnection(RequestHandler):
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
 
-    def handle_error(
-        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
+    def _refuse_malformed(self, cause: BaseException) -> None:
         """Answer a request that the parser refused; neither the log nor the answer quotes the input, keys included."""
-        error = _parser_error(exc)
-        self._server.parser_errors += 1
-        self.send(error_response(error, request_id=self._server.new_request_id(), keep_alive=False))
-        return CLOSE
-
-    def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Log that aiohttp had an unexpected failure, without its traceback, which quotes the input."""
-        error = kwargs.get("exc_info")
-        self.logger.error("connection failed: %s", type(error).__name__)
+        self._server.malformed_requests += 1
+        self.send(error_response(_parser_error(cause), request_id=self._server.new_request_id(), keep_alive=False))
 
 
 def _parser_error(error: BaseException | None) -> EdgeError:
@@ -262,23 +280,26 @@ def _parser_error(error: BaseException | None) -> EdgeError:
     return InvalidRequest("the request is not valid HTTP/1.1")
 
 
+async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
+    """Stand where aiohttp wants its own kind of handler; `ClientConnection.start` calls ours."""
+    raise NotImplementedError
+
+
 class ClientServer(web.Server):
-    """aiohttp's low-level server, building our connections; options that aiohttp ignores elsewhere go here."""
+    """aiohttp's low-level server, building our connections."""
 
     def __init__(
         self,
-        handler: Callable[[Request], Awaitable[Reply]],
+        handle: Callable[[Request], Awaitable[bool]],
         *,
         new_request_id: Callable[[], str],
         client_idle_timeout_s: float,
         header_timeout_s: float,
         max_connections: int,
     ) -> None:
-        super().__init__(
-            handler,  # type: ignore[arg-type]  # our Request is made by the factory below
-            request_factory=Request,  # type: ignore[arg-type]
-            handler_cancellation=True,  # a client that leaves frees its GPU slot, also before the first byte
-        )
+        # A client that leaves cancels its handler, also before the first byte: the GPU slot is what this saves.
+        super().__init__(_never_called, handler_cancellation=True)
+        self.handle = handle
         self._options: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": client_idle_timeout_s,
@@ -296,7 +317,7 @@ class ClientServer(web.Server):
         self._empty = asyncio.Event()
         self.accepted_connections = 0
         self.refused_connections = 0
-        self.parser_errors = 0
+        self.malformed_requests = 0
 
     def __call__(self) -> ClientConnection:
         """Make the protocol of one accepted connection."""

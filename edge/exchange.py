@@ -81,4 +81,3 @@ class Exchange:
     first_byte: float = 0.0
     finished: float = 0.0
     error: str = ""
-    ended_by: str = ""

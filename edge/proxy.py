@@ -23,12 +23,9 @@ import orjson
 from aiohttp import hdrs
 
 from edge.client import (
-    CLOSE,
-    KEEP,
     Body,
     BodyMemory,
     ClientConnection,
-    Reply,
     Request,
     check_length,
     error_response,
@@ -57,7 +54,7 @@ from edge.errors import (
 from edge.exchange import End, Exchange, Phase
 from edge.relay import Limits, Relay, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable
-from edge.telemetry import AccessLog, Metrics, log_line
+from edge.telemetry import AccessLog, Metrics
 from edge.upstream import Endpoint, Endpoints, Lease, Pool
 
 _log = logging.getLogger(__name__)
@@ -127,8 +124,8 @@ class Proxy:
         self._metrics = metrics
         self._access_log = access_log
 
-    async def handle(self, request: Request) -> Reply:
-        """Answer one request."""
+    async def handle(self, request: Request) -> bool:
+        """Answer one request; return whether another may follow on the connection."""
         message = request.message
         exchange = Exchange(request_id_of(request), message.method, time.time(), time.monotonic())
         keep_alive = not (message.should_close or self.draining or message.version < (1, 1))
@@ -162,9 +159,9 @@ class Proxy:
         exchange.finished = time.monotonic()
         exchange.end = exchange.end or End.INTERNAL_ERROR
         self._metrics.observe(exchange)
-        self._access_log.write(log_line(exchange))
+        self._access_log.write(exchange)
 
-    async def _answer(self, request: Request, exchange: Exchange, generation: Generation, keep_alive: bool) -> Reply:
+    async def _answer(self, request: Request, exchange: Exchange, generation: Generation, keep_alive: bool) -> bool:
         server = generation.config.server
         path, host = _target(request, exchange, server)
         operation = _OPERATIONS.get(path)
@@ -206,7 +203,7 @@ class Proxy:
             )
         finally:
             body.release()
-        return KEEP if keep_alive and not self.draining else CLOSE
+        return keep_alive and not self.draining
 
     async def _authenticate(self, request: Request, exchange: Exchange) -> Caller:
         key = credential_of(request.headers)
@@ -216,7 +213,7 @@ class Proxy:
 
     def _models(
         self, request: Request, exchange: Exchange, caller: Caller, table: HostTable, path: str, keep_alive: bool
-    ) -> Reply:
+    ) -> bool:
         """List the models this key may call on this host, or show one: any name that would route and is allowed."""
         exchange.phase = Phase.ROUTE
         created = int(self.generation.loaded_at)
@@ -321,7 +318,7 @@ def new_request_id() -> str:
 
 def _refuse(
     request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool, defect: Exception | None = None
-) -> Reply:
+) -> bool:
     """Turn a failure into HTTP: the one place. Nothing of the answer has gone out yet."""
     exchange.status = error.status
     exchange.error = error.error_code
@@ -337,7 +334,7 @@ def _refuse(
             error, request_id=exchange.request_id, keep_alive=keep_alive, with_body=exchange.method != "HEAD"
         )
     )
-    return KEEP if keep_alive else CLOSE
+    return keep_alive
 
 
 def _send(
@@ -347,7 +344,7 @@ def _send(
     body: bytes,
     keep_alive: bool,
     headers: tuple[tuple[str, str], ...] = (),
-) -> Reply:
+) -> bool:
     """Send an answer of the edge's own."""
     keep_alive = keep_alive and request.payload.is_eof()
     exchange.status = status
@@ -364,7 +361,7 @@ def _send(
             with_body=exchange.method != "HEAD",
         )
     )
-    return KEEP if keep_alive else CLOSE
+    return keep_alive
 
 
 # --- what the head of a request says

@@ -117,6 +117,33 @@ class _State(enum.Enum):
 class Relay(Receiver):
     """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
 
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_client",
+        "_connection",
+        "_done",
+        "_error_bytes",
+        "_event_stream",
+        "_exchange",
+        "_framed",
+        "_head",
+        "_held",
+        "_last_read",
+        "_limits",
+        "_loop",
+        "_old_client",
+        "_paused",
+        "_queued_bytes",
+        "_reused",
+        "_slow_checks",
+        "_slow_timer",
+        "_state",
+        "_tail",
+        "_transport",
+        "keep_alive",
+    )
+
     def __init__(
         self, exchange: Exchange, client: ClientConnection, limits: Limits, *, old_client: bool, keep_alive: bool
     ) -> None:
@@ -141,7 +168,7 @@ class Relay(Receiver):
         self._error_bytes: list[bytes] = []
         self._paused = False
         self._last_read = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._slow_timer: asyncio.TimerHandle | None = None
         self._slow_checks = 0
         self._queued_bytes = 0
 
@@ -157,10 +184,9 @@ class Relay(Receiver):
         self._body = body
         self._reused = connection.uses > 0
         transport = self._transport = connection.lend(self)
-        now = self._last_read = self._loop.time()
+        connection.expect_by(self._loop.time() + self._limits.first_byte_timeout_s)
         self._exchange.phase = Phase.WAIT
         self._client.attach(self)
-        self._timer = self._loop.call_at(now + self._limits.first_byte_timeout_s, self._watch)
         try:
             if len(body.sent) < _JOIN_BYTES:
                 transport.write(head + body.sent)
@@ -169,7 +195,8 @@ class Relay(Receiver):
             await self._done
         finally:
             self._client.attach(None)
-            self._timer.cancel()
+            if self._slow_timer is not None:
+                self._slow_timer.cancel()
             self._drop_connection()
 
     # --- what the upstream sends
@@ -290,16 +317,14 @@ class Relay(Receiver):
             self.keep_alive = False
         self._framed = isinstance(framing, UntilClose) or (self._old_client and framing.chunked)
         self._connection.redirect(self._framed_received if self._framed else self._verbatim_received)
-        if self._timer is not None:
-            self._timer.cancel()
         client_head = self._client_head(head)
         if self._framed:
             self._write(client_head)
             self._framed_received(data)
         else:
             self._verbatim_received(data, client_head)
-        if self._state is _State.PASSING:
-            self._schedule_watch()
+        if self._connection is not None:
+            self._connection.expect_by(self._last_read + self._limits.idle_timeout_s)
 
     def _client_head(self, head: ResponseHead) -> bytes:
         lines = [b"HTTP/1.1 %d OK" % head.status if head.status != 204 else b"HTTP/1.1 204 No Content"]
@@ -505,19 +530,19 @@ class Relay(Receiver):
             self._transport.pause_reading()
         if self._limits.min_client_rate_bytes_per_s:
             self._queued_bytes = self._unread_bytes()
-            self._schedule_watch()
+            self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
 
     def client_resumed(self) -> None:
         """Go on reading; an answer that waited for its client to read it is over."""
         self._paused = False
         self._last_read = self._loop.time()
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
         if self._connection is not None and self._transport is not None:
             self._transport.resume_reading()
         if self._state is _State.ENDED:
-            if not self._done.done():
-                self._done.set_result(None)
-        elif self._state is _State.PASSING:
-            self._schedule_watch()
+            self._settle()
 
     def client_gone(self) -> None:
         """Close the upstream in this same call: the GPU slot is what this saves."""
@@ -530,28 +555,21 @@ class Relay(Receiver):
         transport = self._client.transport
         return transport.get_write_buffer_size() if transport is not None else 0
 
-    # --- time: one lazy timer, never one per read
+    # --- time
 
-    def _schedule_watch(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._paused:
-            at = self._loop.time() + _SLOW_CLIENT_CHECK_S
-        else:
-            at = self._last_read + self._limits.idle_timeout_s
-        self._timer = self._loop.call_at(at, self._watch)
-
-    def _watch(self) -> None:
-        if self._paused:
-            self._watch_client()
-        elif self._state in (_State.WAITING, _State.FAILING):
+    def overdue(self) -> None:
+        """Hear that the first byte, or the next one, may be too late; while the client is full nothing is read."""
+        if self._state is not _State.PASSING:
             self._exchange.end = End.FIRST_BYTE_TIMEOUT
             self._fail(UpstreamTimeout("The model's server did not begin to answer in time."))
-        elif self._state is _State.PASSING:
-            if self._loop.time() - self._last_read >= self._limits.idle_timeout_s:
-                self._break(End.IDLE_TIMEOUT)
-            else:
-                self._schedule_watch()
+            return
+        now = self._loop.time()
+        if self._paused:
+            self._last_read = now
+        if now - self._last_read >= self._limits.idle_timeout_s:
+            self._break(End.IDLE_TIMEOUT)
+        elif self._connection is not None:
+            self._connection.expect_by(self._last_read + self._limits.idle_timeout_s)
 
     def _watch_client(self) -> None:
         """Cut a client that has read more slowly than the floor rate for half a minute."""
@@ -567,7 +585,7 @@ class Relay(Receiver):
             self._release(reusable=False)
             self._settle()
         else:
-            self._schedule_watch()
+            self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
 
 
 async def relay(

@@ -359,7 +359,7 @@ class Server:
         yield gauge("edge_client_connections", "Open connections of clients.", len(self.clients.clients))
         yield counter("edge_connections_accepted", "Connections accepted.", self.clients.accepted_connections)
         yield counter("edge_connections_refused", "Connections over max_connections.", self.clients.refused_connections)
-        yield counter("edge_malformed_requests", "Requests that are no HTTP.", self.clients.parser_errors)
+        yield counter("edge_malformed_requests", "Requests that are no HTTP.", self.clients.malformed_requests)
         yield gauge("edge_request_body_bytes", "Request bodies held now.", self.memory.used_bytes)
         yield counter("edge_key_cache_hits", "Keys found in the cache.", counts.hits)
         yield counter("edge_key_cache_negative_hits", "Keys known to be unknown.", counts.negative_hits)

@@ -24,6 +24,10 @@ _KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive hea
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+_CONTROLS = bytes(each for each in range(32) if each not in b"\t\r\n") + b"\x7f"
+_names: dict[bytes, bytes] = {}
+_MAX_NAMES: Final = 512
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _LAST_CHUNK = re.compile(rb"0{1,15}\r\n\r\n")
 _PARTIAL = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}\r|0{1,15}\r\n\r?")
@@ -53,32 +57,44 @@ def parse_head(block: bytes) -> ResponseHead:
     Raises: `Malformed`, also for what two recipients could frame differently (RFC 9112 section 6.3).
     """
     lines = block.split(b"\r\n")
+    ends = len(lines) - 1
+    if len(block.translate(None, _CONTROLS)) != len(block) or block.count(b"\r") != ends or block.count(b"\n") != ends:
+        raise Malformed("control character")
     status_line = _STATUS_LINE.fullmatch(lines[0])
     if status_line is None:
         raise Malformed("status line")
     headers: dict[bytes, bytes] = {}
     for line in lines[1:]:
-        field = _FIELD.fullmatch(line)
-        if field is None:
+        written, colon, value = line.partition(b":")
+        name = _names.get(written) or _field_name(written)
+        if not colon:
             raise Malformed("header line")
-        name, value = field[1].lower(), field[2].strip(b" \t")
+        value = value.strip(b" \t")
         if name in headers:
             if name in (b"content-length", b"transfer-encoding"):
                 raise Malformed("framing header given twice")
-            headers[name] += b", " + value
-        else:
-            headers[name] = value
+            value = headers[name] + b", " + value
+        headers[name] = value
     minor_version, status = int(status_line[1]), int(status_line[2])
     framing = _framing(status, minor_version, headers)
-    connection = headers.get(b"connection", b"").lower()
-    if minor_version == 1:
-        keep_alive = not connection or b"close" not in connection
-    else:
-        keep_alive = b"keep-alive" in connection
+    keep_alive = minor_version == 1
+    if b"connection" in headers:
+        options = headers[b"connection"].lower()
+        keep_alive = b"close" not in options if keep_alive else b"keep-alive" in options
     idle_s = DEFAULT_IDLE_S
-    if promised := _KEEP_ALIVE_TIMEOUT.search(headers.get(b"keep-alive", b"")):
+    if b"keep-alive" in headers and (promised := _KEEP_ALIVE_TIMEOUT.search(headers[b"keep-alive"])):
         idle_s = min(int(promised[1]) * _KEEP_ALIVE_SHARE, _LONGEST_IDLE_S)
     return ResponseHead(status, minor_version, headers, framing, keep_alive, idle_s)
+
+
+def _field_name(written: bytes) -> bytes:
+    """Return a header's name in lower case; those that are seen are remembered, since servers send the same ones."""
+    if not _TOKEN.fullmatch(written):
+        raise Malformed("header name")
+    if len(_names) >= _MAX_NAMES:
+        _names.clear()
+    name = _names[written] = written.lower()
+    return name
 
 
 def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "Framing":
@@ -274,17 +290,35 @@ class Chunked(Framing):
 class Receiver:
     """Who a connection's bytes are for, between `lend` and `free`."""
 
+    __slots__ = ()
+
     def data_received(self, data: bytes) -> None:
         """Take bytes."""
 
     def connection_lost(self, eof: bool) -> None:
         """Hear that the connection ended; `eof` when the upstream closed it in order."""
 
+    def overdue(self) -> None:
+        """Hear that the time of `expect_by` has come."""
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
-    __slots__ = ("_free_since", "_idle_s", "_pool", "_receive", "_receiver", "closed", "eof", "transport", "uses")
+    __slots__ = (
+        "_deadline",
+        "_free_since",
+        "_idle_s",
+        "_pool",
+        "_receive",
+        "_receiver",
+        "_timer",
+        "_timer_at",
+        "closed",
+        "eof",
+        "transport",
+        "uses",
+    )
 
     def __init__(self, pool: "ConnectionPool") -> None:
         self._pool = pool
@@ -292,6 +326,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._free_since = 0.0
         self._idle_s = DEFAULT_IDLE_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._deadline = 0.0
         self.uses = 0
         self.closed = False
         self.eof = False
@@ -317,6 +354,29 @@ class UpstreamConnection(asyncio.Protocol):
         """Let the receiver take its bytes with another of its methods."""
         self._receive = receive
 
+    def expect_by(self, at: float) -> None:
+        """Tell the receiver at the loop's time `at` that it is overdue; a later call replaces an earlier one.
+
+        The timer is the connection's and lazy: setting and cancelling one costs 2 us, so neither a read nor a request
+        has one of its own; it fires early and is set again.
+        """
+        self._deadline = at
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._pool.loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._receiver is None:
+            return  # idle; the next request sets it
+        if self._pool.loop.time() < self._deadline:
+            self.expect_by(self._deadline)
+        else:
+            self._receiver.overdue()
+
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on; an idle connection has nothing to say and is closed (RFC 9112 section 9.2)."""
         receive = self._receive
@@ -333,6 +393,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the pool and tell the request."""
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._pool.lost(self)
         receiver, self._receiver, self._receive = self._receiver, None, None
         if receiver is not None:
