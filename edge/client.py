@@ -85,7 +85,7 @@ class Request:
 class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
-    __slots__ = ("_answering", "_header_timer", "_server")
+    __slots__ = ("_answering", "_head_bytes", "_header_timer", "_server")
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)
@@ -93,6 +93,7 @@ class ClientConnection(RequestHandler):
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self._answering: Answering | None = None
         self._header_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # received since the last whole head
 
     # --- what the proxy uses
 
@@ -168,21 +169,42 @@ class ClientConnection(RequestHandler):
         if self.transport is not None and self.transport.get_write_buffer_size():
             self.transport.abort()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Resume only what was paused: aiohttp's reader asks for it at the end of every body, at 4 us a request."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         """Parse; fail the body that is being read when its framing breaks; bound the time of a head.
 
         aiohttp's C parser forgets the body whose framing broke and queues its 400 behind the handler that waits for
         that body: the client would hang.
         """
+        self._head_bytes += len(data)
         super().data_received(data)
         if self._messages:
             self._stop_header_timer()
+            self._check_head_size()
             request = self._current_request
-            broken = not isinstance(self._messages[-1][0], RawRequestMessage)
+            broken = bool(self._messages) and not isinstance(self._messages[-1][0], RawRequestMessage)
             if broken and request is not None and not request.payload.is_eof():
                 request.payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
-        elif self._waiter is not None and self._header_timer is None and not self._force_close:
+        elif self._waiter is None or self._force_close:
+            self._head_bytes = 0  # the bytes of a body
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            self.refuse(HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes"))
+        elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
+
+    def _check_head_size(self) -> None:
+        """Refuse a head over the bound; one that came within so many bytes needs no counting."""
+        received, self._head_bytes = self._head_bytes, 0
+        message = self._messages[-1][0]
+        if received > MAX_HEAD_BYTES and isinstance(message, RawRequestMessage):
+            size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if size > MAX_HEAD_BYTES:
+                self._messages.clear()
+                self.refuse(HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes"))
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -196,7 +218,7 @@ class ClientConnection(RequestHandler):
 
     def refuse(self, error: EdgeError) -> None:
         """Answer outside of any request, and close."""
-        self.send(error_response(error, request_id="", keep_alive=False))
+        self.send(error_response(error, request_id=self._server.new_request_id(), keep_alive=False))
         self.force_close()
 
     async def start(self) -> None:

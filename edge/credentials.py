@@ -100,11 +100,12 @@ class Caller:
         if any(denied.fullmatch(model) for denied in self._deny):
             return None
         owner, slash, _ = model.partition("/")
-        owned = bool(slash) and owner.startswith("u-")
+        owned = owner.startswith("u-")
         if not self._allow:
-            return owner == self.principal.user if owned else bool(slash) and owner in ("public", self.principal.user)
+            return bool(slash) and owner in ("public", self.principal.user)
         for pattern, allowed in self._allow:
-            if allowed.fullmatch(model) and (not owned or pattern.partition("/")[0] == owner):
+            opens = not owned or owner in (self.principal.user, pattern.partition("/")[0])
+            if opens and allowed.fullmatch(model):
                 return True
         return False
 

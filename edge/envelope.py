@@ -6,6 +6,7 @@ object is written anew, each of its values still as the client's own bytes (RFC 
 """
 
 import re
+import secrets
 from dataclasses import dataclass
 from typing import Final
 
@@ -119,9 +120,7 @@ def _refuse_two_models(body: bytes, raw: bytes) -> None:
     Every spelling of the key, at any depth, gets a name of its own, so that one more decoding shows which of them
     stand at the top level; a plain decoding keeps only the last.
     """
-    prefix = b"model."
-    while prefix in body:
-        prefix += b"."
+    prefix = secrets.token_hex(8).encode()  # a guessed name, escaped, would take the place of a renamed one
     number = 0
 
     def rename(_: re.Match[bytes]) -> bytes:
@@ -145,9 +144,12 @@ def _refuse_two_models(body: bytes, raw: bytes) -> None:
 # --- multipart/form-data (RFC 7578), for audio and image edits -------------------------------------------------------
 
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-_DISPOSITION = re.compile(rb"content-disposition[ \t]*:[ \t]*form-data[ \t]*(;.*)", re.IGNORECASE)
-_NAME = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
-_FILENAME = re.compile(rb";[ \t]*filename\*?[ \t]*=", re.IGNORECASE)
+_DISPOSITION = re.compile(
+    rb'form-data(?:[ \t]*;[ \t]*[!#$%&\'+^_`|~0-9A-Za-z.-]+\*?=(?:"[^"]*"|[^\s;"]*))*[ \t]*', re.IGNORECASE
+)
+_NAME = re.compile(rb';[ \t]*name=(?:"([^"]*)"|([^\s;"]*))', re.IGNORECASE)
+_AMBIGUOUS_NAME = re.compile(rb";[ \t]*name\*", re.IGNORECASE)
+_FILENAME = re.compile(rb";[ \t]*filename\*?=", re.IGNORECASE)
 _MAX_PARTS: Final = 1000
 
 
@@ -199,7 +201,7 @@ def _fields(body: bytes, content_type: str) -> list[tuple[bytes, int, int]]:
         part_end = body.find(b"\r\n" + delimiter, at)
         if not body.startswith(b"\r\n", at) or head_end < 0 or not head_end <= part_end:
             raise malformed
-        name = _field_name(body[at:head_end])
+        name = _field_name(body[at + 2 : head_end])
         if name in (b"model", b"stream"):
             fields.append((name, min(head_end + 4, part_end), part_end))
         at = part_end + 2 + len(delimiter)
@@ -207,12 +209,17 @@ def _fields(body: bytes, content_type: str) -> list[tuple[bytes, int, int]]:
 
 
 def _field_name(head: bytes) -> bytes | None:
-    """Return the name of a part that is no file."""
+    """Return the name of a part, None for a file; refuse what two parsers could read as different names."""
+    dispositions = []
     for line in head.split(b"\r\n"):
-        disposition = _DISPOSITION.fullmatch(line)
-        if disposition is None or _FILENAME.search(disposition[1]):
-            continue
-        name = _NAME.search(disposition[1])
-        if name is not None:
-            return name[1] if name[1] is not None else name[2]
-    return None
+        name, colon, value = line.partition(b":")
+        if not colon or name != name.strip() or not name:
+            raise InvalidRequest("a part of the form has a malformed header")
+        if name.lower() == b"content-disposition":
+            dispositions.append(value.strip())
+    if len(dispositions) != 1 or not _DISPOSITION.fullmatch(dispositions[0]):
+        raise InvalidRequest("each part of the form needs one header: Content-Disposition: form-data; name=...")
+    names = _NAME.findall(dispositions[0])
+    if len(names) != 1 or _AMBIGUOUS_NAME.search(dispositions[0]) or b"\\" in names[0][0]:
+        raise InvalidRequest("a part of the form has an ambiguous name")
+    return None if _FILENAME.search(dispositions[0]) else names[0][0] or names[0][1]

@@ -275,7 +275,7 @@ def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeErr
 
 def _pause_s(retry_after: bytes) -> int:
     """Return whole seconds from 1 to 60: SDKs sleep what they are told, and litellm parses with `int()`."""
-    return min(max(int(retry_after), 1), 60) if retry_after.isdigit() and len(retry_after) < 6 else 1
+    return min(max(int(retry_after[:6]), 1), 60) if retry_after.isdigit() else 1
 
 
 def _said(body: bytes) -> tuple[str, str | None, str | None]:

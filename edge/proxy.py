@@ -116,6 +116,7 @@ class Proxy:
     ) -> None:
         self.generation = generation
         self.draining = False
+        self.cutting = False  # the drain is over: who is cut now did not leave by itself
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._authenticator = authenticator
@@ -128,22 +129,24 @@ class Proxy:
         """Answer one request; return whether another may follow on the connection."""
         message = request.message
         exchange = Exchange(request_id_of(request), message.method, time.time(), time.monotonic())
-        keep_alive = not (message.should_close or self.draining or message.version < (1, 1))
+        # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
+        tunnel = message.upgrade or message.method == "CONNECT"
+        keep_alive = not (message.should_close or tunnel or self.draining or message.version < (1, 1))
         self.in_flight += 1
         try:
-            return await self._answer(request, exchange, self.generation, keep_alive)
+            keep_alive = await self._answer(request, exchange, self.generation, keep_alive)
         except EdgeError as error:
-            return _refuse(request, exchange, error, keep_alive)
+            keep_alive = _refuse(request, exchange, error, keep_alive)
         except asyncio.CancelledError:
-            exchange.end = exchange.end or End.CLIENT_GONE
+            exchange.end = exchange.end or (End.DRAINED if self.cutting else End.CLIENT_GONE)
             raise
-        except Exception as error:  # a defect: the caller gets a clean 500, the log the place
+        except Exception:  # a defect: the caller gets a clean 500, the log the place
             _log.exception("request %s failed", exchange.request_id)
-            return _refuse(
-                request, exchange, InternalError("The edge failed to handle this request."), keep_alive, error
-            )
+            defect = InternalError("The edge failed to handle this request.")
+            keep_alive = _refuse(request, exchange, defect, keep_alive)
         finally:
             self._close(exchange)
+        return keep_alive and not self.draining
 
     async def wait_idle(self) -> None:
         """Wait until no request is being answered."""
@@ -203,7 +206,7 @@ class Proxy:
             )
         finally:
             body.release()
-        return keep_alive and not self.draining
+        return keep_alive
 
     async def _authenticate(self, request: Request, exchange: Exchange) -> Caller:
         key = credential_of(request.headers)
@@ -316,17 +319,17 @@ def new_request_id() -> str:
     return f"req_{random.getrandbits(96):024x}"
 
 
-def _refuse(
-    request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool, defect: Exception | None = None
-) -> bool:
-    """Turn a failure into HTTP: the one place. Nothing of the answer has gone out yet."""
-    exchange.status = error.status
+def _refuse(request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool) -> bool:
+    """Turn a failure into HTTP: the one place."""
     exchange.error = error.error_code
-    if exchange.end is None:
-        if defect is not None:
-            exchange.end = End.INTERNAL_ERROR
-        else:
-            exchange.end = End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED
+    if isinstance(error, InternalError):
+        exchange.end = End.INTERNAL_ERROR
+        if exchange.phase is Phase.STREAM:  # a second answer would run into the first one's body
+            request.connection.abort()
+            return False
+    elif exchange.end is None:
+        exchange.end = End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED
+    exchange.status = error.status
     # A body that was not read would be taken for the next request, so such a connection ends; aiohttp lingers first.
     keep_alive = keep_alive and request.payload.is_eof() and request.payload.exception() is None
     request.connection.send(

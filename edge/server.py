@@ -99,6 +99,8 @@ class Reloader:
                 pools[name] = Pool(pool, [self._endpoints.member(each.url, pool.ca_file) for each in pool.endpoints])
             except OSError as error:
                 raise StartError(f"pools.{name}.ca_file: cannot be used as PEM certificates ({error})") from None
+        if config.server.tls is not None:
+            _listener_tls(config.server.tls)
         return Generation(number, config, RouteTable(config.routes), pools, time.time())
 
     async def changed(self, current: Generation) -> None:
@@ -289,11 +291,7 @@ class Server:
         self.memory.limit_bytes = server.body_memory_bytes
         self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, server.max_connections)
         if self._tls is not None and server.tls is not None:
-            try:
-                self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)
-            except (OSError, ssl.SSLError) as error:
-                self.health.reload_failed = f"server.tls: {error}"
-                _log.error("server.tls: the new certificate cannot be used, the old one goes on: %s", error)
+            self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)  # proved when it was built
 
     # --- the end
 
@@ -317,6 +315,7 @@ class Server:
         try:
             await asyncio.wait_for(self.clients.wait_empty(), _CUT_GRACE_S)
         except TimeoutError:
+            self.proxy.cutting = True
             for client in list(self.clients.clients):
                 client.abort()
             await self.clients.wait_empty()

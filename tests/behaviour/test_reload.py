@@ -1,0 +1,320 @@
+"""routes.toml changes while the edge runs: the good takes effect, the bad changes nothing, nobody is interrupted."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import trustme
+from prometheus_client.parser import text_string_to_metric_families
+
+from edge.simulator import Behaviour, Simulator
+from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
+
+PATIENCE_S = 20
+NEW = '\n[routes."public/new"]\npool = "r1"\n'
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds that says nothing when it changes."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def reload(edge: Edge, text: str | None = None) -> None:
+    """Write the file if there is a text, let the edge read it, and wait until it has."""
+    if text is not None:
+        edge.config_path.write_text(text)
+    reloader = edge.server._reloader
+    before = (edge.server.generation.number, reloader.failures)
+    edge.server.reload()
+    await until(lambda: (edge.server.generation.number, reloader.failures) != before)
+
+
+async def status_of(edge: Edge, model: str, **kwargs: str) -> int:
+    return (await edge.ask({"model": model, "messages": []}, **kwargs))[0]
+
+
+async def metric(edge: Edge, name: str) -> float:
+    families = text_string_to_metric_families((await edge.server.metrics.render()).decode())
+    [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
+    return value
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the file ten times a second, so that nobody waits for a second."""
+    monkeypatch.setattr("edge.server._LOOK_INTERVAL_S", 0.1)
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Simulator]:
+    """A second model server."""
+    running = Simulator(Behaviour())
+    await running.start()
+    yield running
+    await running.close()
+
+
+def replaced(path: Path, text: str) -> None:
+    """Replace as most editors do: another file takes the name."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def in_place(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def swapped(path: Path, text: str) -> None:
+    """Replace as a ConfigMap does: the name is a link into `..data`, itself a link, and that one is swapped."""
+    directory = path.parent / f"..{len(os.listdir(path.parent))}"
+    directory.mkdir()
+    (directory / path.name).write_text(text)
+    link = path.parent / "..new"
+    link.symlink_to(directory.name)
+    link.rename(path.parent / "..data")
+    if not path.is_symlink():
+        path.unlink()
+        path.symlink_to(f"..data/{path.name}")
+
+
+@pytest.mark.parametrize("write", [replaced, in_place, swapped])
+async def test_changed_file_applies_by_itself(edge: Edge, write: Callable[[Path, str], None]) -> None:
+    """However it is changed, twice in a row: looked at through every link."""
+    text = edge.config_path.read_text()
+    assert await status_of(edge, "public/new") == 404
+    write(edge.config_path, text + NEW)
+    await until(lambda: edge.server.generation.number == 2)
+    assert await status_of(edge, "public/new") == 200
+    write(edge.config_path, text)
+    await until(lambda: edge.server.generation.number == 3)
+    assert await status_of(edge, "public/new") == 404
+
+
+async def test_sighup_applies_at_once(edge: Edge) -> None:
+    edge.config_path.write_text(edge.config_path.read_text() + NEW)
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: edge.server.generation.number >= 2)
+    assert await status_of(edge, "public/new") == 200
+
+
+async def test_file_that_a_secret_names_applies_by_itself(
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path
+) -> None:
+    """A secret is replaced without a change of routes.toml."""
+    secret = tmp_path / "key"
+    secret.write_text("one")
+    edge = await start_edge(
+        f'[pools.r1]\nendpoints = [{{ url = "{simulator.url}", api_key_file = "{secret}" }}]\n'
+        '[routes."public/a"]\npool = "r1"\n'
+    )
+    assert await status_of(edge, "public/a") == 200
+    replaced(secret, "two")
+    await until(lambda: edge.server.generation.number == 2)
+    assert await status_of(edge, "public/a") == 200
+    assert [dict(request.headers)["Authorization"] for request in simulator.requests] == ["Bearer one", "Bearer two"]
+
+
+async def test_log_names_what_changed(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    text = edge.config_path.read_text()
+    await reload(edge, text.replace('[routes."u-*"]', '[routes."u-1*"]') + NEW)
+    assert [record.getMessage() for record in caplog.records if "generation" in record.getMessage()] == [
+        "generation 2: +route u-1*, +route public/new, -route u-*"
+    ]
+
+
+BAD = {
+    "no TOML": lambda text: text + "\n[routes",
+    "unknown key": lambda text: text + '\n[routes."public/new"]\npool = "r1"\nhots = ["x"]\n',
+    "unknown pool": lambda text: text + '\n[routes."public/new"]\npool = "none"\n',
+    "no UTF-8": lambda text: text + "\n# \udcff\n",
+    "emptied": lambda text: "",
+    "blank": lambda text: "\n\n# nothing\n",
+    "no routes": lambda text: text[: text.index("[routes")],
+    "every route dropped": lambda text: text[: text.index("[routes")] + '[routes."public/other"]\npool = "r1"\n',
+    "listen": lambda text: text.replace('listen = "127.0.0.1:0"', 'listen = "127.0.0.1:1"') + NEW,
+    "admin": lambda text: text.replace('admin = "127.0.0.1:0"', 'admin = "127.0.0.1:1"') + NEW,
+    "store": lambda text: text.replace("sqlite:keys.db", "sqlite:other.db") + NEW,
+    "ca_file": lambda text: text + '\n[pools.x]\nendpoints = ["https://127.0.0.1:1"]\nca_file = "routes.toml"\n' + NEW,
+}  # fmt: skip
+NAMED = {"listen": "server.listen", "admin": "server.admin", "store": "keys.store", "ca_file": "ca_file"}
+
+
+@pytest.mark.parametrize("how", BAD)
+async def test_bad_file_changes_nothing_and_says_so_everywhere(
+    edge: Edge, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, on /readyz?verbose and in the gauge; the edge stays ready, and a good file ends it."""
+    text = edge.config_path.read_text()
+    edge.config_path.write_bytes(BAD[how](text).encode("utf-8", "surrogateescape"))
+    before = edge.server.generation
+    await reload(edge)
+    assert edge.server.generation is before
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    assert await status_of(edge, "public/new") == 404
+    health = edge.server.health
+    assert health.ready
+    assert "last reload: failed" in health.describe()
+    assert await metric(edge, "edge_config_last_reload_successful") == 0
+    [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    for shown in (health.describe(), message):
+        assert NAMED.get(how, "routes") in shown
+    await reload(edge, text + NEW)
+    assert await status_of(edge, "public/new") == 200
+    assert "last reload: ok" in health.describe()
+    assert await metric(edge, "edge_config_last_reload_successful") == 1
+
+
+async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge) -> None:
+    text = edge.config_path.read_text()
+    edge.config_path.unlink()
+    await until(lambda: edge.server.health.reload_failed)
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    edge.config_path.write_text(text + NEW)
+    await until(lambda: not edge.server.health.reload_failed)
+    assert await status_of(edge, "public/new") == 200
+
+
+async def test_bad_file_is_told_once_not_every_second(edge: Edge) -> None:
+    edge.config_path.write_text("[routes")
+    await until(lambda: edge.server._reloader.failures)
+    looks = 0
+    look = edge.server._reloader._look
+
+    def counted(watched: object) -> object:
+        nonlocal looks
+        looks += 1
+        return look(watched)  # type: ignore[arg-type]
+
+    edge.server._reloader._look = counted  # type: ignore[assignment,method-assign]
+    await until(lambda: looks >= 3)
+    assert edge.server._reloader.failures == 1
+
+
+async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: StartEdge, tmp_path: Path) -> None:
+    """A new certificate without its key changes neither the listener nor the routes."""
+    authority = trustme.CA()
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def issue() -> tuple[bytes, bytes]:
+        issued = authority.issue_cert("127.0.0.1")
+        return issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes()
+
+    for path, content in zip((certificate, key), issue(), strict=True):
+        path.write_bytes(content)
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", "http://127.0.0.1:1"),
+        server=f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n',
+    )
+    certificate.write_bytes(issue()[0])
+    text = edge.config_path.read_text()
+    edge.config_path.write_text(text + NEW)
+    edge.server.reload()
+    await until(lambda: edge.server.health.reload_failed)
+    assert edge.server.generation.number == 1
+    assert "server.tls" in edge.server.health.describe()
+
+
+# --- what runs while the file changes
+
+
+async def test_stream_that_began_before_many_reloads_is_byte_complete(
+    edge: Edge, simulator: Simulator, other: Simulator
+) -> None:
+    """A request keeps the generation it began with, even when its pool and its route are gone."""
+    body = {"model": "public/deepseek-r1", "stream": True, "seed": 7, "simulate": {"tokens": 60, "interval_ms": 10}}
+    _, _, expected = await edge.ask(body)
+    client = await edge.connect()
+    client.send(edge.request(body))
+    await simulator.wait_for(lambda: len(simulator.requests) == 2)
+    text = edge.config_path.read_text()
+    gone = text.replace("pools.r1]", "pools.r2]").replace('pool = "r1"', 'pool = "r2"')
+    for number in range(10):
+        await reload(edge, gone.replace(simulator.url, other.url) if number % 2 == 0 else text + NEW)
+    status, _, received = await client.response()
+    assert (status, received) == (200, expected)
+    assert edge.server.generation.number == 11
+    await edge.consistent()
+    assert [line["end"] for line in await edge.log()] == ["complete", "complete"]
+
+
+async def test_request_whose_body_comes_after_a_reload_keeps_its_generation(edge: Edge, simulator: Simulator) -> None:
+    client = await edge.connect()
+    request = edge.request({"model": "public/deepseek-r1", "messages": []})
+    client.send(request[:-5])
+    await until(lambda: edge.server.proxy.in_flight)
+    text = edge.config_path.read_text()
+    await reload(edge, text[: text.index("[pools")] + f'[routes."u-*"]\ninstance = "{simulator.url}"\n')
+    client.send(request[-5:])
+    assert (await client.response())[0] == 200
+    assert await status_of(edge, "public/deepseek-r1") == 404
+    await edge.consistent()
+
+
+async def test_idle_connections_survive_a_reload(edge: Edge, simulator: Simulator) -> None:
+    """The next request after a change pays no new connection."""
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    opened = simulator.connections
+    await reload(edge, edge.config_path.read_text() + NEW)
+    [endpoint] = [each for each in edge.server.endpoints.states() if each.is_used]
+    assert len(endpoint.connections) == 1
+    assert await status_of(edge, "public/new") == 200
+    assert simulator.connections == opened == 1
+    assert len(endpoint.connections) == 1
+
+
+async def test_connections_of_a_removed_pool_close_and_a_lent_one_when_it_is_done(
+    edge: Edge, simulator: Simulator, other: Simulator
+) -> None:
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    client = await edge.connect()
+    client.send(edge.request({"model": "public/deepseek-r1", "simulate": {"ttft_ms": 300}}))
+    await simulator.wait_for(lambda: len(simulator.requests) == 2)
+    text = edge.config_path.read_text()
+    head, _, tail = text.partition("[pools.r1]")
+    await reload(edge, head + "[pools.r1]" + tail.replace(simulator.url, other.url, 1))
+    assert (await client.response())[0] == 200
+    await simulator.wait_for(lambda: simulator.connections == 0)
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    assert len(other.requests) == 1
+    await edge.consistent()
+
+
+async def test_cached_keys_survive_a_reload(edge: Edge) -> None:
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    for _ in range(3):
+        await reload(edge, edge.config_path.read_text().replace("[keys]", '[keys]\ncache_ttl = "9s"', 1)
+                     if "cache_ttl" not in edge.config_path.read_text() else None)  # fmt: skip
+        assert await status_of(edge, "public/deepseek-r1") == 200
+    assert await metric(edge, "edge_key_lookups_total") == 1
+
+
+async def test_in_flight_counts_carry_over(edge: Edge, start_upstream: StartUpstream) -> None:
+    """Least-loaded must not begin at zero after every change of the file."""
+    release = asyncio.Event()
+
+    async def wait(connection: ScriptedConnection) -> None:
+        await release.wait()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    upstream = await start_upstream(wait)
+    text = edge.config_path.read_text()
+    text += f'\n[pools.slow]\nendpoints = ["{upstream.url}"]\n[routes."public/slow"]\npool = "slow"\n'
+    await reload(edge, text)
+    client = await edge.connect()
+    client.send(edge.request({"model": "public/slow"}))
+    await until(lambda: upstream.requests)
+    await reload(edge, text + NEW)
+    [member] = edge.server.generation.pools["slow"].members
+    assert member.endpoint.in_flight == 1
+    release.set()
+    assert (await client.response())[0] == 200
+    await edge.consistent()
+    assert member.endpoint.in_flight == 0

@@ -1,0 +1,607 @@
+"""Who calls: the key a request shows, what its owner may call, and the cache between requests and the store."""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from edge.config import KeysConfig
+from edge.credentials import Authenticator, Caller, KeyCache, credential_of, glob
+from edge.errors import (
+    EdgeError,
+    InvalidRequest,
+    KeyStoreUnavailable,
+    ModelNotFound,
+    OutOfQuota,
+    PermissionDenied,
+    Unauthenticated,
+)
+from edge.exchange import Principal
+from edge.keystores import Changes, hash_key, ignore_changes
+
+ME = "u-1100a15812cc"
+KEY = "sk-" + "k" * 45
+OTHER_KEY = "sk-" + "o" * 45
+
+
+# --- the key that a request shows
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", f"Bearer {KEY}")],
+        [("authorization", f"bearer {KEY}")],
+        [("Authorization", f"BEARER   {KEY}  ")],
+        [("api-key", KEY)],
+        [("X-API-Key", f" {KEY} ")],
+        [("Authorization", f"Bearer {KEY}"), ("api-key", KEY), ("x-api-key", KEY)],
+        [("Authorization", f"Bearer {KEY}"), ("Authorization", f"bearer {KEY}")],
+    ],
+)
+def test_key_is_found_in_every_place_where_clients_put_it(headers: list[tuple[str, str]]) -> None:
+    assert credential_of(CIMultiDict(headers)) == KEY
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("Authorization", "")],
+        [("Authorization", "Bearer")],
+        [("Authorization", "Bearer ")],
+        [("Authorization", KEY)],
+        [("Authorization", f"Basic {KEY}")],
+        [("Authorization", f"Bearer{KEY}")],
+        [("Authorization", "Bearer short")],
+        [("Authorization", "Bearer " + "k" * 513)],
+        [("Authorization", f"Bearer {KEY} {KEY}")],
+        [("Authorization", f"Bearer {KEY}\t1")],
+        [("Authorization", f"Bearer {KEY}ü")],
+        [("Authorization", f"Bearer {KEY}\udcff")],
+        [("Authorization", f"Bearer {KEY}\x00")],
+        [("Cookie", f"api-key={KEY}")],
+    ],
+)
+def test_no_key_or_a_malformed_one_is_401_with_a_challenge(headers: list[tuple[str, str]]) -> None:
+    """RFC 6750 section 3; RFC 9110 section 11.6.1: a 401 has WWW-Authenticate."""
+    with pytest.raises(Unauthenticated) as caught:
+        credential_of(CIMultiDict(headers))
+    assert dict(caught.value.headers)["WWW-Authenticate"].startswith("Bearer ")
+    assert KEY not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", f"Bearer {KEY}"), ("api-key", OTHER_KEY)],
+        [("api-key", KEY), ("x-api-key", OTHER_KEY)],
+        [("api-key", KEY), ("api-key", OTHER_KEY)],
+        [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {OTHER_KEY}")],
+    ],
+)
+def test_two_different_keys_are_400(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        credential_of(CIMultiDict(headers))
+    assert KEY not in caught.value.message
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=512))
+def test_any_visible_ascii_of_8_to_512_bytes_is_a_key(key: str) -> None:
+    assert credential_of(CIMultiDict({"Authorization": f"Bearer {key}"})) == key
+
+
+# --- what a key may call
+
+
+def caller(allow: tuple[str, ...] = (), deny: tuple[str, ...] = (), user: str = ME) -> Caller:
+    return Caller(Principal("key_1", user, allow=allow, deny=deny))
+
+
+OWN, OTHERS = f"{ME}/qwen2", "u-2200b/qwen2"
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "model", "verdict"),
+    [
+        # no allow: every public name and the user's own
+        ((), (), "public/deepseek-r1", True),
+        ((), (), "public/a/b", True),
+        ((), (), OWN, True),
+        ((), (), f"{ME}/a/b", True),
+        ((), (), OTHERS, False),
+        ((), (), "other/name", False),
+        ((), (), "public", False),
+        ((), (), "publicx/a", False),
+        ((), (), f"{ME}x/a", False),
+        ((), (), "u-2200b", False),
+        # allow replaces the default
+        (("public/deepseek-*",), (), "public/deepseek-r1", True),
+        (("public/deepseek-*",), (), "public/qwen", False),
+        (("public/*",), (), OWN, False),
+        (("public/a",), (), "public/a", True),
+        (("public/a",), (), "public/ab", False),
+        (("public/a",), (), "xpublic/a", False),
+        (("other/*",), (), "other/name", True),
+        (("public/*",), (), "public/a/b", False),
+        (("public/**",), (), "public/a/b", True),
+        (("**",), (), "public/a/b", True),
+        (("*",), (), "public/a", False),
+        (("*",), (), "plain", True),
+        (("*/*",), (), "public/a", True),
+        (("nothing", "public/a"), (), "public/a", True),
+        # an instance opens to its owner, or where the owner is written out
+        (("**",), (), OTHERS, False),
+        (("*/*",), (), OTHERS, False),
+        (("u-*/**",), (), OTHERS, False),
+        (("u-*/qwen2",), (), OTHERS, False),
+        (("u-2200*/qwen2",), (), OTHERS, False),
+        (("u-2200b*/qwen2",), (), OTHERS, False),
+        (("u-2200b**",), (), OTHERS, False),
+        (("u-2200b/*",), (), OTHERS, True),
+        (("u-2200b/**",), (), OTHERS, True),
+        (("u-2200b/qwen2",), (), OTHERS, True),
+        (("u-2200b/qwen3",), (), OTHERS, False),
+        (("**", "u-2200b/*"), (), OTHERS, True),
+        (("**",), (), "u-2200b", False),
+        (("*",), (), "u-2200b", False),
+        (("**",), (), OWN, True),
+        (("*/*",), (), OWN, True),
+        (("u-*/*",), (), OWN, True),
+        ((f"{ME}/*",), (), OWN, True),
+        ((f"{ME}/other",), (), OWN, False),
+        # deny wins
+        ((), ("public/deepseek-r1",), "public/deepseek-r1", None),
+        ((), ("public/deepseek-r1",), "public/deepseek-v3", True),
+        (("public/a",), ("public/a",), "public/a", None),
+        ((), (f"{ME}/*",), OWN, None),
+        ((), ("**",), OTHERS, None),
+        ((), ("*",), "public/a", True),
+        (("public/*",), ("**/secret",), "public/secret", None),
+    ],
+)
+def test_what_a_key_may_call(allow: tuple[str, ...], deny: tuple[str, ...], model: str, verdict: bool | None) -> None:
+    """True, False (looks like an unknown model), None for an explicit deny."""
+    who = caller(allow, deny)
+    assert who.may_call(model) is verdict
+    assert who.may_call(model) is verdict  # from what was remembered
+
+
+@given(
+    st.lists(st.text("u-ab*/", min_size=1, max_size=8).filter(lambda pattern: "***" not in pattern), max_size=4),
+    st.sampled_from(["u-b/a", "u-b/b", "u-b/a/b", "u-ab/a"]),
+)
+def test_no_pattern_opens_anothers_instance_without_naming_the_owner(patterns: list[str], model: str) -> None:
+    owner = model.partition("/")[0]
+    if caller(tuple(patterns), user="u-a").may_call(model):
+        assert any(pattern.partition("/")[0] == owner for pattern in patterns)
+
+
+def test_deny_is_403_and_everything_else_looks_like_an_unknown_model() -> None:
+    who = caller(deny=("public/a",))
+    who.check("public/b", "no such model")
+    with pytest.raises(PermissionDenied):
+        who.check("public/a", "no such model")
+    with pytest.raises(ModelNotFound, match="no such model"):
+        who.check(OTHERS, "no such model")
+
+
+def test_what_is_remembered_of_a_key_is_bounded() -> None:
+    who = caller()
+    for number in range(10_000):
+        assert who.may_call(f"public/m{number}")
+    assert len(who._verdicts) <= 256
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        ("*", ["", "a", "a.b"], ["a/b", "/"]),
+        ("**", ["", "a", "a/b", "/", "a\nb"], []),
+        ("a*c", ["ac", "abc"], ["a/c", "abcd"]),
+        ("a**c", ["ac", "a/b/c"], ["ab"]),
+        ("a/*/c", ["a/b/c", "a//c"], ["a/c", "a/b/b/c"]),
+        ("a.c", ["a.c"], ["abc"]),
+        ("a+(b|c)[d]$", ["a+(b|c)[d]$"], ["aab"]),
+        ("a", ["a"], ["A", "a ", "a\n", "ab", ""]),
+    ],
+)
+def test_glob(pattern: str, matching: list[str], other: list[str]) -> None:
+    """`*` stays within one level of a name, `**` crosses; nothing else has a meaning."""
+    assert [text for text in (*matching, *other) if glob(pattern).fullmatch(text)] == matching
+
+
+# --- the cache
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeStore:
+    """A key store that answers what `keys` says when its gate is open."""
+
+    def __init__(self) -> None:
+        self.changed: Callable[[Changes], None] = ignore_changes
+        self.keys: dict[bytes, Principal] = {}
+        self.asked: list[bytes] = []
+        self.down = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.before_answer: Callable[[], Awaitable[None] | None] = lambda: None
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def look_up(self, digest: bytes) -> Principal | None:
+        self.asked.append(digest)
+        down, answer = self.down, self.keys.get(digest)  # what the store knew when it was asked
+        await self.gate.wait()
+        if (waiting := self.before_answer()) is not None:
+            await waiting
+        if down:
+            raise KeyStoreUnavailable("down")
+        return answer
+
+    def put(self, key: str = KEY, **facts: Any) -> None:
+        self.keys[hash_key(key)] = Principal(**{"id": "key_1", "user": ME, **facts})
+
+    def drop(self, key: str = KEY) -> None:
+        self.keys.pop(hash_key(key), None)
+        self.changed(Changes(frozenset({hash_key(key)})))
+
+
+class Scene:
+    def __init__(self, **times: float) -> None:
+        self.store, self.clock, self.wall = FakeStore(), Clock(), Clock()
+        config = KeysConfig(Path("keys.db"), **{"cache_ttl_s": 10, "negative_ttl_s": 2, "stale_for_s": 600, **times})  # type: ignore[arg-type]
+        self.auth = Authenticator(config, self.store, self.clock, self.wall)
+        self.store.put()
+
+    async def ask(self, key: str = KEY) -> int:
+        """Return 200, or the status of the refusal."""
+        try:
+            found = await self.auth.authenticate(key)
+        except EdgeError as error:
+            return error.status
+        assert found.principal.user == ME
+        return 200
+
+    async def waiters(self, count: int) -> list["asyncio.Task[int]"]:
+        """Return requests that all wait for one look-up."""
+        self.store.gate.clear()
+        tasks = [asyncio.get_running_loop().create_task(self.ask()) for _ in range(count)]
+        while not self.store.asked:
+            await asyncio.sleep(0)
+        return tasks
+
+
+async def test_known_key_is_asked_of_the_store_once_until_it_is_old() -> None:
+    scene = Scene()
+    for _ in range(3):
+        assert await scene.ask() == 200
+    assert len(scene.store.asked) == 1
+    scene.clock.now += 10.1
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 2
+
+
+async def test_unknown_key_is_asked_of_the_store_once_until_it_is_old() -> None:
+    scene = Scene()
+    for _ in range(3):
+        assert await scene.ask(OTHER_KEY) == 401
+    assert len(scene.store.asked) == 1
+    scene.clock.now += 2.1
+    assert await scene.ask(OTHER_KEY) == 401
+    assert len(scene.store.asked) == 2
+
+
+async def test_only_the_digest_leaves_the_request() -> None:
+    """Neither the store nor the cache ever sees a key."""
+    scene = Scene()
+    await scene.ask()
+    await scene.ask(OTHER_KEY)
+    assert scene.store.asked == [hash_key(KEY), hash_key(OTHER_KEY)]
+    assert KEY not in repr(vars(scene.auth._known)) + repr(scene.auth._known._cache)
+
+
+async def test_a_thousand_requests_wait_for_one_look_up() -> None:
+    scene = Scene()
+    tasks = await scene.waiters(1000)
+    scene.store.gate.set()
+    assert await asyncio.gather(*tasks) == [200] * 1000
+    assert len(scene.store.asked) == 1
+    assert scene.auth._lookups == {}
+
+
+@pytest.mark.parametrize("leaving", [slice(0, 1), slice(1, 2), slice(0, 9)], ids=["first", "second", "all but one"])
+async def test_request_that_leaves_takes_nobody_with_it(leaving: slice) -> None:
+    scene = Scene()
+    tasks = await scene.waiters(10)
+    for task in tasks[leaving]:
+        task.cancel()
+    await asyncio.gather(*tasks[leaving], return_exceptions=True)
+    scene.store.gate.set()
+    stayed = [task for task in tasks if not task.cancelled()]
+    assert await asyncio.gather(*stayed) == [200] * len(stayed)
+    assert len(scene.store.asked) == 1
+
+
+async def test_look_up_that_everybody_left_is_still_kept_and_its_failure_is_nobodys() -> None:
+    """A failure without a listener must not be reported as an error that was never retrieved."""
+    scene = Scene()
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    for down in (False, True):
+        scene.store.down = down
+        scene.store.asked.clear()
+        scene.auth.forget(Changes(everything=True))
+        tasks = await scene.waiters(3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        scene.store.gate.set()
+        while scene.auth._lookups:
+            await asyncio.sleep(0)
+        assert len(scene.auth._known) == (0 if down else 1)
+    gc.collect()
+    assert unheard == []
+
+
+async def test_store_that_is_down_is_503_never_401_and_is_not_remembered() -> None:
+    scene = Scene()
+    scene.store.down = True
+    assert await scene.ask() == 503
+    assert await scene.ask(OTHER_KEY) == 503
+    scene.store.down = False
+    assert await scene.ask() == 200
+    assert await scene.ask(OTHER_KEY) == 401
+
+
+async def test_known_key_goes_on_while_the_store_is_down_for_so_long() -> None:
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.store.down = True
+    scene.clock.now += 10.1
+    assert await scene.ask() == 200
+    scene.clock.now += 599
+    assert await scene.ask() == 200
+    scene.clock.now += 2
+    assert await scene.ask() == 503
+    scene.store.down = False
+    assert await scene.ask() == 200
+
+
+async def test_key_that_expires_while_the_store_is_down_is_out() -> None:
+    scene = Scene()
+    scene.store.put(expires_at=scene.wall.now + 20)
+    assert await scene.ask() == 200
+    scene.store.down = True
+    scene.clock.now += 11
+    scene.wall.now += 11
+    assert await scene.ask() == 200
+    scene.wall.now += 20
+    assert await scene.ask() == 401
+
+
+async def test_unknown_key_is_503_while_the_store_is_down_even_if_it_was_unknown_before() -> None:
+    """What was unknown may have been created since; nobody can say."""
+    scene = Scene()
+    assert await scene.ask(OTHER_KEY) == 401
+    scene.store.down = True
+    scene.clock.now += 2.1
+    assert await scene.ask(OTHER_KEY) == 503
+
+
+async def test_no_stale_answer_after_a_revocation() -> None:
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.store.drop()
+    scene.store.down = True
+    assert await scene.ask() == 503
+
+
+async def test_revocation_while_the_store_is_asked_and_fails_leaves_no_stale_answer() -> None:
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    scene.store.down = True
+    scene.store.asked.clear()
+    [task] = await scene.waiters(1)
+    scene.store.drop()
+    scene.store.gate.set()
+    assert await task == 503
+
+
+@pytest.mark.parametrize("everything", [False, True])
+async def test_revocation_during_a_look_up_asks_again(everything: bool) -> None:
+    """An answer that began before a revocation arrived is neither kept nor believed; wherever between the two it is."""
+    for turns in range(8):
+        scene = Scene()
+        pending = turns
+
+        async def wait_then_revoke(scene: Scene = scene) -> None:
+            nonlocal pending
+            while pending > 0:
+                pending -= 1
+                await asyncio.sleep(0)
+            if scene.store.keys:
+                scene.store.keys.clear()
+                digests = frozenset() if everything else frozenset({hash_key(KEY)})
+                scene.store.changed(Changes(digests, everything))
+            await asyncio.sleep(0)
+
+        scene.store.before_answer = wait_then_revoke
+        tasks = await scene.waiters(5)
+        scene.store.gate.set()
+        assert await asyncio.gather(*tasks) == [401] * 5
+        assert len(scene.store.asked) == 2
+        assert len(scene.auth._known) == 0
+        assert await scene.ask() == 401
+
+
+@given(st.lists(st.sampled_from(["ask", "revoke", "create", "turn"]), min_size=4, max_size=30))
+def test_no_order_of_look_ups_and_changes_keeps_an_old_answer(steps: list[str]) -> None:
+    """Once a change has been reported and nothing is in flight, the cache says what the store says."""
+
+    async def play() -> None:
+        scene = Scene()
+
+        async def pause() -> None:
+            await asyncio.sleep(0)
+
+        scene.store.before_answer = pause
+        tasks = []
+        for step in steps:
+            match step:
+                case "ask":
+                    tasks.append(asyncio.get_running_loop().create_task(scene.ask()))
+                case "revoke":
+                    scene.store.drop()
+                case "create":
+                    scene.store.put()
+                    scene.store.changed(Changes(frozenset({hash_key(KEY)})))
+                case "turn":
+                    await asyncio.sleep(0)
+        assert set(await asyncio.gather(*tasks)) <= {200, 401}
+        assert await scene.ask() == (200 if scene.store.keys else 401)
+
+    asyncio.run(play())
+
+
+async def test_new_key_works_at_once_although_it_was_known_to_be_unknown() -> None:
+    scene = Scene()
+    assert await scene.ask(OTHER_KEY) == 401
+    scene.store.put(OTHER_KEY)
+    scene.store.changed(Changes(frozenset({hash_key(OTHER_KEY)})))
+    assert await scene.ask(OTHER_KEY) == 200
+
+
+async def test_change_forgets_only_what_it_names() -> None:
+    scene = Scene()
+    scene.store.put(OTHER_KEY)
+    assert [await scene.ask(), await scene.ask(OTHER_KEY)] == [200, 200]
+    scene.store.drop(OTHER_KEY)
+    assert [await scene.ask(), await scene.ask(OTHER_KEY)] == [200, 401]
+    assert len(scene.store.asked) == 3
+    scene.store.changed(Changes(everything=True))
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        ({"enabled": False}, 401),
+        ({"suspended": True}, 401),
+        ({"expires_at": 1000.0}, 401),
+        ({"expires_at": 999.0}, 401),
+        ({"expires_at": 1000.5}, 200),
+        ({"out_of_quota": True}, 402),
+        ({"out_of_quota": True, "enabled": False}, 401),
+        ({"out_of_quota": True, "expires_at": 1.0}, 401),
+        ({}, 200),
+    ],
+)
+async def test_state_of_a_key_is_judged_from_the_cache_too(facts: dict[str, Any], status: int) -> None:
+    scene = Scene()
+    scene.store.put(**facts)
+    assert [await scene.ask(), await scene.ask()] == [status, status]
+    assert len(scene.store.asked) == 1
+
+
+async def test_key_expires_while_it_is_cached() -> None:
+    scene = Scene()
+    scene.store.put(expires_at=scene.wall.now + 5)
+    assert await scene.ask() == 200
+    scene.wall.now += 5
+    assert await scene.ask() == 401
+
+
+async def test_bad_key_is_refused_without_a_look_up_when_it_comes_again() -> None:
+    scene = Scene()
+    assert await scene.ask(OTHER_KEY) == 401
+    with pytest.raises(Unauthenticated):
+        scene.auth.cached(OTHER_KEY)
+    assert scene.auth.counts.negative_hits == 1
+
+
+async def test_flood_of_bad_keys_neither_grows_the_cache_nor_drives_out_good_ones() -> None:
+    scene = Scene(cache_entries=50)
+    assert await scene.ask() == 200
+    for number in range(500):
+        assert await scene.ask(f"bad-key-{number}") == 401
+    assert len(scene.auth._unknown) == 50
+    asked = len(scene.store.asked)
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == asked
+
+
+async def test_flood_of_different_keys_at_once_is_bounded_and_is_no_401() -> None:
+    scene = Scene()
+    scene.store.gate.clear()
+    tasks = [asyncio.get_running_loop().create_task(scene.ask(f"bad-key-{number}")) for number in range(1500)]
+    while sum(task.done() for task in tasks) < 500:
+        await asyncio.sleep(0)
+    assert len(scene.store.asked) <= 1000
+    scene.store.gate.set()
+    statuses = await asyncio.gather(*tasks)
+    assert (statuses.count(401), statuses.count(503)) == (1000, 500)
+
+
+async def test_cache_evicts_by_insertion() -> None:
+    """The newest stay; a key that is put again is new again."""
+    cache = KeyCache(3)
+    entry: Any = object()
+    for digest in (b"a", b"b", b"c", b"a", b"d"):
+        cache.put(digest, entry)
+    assert [digest for digest in (b"a", b"b", b"c", b"d") if cache.peek(digest)] == [b"a", b"c", b"d"]
+    assert len(cache) == 3
+
+
+async def test_cache_sets_no_timer() -> None:
+    """One timer per key would be a hundred thousand; aiocache sets one where it is given a time to live."""
+    cache = KeyCache(10)
+    cache.put(b"a", object())  # type: ignore[arg-type]
+    assert cache._handlers == {}
+    assert cache.timeout == 0
+
+
+async def test_reload_changes_the_times_of_later_look_ups() -> None:
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.auth.reconfigure(replace(scene.auth._config, cache_ttl_s=1))
+    scene.clock.now += 5
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 1
+    scene.store.changed(Changes(everything=True))
+    assert await scene.ask() == 200
+    scene.clock.now += 1.1
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 3
+
+
+async def test_close_ends_the_look_ups_that_run() -> None:
+    scene = Scene()
+    tasks = await scene.waiters(2)
+    await scene.auth.close()
+    assert all(isinstance(each, BaseException) for each in await asyncio.gather(*tasks, return_exceptions=True))
+
+
+async def test_out_of_quota_and_unknown_are_told_apart() -> None:
+    scene = Scene()
+    scene.store.put(out_of_quota=True)
+    with pytest.raises(OutOfQuota):
+        await scene.auth.authenticate(KEY)

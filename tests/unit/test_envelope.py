@@ -1,0 +1,434 @@
+"""What a body asks for, and the splice: two parsers that read one body must come to the same model."""
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edge.envelope import MAX_MODEL_LENGTH, read_json, read_multipart, rewrite_json, rewrite_multipart
+from edge.errors import InvalidRequest, ModelNotFound
+
+MIB = 2**20
+
+
+@contextmanager
+def memory_below(limit_bytes: int) -> Iterator[None]:
+    """Assert that what runs inside allocates less than this at its peak."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit_bytes
+    finally:
+        tracemalloc.stop()
+
+
+# --- JSON: what is read
+
+
+@pytest.mark.parametrize(
+    ("body", "model", "stream"),
+    [
+        (b'{"model":"m"}', "m", False),
+        (b'{"model":"m","stream":true}', "m", True),
+        (b'{"stream":true,"messages":[{"role":"user","content":"x"}],"model":"m"}', "m", True),
+        (b'{"stream":null,"model":"m"}', "m", False),
+        (b' \t\r\n{ "model"\n:\t"m" , "stream" : false }\n', "m", False),
+        (b'{"mod\\u0065l":"m","stre\\u0061m":true}', "m", True),
+        (b'{"\\u006D\\u006f\\u0064\\u0065\\u006C":"m"}', "m", False),
+        (b'{"model":"a\\u002fb"}', "a/b", False),
+        ('{"model":"模型/ü"}'.encode(), "模型/ü", False),
+        (b'{"model":"\\ud83d\\ude00"}', "\N{GRINNING FACE}", False),
+        (b'{"metadata":{"model":"n"},"model":"m"}', "m", False),
+        (b'{"model":"m","metadata":{"model":"n","mod\\u0065l":"o"}}', "m", False),
+        (b'{"model":"m","tools":["model",{"x":"\\"model\\": \\"n\\""}]}', "m", False),
+        (b'{"model":"m","model":"m"}', "m", False),
+        (b'{"model":"m","mod\\u0065l":"\\u006d"}', "m", False),
+        (b'{"Model":"n","model":"m","MODEL":"o"}', "m", False),
+        (b'{"model":"m","x":{"model":1e400}}', "m", False),
+    ],
+)
+def test_model_and_stream_are_found_wherever_they_stand(body: bytes, model: str, stream: bool) -> None:
+    envelope = read_json(body)
+    assert (envelope.model, envelope.stream) == (model, stream)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"null", None),
+        (b"[]", None),
+        (b'"model"', None),
+        (b"{", None),
+        (b'{"model":"m"', None),
+        (b'{"model":"m"} x', None),
+        (b'{"model":"m"}{"model":"n"}', None),
+        (b"{'model':'m'}", None),
+        (b'{"model":"m",}', None),
+        (b'\xef\xbb\xbf{"model":"m"}', None),
+        (b'{"model":"m","x":"\xff"}', None),
+        (b'{"model":"\xed\xa0\x80"}', None),
+        (b"{}", "model"),
+        (b'{"model":""}', "model"),
+        (b'{"model":null}', "model"),
+        (b'{"model":1}', "model"),
+        (b'{"model":["m"]}', "model"),
+        (b'{"x":{"model":"m"}}', "model"),
+        (b'{"model":"m","stream":1}', "stream"),
+        (b'{"model":"m","stream":"true"}', "stream"),
+        (b'{"model":"m","model":"n"}', "model"),
+        (b'{"model":"m","model":null}', None),
+        (b'{"model":1,"model":"m"}', "model"),
+        (b'{"model":"m","x":1,"mod\\u0065l":"n"}', "model"),
+        (b'{"mod\\u0065l":"n","model":"m"}', "model"),
+        (b'{"x":{"model":"m"},"model":"n","\\u006dodel":"m"}', "model"),
+    ],
+)
+def test_what_two_parsers_could_read_differently_is_refused(body: bytes, param: str | None) -> None:
+    """RFC 8259 section 4: the behaviour of software that receives equal names is unpredictable."""
+    with pytest.raises(InvalidRequest) as caught:
+        read_json(body)
+    assert param is None or caught.value.param == param
+
+
+@pytest.mark.parametrize("separator", [b"\\u002e", b"\\u002E", b"."])
+@pytest.mark.parametrize("dots", [1, 2, 3])
+def test_two_models_cannot_hide_behind_a_key_that_the_check_uses_itself(separator: bytes, dots: int) -> None:
+    """The check renames keys; a key of the client's that equals a new name must not take another one's place."""
+    for number in range(4):
+        for hidden in (b"m", b"n"):
+            body = b'{"model":"m","model":"n","model%b%d":"%b"}' % (separator * dots, number, hidden)
+            with pytest.raises(InvalidRequest):
+                read_json(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","x":"\\ud800"}',
+        b'{"model":"\\ud800"}',
+        b'{"model":"m\\ud83d"}',
+        b'{"model":"\\udc00\\ud800"}',
+        b'{"model":"\\ud800","model":"\\ud800"}',
+        b'{"\\ud800":1,"model":"m","x":{"model":"n"}}',
+        b'{"\\ud800":1,"mod\\u0065l":"m"}',
+        b'{"model":"m","model":"\\ud800"}',
+        b'{"model":"\\ud800","model":"m"}',
+    ],
+)
+def test_lone_surrogates_are_the_callers_fault(body: bytes) -> None:
+    """An escape of half a pair is no character (RFC 8259 section 8.2); whatever is said of it, it is no defect."""
+    try:
+        envelope = read_json(body)
+    except (InvalidRequest, ModelNotFound):
+        return
+    assert json.loads(rewrite_json(body, envelope, "new"))["model"] == "new"
+
+
+@pytest.mark.parametrize("name", ["m\\u0000", "m\\n", "m\\u202e", "m\\u007f", "m" * (MAX_MODEL_LENGTH + 1)])
+def test_a_name_that_no_model_can_have_is_not_found_and_not_repeated(name: str) -> None:
+    """An answer or a log line must not carry control characters or 64 MiB of name."""
+    with pytest.raises(ModelNotFound) as caught:
+        read_json(b'{"model":"%b"}' % name.encode())
+    assert len(caught.value.message) < 200
+    assert caught.value.message.isprintable()
+
+
+# --- JSON: the splice
+
+WHITESPACE = st.text(" \t\r\n", max_size=2)
+NAMES = st.one_of(
+    st.sampled_from(
+        ["m", "public/deepseek-r1", "u-1100a15812cc/qwen2", "模型/ü", "a b", "\N{GRINNING FACE}", '"', "\\"]
+    ),
+    st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8),
+).filter(str.isprintable)
+KEYS = st.one_of(st.sampled_from(["stream", "messages", "models", "a", '"model"', "\\", "model."]), st.text(max_size=4))
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["model", "x", 'a"model', "mod"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Draw the text of an object with one model somewhere, written in any of the ways that JSON allows."""
+    members = draw(st.dictionaries(KEYS.filter(lambda key: key not in ("model", "stream")), VALUES, max_size=4))
+    items = [(json.dumps(key, ensure_ascii=draw(st.booleans())), json.dumps(value)) for key, value in members.items()]
+    key = draw(st.sampled_from(['"model"', '"mod\\u0065l"', '"\\u006Dodel"']))
+    items.insert(draw(st.integers(0, len(items))), (key, json.dumps(draw(NAMES), ensure_ascii=draw(st.booleans()))))
+    space = draw(WHITESPACE)
+    text = ",".join(f"{space}{name}{space}:{space}{value}{space}" for name, value in items)
+    return f"{space}{{{text}}}{space}".encode("utf-8", "surrogatepass")
+
+
+def is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@given(bodies().filter(is_utf8), NAMES)
+@example(b'{"model":"a","x":{"model":"b"}}', "c")
+@example(b'{"x":["model"],"model":"a"}', "c")
+@example(b'{"model" : "a"}', '"')
+def test_rewritten_body_differs_in_the_models_name_only(body: bytes, name: str) -> None:
+    """Whoever parses the result finds the new name, and everything else as it was; spliced: to the byte."""
+    envelope = read_json(body)
+    assert envelope.model == json.loads(body)["model"]
+    rewritten = rewrite_json(body, envelope, name)
+    assert json.loads(rewritten) == {**json.loads(body), "model": name}
+    if envelope.span is not None:
+        start, end = envelope.span
+        assert body[start:end].decode() == envelope.model
+        assert rewritten[:start] == body[:start]
+        assert rewritten[start:].endswith(body[end:])
+
+
+@given(st.dictionaries(st.text("abc", max_size=3), st.integers(), max_size=3), NAMES.filter(lambda n: '"' not in n))
+def test_plain_body_is_spliced(members: dict[str, int], name: str) -> None:
+    """The usual body, one `"model"` without escapes, is never written anew."""
+    body = json.dumps({**members, "model": name.replace("\\", "")[:5] or "m"}, ensure_ascii=False).encode()
+    assert read_json(body).span is not None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"123456789012345678901234567890123456789012345678901234567890",
+        b"1.00000000000000000000000000000000000000001",
+        b"-0.0",
+        b"1E+2",
+        b"1e400",
+        b'"\\u00e9\\/\\ud83d\\ude00"',
+        b"[ 1 ,\t2 ]",
+        b'{"a":1,"a":2}',
+    ],
+)
+def test_values_of_a_body_written_anew_are_the_clients_bytes(value: bytes) -> None:
+    """No number loses digits and no text changes its spelling because a splice was not possible."""
+    body = b'{"mod\\u0065l":"m","x":%b}' % value
+    envelope = read_json(body)
+    assert envelope.span is None
+    assert value in rewrite_json(body, envelope, "new")
+
+
+@pytest.mark.parametrize("body", [b'{"model":"m","x":{"model":"n"},"model":"m"}', b'{"mod\\u0065l":"m","model":"m"}'])
+def test_body_written_anew_has_one_model(body: bytes) -> None:
+    pairs: list[tuple[str, object]] = []
+    json.loads(rewrite_json(body, read_json(body), "new"), object_pairs_hook=pairs.extend)
+    assert [value for key, value in pairs if key == "model" and value != "n"] == ["new"]
+
+
+# --- JSON: bombs
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b'{"model":"m","x":[' + b"[]," * (8 * MIB // 3) + b"[]]}",
+        b'{"model":"m","x":[' + b"{}," * (8 * MIB // 3) + b"{}]}",
+        b'{"model":"m","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model":"m","x":' + b'{"x":' * 100_000 + b"1" + b"}" * 100_001,
+        b'{"model":"m"' + b"".join(b',"%d":0' % number for number in range(700_000)) + b"}",
+        b'{"model":"m","x":[' + b'{"model":1},' * 300_000 + b"1]}",
+        b'{"model":"m"' + b',"model":"m"' * 300_000 + b"}",
+        b'{"model":"m","x":"' + b"\\u006d" * (8 * MIB // 6) + b'"}',
+        b'{"model":"m","x":' + b"9" * (8 * MIB) + b"}",
+        b'{"x":"' + b'\\"model\\":' * 700_000 + b'","model":"m"}',
+        b'{"model":"m","x":' + b"[" * 8 * MIB,
+        b'{"model"' + b" " * 8 * MIB + b':"m"}',
+        b'{"model":"' + b"m" * 8 * MIB + b'"}',
+        b'{"' + b"model" * MIB + b'":1,"model":"m"}',
+    ],
+    ids=[
+        "arrays", "objects", "deep arrays", "deep objects", "keys", "nested models", "equal models", "escapes",
+        "a long number", "quoted keys", "open brackets", "space", "a long name", "a long key",
+    ],
+)  # fmt: skip
+def test_bomb_costs_no_tree(bomb: bytes) -> None:
+    """What stands in the body is not built: at most a few copies of the body itself are ever held."""
+    with memory_below(4 * len(bomb) + MIB):
+        try:
+            outcome = read_json(bomb).model
+        except (InvalidRequest, ModelNotFound) as refusal:
+            outcome = refusal.message
+    assert outcome == "m" or 5 < len(outcome) < 200
+
+
+def test_many_keys_beside_an_escaped_model_stay_bounded() -> None:
+    """The top level is read member by member where the key is escaped: still no tree of the values."""
+    body = b'{"mod\\u0065l":"m"' + b"".join(b',"%d":[]' % number for number in range(100_000)) + b"}"
+    with memory_below(64 * MIB):
+        envelope = read_json(body)
+        assert envelope.model == "m"
+
+
+# --- multipart
+
+TYPE = "multipart/form-data; boundary=xx"
+
+
+def part(name: str, content: bytes, more: str = "") -> bytes:
+    return b'--xx\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n' % (
+        name.encode(),
+        more.encode(),
+        content,
+    )
+
+
+END = b"--xx--\r\n"
+MODEL = part("model", b"whisper")
+FILE = part("file", b"RIFF\r\n\r\n--x\r\n--\r\n\x00\xff--xx", '; filename="a.wav"\r\nContent-Type: audio/wav')
+
+
+@pytest.mark.parametrize(
+    ("content_type", "delimiter"),
+    [
+        ("multipart/form-data; boundary=xx", b"xx"),
+        ('multipart/form-data; boundary="xx"', b"xx"),
+        ("multipart/form-data;boundary=xx; charset=utf-8", b"xx"),
+        ("Multipart/Form-Data; charset=utf-8; BOUNDARY=xx", b"xx"),
+        ('multipart/form-data; boundary="a b?=/:()"', b"a b?=/:()"),
+        (
+            "multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+            b"----WebKitFormBoundary7MA4YWxkTrZu0gW",
+        ),
+        ("multipart/form-data; boundary=" + "b" * 70, b"b" * 70),
+    ],
+)
+def test_boundary_is_understood_quoted_or_not(content_type: str, delimiter: bytes) -> None:
+    """RFC 2046 section 5.1.1: up to 70 characters, quoted when one of them needs it."""
+    body = (
+        (FILE + MODEL + END).replace(b"--xx\r\n", b"--" + delimiter + b"\r\n").replace(b"--xx--", b"--%b--" % delimiter)
+    )
+    assert read_multipart(body, content_type).model == "whisper"
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ('Content-Disposition: form-data; name="model"', True),
+        ("content-disposition:form-data;name=model", True),
+        ('CONTENT-DISPOSITION: Form-Data; NAME="model"', True),
+        ('Content-Type: text/plain\r\nContent-Disposition: form-data; name="model"', True),
+        ('Content-Disposition: form-data; x="name=y"; name="model"', True),
+        ('Content-Disposition: form-data; name="model"; filename="m"', False),
+        ("Content-Disposition: form-data; filename*=utf-8''m; name=\"model\"", False),
+        ('Content-Disposition: form-data; filename="m"; name="model"', False),
+        ('Content-Disposition: form-data; name="models"', False),
+        ('Content-Disposition: form-data; name="x"', False),
+        ('Content-Disposition: attachment; name="model"', False),
+        ("X-Name: model", False),
+        ("", False),
+    ],
+)
+def test_only_a_form_field_named_model_is_the_model(head: str, found: bool) -> None:
+    """RFC 7578 section 4.2; a file of that name is a file."""
+    separator = "\r\n" if head else ""
+    body = b"--xx\r\n%b%b\r\nm\r\n" % (head.encode(), separator.encode()) + END
+    if found:
+        assert read_multipart(body, TYPE).model == "m"
+    else:
+        with pytest.raises(InvalidRequest):
+            read_multipart(body, TYPE)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b'--xx\r\nContent-Disposition: form-data; name="x"; name="model"\r\n\r\nm2\r\n',
+        b'--xx\r\nContent-Disposition: form-data;\r\n name="model"\r\n\r\nm2\r\n',
+        b'--xx\r\nContent-Disposition: form-data; name="x"\r\n'
+        b'Content-Disposition: form-data; name="model"\r\n\r\nm2\r\n',
+        b"--xx\r\nContent-Disposition: form-data; name*=utf-8''model\r\n\r\nm2\r\n",
+        b'--xx\r\nContent-Disposition : form-data; name="model"\r\n\r\nm2\r\n',
+        b'--xx\r\nContent-Disposition: form-data; name = "model"\r\n\r\nm2\r\n',
+        b'--xx\r\nContent-Disposition: form-data; name="mod\\el"\r\n\r\nm2\r\n',
+    ],
+    ids=["two names", "folded", "two dispositions", "extended name", "space", "spaces", "escape"],
+)
+def test_part_that_others_could_read_as_a_second_model_is_refused(second: bytes) -> None:
+    """One parser takes the last of two names, another the first; the model served must be the one authorised."""
+    for body in (MODEL + second + END, second + MODEL + END):
+        with pytest.raises(InvalidRequest):
+            read_multipart(body, TYPE)
+
+
+def changed(old: bytes, new: bytes) -> bytes:
+    return (FILE + MODEL + END).replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (FILE + END, TYPE),
+        (MODEL + MODEL + END, TYPE),
+        (MODEL + part("model", b"other") + END, TYPE),
+        (MODEL + part("stream", b"true") + part("stream", b"false") + END, TYPE),
+        (MODEL, TYPE),
+        (MODEL + b"--xx", TYPE),
+        (MODEL[:-4], TYPE),
+        (b"", TYPE),
+        (END, TYPE),
+        (b"preamble\r\n" + MODEL + END, TYPE),
+        (b"\r\n" + MODEL + END, TYPE),
+        (MODEL.replace(b"\r\n", b"\n") + END, TYPE),
+        (b'--xx\r\nContent-Disposition: form-data; name="model"\r\nwhisper\r\n' + END, TYPE),
+        (MODEL + END, "multipart/form-data"),
+        (MODEL + END, "multipart/form-data; boundary="),
+        (MODEL + END, 'multipart/form-data; boundary=""'),
+        (MODEL + END, "multipart/form-data; boundary=" + "b" * 71),
+        (MODEL + END, "multipart/form-data; boundary=x"),
+        (MODEL + END, "multipart/form-data; boundary=xxx"),
+        (part("model", b"\xff") + END, TYPE),
+        (part("model", b"") + END, TYPE),
+        (part("a", b"") * 1100 + MODEL + END, TYPE),
+    ],
+)
+def test_form_without_one_certain_model_is_refused(body: bytes, content_type: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read_multipart(body, content_type)
+
+
+@pytest.mark.parametrize(
+    ("value", "stream"), [(b"true", True), (b"True", True), (b"1", True), (b"false", False), (b"", False)]
+)
+def test_stream_is_a_field_of_the_form(value: bytes, stream: bool) -> None:
+    assert read_multipart(FILE + part("stream", value) + MODEL + END, TYPE).stream is stream
+
+
+@pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"an epilogue"])
+@pytest.mark.parametrize("order", [lambda a, b: a + b, lambda a, b: b + a])
+def test_spliced_form_differs_in_the_models_name_only(order: Callable[[bytes, bytes], bytes], epilogue: bytes) -> None:
+    """Files hold CRLF and what looks like a boundary; they go upstream as they came."""
+    body = order(FILE, MODEL) + b"--xx--" + epilogue
+    envelope = read_multipart(body, TYPE)
+    assert rewrite_multipart(body, envelope, "模型") == body.replace(b"\r\nwhisper\r\n", "\r\n模型\r\n".encode())
+
+
+@given(st.binary(max_size=40).filter(lambda data: b"\r\n--xx" not in b"\r\n" + data))
+def test_content_of_a_file_never_matters(content: bytes) -> None:
+    body = part("file", content, '; filename="model"') + MODEL + END
+    envelope = read_multipart(body, TYPE)
+    assert (
+        rewrite_multipart(body, envelope, "new")
+        == part("file", content, '; filename="model"') + part("model", b"new") + END
+    )
+
+
+def test_form_of_a_million_boundaries_is_refused_without_reading_on() -> None:
+    body = b"--xx\r\n\r\n\r\n" * 700_000
+    with memory_below(4 * len(body)), pytest.raises(InvalidRequest):
+        read_multipart(body, TYPE)

@@ -1,0 +1,127 @@
+"""The process's own decisions: what a reload changes, where it listens, what it refuses to start with."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge.config import Address, Config, ConfigError, parse
+from edge.keystores import KeyFileError
+from edge.server import JsonFormatter, Server, StartError, describe_change, listening_on
+from edge.simulator import Simulator
+from tests.conftest import ROUTES, RawClient, StartEdge
+
+TEXT = """
+[pools.a]
+endpoints = ["http://10.0.0.1:8000"]
+[pools.b]
+endpoints = ["http://10.0.0.2:8000"]
+[routes."public/a"]
+pool = "a"
+[routes."public/b"]
+pool = "b"
+"""
+
+
+def config(text: str = TEXT) -> Config:
+    return parse(text, Path("routes.toml"), {})
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        (TEXT, "nothing changed"),
+        (TEXT + '[routes."public/c"]\npool = "a"\n', "+route public/c"),
+        (TEXT.replace("public/b", "public/c"), "+route public/c, -route public/b"),
+        (TEXT.replace('"a"\n', '"a"\nhosts = ["x.y"]\n', 1), "~route public/a"),
+        (TEXT.replace("10.0.0.2", "10.0.0.3"), "~pool b"),
+        ("[server]\nmax_body = '1MiB'\n[keys]\ncache_ttl = '1s'\n" + TEXT, "~server, ~keys"),
+    ],
+)
+def test_change_is_told_by_name(new: str, told: str) -> None:
+    assert describe_change(config(), config(new)) == told
+
+
+def test_change_tells_no_secret() -> None:
+    secret = TEXT.replace('"http://10.0.0.1:8000"', '{ url = "http://10.0.0.1:8000", api_key = "s3cret" }')
+    assert describe_change(config(), config(secret)) == "~pool a"
+    assert "s3cret" not in repr(config(secret))
+
+
+def test_command_line_replaces_the_files_addresses() -> None:
+    listen, admin = Address("127.0.0.1", 1), Address("127.0.0.1", 2)
+    assert listening_on(None, None)(config()) == config()
+    changed = listening_on(listen, admin)(config())
+    assert (changed.server.listen, changed.server.admin) == ((listen,), admin)
+    assert replace(changed, server=config().server) == config()
+
+
+@pytest.mark.parametrize("message", ['a "quoted"\nline', "模型"])
+def test_record_of_the_log_is_one_json_object(message: str) -> None:
+    record = logging.makeLogRecord({"name": "edge.server", "levelname": "ERROR", "msg": message, "created": 0.0})
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "1970-01-01T00:00:00Z", "level": "error", "event": "edge.server", "message": message,
+    }  # fmt: skip
+
+
+async def test_unix_socket_is_listened_on_and_a_left_one_replaced(start_edge: StartEdge, simulator: Simulator) -> None:
+    """A process that was killed leaves its socket behind."""
+    routes = ROUTES.replace("{upstream}", simulator.url)
+    edge = await start_edge(routes, server='listen = ["unix:edge.sock", "127.0.0.1:0"]\n')
+    path = edge.config_path.parent / "edge.sock"
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    client = RawClient(*await asyncio.open_unix_connection(str(path)))
+    client.send(edge.request({"model": "public/deepseek-r1"}))
+    assert (await client.response())[0] == 200
+    await edge.consistent()
+    assert (await edge.log())[-1]["client"] == "unix"
+    client.close()
+    await edge.stop()
+    with socket.socket(socket.AF_UNIX) as left:
+        path.unlink(missing_ok=True)
+        left.bind(str(path))
+    again = Server(edge.config_path, log_to=os.open(os.devnull, os.O_WRONLY))
+    ready = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(again.run(lambda _: ready.set()))
+    await ready.wait()
+    again.stop()
+    await task
+
+
+@pytest.mark.parametrize("which", ["listen", "admin"])
+async def test_address_that_is_taken_ends_the_start_and_names_it(start_edge: StartEdge, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(StartError, match=address):
+            await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=f'{which} = "{address}"\n')
+
+
+async def test_file_that_is_bad_at_the_start_ends_it(start_edge: StartEdge) -> None:
+    with pytest.raises(ConfigError, match="pool"):
+        await start_edge('[routes."public/a"]\npool = "none"\n')
+
+
+async def test_store_in_a_missing_directory_ends_the_start(start_edge: StartEdge) -> None:
+    def elsewhere(given: Config) -> Config:
+        return replace(given, keys=replace(given.keys, path=Path("/nonexistent/keys.db")))
+
+    with pytest.raises(KeyFileError, match="/nonexistent"):
+        await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), adapt=elsewhere)
+
+
+async def test_descriptor_limit_is_raised_and_bounds_connections(start_edge: StartEdge) -> None:
+    """Every stream holds two descriptors, so just under half of the limit."""
+    import resource
+
+    edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard
+    assert hard / 2 - 100 < edge.server.clients.max_connections < hard / 2
