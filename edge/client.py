@@ -180,6 +180,8 @@ class ClientConnection(RequestHandler):
         aiohttp's C parser forgets the body whose framing broke and queues its 400 behind the handler that waits for
         that body: the client would hang.
         """
+        if self._close or self._force_close:
+            return
         self._head_bytes += len(data)
         super().data_received(data)
         if self._messages:
@@ -219,13 +221,13 @@ class ClientConnection(RequestHandler):
     def refuse(self, error: EdgeError) -> None:
         """Answer outside of any request, and close."""
         self.send(error_response(error, request_id=self._server.new_request_id(), keep_alive=False))
-        self.force_close()
+        self._close_lingering()
 
     async def start(self) -> None:
         """Answer one request after another.
 
         Takes the place of aiohttp's loop, which makes a task, a writer and a response for each request and so costs
-        a third more; what it does about lingering and keep-alive is done here the same way.
+        a third more.
         """
         try:
             while not self._force_close:
@@ -235,6 +237,7 @@ class ClientConnection(RequestHandler):
                         await self._waiter
                     finally:
                         self._waiter = None
+                    continue
                 message, payload = self._messages.popleft()
                 self._message_taken()
                 if isinstance(message, RawRequestMessage):
@@ -246,9 +249,10 @@ class ClientConnection(RequestHandler):
                 else:
                     self._refuse_malformed(message.exc)
                     keep_alive = False
-                if not payload.is_eof():
-                    await self._linger(payload)
-                if not keep_alive or self._upgraded or not payload.is_eof():
+                if not payload.is_eof() or not isinstance(message, RawRequestMessage):
+                    self._close_lingering()
+                    return
+                if not keep_alive:
                     break
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
                 if self._keepalive_handle is None:
@@ -270,14 +274,14 @@ class ClientConnection(RequestHandler):
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
 
-    async def _linger(self, payload: StreamReader) -> None:
-        """Read what an early answer left unread, so that the client reads the answer and not a reset."""
-        try:
-            async with asyncio.timeout(_LINGER_S):
-                while not payload.is_eof():
-                    await payload.readany()
-        except (TimeoutError, EdgeError, RequestPayloadError):
-            pass
+    def _close_lingering(self) -> None:
+        """Close for a client that may still be sending: with its bytes unread it would get a reset, not the answer."""
+        self._close = True
+        if self.transport is None or not self.transport.can_write_eof():
+            self.force_close()
+            return
+        self.transport.write_eof()
+        self._loop.call_later(_LINGER_S, self.force_close)
 
     def _process_keepalive(self) -> None:
         """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever."""

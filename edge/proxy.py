@@ -258,15 +258,17 @@ class Proxy:
                 raise failure or UpstreamUnavailable("The model has no server right now.", retry_after_s=5) from None
             endpoint = lease.endpoint
             exchange.endpoint = endpoint.url.authority
+            exchange.retries = len(tried)
             head = lease.head(work.operation) + work.head_for(_upstream_model(match, lease, work.envelope), exchange)
             try:
                 with lease:
-                    done = await relay(answer, endpoint.connections, limits.connect_timeout_s, head, work.body)
+                    done = await relay(
+                        exchange, answer, endpoint.connections, limits.connect_timeout_s, head, work.body
+                    )
                 return done.keep_alive
             except ConnectFailed as error:  # nothing was sent, so nobody else has begun the work
                 failure = error
                 tried.append(endpoint)
-                exchange.retries += 1
             except UpstreamAnsweredError as error:
                 exchange.end = End.UPSTREAM_ERROR
                 raise from_upstream(error.status, error.body, error.headers.get(b"retry-after", b"")) from None

@@ -22,9 +22,11 @@ from edge.client import CORS, NOTHING, Body, ClientConnection
 from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, error_body
 from edge.exchange import End, Exchange, Phase
 from edge.wire import (
+    EVENT_END_BYTES,
     MAX_HEAD_BYTES,
     Chunked,
     ConnectionPool,
+    Framing,
     Irregular,
     Length,
     Malformed,
@@ -51,9 +53,9 @@ _RETURNED: Final = (
     b"date",
     b"openai-processing-ms",
 )
+_STATUS_LINE: Final = b"HTTP/1."
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
-_TAIL_BYTES: Final = 8
 _LOOKS_PER_IDLE: Final = 4
 
 # The beginnings of a stream that opens with an error, in the dialects of vLLM, SGLang, older llama.cpp and Anthropic.
@@ -137,6 +139,7 @@ class Relay(Receiver):
         "_framed",
         "_head",
         "_held",
+        "_last_chunk",
         "_last_read",
         "_limits",
         "_loop",
@@ -144,12 +147,11 @@ class Relay(Receiver):
         "_paused",
         "_queued_bytes",
         "_reused",
-        "_seen_tail",
+        "_seen_chunk",
         "_sent_bytes",
         "_slow_checks",
         "_slow_timer",
         "_state",
-        "_tail",
         "_transport",
         "keep_alive",
     )
@@ -172,7 +174,7 @@ class Relay(Receiver):
         self._answered = False
         self._head: ResponseHead | None = None
         self._held = b""
-        self._tail = self._seen_tail = b""
+        self._last_chunk = self._seen_chunk = b""
         self._framed = False
         self._between_chunks = False
         self._client_write: Callable[[bytes], None] = _discard
@@ -221,7 +223,7 @@ class Relay(Receiver):
         end = data.find(b"\r\n\r\n")
         if end < 0 or end > MAX_HEAD_BYTES:
             self._held = data
-            if len(data) > MAX_HEAD_BYTES:
+            if len(data) > MAX_HEAD_BYTES or not data.startswith(_STATUS_LINE[: len(data)]) or b"\n\n" in data:
                 self._fail(UpstreamError("The model's server sent a malformed response."))
             return
         try:
@@ -257,17 +259,14 @@ class Relay(Receiver):
         """Hold the head until it is certain that the body has begun and does not begin with an error."""
         data = self._held + data if self._held else data
         assert self._head is not None
-        content = data
-        if isinstance(self._head.framing, Chunked):
-            line_end = data.find(b"\r\n")
-            content = data[line_end + 2 :] if line_end >= 0 else b""
-        if not content and not self._head.framing.done:
+        content, whole = _content(self._head.framing, data)
+        if not content and not whole:
             self._held = data
             if len(data) > MAX_HEAD_BYTES:
                 self._fail(UpstreamError("The model's server sent a malformed response."))
             return
-        if self._event_stream and self._opens_with_error(content):
-            if len(content) < _LONGEST_OPENING and not content.startswith(_ERROR_OPENINGS):
+        if self._event_stream and content and self._opens_with_error(content):
+            if not whole and not content.startswith(_ERROR_OPENINGS):
                 self._held = data  # not yet to be told apart
                 return
             self._held = b""
@@ -374,7 +373,7 @@ class Relay(Receiver):
         size = chunk_sizes.get(data[:end])
         if size is not None and self._between_chunks and end + size + 4 == len(data) and data.endswith(b"\r\n"):
             self._sent_bytes += len(data)
-            self._tail = data
+            self._last_chunk = data
             self._client_write(data)
         else:
             self._verbatim_received(data)
@@ -385,6 +384,7 @@ class Relay(Receiver):
             data = self._held + data
             self._held = b""
         self._last_read = self._loop.time()
+        self._note_last_chunk()
         framing = self._head.framing  # type: ignore[union-attr]  # set since the head came; an assert here costs
         try:
             understood = framing.scan(data)
@@ -447,10 +447,14 @@ class Relay(Receiver):
             self._end()
 
     def _write(self, data: bytes) -> None:
-        count = len(data)
-        self._sent_bytes += count
-        self._tail = data if count >= _TAIL_BYTES else (self._tail + data)[-_TAIL_BYTES:]
+        self._sent_bytes += len(data)
         self._client_write(data)
+
+    def _note_last_chunk(self) -> None:
+        """Tell the framing how the content ends, which the hot path does not."""
+        chunk, self._last_chunk = self._last_chunk, b""
+        if chunk and self._head is not None:
+            self._head.framing.tail = chunk[-2 - EVENT_END_BYTES : -2]
 
     # --- the end
 
@@ -460,7 +464,7 @@ class Relay(Receiver):
         if self._state is _State.WAITING:
             if self._reused and not self._answered:
                 self._fail(StaleConnection())
-            elif self._head is not None and not self._head.framing.self_delimited and eof:
+            elif self._head is not None and not self._head.framing.self_delimited and eof and not self._held:
                 self._head.framing.done = True
                 self._begin(b"")
             else:
@@ -542,12 +546,8 @@ class Relay(Receiver):
 
     def _at_event_end(self) -> bool:
         """Say whether what was passed on ends with a whole event."""
-        tail = self._tail
-        if not self._old_client:
-            if not tail.endswith(b"\r\n"):
-                return False
-            tail = tail[:-2]
-        return tail.endswith(_EVENT_ENDS)
+        self._note_last_chunk()
+        return self._head is not None and self._head.framing.tail.endswith(_EVENT_ENDS)
 
     def cut(self) -> None:
         """End the answer because the edge has to stop."""
@@ -611,8 +611,8 @@ class Relay(Receiver):
             self._fail(UpstreamTimeout("The model's server did not begin to answer in time."))
             return
         now, idle_timeout_s = self._loop.time(), self._limits.idle_timeout_s
-        if self._paused or self._tail is not self._seen_tail:
-            self._last_read, self._seen_tail = now, self._tail
+        if self._paused or self._last_chunk is not self._seen_chunk:
+            self._last_read, self._seen_chunk = now, self._last_chunk
         if now - self._last_read >= idle_timeout_s:
             self._break(End.IDLE_TIMEOUT)
         elif self._connection is not None:
@@ -635,8 +635,26 @@ class Relay(Receiver):
             self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
 
 
+def _content(framing: Framing, data: bytes) -> tuple[bytes, bool]:
+    """Return the content at the beginning of a body, and whether that is all of it; `framing` is left as it is."""
+    if isinstance(framing, Chunked):
+        payload: list[bytes] = []
+        ahead = Chunked()
+        try:
+            ahead.scan(data, payload)
+        except Malformed:
+            return data, True  # to be found out again, and refused, by who passes it on
+        return b"".join(payload), ahead.done
+    return data, framing.done or (isinstance(framing, Length) and len(data) >= framing.left)
+
+
 async def relay(
-    answer: Callable[[], Relay], pool: ConnectionPool, connect_timeout_s: float, head: bytes, body: Body
+    exchange: Exchange,
+    answer: Callable[[], Relay],
+    pool: ConnectionPool,
+    connect_timeout_s: float,
+    head: bytes,
+    body: Body,
 ) -> Relay:
     """Pass a request to an endpoint and its answer to the client; return the relay that did.
 
@@ -650,7 +668,7 @@ async def relay(
             await first.run(connection, head, body)
             return first
         except StaleConnection:
-            pass
+            exchange.replays += 1
     second = answer()
     await second.run(await pool.connect(connect_timeout_s), head, body)
     return second

@@ -6,6 +6,7 @@ batch of lines, in a thread. A line holds no prompt, no key and no digest of one
 
 import asyncio
 import bisect
+import contextlib
 import logging
 import os
 import queue
@@ -242,7 +243,7 @@ class AccessLog:
         self._finished: list[Exchange] = []
         self._encoder = msgspec.json.Encoder()
         self._batches: queue.SimpleQueue[tuple[bytes, int, Future[None]] | None] = queue.SimpleQueue()
-        self._one_flush = asyncio.Lock()
+        self._unwritten = 0
         self.dropped = 0
         # A daemon, so that a stuck reader does not keep the process from ending.
         self._thread = threading.Thread(target=self._write_batches, name="edge-log", daemon=True)
@@ -259,37 +260,39 @@ class AccessLog:
         """Flush until cancelled."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_S)
-            await asyncio.shield(self.flush())  # a batch that was taken is written, whatever happens here
+            await self.flush()
 
     async def flush(self) -> None:
-        """Write what is queued, and return when it is written."""
-        async with self._one_flush:
-            finished, self._finished = self._finished, []
-            parts = []
-            for start in range(0, len(finished), _BATCH):
-                parts.append(self._encoder.encode_lines(map(log_line, finished[start : start + _BATCH])))
-                await asyncio.sleep(0)
-            if parts:
-                written: Future[None] = Future()
-                self._batches.put((b"".join(parts), len(finished), written))
-                await asyncio.wrap_future(written)
+        """Write what is queued, and return when it is written; cancelled, it loses nothing."""
+        written: Future[None] | None = None
+        while self._finished:
+            batch = self._finished[:_BATCH]
+            del self._finished[:_BATCH]
+            written = Future()
+            self._unwritten += len(batch)
+            self._batches.put((self._encoder.encode_lines(map(log_line, batch)), len(batch), written))
+            await asyncio.sleep(0)
+        if written is not None:
+            await asyncio.shield(asyncio.wrap_future(written))
 
     async def close(self, patience_s: float = 1.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self.flush()
-        except TimeoutError:
-            _log.error("access log: its reader is stuck, the last lines are lost")
         self._batches.put(None)
+        await asyncio.to_thread(self._thread.join, patience_s)
+        if self._unwritten:
+            self.dropped += self._unwritten
+            _log.error("access log: its reader is stuck, %d lines are lost", self._unwritten)
 
     def _write_batches(self) -> None:
         while (batch := self._batches.get()) is not None:
             data, lines, written = batch
             if not _write_all(self._descriptor, data):
                 self.dropped += lines
-            if not written.cancelled():
-                written.set_result(None)
+            self._unwritten -= lines
+            written.set_result(None)
 
 
 def _write_all(descriptor: int, data: bytes) -> bool:

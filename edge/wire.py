@@ -119,12 +119,16 @@ class Framing:
     it again before what comes next. With `payload`, the content without its framing is appended to it.
     """
 
-    __slots__ = ("done",)
+    __slots__ = ("done", "tail")
     chunked = False
     self_delimited = True
 
     def __init__(self) -> None:
         self.done = False
+        self.tail = b""  # the last bytes of the content, as many as the end of an event may have
+
+    def _passed(self, content: bytes) -> None:
+        self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
 
     def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
         """Return the count of bytes understood; raises `Malformed`."""
@@ -142,6 +146,7 @@ class NoBody(Framing):
     __slots__ = ()
 
     def __init__(self) -> None:
+        super().__init__()
         self.done = True
 
     def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
@@ -155,6 +160,7 @@ class Length(Framing):
     __slots__ = ("left", "total")
 
     def __init__(self, length: int) -> None:
+        super().__init__()
         self.total = self.left = length
         self.done = length == 0
 
@@ -181,12 +187,16 @@ class UntilClose(Framing):
 
     def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
         """Return all of it."""
+        self._passed(data)
         if payload is not None and data:
             payload.append(data)
         return len(data)
 
 
-# Size lines that were found valid. The same ones come again and again, and a look-up costs a third of matching one.
+EVENT_END_BYTES: Final = 4  # of the longest end of an event, CRLF CRLF
+
+# Size lines that were found valid, of chunks long enough to show the end of an event by themselves. The same ones come
+# again and again, and a look-up costs a third of matching one.
 chunk_sizes: dict[bytes, int] = {}
 _MAX_SIZES: Final = 4096
 
@@ -206,7 +216,7 @@ class Chunked(Framing):
     chunked = True
 
     def __init__(self) -> None:
-        self.done = False
+        super().__init__()
         self.consumed = 0
         self._left = 0  # bytes of the chunk's data that are still to come
         self._ending = False  # the CRLF after the data is still to come
@@ -224,8 +234,10 @@ class Chunked(Framing):
         while at < end and not self.done:
             if self._left:
                 count = min(self._left, end - at)
+                content = data[at : at + count]
+                self._passed(content)
                 if payload is not None:
-                    payload.append(data[at : at + count])
+                    payload.append(content)
                 self._left -= count
                 at += count
                 self._ending = not self._left
@@ -245,10 +257,11 @@ class Chunked(Framing):
                 line = _SIZE_LINE.match(data, at)
                 size = int(line[1], 16) if line is not None else 0
                 if line is not None and size:
-                    if len(chunk_sizes) < _MAX_SIZES:
+                    if size >= EVENT_END_BYTES and len(chunk_sizes) < _MAX_SIZES:
                         chunk_sizes[line[1]] = size
                     stop = line.end() + size
                     if payload is None and stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
+                        self._passed(data[max(stop - EVENT_END_BYTES, line.end()) : stop])
                         at = stop + 2
                         continue
                     self._left = size
@@ -289,7 +302,11 @@ class Chunked(Framing):
         self._trailer_bytes += line_end - at
         if line_end == at:
             self.done = True
-        elif self._trailer_bytes > _MAX_TRAILER_BYTES or not _FIELD.fullmatch(data, at, line_end):
+        elif (
+            line_end - at > _MAX_LINE_BYTES
+            or self._trailer_bytes > _MAX_TRAILER_BYTES
+            or not _FIELD.fullmatch(data, at, line_end)
+        ):
             raise Malformed("trailer")
         return line_end + 2
 

@@ -290,7 +290,7 @@ FAMILY = ["public/everywhere", "public/family-a", "public/family-b"]
         ("localhost", {}, ["public/chat-only", *FAMILY, "public/regions", OWN]),
         ("chat.d.run", {"deny": ["public/family-*"]}, ["public/chat-only", "public/everywhere", OWN]),
         ("chat.d.run", {"allow": ["lab/*"]}, ["lab/thing"]),
-        ("chat.d.run", {"allow": ["**"]}, ["lab/thing", "public/chat-only", *FAMILY]),
+        ("chat.d.run", {"allow": ["**"]}, ["lab/thing", "public/chat-only", *FAMILY, OWN]),
         ("chat.d.run", {"allow": ["u-2200b26923dd/*"]}, ["u-2200b26923dd/qwen2"]),
         ("chat.d.run", {"allow": ["lab/*"], "deny": ["**"]}, []),
     ],
