@@ -243,6 +243,7 @@ class AccessLog:
         self._finished: list[Exchange] = []
         self._encoder = msgspec.json.Encoder()
         self._batches: queue.SimpleQueue[tuple[bytes, int, Future[None]] | None] = queue.SimpleQueue()
+        self._queued = asyncio.Event()
         self._unwritten = 0
         self.dropped = 0
         # A daemon, so that a stuck reader does not keep the process from ending.
@@ -251,6 +252,8 @@ class AccessLog:
 
     def write(self, exchange: Exchange) -> None:
         """Queue the line of a finished request, which changes no more."""
+        if not self._finished:
+            self._queued.set()
         if len(self._finished) < MAX_BACKLOG:
             self._finished.append(exchange)
         else:
@@ -259,7 +262,9 @@ class AccessLog:
     async def run(self) -> None:
         """Flush until cancelled."""
         while True:
+            await self._queued.wait()
             await asyncio.sleep(_FLUSH_INTERVAL_S)
+            self._queued.clear()
             await self.flush()
 
     async def flush(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from edge.config import EndpointConfig, PoolConfig, Url
+from edge.config import EndpointConfig, Engine, PoolConfig, Url
 from edge.errors import UpstreamUnavailable
 from edge.notation import parse_url
 from edge.wire import ConnectionPool, request_head
@@ -36,16 +36,8 @@ class Endpoint:
         """Whether a request or an idle connection is there."""
         return bool(self.in_flight or len(self.connections))
 
-    def head(self, base_path: str, operation: str, api_key: str | None) -> bytes:
-        """Return the constant part of the head of a request to this endpoint.
-
-        A path in the endpoint's URL takes the place of `/v1`; `tokenize` and `detokenize` go to the root, where the
-        engines serve them.
-        """
-        if operation in ("tokenize", "detokenize"):
-            target = f"/{operation}"
-        else:
-            target = f"{base_path or '/v1'}/{operation}"
+    def head(self, target: str, api_key: str | None) -> bytes:
+        """Return the constant part of the head of a request to this endpoint."""
         head = self._heads.get((target, api_key))
         if head is None:
             headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
@@ -67,11 +59,12 @@ class Member:
 class Lease:
     """One endpoint for one attempt; counted in flight while it is held."""
 
-    __slots__ = ("api_key", "base_path", "endpoint", "model")
+    __slots__ = ("api_key", "base_path", "endpoint", "has_root", "model")
 
-    def __init__(self, endpoint: Endpoint, config: EndpointConfig) -> None:
+    def __init__(self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm") -> None:
         self.endpoint = endpoint
-        self.base_path = config.url.path
+        self.base_path = config.url.path or "/v1"
+        self.has_root = engine != "openai"
         self.api_key = config.api_key
         self.model = config.model
 
@@ -85,8 +78,13 @@ class Lease:
         self.endpoint.in_flight -= 1
 
     def head(self, operation: str) -> bytes:
-        """Return the constant part of the head of a request to the leased endpoint."""
-        return self.endpoint.head(self.base_path, operation, self.api_key)
+        """Return the constant part of the head of a request to the leased endpoint.
+
+        A path in the endpoint's URL takes the place of `/v1`. The engines serve `tokenize` and `detokenize` at their
+        root; a hosted API (`engine = "openai"`) has all of its paths under its base.
+        """
+        at_root = self.has_root and operation in ("tokenize", "detokenize")
+        return self.endpoint.head(f"{'' if at_root else self.base_path}/{operation}", self.api_key)
 
 
 class Pool:
@@ -112,7 +110,7 @@ class Pool:
             member = _next_in_turn(members)
         else:
             member = _least_loaded(members)
-        return Lease(member.endpoint, member.config)
+        return Lease(member.endpoint, member.config, self.config.engine)
 
 
 def _least_loaded(members: list[Member]) -> Member:

@@ -195,10 +195,17 @@ class UntilClose(Framing):
 
 EVENT_END_BYTES: Final = 4  # of the longest end of an event, CRLF CRLF
 
-# Size lines that were found valid, of chunks long enough to show the end of an event by themselves. The same ones come
-# again and again, and a look-up costs a third of matching one.
-chunk_sizes: dict[bytes, int] = {}
-_MAX_SIZES: Final = 4096
+# How long a read is that is one whole chunk, by its first bytes: a size line that was found valid, and maybe the first
+# of the content. The same few come again and again, and one look-up costs a quarter of reading the line. Only chunks
+# that are long enough to show the end of an event by themselves.
+SIZE_LINE_BYTES: Final = 5  # of a chunk under 4 KiB
+whole_chunks: dict[bytes, int] = {}
+_MAX_WHOLE_CHUNKS: Final = 4096
+
+
+def _remember(beginning: bytes, count: int) -> None:
+    if len(whole_chunks) < _MAX_WHOLE_CHUNKS:
+        whole_chunks[beginning] = count
 
 
 class Irregular(Exception):
@@ -257,8 +264,9 @@ class Chunked(Framing):
                 line = _SIZE_LINE.match(data, at)
                 size = int(line[1], 16) if line is not None else 0
                 if line is not None and size:
-                    if size >= EVENT_END_BYTES and len(chunk_sizes) < _MAX_SIZES:
-                        chunk_sizes[line[1]] = size
+                    line_bytes = line.end() - at
+                    if line_bytes <= SIZE_LINE_BYTES and size >= EVENT_END_BYTES:
+                        _remember(data[at : at + SIZE_LINE_BYTES], line_bytes + size + 2)
                     stop = line.end() + size
                     if payload is None and stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
                         self._passed(data[max(stop - EVENT_END_BYTES, line.end()) : stop])

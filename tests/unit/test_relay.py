@@ -1,0 +1,521 @@
+"""What a client is sent for what an upstream sends, however it is read; without sockets."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.client import CORS, Body, BodyMemory
+from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from edge.exchange import End, Exchange, Phase
+from edge.notation import parse_url
+from edge.relay import Limits, Relay, StaleConnection, UpstreamAnsweredError
+from edge.wire import ConnectionPool, UpstreamConnection
+
+JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
+    at = [0, *sorted(positions), len(data)]
+    return [data[low:high] for low, high in pairwise(at)]
+
+
+def in_bytes(data: bytes) -> list[bytes]:
+    return cut(data, range(1, len(data)))
+
+
+@dataclass
+class Transport:
+    """Keeps what is written, and what is done."""
+
+    written: list[bytes] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.written += parts
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        self.done.append("abort")
+
+    def pause_reading(self) -> None:
+        self.done.append("pause")
+
+    def resume_reading(self) -> None:
+        self.done.append("resume")
+
+
+class Client:
+    """The client's side of a connection."""
+
+    def __init__(self) -> None:
+        self.transport = Transport()
+        self.attached: list[object] = []
+
+    def attach(self, answering: object) -> None:
+        self.attached.append(answering)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def reset(self) -> None:
+        self.transport.done.append("reset")
+
+
+class Running:
+    """One relay between an upstream and a client that are both played."""
+
+    def __init__(self, *, reused: bool = False, old_client: bool = False, keep_alive: bool = True) -> None:
+        self.client = Client()
+        self.upstream = Transport()
+        self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
+        self.pool = ConnectionPool(parse_url("http://10.0.0.1:8000"), None, asyncio.get_running_loop())
+        self.connection = UpstreamConnection(self.pool)
+        self.connection.connection_made(cast(Any, self.upstream))
+        self.connection.uses = int(reused)
+        limits = Limits(1.0, 60.0, 60.0, 0)
+        self.relay = Relay(self.exchange, cast(Any, self.client), limits, old_client=old_client, keep_alive=keep_alive)
+        body = Body(b"{}", BodyMemory(100))
+        self._task = asyncio.get_running_loop().create_task(self.relay.run(self.connection, b"head\r\n\r\n", body))
+
+    async def feed(self, *parts: bytes) -> None:
+        await asyncio.sleep(0)
+        for part in filter(None, parts):
+            if "abort" not in self.upstream.done:  # an aborted transport reads no more
+                self.connection.data_received(part)
+
+    async def lose(self, *, eof: bool) -> None:
+        await asyncio.sleep(0)
+        if "abort" not in self.upstream.done:
+            if eof:
+                self.connection.eof_received()
+            self.connection.connection_lost(None if eof else ConnectionResetError())
+
+    async def end(self) -> Exception | None:
+        """The relay's failure; it has to have ended."""
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.pool.close()
+        assert self._task.done()
+        return cast(Exception | None, self._task.exception())
+
+    @property
+    def ended(self) -> bool:
+        return self._task.done()
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.client.transport.written)
+
+
+@dataclass
+class Outcome:
+    """What became of an answer."""
+
+    failure: Exception | None
+    head: bytes
+    body: bytes
+    exchange: Exchange
+    client: list[str]
+    reusable: bool
+    keep_alive: bool
+
+
+def relayed(parts: Sequence[bytes], *, closes: bool = False, breaks: bool = False, **options: bool) -> Outcome:
+    """Relay an answer that is read in these parts, after which the connection ends in order, or not."""
+
+    async def run() -> Outcome:
+        running = Running(**options)
+        await running.feed(*parts)
+        if closes or breaks:
+            await running.lose(eof=closes)
+        reusable = bool(len(running.pool))
+        failure = await running.end()
+        head, _, body = running.sent.partition(b"\r\n\r\n")
+        done = running.client.transport.done
+        return Outcome(failure, head, body, running.exchange, done, reusable, running.relay.keep_alive)
+
+    with closing(asyncio.new_event_loop()) as loop:
+        return loop.run_until_complete(run())
+
+
+def content_of(body: bytes) -> tuple[bytes, bool]:
+    """The content of chunks, and whether the last chunk came; fails for what no client could read."""
+    content = b""
+    while body:
+        line = re.match(rb"([0-9a-fA-F]+)\r\n", body)
+        if line is None:
+            assert re.fullmatch(rb"[0-9a-fA-F]*\r?", body), body
+            break
+        size, body = int(line[1], 16), body[line.end() :]
+        if not size:
+            assert body == b"\r\n"
+            return content, True
+        content += body[:size]
+        assert b"\r\n".startswith(body[size : size + 2]), body
+        body = body[size + 2 :]
+    return content, False
+
+
+# --- what is passed on
+
+EVENTS = b'data: {"id":"1"}\n\n: ping\n\nevent: x\r\ndata: {"id":"2"}\r\n\r\ndata: [DONE]\n\n'
+ANSWERS = {
+    "chunks": (SSE + CHUNKED + chunk(EVENTS[:18]) + chunk(EVENTS[18:]) + LAST, EVENTS),
+    "chunks across events": (SSE + CHUNKED + b"".join(map(chunk, cut(EVENTS, range(5, len(EVENTS), 5)))) + LAST, EVENTS),
+    "extensions": (SSE + CHUNKED + b"5;a=1\r\n" + EVENTS[:5] + b"\r\n" + chunk(EVENTS[5:]) + LAST, EVENTS),
+    "late extension": (SSE + CHUNKED + chunk(EVENTS[:40]) + b"%x ;a\r\n" % len(EVENTS[40:]) + EVENTS[40:]
+                       + b"\r\n0;b\r\n\r\n", EVENTS),
+    "trailers": (SSE + CHUNKED + chunk(EVENTS) + b"0\r\nx-a: 1\r\n\r\n", EVENTS),
+    "length": (JSON + b'content-length: 8\r\n\r\n{"a": 1}', b'{"a": 1}'),
+    "no length": (JSON + b"content-length: 0\r\n\r\n", b""),
+    "interim": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + JSON
+                + b"content-length: 2\r\n\r\n{}", b"{}"),
+    "close": (SSE + b"\r\n" + EVENTS, EVENTS),
+    "close of JSON": (JSON + b"\r\n{}", b"{}"),
+}  # fmt: skip
+
+
+def check_answer(name: str, parts: Sequence[bytes], old_client: bool) -> None:
+    closes = name.startswith("close")
+    got = relayed(parts, closes=closes, old_client=old_client)
+    assert got.failure is None
+    assert got.exchange.end is End.COMPLETE
+    assert got.exchange.response_bytes == len(got.head) + 4 + len(got.body)
+    plain = old_client or b"\r\ncontent-length: " in got.head
+    assert ((got.body, True) if plain else content_of(got.body)) == (ANSWERS[name][1], True)
+    assert (b"\r\ntransfer-encoding: chunked\r\n" in got.head) == (not plain)
+    assert got.reusable == (not closes)
+    assert got.client == []
+
+
+@pytest.mark.parametrize("old_client", [False, True])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answer_arrives_whole_however_it_is_read(name: str, old_client: bool) -> None:
+    answer = ANSWERS[name][0]
+    for parts in (in_bytes(answer), *(cut(answer, [at]) for at in range(len(answer)))):
+        check_answer(name, parts, old_client)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.sampled_from(sorted(ANSWERS)), st.booleans(), st.data())
+def test_answer_arrives_whole_at_random_cuts(name: str, old_client: bool, data: st.DataObject) -> None:
+    answer = ANSWERS[name][0]
+    check_answer(name, cut(answer, data.draw(st.sets(st.integers(1, len(answer) - 1), max_size=20))), old_client)
+
+
+def test_whole_chunks_are_passed_on_as_the_same_objects() -> None:
+    """The point of the relay: no copy of a token."""
+
+    async def run() -> None:
+        running = Running()
+        events = [chunk(b"data: %d\n\n" % number) for number in range(100, 110)]
+        await running.feed(SSE + CHUNKED + events[0], *events)
+        assert all(passed is event for passed, event in zip(running.client.transport.written[1:], events, strict=True))
+        await running.feed(LAST)
+        assert await running.end() is None
+
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(run())
+
+
+# --- the head
+
+SECRET = b"\r\n".join(
+    name + b": secret"
+    for name in (b"server", b"set-cookie", b"x-powered-by", b"x-request-id", b"www-authenticate", b"via", b"location",
+                 b"x-ratelimit-limit-requests", b"access-control-allow-origin", b"vary", b"keep-alive", b"upgrade",
+                 b"cache-control", b"strict-transport-security", b"alt-svc", b"trailer", b"x-envoy-upstream")
+)  # fmt: skip
+
+
+def lines_of(got: Outcome) -> list[bytes]:
+    return got.head.split(b"\r\n")
+
+
+def test_head_holds_what_is_allowed_and_nothing_else() -> None:
+    allowed = [
+        b"content-type: audio/mpeg", b"content-encoding: identity", b"content-disposition: inline",
+        b"content-language: zh", b"date: Mon, 01 Jan 2024 00:00:00 GMT", b"openai-processing-ms: 7",
+    ]  # fmt: skip
+    head = b"\r\n".join([b"HTTP/1.1 200 Fine", SECRET, *(line.upper() for line in allowed), b"content-length: 2"])
+    got = relayed([head + b"\r\n\r\n{}"])
+    values = [line.partition(b": ") for line in lines_of(got)]
+    assert b"secret" not in got.head
+    assert lines_of(got)[0].startswith(b"HTTP/1.1 200 ")
+    expected = [(name, value.upper()) for name, _, value in (line.partition(b": ") for line in allowed)]
+    given_names = [name for name, _ in expected]
+    assert [(name, value) for name, _, value in values if name in given_names] == expected
+    ours = {b"content-length": b"2", b"x-request-id": b"req_1", b"access-control-allow-origin": b"*"}
+    rest = {name: value for name, _, value in values[1:] if name not in given_names}
+    assert rest.pop(b"access-control-expose-headers")
+    assert rest == ours
+
+
+@pytest.mark.parametrize(
+    ("framing", "old_client", "keep_alive", "expected"),
+    [
+        (b"content-length: 2\r\n\r\n{}", False, True, {b"content-length: 2"}),
+        (b"content-length: 2\r\n\r\n{}", False, False, {b"content-length: 2", b"connection: close"}),
+        (CHUNKED + chunk(b"{}") + LAST, False, True, {b"transfer-encoding: chunked"}),
+        (CHUNKED + chunk(b"{}") + LAST, True, True, {b"connection: close"}),
+        (CHUNKED + LAST, False, True, {b"transfer-encoding: chunked"}),
+        (b"\r\n: ping\n\n", False, True, {b"transfer-encoding: chunked"}),
+        (b"\r\n: ping\n\n", True, True, {b"connection: close"}),
+        (b"\r\n", False, True, {b"transfer-encoding: chunked"}),
+    ],
+)
+@pytest.mark.parametrize("media_type", [JSON, SSE])
+def test_head_tells_the_framing(
+    media_type: bytes, framing: bytes, old_client: bool, keep_alive: bool, expected: set[bytes]
+) -> None:
+    """RFC 9112 section 6; and streams are never buffered by a proxy in front."""
+    got = relayed([media_type + framing], closes=True, old_client=old_client, keep_alive=keep_alive)
+    assert got.failure is None
+    names = (b"content-length", b"transfer-encoding", b"connection")
+    assert {line for line in lines_of(got) if line.startswith(names)} == expected
+    assert got.keep_alive == (b"connection: close" not in expected)
+    assert CORS.strip() in got.head
+    assert b"\r\nx-request-id: req_1\r\n" in got.head
+    unbuffered = [line in lines_of(got) for line in (b"cache-control: no-cache", b"x-accel-buffering: no")]
+    assert unbuffered == [media_type is SSE] * 2
+
+
+# --- streams that open with an error
+
+OPENINGS = [
+    b'data: {"error"', b'data:{"error"', b'data: {"object":"error"', b'data: {"object": "error"', b"error: {",
+    b"event: error",
+]  # fmt: skip
+
+
+def ways_to_read(content: bytes) -> list[tuple[str, list[bytes]]]:
+    """The same content in one chunk, in chunks of a byte, up to the close; read whole and in bytes."""
+    answers = {
+        "chunk": SSE + CHUNKED + chunk(content) + LAST,
+        "chunks": SSE + CHUNKED + b"".join(chunk(content[at : at + 1]) for at in range(len(content))) + LAST,
+        "close": SSE + b"\r\n" + content,
+    }
+    return [(name, parts) for name, answer in answers.items() for parts in ([answer], in_bytes(answer))]
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_stream_that_only_begins_like_an_error_is_passed_on(opening: bytes) -> None:
+    """The two are told apart at every length."""
+    for length in range(len(opening)):
+        content = opening[:length] + b"~\n\n"
+        for name, parts in ways_to_read(content):
+            got = relayed(parts, closes=name == "close")
+            assert got.failure is None, (content, name)
+            assert content_of(got.body) == (content, True), name
+
+
+ERRORS = [
+    (b'data: {"error": {"message": "m", "type": "t", "param": null, "code": 400}}\n\n', 400),
+    (b'data: {"error":{"message":"m","code":429}}\n\ndata: [DONE]\n\n', 429),
+    (b'data:{"error":{"message":"m","code":503}}\r\n\r\n', 503),
+    (b'data: {"object":"error","message":"m","type":"BadRequestError","code":404}\n\n', 404),
+    (b'data: {"object": "error", "message": "m", "code": 422}\n\n', 422),
+    (b'error: {"code":500,"message":"m","type":"server_error"}\n\n', 500),
+    (b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"m"}}\n\n', 502),
+    (b'event: error\ndata: {"error":{"code":413,"message":"m"}}\n\n', 413),
+    (b'data: {"error":{"message":"m","code":"context_length_exceeded"}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":null}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":200}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":600}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":true}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":400.0}}\n\n', 502),
+    (b'data: {"error":{"message":"m","code":99999999999999999999999}}\n\n', 502),
+    (b'data: {"error":"m"}\n\n', 502),
+    (b'data: {"error" is no JSON\n\n', 502),
+    (b"event: error\n\n", 502),
+]
+
+
+@pytest.mark.parametrize(("content", "status"), ERRORS)
+def test_stream_that_opens_with_an_error_has_the_status_that_it_names(content: bytes, status: int) -> None:
+    """No client has a byte of it yet, so it becomes an answer that every SDK understands."""
+    for name, parts in ways_to_read(content):
+        got = relayed(parts, closes=name == "close")
+        assert isinstance(got.failure, UpstreamAnsweredError), (name, len(parts))
+        assert got.failure.status == status
+        assert (got.head, got.body) == (b"", b"")
+        assert got.exchange.phase is Phase.WAIT
+        if b'"m"' in content:
+            assert b'"m"' in got.failure.body
+            json.loads(got.failure.body)
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 429, 500, 503])
+def test_error_answer_is_handed_over_with_its_body(status: int) -> None:
+    head = b"HTTP/1.1 %d Oh\r\nretry-after: 7\r\n" % status
+    for framing in (b"content-length: 9\r\n\r\nno reason", CHUNKED + chunk(b"no ") + chunk(b"reason") + LAST):
+        for parts in ([head + framing], in_bytes(head + framing)):
+            got = relayed(parts)
+            assert isinstance(got.failure, UpstreamAnsweredError)
+            assert (got.failure.status, got.failure.body) == (status, b"no reason")
+            assert got.failure.headers[b"retry-after"] == b"7"
+            assert (got.head, got.reusable) == (b"", True)
+
+
+def test_error_answer_without_end_is_bounded() -> None:
+    got = relayed([b"HTTP/1.1 500 Oh\r\n" + CHUNKED, *[chunk(b"x" * 10_000)] * 1000])
+    assert isinstance(got.failure, UpstreamAnsweredError)
+    assert 64 * 1024 <= len(got.failure.body) <= 80 * 1024
+    assert not got.reusable
+
+
+# --- answers that break off
+
+PIECES = [
+    b"data: a\n\n",
+    b": ping\n\n",
+    b"data: b\r\n\r\n",
+    b"data: c\r\r",
+    b"event: d\ndata: e\n\n",
+    b"data: [DONE]\n\n",
+]
+RUBBISH = [b"zz\r\n", b"-1\r\n", b"5", b"", b"\r\n", b"0\r\nno trailer\r\n\r\n"]
+
+
+@settings(max_examples=600, deadline=None, database=None)
+@given(st.data())
+def test_broken_stream_never_looks_complete(data: st.DataObject) -> None:
+    """What the client got is the beginning of what was sent; an error event stands only between events and chunks."""
+    content = b"".join(data.draw(st.lists(st.sampled_from(PIECES), min_size=1, max_size=5)))
+    ends = sorted(data.draw(st.sets(st.integers(1, len(content)), min_size=1, max_size=8)))
+    content = content[: ends[-1]]
+    body = b"".join(map(chunk, cut(content, ends[:-1])))
+    rubbish = data.draw(st.sampled_from(RUBBISH))
+    if not rubbish:
+        body = body[: data.draw(st.integers(1, len(body)))]
+    head = SSE + CHUNKED
+    positions = data.draw(st.sets(st.integers(1, len(head + body + rubbish) - 1), max_size=12))
+    old_client = data.draw(st.booleans())
+    eof = data.draw(st.booleans())
+    got = relayed(cut(head + body + rubbish, positions), closes=eof, breaks=not eof, old_client=old_client)
+    if got.failure is not None:
+        assert isinstance(got.failure, UpstreamError)
+        assert not got.head
+        return
+    assert got.exchange.end is End.UPSTREAM_CUT
+    passed, complete = (got.body, "reset" not in got.client) if old_client else content_of(got.body)
+    if not complete:
+        assert content.startswith(passed)
+        assert not got.keep_alive
+        return
+    before, _, frame = passed.rpartition(b"data: ")
+    assert json.loads(frame)["error"]["code"] == "upstream_disconnected"
+    assert content.startswith(before)
+    assert before.endswith(EVENT_ENDS)
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP", JSON + CHUNKED, SSE + CHUNKED, SSE + CHUNKED + b"4\r\ndata", SSE + b"\r\n"]
+)
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("eof", [False, True])
+def test_connection_that_ends_before_an_answer_is_stale_only_if_it_was_reused_and_silent(
+    begun: bytes, reused: bool, eof: bool
+) -> None:
+    got = relayed([begun], closes=eof, breaks=not eof, reused=reused)
+    if begun.endswith(b"utf-8\r\n\r\n") and eof:
+        assert (got.failure, got.exchange.end) == (None, End.COMPLETE)  # an empty body that the close ends
+    else:
+        assert type(got.failure) is (StaleConnection if reused and not begun else UpstreamError)
+        assert got.head == b""
+
+
+# --- the client, the clock, the drain
+
+
+def played(parts: Sequence[bytes], act: str) -> tuple[Running, bool, Exception | None]:
+    """Relay these parts, then call a method of the relay; whether it had ended in that call, and its failure."""
+
+    async def run() -> tuple[Running, bool, Exception | None]:
+        running = Running()
+        await running.feed(*parts)
+        getattr(running.relay, act)()
+        aborted = "abort" in running.upstream.done
+        if act == "client_gone":  # aiohttp then cancels who waits
+            running._task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running._task
+            return running, aborted, None
+        return running, aborted, await running.end()
+
+    with closing(asyncio.new_event_loop()) as loop:
+        return loop.run_until_complete(run())
+
+
+@pytest.mark.parametrize("parts", [[], [SSE + CHUNKED], [SSE + CHUNKED + chunk(b"data: 1\n\n")]])
+def test_client_that_leaves_ends_the_upstream_in_the_same_call(parts: list[bytes]) -> None:
+    running, aborted, _ = played(parts, "client_gone")
+    assert aborted
+    assert running.exchange.end is End.CLIENT_GONE
+    assert running.exchange.response_bytes == len(running.sent)
+    assert running.client.attached[-1] is None
+
+
+@pytest.mark.parametrize(("act", "kind", "end"), [
+    ("cut", UpstreamUnavailable, End.DRAINED),
+    ("overdue", UpstreamTimeout, End.FIRST_BYTE_TIMEOUT),
+])  # fmt: skip
+def test_answer_that_has_not_begun_fails_when_it_is_cut(act: str, kind: type[EdgeError], end: End) -> None:
+    for parts in ([], [b"HTTP/1.1 2"], [SSE + CHUNKED], [SSE + CHUNKED + b"5\r\ndata:"]):
+        running, aborted, failure = played(parts, act)
+        assert isinstance(failure, kind)
+        assert aborted
+        assert (running.exchange.end, running.sent) == (end, b"")
+
+
+def test_stream_that_is_cut_by_the_drain_says_so() -> None:
+    running, aborted, failure = played([SSE + CHUNKED + chunk(b"data: 1\n\n")], "cut")
+    assert (failure, aborted, running.exchange.end) == (None, True, End.DRAINED)
+    content, complete = content_of(running.sent.partition(b"\r\n\r\n")[2])
+    assert complete
+    assert json.loads(content.removeprefix(b"data: 1\n\ndata: "))["error"]["code"] == "upstream_disconnected"
+
+
+def test_full_client_stops_the_reading_and_holds_the_end_until_it_has_room() -> None:
+    """So that one that never reads again is noticed while its request still counts."""
+
+    async def run() -> None:
+        running = Running()
+        await running.feed(SSE + CHUNKED + chunk(b"data: 1\n\n"))
+        running.relay.client_paused()
+        assert running.upstream.done == ["pause"]
+        running.relay.client_resumed()
+        assert running.upstream.done == ["pause", "resume"]
+        running.relay.client_paused()
+        await running.feed(LAST)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not running.ended
+        running.relay.client_resumed()
+        assert await running.end() is None
+        assert running.exchange.end is End.COMPLETE
+
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(run())
