@@ -6,8 +6,10 @@ gets wrong for an edge is put right here, each with its reason; it rides on inte
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -33,6 +35,7 @@ MAX_REQUEST_LINE_BYTES: Final = 8190
 MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
 MAX_FIELDS: Final = 100  # Envoy's default
 MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -85,7 +88,7 @@ class Request:
 class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
-    __slots__ = ("_answering", "_head_bytes", "_header_timer", "_server")
+    __slots__ = ("_answering", "_head_bytes", "_header_timer", "_parked", "_parser_reads", "_server", "peer")
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)
@@ -93,6 +96,9 @@ class ClientConnection(RequestHandler):
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self._answering: Answering | None = None
         self._header_timer: asyncio.TimerHandle | None = None
+        self.peer = ""  # the client's address, "unix" on a unix socket
+        self._parser_reads = True
+        self._parked = b""
         self._head_bytes = 0  # received since the last whole head
 
     # --- what the proxy uses
@@ -108,8 +114,15 @@ class ClientConnection(RequestHandler):
         return self._answering
 
     def attach(self, answering: Answering | None) -> None:
-        """Tell `answering` of the client from now on."""
+        """Tell `answering` of the client from now on.
+
+        While an answer runs the socket is always read, else a client's leaving would not be seen.
+        """
         self._answering = answering
+        if not self._parser_reads and answering is not None:
+            super()._resume_transport_reading()
+        elif not self._parser_reads:
+            super()._pause_transport_reading()
         if answering is not None and self._paused:
             answering.client_paused()
 
@@ -117,6 +130,14 @@ class ClientConnection(RequestHandler):
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
         if self.transport is not None:
             self.transport.write(data)
+
+    def unread_bytes(self) -> int:
+        """Return how much the client has not read: what waits here, and what waits in the kernel."""
+        if self.transport is None:
+            return 0
+        connection = self.transport.get_extra_info("socket")
+        in_kernel = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return self.transport.get_write_buffer_size() + int(in_kernel)
 
     def abort(self) -> None:
         """End the connection so that the client sees a broken answer, never a complete one."""
@@ -140,6 +161,8 @@ class ClientConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse the connection when there are too many."""
         super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        self.peer = name[0] if isinstance(name, tuple) else "unix"
         if self._server.is_full:
             self._server.refused_connections += 1
             self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
@@ -169,6 +192,29 @@ class ClientConnection(RequestHandler):
         if self.transport is not None and self.transport.get_write_buffer_size():
             self.transport.abort()
 
+    def _pause_transport_reading(self) -> None:
+        """Keep what comes from the parser, which is full of pipelined requests; do not stop noticing departure."""
+        self._parser_reads = False
+        if self._answering is None:
+            super()._pause_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        """Let the parser have what came in the meantime, and go on."""
+        self._parser_reads = True
+        parked, self._parked = self._parked, b""
+        if parked:
+            self.data_received(parked)
+        if self._parser_reads:
+            super()._resume_transport_reading()
+
+    def _park(self, data: bytes) -> None:
+        """Hold bytes behind a running answer; a client that sends too many gets no further answer (RFC 9112 9.3.2)."""
+        self._parked += data
+        if len(self._parked) > _MAX_PARKED_BYTES:
+            self._parked = b""
+            self._messages.clear()
+            self._close = True
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume only what was paused: aiohttp's reader asks for it at the end of every body, at 4 us a request."""
         if self._reading_paused:
@@ -181,6 +227,9 @@ class ClientConnection(RequestHandler):
         that body: the client would hang.
         """
         if self._close or self._force_close:
+            return
+        if data and not self._parser_reads:
+            self._park(data)
             return
         self._head_bytes += len(data)
         super().data_received(data)
@@ -252,7 +301,7 @@ class ClientConnection(RequestHandler):
                 if not payload.is_eof() or not isinstance(message, RawRequestMessage):
                     self._close_lingering()
                     return
-                if not keep_alive:
+                if not keep_alive or self._close:
                     break
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
                 if self._keepalive_handle is None:

@@ -25,7 +25,6 @@ from aiohttp import hdrs
 from edge.client import (
     Body,
     BodyMemory,
-    ClientConnection,
     Request,
     check_length,
     error_response,
@@ -161,6 +160,8 @@ class Proxy:
             self._idle.set()
         exchange.finished = time.monotonic()
         exchange.end = exchange.end or End.INTERNAL_ERROR
+        if exchange.end is End.COMPLETE:
+            exchange.phase = Phase.DONE
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
 
@@ -257,7 +258,7 @@ class Proxy:
             except UpstreamUnavailable:
                 raise failure or UpstreamUnavailable("The model has no server right now.", retry_after_s=5) from None
             endpoint = lease.endpoint
-            exchange.endpoint = endpoint.url.authority
+            exchange.endpoint = endpoint.authority
             exchange.retries = len(tried)
             head = lease.head(work.operation) + work.head_for(_upstream_model(match, lease, work.envelope), exchange)
             try:
@@ -354,7 +355,6 @@ def _send(
     keep_alive = keep_alive and request.payload.is_eof()
     exchange.status = status
     exchange.end = End.COMPLETE
-    exchange.phase = Phase.DONE
     exchange.response_bytes = len(body)
     request.connection.send(
         response(
@@ -415,14 +415,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _peer(connection: ClientConnection) -> str:
-    peer = connection.peername
-    return peer[0] if isinstance(peer, tuple) else "unix"
-
-
 def _client_address(request: Request, server: ServerConfig) -> str:
     """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
-    address = _peer(request.connection)
+    address = request.connection.peer
     if server.trusted_proxies:
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         while hops and _is_trusted(address, server):
@@ -489,7 +484,8 @@ def _is_plain(value: str) -> bool:
 
 def _routes_of(generation: Generation, request: Request, host: str) -> HostTable:
     """Return the routes of the host; a loopback host on a loopback connection reaches all of them."""
-    loopback = _is_loopback(host) and (_peer(request.connection) == "unix" or _is_loopback(_peer(request.connection)))
+    peer = request.connection.peer
+    loopback = _is_loopback(host) and (peer == "unix" or _is_loopback(peer))
     table = generation.routes.for_host(host, loopback)
     if not table:
         raise MisdirectedRequest("no model is served at this host")

@@ -266,8 +266,8 @@ class Relay(Receiver):
             if len(data) > MAX_HEAD_BYTES:
                 self._fail(UpstreamError("The model's server sent a malformed response."))
             return
-        if self._event_stream and content and self._opens_with_error(content):
-            if not whole and not content.startswith(_ERROR_OPENINGS):
+        if self._event_stream and content and self._opens_with_error(content, whole):
+            if not content.startswith(_ERROR_OPENINGS):
                 self._held = data  # not yet to be told apart
                 return
             self._held = b""
@@ -280,10 +280,12 @@ class Relay(Receiver):
         self._begin(data)
 
     @staticmethod
-    def _opens_with_error(content: bytes) -> bool:
-        """Say whether `content` begins as an error does, or may still turn out so."""
+    def _opens_with_error(content: bytes, whole: bool) -> bool:
+        """Say whether `content` begins as an error does, or, unless it is the whole, may still turn out so."""
         opening = content[:_LONGEST_OPENING]
-        return opening.startswith(_ERROR_OPENINGS) or any(each.startswith(opening) for each in _ERROR_OPENINGS)
+        if opening.startswith(_ERROR_OPENINGS):
+            return True
+        return not whole and any(each.startswith(opening) for each in _ERROR_OPENINGS)
 
     def _error_received(self, data: bytes) -> None:
         """Collect the body of an error up to its end or its bound."""
@@ -392,7 +394,8 @@ class Relay(Receiver):
             self._become_framed(data, before)
             return
         except Malformed:
-            self._malformed(nothing_passed=not self._sent_bytes)
+            assert isinstance(framing, Chunked)  # no other framing has rules to break
+            self._malformed(data[: framing.consumed])
             return
         count = len(data)
         if understood != count:
@@ -403,13 +406,20 @@ class Relay(Receiver):
         if framing.done:
             self._end()
 
-    def _malformed(self, *, nothing_passed: bool) -> None:
+    def _chunk(self, payload: list[bytes]) -> bytes:
+        """Return content as the client gets it: in a chunk of ours, or bare for one that knows no chunks."""
+        content = b"".join(payload)
+        return content if self._old_client or not content else b"%x\r\n%b\r\n" % (len(content), content)
+
+    def _malformed(self, understood: bytes) -> None:
         """End an answer that breaks the rules: with a status of ours as long as the client has none."""
-        if nothing_passed:
+        if not self._sent_bytes:
             self._exchange.first_byte = 0.0
             self._fail(UpstreamError("The model's server sent a malformed response."))
-        else:
-            self._break(End.UPSTREAM_CUT)
+            return
+        if understood:
+            self._write(understood)
+        self._break(End.UPSTREAM_CUT)
 
     def _become_framed(self, data: bytes, before: bytes) -> None:
         """Go on without the upstream's chunk framing, because it has extensions or trailers."""
@@ -433,12 +443,10 @@ class Relay(Receiver):
         try:
             understood = framing.scan(data, payload)
         except Malformed:
-            self._malformed(nothing_passed=not self._sent_bytes)
+            self._malformed(self._chunk(payload))
             return
         self._held = data[understood:]
-        content = b"".join(payload)
-        if content and not self._old_client:
-            content = b"%x\r\n%b\r\n" % (len(content), content)
+        content = self._chunk(payload)
         if before or content:
             self._write(before + content)
         if framing.done:
@@ -571,7 +579,7 @@ class Relay(Receiver):
         if self._transport is not None and self._connection is not None:
             self._transport.pause_reading()
         if self._limits.min_client_rate_bytes_per_s:
-            self._queued_bytes = self._unread_bytes()
+            self._queued_bytes = self._client.unread_bytes()
             self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
 
     def client_resumed(self) -> None:
@@ -593,10 +601,6 @@ class Relay(Receiver):
             self._exchange.response_bytes = self._sent_bytes
             self._state = _State.ENDED
         self._drop_connection()
-
-    def _unread_bytes(self) -> int:
-        transport = self._client.transport
-        return transport.get_write_buffer_size() if transport is not None else 0
 
     # --- time
 
@@ -620,7 +624,7 @@ class Relay(Receiver):
 
     def _watch_client(self) -> None:
         """Cut a client that has read more slowly than the floor rate for half a minute."""
-        unread = self._unread_bytes()
+        unread = self._client.unread_bytes()
         floor = self._limits.min_client_rate_bytes_per_s * _SLOW_CLIENT_CHECK_S
         self._slow_checks = self._slow_checks + 1 if self._queued_bytes - unread < floor else 0
         self._queued_bytes = unread

@@ -375,7 +375,7 @@ class Server:
         idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=("endpoint",))
         totals: dict[str, list[int]] = {}
         for endpoint in self.endpoints.states():
-            total = totals.setdefault(endpoint.url.authority, [0, 0])
+            total = totals.setdefault(endpoint.authority, [0, 0])
             total[0] += endpoint.in_flight
             total[1] += len(endpoint.connections)
         for name, (flying, resting) in totals.items():

@@ -20,16 +20,17 @@ _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without
 class Endpoint:
     """One address: its requests in flight and its idle connections, shared by every pool that names it."""
 
-    __slots__ = ("_heads", "connections", "in_flight", "url")
+    __slots__ = ("_heads", "authority", "connections", "in_flight", "url")
 
     def __init__(self, url: Url, connections: ConnectionPool) -> None:
         self.url = url
+        self.authority = url.authority
         self.connections = connections
         self.in_flight = 0
         self._heads: dict[tuple[str, str | None], bytes] = {}
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.url.authority} {self.in_flight} in flight, {len(self.connections)} idle>"
+        return f"<Endpoint {self.authority} {self.in_flight} in flight, {len(self.connections)} idle>"
 
     @property
     def is_used(self) -> bool:
@@ -43,7 +44,7 @@ class Endpoint:
             headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
             if api_key is not None:
                 headers.append(("Authorization", f"Bearer {api_key}"))
-            head = self._heads[target, api_key] = request_head(target, self.url.authority, headers)
+            head = self._heads[target, api_key] = request_head(target, self.authority, headers)
         return head
 
 

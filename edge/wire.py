@@ -20,6 +20,7 @@ _MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or 
 _MAX_TRAILER_BYTES: Final = 16 * 1024
 DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
 _LONGEST_IDLE_S: Final = 60.0
+_BACK_IN_S: Final = 5  # what a client is told that cannot be served now
 _KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive header promises
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
@@ -204,8 +205,9 @@ _MAX_WHOLE_CHUNKS: Final = 4096
 
 
 def _remember(beginning: bytes, count: int) -> None:
-    if len(whole_chunks) < _MAX_WHOLE_CHUNKS:
-        whole_chunks[beginning] = count
+    if len(whole_chunks) >= _MAX_WHOLE_CHUNKS:
+        whole_chunks.clear()
+    whole_chunks[beginning] = count
 
 
 class Irregular(Exception):
@@ -216,7 +218,8 @@ class Chunked(Framing):
     """`Transfer-Encoding: chunked` (RFC 9112 section 7.1).
 
     Without `payload` only plain chunks are understood, those that may go to the client as they are; an extension or a
-    trailer raises `Irregular` with `consumed` bytes before it. Extensions and trailers are bounded and dropped.
+    trailer raises `Irregular`. Whatever raises, `consumed` bytes before it were understood. Extensions and trailers are
+    bounded and dropped.
     """
 
     __slots__ = ("_ending", "_in_trailers", "_left", "_trailer_bytes", "consumed")
@@ -239,6 +242,7 @@ class Chunked(Framing):
         """Return how many bytes are whole tokens: size lines, data, ends of chunks."""
         at, end = 0, len(data)
         while at < end and not self.done:
+            self.consumed = at
             if self._left:
                 count = min(self._left, end - at)
                 content = data[at : at + count]
@@ -280,7 +284,6 @@ class Chunked(Framing):
                 elif _PARTIAL.fullmatch(data, at):
                     break
                 elif payload is None:
-                    self.consumed = at
                     raise Irregular
                 else:
                     after = self._irregular_line(data, at)
@@ -487,11 +490,13 @@ class ConnectionPool:
                     lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self._tls
                 )
         except TimeoutError:
-            raise ConnectFailed("The model's server did not accept a connection in time.") from None
+            raise ConnectFailed(
+                "The model's server did not accept a connection in time.", retry_after_s=_BACK_IN_S
+            ) from None
         except ssl.SSLError:
-            raise ConnectFailed("The model's server could not be reached securely.") from None
+            raise ConnectFailed("The model's server could not be reached securely.", retry_after_s=_BACK_IN_S) from None
         except (OSError, UnicodeError):
-            raise ConnectFailed("The model's server is not reachable right now.") from None
+            raise ConnectFailed("The model's server is not reachable right now.", retry_after_s=_BACK_IN_S) from None
         return connection
 
     def keep(self, connection: UpstreamConnection) -> None:

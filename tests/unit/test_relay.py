@@ -183,7 +183,8 @@ def content_of(body: bytes) -> tuple[bytes, bool]:
 EVENTS = b'data: {"id":"1"}\n\n: ping\n\nevent: x\r\ndata: {"id":"2"}\r\n\r\ndata: [DONE]\n\n'
 ANSWERS = {
     "chunks": (SSE + CHUNKED + chunk(EVENTS[:18]) + chunk(EVENTS[18:]) + LAST, EVENTS),
-    "chunks across events": (SSE + CHUNKED + b"".join(map(chunk, cut(EVENTS, range(5, len(EVENTS), 5)))) + LAST, EVENTS),
+    "chunks across events": (SSE + CHUNKED + b"".join(map(chunk, cut(EVENTS, range(5, len(EVENTS), 5))))
+                             + LAST, EVENTS),
     "extensions": (SSE + CHUNKED + b"5;a=1\r\n" + EVENTS[:5] + b"\r\n" + chunk(EVENTS[5:]) + LAST, EVENTS),
     "late extension": (SSE + CHUNKED + chunk(EVENTS[:40]) + b"%x ;a\r\n" % len(EVENTS[40:]) + EVENTS[40:]
                        + b"\r\n0;b\r\n\r\n", EVENTS),
