@@ -443,7 +443,7 @@ class Relay(Receiver):
         try:
             understood = framing.scan(data, payload)
         except Malformed:
-            self._malformed(self._chunk(payload))
+            self._malformed(before + self._chunk(payload))
             return
         self._held = data[understood:]
         content = self._chunk(payload)
