@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from aiocache import SimpleMemoryCache
+from multidict import istr
 
 from edge.config import KeysConfig
 from edge.errors import (
@@ -28,6 +29,8 @@ from edge.keystores import Changes, KeyStore
 _KEY = re.compile(r"[\x21-\x7e]{8,512}")
 _MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
 _MAX_VERDICTS: Final = 256  # models remembered per key
+_AUTHORIZATION: Final = istr("Authorization")
+_KEY_HEADERS: Final = (istr("api-key"), istr("x-api-key"))
 _CHALLENGE: Final = 'Bearer realm="d.run"'
 
 
@@ -46,9 +49,8 @@ def credential_of(headers: Headers) -> str:
 
     Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones.
     """
-    shown = headers.getall("Authorization", [])
-    keys = {_bearer(value) for value in shown}
-    for name in ("api-key", "x-api-key"):
+    keys = {_bearer(value) for value in headers.getall(_AUTHORIZATION, [])}
+    for name in _KEY_HEADERS:
         if name in headers:
             keys.update(value.strip() for value in headers.getall(name, []))
     if not keys:

@@ -36,6 +36,7 @@ from typing import Any, Protocol, Self
 
 from edge.errors import KeyStoreUnavailable
 from edge.exchange import Principal
+from edge.notation import is_dns_label
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,6 @@ _KEY_ALPHABET = string.ascii_letters + string.digits + "_-"
 _KEY_LENGTH = 45  # choices out of 64: 270 random bits
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"key_[a-z0-9]{12}")
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 section 2.1, lower case
 _LIFETIME = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST_LIFETIME_S = 100 * 365 * 86_400  # past this a date is a slip of the pen, and soon one that no clock can print
@@ -654,7 +654,7 @@ def _key_record(row: Sequence[Any]) -> KeyRecord:
 
 
 def _check_user(user: str) -> None:
-    if not _DNS_LABEL.fullmatch(user):
+    if not is_dns_label(user):
         raise ValueError(
             "a user is a DNS label such as u-1100a15812cc: 1 to 63 of a-z, 0-9 and -, with no - at either end"
         )

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 from aiohttp import hdrs
+from multidict import istr
 
 from edge.client import (
     Body,
@@ -70,7 +71,11 @@ _OPERATIONS: Final = {
 }
 _MODELS: Final = ("/v1/models", "/models")
 # What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
-_FORWARDED: Final = ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta")
+# `istr`: a name that is folded once, not at every look-up.
+_FORWARDED: Final = tuple(
+    map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
+)
+_X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
 _PREFLIGHT: Final = (
@@ -311,7 +316,7 @@ class _Work:
 
 def request_id_of(request: Request) -> str:
     """Return the client's own `x-request-id` when it is a plain one, else a new one."""
-    given = request.headers.get("x-request-id")
+    given = request.headers.get(_X_REQUEST_ID)
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return new_request_id()
