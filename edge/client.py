@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from multidict import CIMultiDictProxy
 
@@ -88,7 +89,17 @@ class Request:
 class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
-    __slots__ = ("_answering", "_head_bytes", "_header_timer", "_parked", "_parser_reads", "_server", "peer")
+    __slots__ = (
+        "_answering",
+        "_drop_timer",
+        "_head_bytes",
+        "_header_timer",
+        "_parked",
+        "_parser_reads",
+        "_server",
+        "_wire",
+        "peer",
+    )
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)
@@ -96,6 +107,8 @@ class ClientConnection(RequestHandler):
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self._answering: Answering | None = None
         self._header_timer: asyncio.TimerHandle | None = None
+        self._wire: asyncio.Transport | None = None  # aiohttp forgets its own when it begins to close
+        self._drop_timer: asyncio.TimerHandle | None = None
         self.peer = ""  # the client's address, "unix" on a unix socket
         self._parser_reads = True
         self._parked = b""
@@ -140,16 +153,16 @@ class ClientConnection(RequestHandler):
         return self.transport.get_write_buffer_size() + int(in_kernel)
 
     def abort(self) -> None:
-        """End the connection so that the client sees a broken answer, never a complete one."""
-        if self.transport is not None:
-            self.transport.abort()
+        """End the connection at once, also one that is closing and waits for its client to read."""
+        if self._wire is not None:
+            self._wire.abort()
 
     def reset(self) -> None:
         """End the connection with a reset: an orderly end would complete an answer that the end delimits."""
-        if self.transport is not None:
-            connection = self.transport.get_extra_info("socket")
+        if self._wire is not None:
+            connection = self._wire.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
+            self._wire.abort()
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way."""
@@ -161,6 +174,7 @@ class ClientConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse the connection when there are too many."""
         super().connection_made(transport)
+        self._wire = self.transport
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else "unix"
         if self._server.is_full:
@@ -182,6 +196,9 @@ class ClientConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Abort the upstream in this same call; aiohttp then cancels the handler."""
         self._stop_header_timer()
+        self._wire = None
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
         answering, self._answering = self._answering, None
         if answering is not None:
             answering.client_gone()
@@ -235,11 +252,9 @@ class ClientConnection(RequestHandler):
         super().data_received(data)
         if self._messages:
             self._stop_header_timer()
-            self._check_head_size()
-            request = self._current_request
-            broken = bool(self._messages) and not isinstance(self._messages[-1][0], RawRequestMessage)
-            if broken and request is not None and not request.payload.is_eof():
-                request.payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
+            self._check_head_sizes()
+            if not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._fail_body()
         elif self._waiter is None or self._force_close:
             self._head_bytes = 0  # the bytes of a body
         elif self._head_bytes > MAX_HEAD_BYTES:
@@ -247,15 +262,28 @@ class ClientConnection(RequestHandler):
         elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
-    def _check_head_size(self) -> None:
-        """Refuse a head over the bound; one that came within so many bytes needs no counting."""
+    def _check_head_sizes(self) -> None:
+        """Refuse heads over the bound, in their turn; one that came within so many bytes needs no counting."""
         received, self._head_bytes = self._head_bytes, 0
-        message = self._messages[-1][0]
-        if received > MAX_HEAD_BYTES and isinstance(message, RawRequestMessage):
-            size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-            if size > MAX_HEAD_BYTES:
-                self._messages.clear()
-                self.refuse(HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes"))
+        if received <= MAX_HEAD_BYTES and self._current_request is None:
+            return
+        for index, (message, _) in enumerate(self._messages):
+            if isinstance(message, RawRequestMessage):
+                size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+                if size > MAX_HEAD_BYTES:
+                    error = HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
+                    self._messages[index] = (_Refused(error), EMPTY_PAYLOAD)  # type: ignore[assignment]  # as aiohttp's
+
+    def _fail_body(self) -> None:
+        """Fail the body whose framing broke: that of the request before, queued or being answered."""
+        if len(self._messages) > 1:
+            payload = self._messages[-2][1]
+        elif self._current_request is not None:
+            payload = self._current_request.payload
+        else:
+            return
+        if not payload.is_eof():
+            payload.set_exception(InvalidRequest("the framing of the request's body is malformed"))
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -313,8 +341,13 @@ class ClientConnection(RequestHandler):
             raise
         if not self._force_close:
             self._task_handler = None
-            if self.transport is not None:
-                self.transport.close()
+            self.force_close()
+
+    def force_close(self) -> None:
+        """Close; a client that does not read what is still queued is dropped when it has been idle for long."""
+        super().force_close()
+        if self._wire is not None and self._drop_timer is None and self._wire.get_write_buffer_size():
+            self._drop_timer = self._loop.call_later(self._keepalive_timeout, self._wire.abort)
 
     def _message_taken(self) -> None:
         """Make room for one more pipelined request."""
@@ -345,7 +378,16 @@ class ClientConnection(RequestHandler):
         self.send(error_response(_parser_error(cause), request_id=self._server.new_request_id(), keep_alive=False))
 
 
+class _Refused:
+    """Stands in the queue for a request that is refused when its turn comes."""
+
+    def __init__(self, error: EdgeError) -> None:
+        self.exc = error
+
+
 def _parser_error(error: BaseException | None) -> EdgeError:
+    if isinstance(error, EdgeError):
+        return error
     if isinstance(error, LineTooLong):
         if error.args[1] == MAX_REQUEST_LINE_BYTES:
             return UriTooLong(f"the request line is over {MAX_REQUEST_LINE_BYTES} bytes")

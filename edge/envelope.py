@@ -143,7 +143,9 @@ def _refuse_two_models(body: bytes, raw: bytes) -> None:
 
 # --- multipart/form-data (RFC 7578), for audio and image edits -------------------------------------------------------
 
-_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+_PARAMETER = r"[ \t]*;[ \t]*([!#$%&'+^_`|~0-9A-Za-z.*-]+)=(?:\"([^\"\\\\]*)\"|([^\s;\",]*))"
+_FORM_TYPE = re.compile(rf"multipart/form-data((?:{_PARAMETER})+)[ \t]*", re.IGNORECASE)
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046 section 5.1.1
 _DISPOSITION = re.compile(
     rb'form-data(?:[ \t]*;[ \t]*[!#$%&\'+^_`|~0-9A-Za-z.-]+\*?=(?:"[^"]*"|[^\s;"]*))*[ \t]*', re.IGNORECASE
 )
@@ -151,6 +153,19 @@ _NAME = re.compile(rb';[ \t]*name=(?:"([^"]*)"|([^\s;"]*))', re.IGNORECASE)
 _AMBIGUOUS_NAME = re.compile(rb";[ \t]*name\*", re.IGNORECASE)
 _FILENAME = re.compile(rb";[ \t]*filename\*?=", re.IGNORECASE)
 _MAX_PARTS: Final = 1000
+
+
+def boundary_of(content_type: str) -> str:
+    """Return the boundary of a form's content type; raises `InvalidRequest` where two parsers could find two."""
+    form = _FORM_TYPE.fullmatch(content_type.strip())
+    parameters = re.findall(_PARAMETER, form[1]) if form is not None else []
+    boundaries: list[str] = [
+        quoted or bare for name, quoted, bare in parameters if name.lower().rstrip("*") == "boundary"
+    ]
+    starred = any(name.endswith("*") for name, _, _ in parameters)
+    if len(boundaries) != 1 or starred or not _BOUNDARY.fullmatch(boundaries[0]):
+        raise InvalidRequest("the content type must name one boundary: send multipart/form-data; boundary=...")
+    return boundaries[0]
 
 
 def read_multipart(body: bytes, content_type: str) -> Envelope:
@@ -185,10 +200,7 @@ def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> bytes:
 
 def _fields(body: bytes, content_type: str) -> list[tuple[bytes, int, int]]:
     """Return the `model` and `stream` fields: their name and where their content begins and ends."""
-    boundary = _BOUNDARY.search(content_type)
-    if boundary is None:
-        raise InvalidRequest("the content type names no boundary: send multipart/form-data; boundary=...")
-    delimiter = b"--" + (boundary[1] or boundary[2]).encode()
+    delimiter = b"--" + boundary_of(content_type).encode()
     malformed = InvalidRequest("the body is not valid multipart/form-data")
     if not body.startswith(delimiter):
         raise malformed

@@ -34,7 +34,14 @@ from edge.client import (
 )
 from edge.config import Config, ServerConfig
 from edge.credentials import Authenticator, Caller, credential_of
-from edge.envelope import Envelope, not_found_message, read_json, read_multipart, rewrite_json, rewrite_multipart
+from edge.envelope import (
+    Envelope,
+    not_found_message,
+    read_json,
+    read_multipart,
+    rewrite_json,
+    rewrite_multipart,
+)
 from edge.errors import (
     ConnectFailed,
     EdgeError,

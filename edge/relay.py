@@ -58,6 +58,7 @@ _STATUS_LINE: Final = b"HTTP/1."
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 _LOOKS_PER_IDLE: Final = 4
+_MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
 # The beginnings of a stream that opens with an error, in the dialects of vLLM, SGLang, older llama.cpp and Anthropic.
 _ERROR_OPENINGS: Final = (
@@ -140,6 +141,7 @@ class Relay(Receiver):
         "_framed",
         "_head",
         "_held",
+        "_interim",
         "_last_chunk",
         "_last_read",
         "_limits",
@@ -175,6 +177,7 @@ class Relay(Receiver):
         self._answered = False
         self._head: ResponseHead | None = None
         self._held = b""
+        self._interim = 0
         self._last_chunk = self._seen_chunk = b""
         self._framed = False
         self._between_chunks = False
@@ -221,22 +224,26 @@ class Relay(Receiver):
         """Take the head; from then on the connection gives its bytes to a method of their own."""
         self._answered = True
         data = self._held + data if self._held else data
-        end = data.find(b"\r\n\r\n")
-        if end < 0 or end > MAX_HEAD_BYTES:
-            self._held = data
-            if len(data) > MAX_HEAD_BYTES or not data.startswith(_STATUS_LINE[: len(data)]) or b"\n\n" in data:
-                self._fail(UpstreamError("The model's server sent a malformed response."))
-            return
-        try:
-            head = parse_head(data[:end])
-        except Malformed:
-            self._fail(UpstreamError("The model's server sent a malformed response."))
-            return
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0 or end > MAX_HEAD_BYTES:
+                self._held = data
+                if len(data) > MAX_HEAD_BYTES or not data.startswith(_STATUS_LINE[: len(data)]) or b"\n\n" in data:
+                    self._refuse_head()
+                return
+            try:
+                head = parse_head(data[:end])
+            except Malformed:
+                self._refuse_head()
+                return
+            data = data[end + 4 :]
+            if head.status >= 200:
+                break
+            self._interim += 1  # dropped (RFC 9110 section 15.2); and nobody asked to switch protocols
+            if head.status == 101 or self._interim > _MAX_INTERIM:
+                self._refuse_head()
+                return
         self._held = b""
-        rest = data[end + 4 :]
-        if head.status < 200:
-            self._informed(head.status, rest)
-            return
         self._head = head
         assert self._connection is not None
         if 200 <= head.status < 300:
@@ -246,15 +253,11 @@ class Relay(Receiver):
             self._state = _State.FAILING
             receive = self._error_received
         self._connection.redirect(receive)
-        if rest or head.framing.done:
-            receive(rest)
+        if data or head.framing.done:
+            receive(data)
 
-    def _informed(self, status: int, rest: bytes) -> None:
-        """Drop an interim answer (RFC 9110 section 15.2); nobody asked to switch protocols."""
-        if status == 101:
-            self._fail(UpstreamError("The model's server sent a malformed response."))
-        elif rest:
-            self.data_received(rest)
+    def _refuse_head(self) -> None:
+        self._fail(UpstreamError("The model's server sent a malformed response."))
 
     def _first_bytes(self, data: bytes) -> None:
         """Hold the head until it is certain that the body has begun and does not begin with an error."""

@@ -1,0 +1,148 @@
+"""Peers that mean harm, or look like it: each was a way to hurt the edge once."""
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from edge.envelope import read_multipart
+from edge.errors import InvalidRequest
+from edge.simulator import Simulator
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+
+ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+async def deaf_client(edge: Edge) -> RawClient:
+    """A client with the smallest of receive buffers, which reads nothing."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", edge.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1)  # one byte, and the reader pauses
+    client = RawClient(reader, writer)
+    edge._clients.append(client)
+    return client
+
+
+async def answered_but_unread(
+    start_edge: StartEdge, start_upstream: StartUpstream, server: str, *headers: str
+) -> tuple[Edge, RawClient]:
+    """An answer that is complete for the edge, its last bytes in the edge's own buffer."""
+
+    async def script(connection: ScriptedConnection) -> None:
+        edge_side = None
+        await connection.send(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        while not edge_side:
+            await connection.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+            edge_side = next(
+                (each._wire.get_write_buffer_size() for each in edge.server.clients.clients if each._wire), 0
+            )
+        await connection.send(b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server=server)
+    client = await deaf_client(edge)
+    client.send(edge.request(ASK, headers=headers))
+    async with asyncio.timeout(20):
+        while not [line for line in await edge.log() if line["end"] == "complete"]:
+            await asyncio.sleep(0.01)
+    assert edge.server.clients.clients
+    return edge, client
+
+
+@pytest.mark.parametrize("headers", [(), ("Connection: close",)])
+async def test_client_that_never_reads_does_not_hold_up_a_stop(
+    start_edge: StartEdge, start_upstream: StartUpstream, headers: tuple[str, ...]
+) -> None:
+    edge, _ = await answered_but_unread(start_edge, start_upstream, 'drain_timeout = "200ms"', *headers)
+    async with asyncio.timeout(20):
+        await edge.stop()
+    assert not edge.server.clients.clients
+
+
+async def test_closing_connection_whose_client_never_reads_is_dropped(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    edge, _ = await answered_but_unread(
+        start_edge, start_upstream, 'client_idle_timeout = "200ms"', "Connection: close"
+    )
+    async with asyncio.timeout(20):
+        await edge.server.clients.wait_empty()
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+async def test_large_head_behind_a_running_stream_is_refused_in_its_turn(
+    edge: Edge, simulator: Simulator, pieces: int
+) -> None:
+    """RFC 9112 section 9.3.2: answers come in the order of the requests, never one inside another."""
+    client = await edge.connect()
+    client.send(edge.request({**ASK, "simulate": {"ttft_ms": 100, "interval_ms": 20, "tokens": 8}}))
+    await client.head()
+    large = "".join(f"X{n}: {'a' * 15_000}\r\n" for n in range(5))
+    request = f"GET /v1/models HTTP/1.1\r\nHost: a\r\n{large}\r\n".encode()
+    size = -(-len(request) // pieces)
+    for start in range(0, len(request), size):
+        client.send(request[start : start + size])
+        await client.writer.drain()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        rest = await client.rest()
+    stream, end, refusal = rest.partition(b"\r\n0\r\n\r\n")
+    assert end
+    assert b"[DONE]" in stream
+    assert refusal.startswith(b"HTTP/1.1 431 ")
+    await edge.consistent()
+    assert [line["end"] for line in await edge.log()] == ["complete"]
+
+
+async def test_queued_body_whose_framing_breaks_is_refused_in_its_turn(edge: Edge) -> None:
+    client = await edge.connect()
+    client.send(edge.request({**ASK, "simulate": {"ttft_ms": 1, "interval_ms": 30, "tokens": 10}}))
+    await client.head()
+    client.send(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {edge.key}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n".encode()
+    )
+    [connection] = edge.server.clients.clients
+    async with asyncio.timeout(20):
+        while not connection._messages:  # until it is queued
+            await asyncio.sleep(0.001)
+        client.send(b"ZZ\r\n")
+        stream, end, refusal = (await client.rest()).partition(b"\r\n0\r\n\r\n")
+    assert end
+    assert b"[DONE]" in stream
+    assert refusal.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(refusal.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request_error"
+    await edge.consistent()
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        'multipart/form-data; x="; boundary=AAA"; boundary=BBB',
+        'multipart/form-data; boundary*=BBB; x="; boundary=AAA"',
+        "multipart/form-data; boundary=AAA; boundary=BBB",
+        'multipart/form-data; boundary="A\\"AA"',
+    ],
+)
+def test_form_with_two_readings_of_its_boundary_is_refused(content_type: str) -> None:
+    body = b'--AAA\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--AAA--\r\n'
+    assert read_multipart(body, 'multipart/form-data; charset=utf-8; boundary="AAA"').model == "m"
+    with pytest.raises(InvalidRequest):
+        read_multipart(body, content_type)
+
+
+@pytest.mark.parametrize(("interim", "status"), [(3, 200), (16, 200), (17, 502), (20_000, 502)])
+async def test_storm_of_interim_answers_ends_in_an_error_not_in_recursion(
+    start_edge: StartEdge, start_upstream: StartUpstream, interim: int, status: int
+) -> None:
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n" * interim + HEAD + b"content-length: 2\r\n\r\n{}")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
+    assert (await edge.ask(ASK))[0] == status
+    await edge.consistent()
