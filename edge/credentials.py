@@ -7,8 +7,8 @@ look-up: aiocache's own `get` passes through four decorators and costs 8 us, a t
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from aiocache import SimpleMemoryCache
@@ -184,7 +184,6 @@ class CacheCounts:
     misses: int = 0
     stale: int = 0
     failures: int = 0
-    entries: Callable[[], Iterator[int]] = field(default=lambda: iter(()))
 
 
 class Authenticator:

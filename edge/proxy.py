@@ -43,7 +43,6 @@ from edge.envelope import (
     rewrite_multipart,
 )
 from edge.errors import (
-    ConnectFailed,
     EdgeError,
     InternalError,
     InvalidRequest,
@@ -279,7 +278,9 @@ class Proxy:
                         exchange, answer, endpoint.connections, limits.connect_timeout_s, head, work.body
                     )
                 return done.keep_alive
-            except ConnectFailed as error:  # nothing was sent, so nobody else has begun the work
+            except EdgeError as error:
+                if not error.safe_elsewhere:
+                    raise
                 failure = error
                 tried.append(endpoint)
             except UpstreamAnsweredError as error:

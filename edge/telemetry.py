@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-NO_ROUTE: Final = ""  # the label of what matched none; never the name that was asked, which anybody can make up
 MAX_BACKLOG: Final = 50_000  # finished requests whose lines are not yet written
 _BATCH: Final = 200  # lines encoded in one go: 200 take less than a millisecond of the loop
 _FLUSH_INTERVAL_S: Final = 0.1
@@ -85,7 +84,10 @@ class _RouteNumbers:
 
 
 class Metrics:
-    """The numbers of finished requests by route; gauges are asked for at the scrape."""
+    """The numbers of finished requests by route; gauges are asked for at the scrape.
+
+    What matched no route has the empty label, never the name that was asked: anybody can make those up.
+    """
 
     def __init__(self) -> None:
         self._routes: dict[str, _RouteNumbers] = {}
