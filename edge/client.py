@@ -258,7 +258,7 @@ class ClientConnection(RequestHandler):
         elif self._waiter is None or self._force_close:
             self._head_bytes = 0  # the bytes of a body
         elif self._head_bytes > MAX_HEAD_BYTES:
-            self.refuse(HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes"))
+            self.refuse(_head_too_large())
         elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
@@ -271,8 +271,7 @@ class ClientConnection(RequestHandler):
             if isinstance(message, RawRequestMessage):
                 size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
                 if size > MAX_HEAD_BYTES:
-                    error = HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
-                    self._messages[index] = (_Refused(error), EMPTY_PAYLOAD)  # type: ignore[assignment]  # as aiohttp's
+                    self._messages[index] = (_Refused(_head_too_large()), EMPTY_PAYLOAD)  # type: ignore[assignment]  # as aiohttp's
 
     def _fail_body(self) -> None:
         """Fail the body whose framing broke: that of the request before, queued or being answered."""
@@ -383,6 +382,10 @@ class _Refused:
 
     def __init__(self, error: EdgeError) -> None:
         self.exc = error
+
+
+def _head_too_large() -> HeadersTooLarge:
+    return HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
 
 
 def _parser_error(error: BaseException | None) -> EdgeError:
@@ -513,7 +516,7 @@ class Body:
 NOTHING: Final = Body(b"", BodyMemory(0))
 
 
-def check_length(headers: CIMultiDictProxy[str], max_body_bytes: int) -> None:
+def _check_length(headers: CIMultiDictProxy[str], max_body_bytes: int) -> None:
     """Raise `RequestTooLarge` for a body that announces itself as too large."""
     length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and (len(length) > 15 or int(length) > max_body_bytes):
@@ -539,7 +542,7 @@ async def read_body(
             raise _too_large(max_body_bytes)
         memory.reserve(len(body))
         return Body(body, memory)
-    check_length(request.headers, max_body_bytes)
+    _check_length(request.headers, max_body_bytes)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and not payload.total_bytes:
         request.connection.send(_CONTINUE)
     parts: list[bytes] = []

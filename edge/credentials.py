@@ -5,7 +5,6 @@ look-up: aiocache's own `get` passes through four decorators and costs 8 us, a t
 """
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from edge.errors import (
     Unauthenticated,
 )
 from edge.exchange import Principal
-from edge.keystores import Changes, KeyStore
+from edge.keystores import Changes, KeyStore, hash_key
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}")
 _MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
@@ -213,19 +212,16 @@ class Authenticator:
         self._known.forget(changes)
         self._unknown.forget(changes)
 
-    def cached(self, key: str) -> Caller | None:
+    def _cached(self, digest: bytes) -> Caller | None:
         """Return the caller of a key that is in the cache and fresh, None when it has to be looked up.
 
-        Raises: `Unauthenticated` for a key that is known to be unknown or not usable, `OutOfQuota`.
+        Raises: `Unauthenticated` for a key that is known to be unknown.
         """
-        digest = hashlib.sha256(key.encode()).digest()
         entry = self._known.peek(digest)
         if entry is not None:
             if entry.fresh_until < self._clock():
                 return None
             self.counts.hits += 1
-            assert entry.caller is not None  # the unknown have a cache of their own
-            entry.caller.check_state(self._wall())
             return entry.caller
         entry = self._unknown.peek(digest)
         if entry is not None and entry.fresh_until >= self._clock():
@@ -238,13 +234,11 @@ class Authenticator:
 
         Raises: `Unauthenticated`, `OutOfQuota`, `KeyStoreUnavailable`; a store's failure is never "unknown".
         """
-        caller = self.cached(key)
+        digest = hash_key(key)
+        caller = self._cached(digest) or await asyncio.shield(self._look_up(digest))
         if caller is None:
-            digest = hashlib.sha256(key.encode()).digest()
-            caller = await asyncio.shield(self._look_up(digest))
-            if caller is None:
-                raise _invalid_key()
-            caller.check_state(self._wall())
+            raise _invalid_key()
+        caller.check_state(self._wall())
         return caller
 
     def _look_up(self, digest: bytes) -> "asyncio.Task[Caller | None]":

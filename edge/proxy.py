@@ -27,7 +27,6 @@ from edge.client import (
     Body,
     BodyMemory,
     Request,
-    check_length,
     error_response,
     read_body,
     response,
@@ -195,7 +194,6 @@ class Proxy:
 
         exchange.phase = Phase.BODY
         content_type = _content_type(request, operation)
-        check_length(request.headers, server.max_body_bytes)
         body = await read_body(
             request,
             max_body_bytes=server.max_body_bytes,
@@ -222,7 +220,7 @@ class Proxy:
 
     async def _authenticate(self, request: Request, exchange: Exchange) -> Caller:
         key = credential_of(request.headers)
-        caller = self._authenticator.cached(key) or await self._authenticator.authenticate(key)
+        caller = await self._authenticator.authenticate(key)
         exchange.principal = caller.principal
         return caller
 
@@ -346,7 +344,7 @@ def _refuse(request: Request, exchange: Exchange, error: EdgeError, keep_alive: 
     elif exchange.end is None:
         exchange.end = End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED
     exchange.status = error.status
-    # A body that was not read would be taken for the next request, so such a connection ends; aiohttp lingers first.
+    # A body that was not read would be taken for the next request, so such a connection ends.
     keep_alive = keep_alive and request.payload.is_eof() and request.payload.exception() is None
     request.connection.send(
         error_response(
