@@ -98,6 +98,7 @@ class ClientConnection(RequestHandler):
         "_parser_reads",
         "_server",
         "_wire",
+        "credential",
         "peer",
     )
 
@@ -110,6 +111,7 @@ class ClientConnection(RequestHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own when it begins to close
         self._drop_timer: asyncio.TimerHandle | None = None
         self.peer = ""  # the client's address, "unix" on a unix socket
+        self.credential = ("", b"")  # the key that was shown last, and its digest
         self._parser_reads = True
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
@@ -138,6 +140,11 @@ class ClientConnection(RequestHandler):
             super()._pause_transport_reading()
         if answering is not None and self._paused:
             answering.client_paused()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that serves the connection."""
+        return self._loop
 
     def send(self, data: bytes) -> None:
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
@@ -537,7 +544,8 @@ async def read_body(
     """
     payload = request.payload
     if payload.is_eof():  # the usual case: it came with the head
-        body = payload.read_nowait()
+        # What its `read_nowait` would say, for 2 us less.
+        body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
         if len(body) > max_body_bytes:
             raise _too_large(max_body_bytes)
         memory.reserve(len(body))

@@ -23,13 +23,15 @@ from edge.errors import (
     Unauthenticated,
 )
 from edge.exchange import Principal
-from edge.keystores import Changes, KeyStore, hash_key
+from edge.keystores import Changes, KeyStore
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}")
 _MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
 _MAX_VERDICTS: Final = 256  # models remembered per key
 _AUTHORIZATION: Final = istr("Authorization")
-_KEY_HEADERS: Final = (istr("api-key"), istr("x-api-key"))
+_API_KEY: Final = istr("api-key")
+_X_API_KEY: Final = istr("x-api-key")
+_NO_VALUES: Final[list[str]] = []
 _CHALLENGE: Final = 'Bearer realm="d.run"'
 
 
@@ -48,10 +50,20 @@ def credential_of(headers: Headers) -> str:
 
     Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones.
     """
-    keys = {_bearer(value) for value in headers.getall(_AUTHORIZATION, [])}
-    for name in _KEY_HEADERS:
-        if name in headers:
-            keys.update(value.strip() for value in headers.getall(name, []))
+    values = headers.getall(_AUTHORIZATION, _NO_VALUES)
+    if len(values) == 1 and _API_KEY not in headers and _X_API_KEY not in headers:
+        key = _bearer(values[0])
+    else:
+        key = _only_key(headers, values)
+    if not _KEY.fullmatch(key):
+        raise _invalid_key()
+    return key
+
+
+def _only_key(headers: Headers, authorizations: list[str]) -> str:
+    keys = set(map(_bearer, authorizations))
+    for name in (_API_KEY, _X_API_KEY):
+        keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))
     if not keys:
         raise Unauthenticated(
             "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
@@ -59,10 +71,7 @@ def credential_of(headers: Headers) -> str:
         )
     if len(keys) > 1:
         raise InvalidRequest("the request shows two different API keys: send one")
-    key = keys.pop()
-    if not _KEY.fullmatch(key):
-        raise _invalid_key()
-    return key
+    return keys.pop()
 
 
 def _bearer(value: str) -> str:
@@ -110,13 +119,13 @@ class Caller:
                 return True
         return False
 
-    def check(self, model: str, shown: str) -> None:
-        """Raise `PermissionDenied` or `ModelNotFound(shown)` unless this caller may call the model."""
+    def check(self, model: str) -> None:
+        """Raise `PermissionDenied` or `ModelNotFound` unless this caller may call the model."""
         verdict = self.may_call(model)
         if verdict is None:
             raise PermissionDenied("This API key is not allowed to use this model.", param="model")
         if not verdict:
-            raise ModelNotFound(shown, param="model")
+            raise ModelNotFound.named(f"`{model}`")
 
     def check_state(self, now: float) -> None:
         """Raise unless the key is usable at the Unix time `now`."""
@@ -229,12 +238,21 @@ class Authenticator:
             raise _invalid_key()
         return None
 
-    async def authenticate(self, key: str) -> Caller:
-        """Return the caller of a key, from the cache or the store.
+    def recall(self, digest: bytes) -> Caller | None:
+        """Return the caller of a key that is in the cache, None when `authenticate` has to look it up.
+
+        Raises: `Unauthenticated`, `OutOfQuota`.
+        """
+        caller = self._cached(digest)
+        if caller is not None:
+            caller.check_state(self._wall())
+        return caller
+
+    async def authenticate(self, digest: bytes) -> Caller:
+        """Return the caller of a key by its digest, from the cache or the store.
 
         Raises: `Unauthenticated`, `OutOfQuota`, `KeyStoreUnavailable`; a store's failure is never "unknown".
         """
-        digest = hash_key(key)
         caller = self._cached(digest) or await asyncio.shield(self._look_up(digest))
         if caller is None:
             raise _invalid_key()

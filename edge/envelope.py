@@ -7,7 +7,6 @@ object is written anew, each of its values still as the client's own bytes (RFC 
 
 import re
 import secrets
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -23,16 +22,18 @@ _MODEL_KEY = re.compile(
     rb'(?<!\\)"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"(?=[ \t\r\n]*:)'
 )
 _MODEL_VALUE = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What a body asks for; `span` is where the model's name stands in it, None when that is not certain."""
+class Envelope(msgspec.Struct, frozen=True):
+    """What a body asks for.
+
+    `span` is where the model's name stands in a form; `one_spelling` says that JSON names no second `model`.
+    """
 
     model: str
     stream: bool = False
     span: tuple[int, int] | None = None
+    one_spelling: bool = False
 
 
 class _Members(msgspec.Struct):
@@ -59,16 +60,18 @@ def read_json(body: bytes) -> Envelope:
     model = _model_name(_text.decode(raw))
     escaped = b"\\" in body and b"\\u006" in body
     if body.count(b'"model"') == 1 and not escaped:
-        return Envelope(model, bool(members.stream), _span(body, raw))
+        return Envelope(model, bool(members.stream), one_spelling=True)
     _refuse_two_models(body, raw)
     return Envelope(model, bool(members.stream))
 
 
 def rewrite_json(body: bytes, envelope: Envelope, model: str) -> bytes:
     """Return `body` with the model's name replaced: spliced where its place is certain, else written anew."""
-    if envelope.span is not None:
-        start, end = envelope.span
-        return b"".join((body[:start], msgspec.json.encode(model)[1:-1], body[end:]))
+    if envelope.one_spelling:
+        value = _MODEL_VALUE.search(body, body.find(b'"model"'))
+        if value is not None and value[1] == envelope.model.encode():
+            start, end = value.span(1)
+            return b"".join((body[:start], msgspec.json.encode(model)[1:-1], body[end:]))
     members = _top_level.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(members)
@@ -97,21 +100,9 @@ def _decode(body: bytes) -> _Members:
 def _model_name(name: str) -> str:
     if not name:
         raise InvalidRequest("you must provide a model parameter", param="model")
-    if len(name) > MAX_MODEL_LENGTH or not name.isprintable() or _SURROGATE.search(name):
-        raise ModelNotFound(not_found_message("of that name"), param="model")
+    if len(name) > MAX_MODEL_LENGTH or not name.isprintable():  # a lone surrogate is not
+        raise ModelNotFound.named("of that name")
     return name
-
-
-def not_found_message(name: str) -> str:
-    """Return what is said of a model that does not exist or is not the caller's."""
-    return f"The model {name} does not exist or you do not have access to it."
-
-
-def _span(body: bytes, raw: bytes) -> tuple[int, int] | None:
-    match = _MODEL_VALUE.search(body, body.find(b'"model"'))
-    if match is None or match[1] != raw[1:-1]:
-        return None
-    return match.span(1)
 
 
 def _refuse_two_models(body: bytes, raw: bytes) -> None:

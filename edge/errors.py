@@ -107,6 +107,11 @@ class ModelNotFound(_ClientError):
     status = 404
     code = "model_not_found"
 
+    @classmethod
+    def named(cls, shown: str) -> "ModelNotFound":
+        """Return the error for a model as it is `shown` to the caller."""
+        return cls(f"The model {shown} does not exist or you do not have access to it.", param="model")
+
 
 class PathNotFound(_ClientError):
     """404: no such path."""

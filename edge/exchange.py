@@ -7,6 +7,8 @@ Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds)
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 
 class Phase(enum.Enum):
     """How far a request has come."""
@@ -22,6 +24,8 @@ class Phase(enum.Enum):
 
 class End(enum.Enum):
     """How a request ended; the closed vocabulary of the log, the metrics and the usage records."""
+
+    __hash__ = object.__hash__  # a member is only itself; enum's own is a Python call for each look-up
 
     COMPLETE = "complete"
     REFUSED = "refused"
@@ -54,8 +58,7 @@ class Principal:
     limit: str | None = None
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """One request through its life."""
 
     request_id: str

@@ -10,9 +10,10 @@ relay speaks to it.
 import asyncio
 import functools
 import ipaddress
+import itertools
 import logging
-import random
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from edge.config import Config, ServerConfig
 from edge.credentials import Authenticator, Caller, credential_of
 from edge.envelope import (
     Envelope,
-    not_found_message,
     read_json,
     read_multipart,
     rewrite_json,
@@ -57,10 +57,11 @@ from edge.errors import (
     from_upstream,
 )
 from edge.exchange import End, Exchange, Phase
-from edge.relay import Limits, Relay, UpstreamAnsweredError, relay
+from edge.keystores import hash_key
+from edge.relay import Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable
 from edge.telemetry import AccessLog, Metrics
-from edge.upstream import Endpoint, Endpoints, Lease, Pool
+from edge.upstream import Endpoint, Endpoints, Lease, Member, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ _FORWARDED: Final = tuple(
     map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
 )
 _X_REQUEST_ID: Final = istr("X-Request-Id")
+_ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
+_serial = itertools.count()
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
 _PREFLIGHT: Final = (
@@ -187,7 +190,12 @@ class Proxy:
                 raise _wrong_path(request, path, host, operation is not None)
             if method not in ("GET", "HEAD"):
                 raise _wrong_path(request, path, host, True)
-        caller = await self._authenticate(request, exchange)
+        connection, key = request.connection, credential_of(request.headers)
+        if key != connection.credential[0]:  # a client's key hardly ever changes within a connection
+            connection.credential = (key, hash_key(key))
+        digest = connection.credential[1]
+        caller = self._authenticator.recall(digest) or await self._authenticator.authenticate(digest)
+        exchange.principal = caller.principal
         table = _routes_of(generation, request, host)
         if operation is None:
             return self._models(request, exchange, caller, table, path, keep_alive)
@@ -218,12 +226,6 @@ class Proxy:
             body.release()
         return keep_alive
 
-    async def _authenticate(self, request: Request, exchange: Exchange) -> Caller:
-        key = credential_of(request.headers)
-        caller = await self._authenticator.authenticate(key)
-        exchange.principal = caller.principal
-        return caller
-
     def _models(
         self, request: Request, exchange: Exchange, caller: Caller, table: HostTable, path: str, keep_alive: bool
     ) -> bool:
@@ -253,14 +255,7 @@ class Proxy:
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
         limits = generation.limits[match.route.pool]
-        answer = functools.partial(
-            Relay,
-            exchange,
-            request.connection,
-            limits,
-            old_client=request.message.version < (1, 1),
-            keep_alive=keep_alive,
-        )
+        old_client = request.message.version < (1, 1)
         while True:
             try:
                 lease = self._lease(generation, match, tried)
@@ -269,13 +264,20 @@ class Proxy:
             endpoint = lease.endpoint
             exchange.endpoint = endpoint.authority
             exchange.retries = len(tried)
-            head = lease.head(work.operation) + work.head_for(_upstream_model(match, lease, work.envelope), exchange)
+            member = lease.member
+            head = member.head(work.operation) + work.head_for(_upstream_model(match, member, work.envelope), exchange)
             try:
                 with lease:
-                    done = await relay(
-                        exchange, answer, endpoint.connections, limits.connect_timeout_s, head, work.body
+                    return await relay(
+                        exchange,
+                        request.connection,
+                        endpoint.connections,
+                        limits,
+                        head,
+                        work.body,
+                        old_client=old_client,
+                        keep_alive=keep_alive,
                     )
-                return done.keep_alive
             except EdgeError as error:
                 if not error.safe_elsewhere:
                     raise
@@ -295,7 +297,7 @@ class Proxy:
         try:
             return self._endpoints.instance(match.filled(route.instance))
         except ValueError:
-            raise ModelNotFound(not_found_message("of that name"), param="model") from None
+            raise ModelNotFound.named("of that name") from None
 
 
 @dataclass(slots=True)
@@ -330,7 +332,7 @@ def request_id_of(request: Request) -> str:
 
 def new_request_id() -> str:
     """Return a request id; unique, not secret."""
-    return f"req_{random.getrandbits(96):024x}"
+    return _ID_PREFIX + f"{next(_serial):08x}"
 
 
 def _refuse(request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool) -> bool:
@@ -465,14 +467,17 @@ def _content_type(request: Request, operation: str) -> str:
     given = request.headers.get(hdrs.CONTENT_TYPE, "")
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise UnsupportedMediaType("a compressed body is not understood: send it without Content-Encoding")
-    media_type = given.partition(";")[0].strip().lower()
     if operation in MULTIPART_OPERATIONS:
-        if media_type != "multipart/form-data" or not _is_plain(given):
+        if _media_type(given) != "multipart/form-data" or not _is_plain(given):
             raise UnsupportedMediaType("send a form: Content-Type: multipart/form-data; boundary=...")
         return given
-    if media_type not in ("application/json", ""):
+    if given != "application/json" and _media_type(given) not in ("application/json", ""):
         raise UnsupportedMediaType("send JSON: Content-Type: application/json")
     return "application/json"
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _request_head(request: Request, exchange: Exchange, content_type: str) -> bytes:
@@ -505,17 +510,16 @@ def _routes_of(generation: Generation, request: Request, host: str) -> HostTable
 
 def _find_route(table: HostTable, model: str, caller: Caller) -> Match:
     """Return the route of a model that the caller may call; unknown and not-yours look the same."""
-    message = not_found_message(f"`{model}`")
     match = table.find(model)
     if match is None:
-        raise ModelNotFound(message, param="model")
-    caller.check(model, message)
+        raise ModelNotFound.named(f"`{model}`")
+    caller.check(model)
     return match
 
 
-def _upstream_model(match: Match, lease: Lease, envelope: Envelope) -> str:
-    if lease.model is not None:
-        return lease.model
+def _upstream_model(match: Match, member: Member, envelope: Envelope) -> str:
+    if member.config.model is not None:
+        return member.config.model
     if match.route.model is not None:
         return match.filled(match.route.model)
     return envelope.model
@@ -526,7 +530,7 @@ def _model_in_path(path: str) -> str:
     try:
         return unquote_to_bytes(path.partition("/models/")[2]).decode()
     except UnicodeDecodeError:
-        raise ModelNotFound(not_found_message("of that name"), param="model") from None
+        raise ModelNotFound.named("of that name") from None
 
 
 def _model(name: str, created: int) -> dict[str, object]:

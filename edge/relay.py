@@ -46,14 +46,17 @@ _SLOW_CLIENT_CHECK_S: Final = 5.0
 _SLOW_CLIENT_PATIENCE: Final = 6  # checks in a row below the floor rate, so half a minute, before a client is cut
 
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
-_RETURNED: Final = (
-    b"content-type",
-    b"content-encoding",
-    b"content-disposition",
-    b"content-language",
-    b"date",
-    b"openai-processing-ms",
-)
+_RETURNED: Final = {
+    name: name + b": "
+    for name in (
+        b"content-type",
+        b"content-encoding",
+        b"content-disposition",
+        b"content-language",
+        b"date",
+        b"openai-processing-ms",
+    )
+}
 _STATUS_LINE: Final = b"HTTP/1."
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
@@ -127,37 +130,27 @@ class _State(enum.Enum):
 class Relay(Receiver):
     """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
 
-    __slots__ = (
-        "_answered",
-        "_between_chunks",
-        "_body",
-        "_client",
-        "_client_write",
-        "_connection",
-        "_done",
-        "_error_bytes",
-        "_event_stream",
-        "_exchange",
-        "_framed",
-        "_head",
-        "_held",
-        "_interim",
-        "_last_chunk",
-        "_last_read",
-        "_limits",
-        "_loop",
-        "_old_client",
-        "_paused",
-        "_queued_bytes",
-        "_reused",
-        "_seen_chunk",
-        "_sent_bytes",
-        "_slow_checks",
-        "_slow_timer",
-        "_state",
-        "_transport",
-        "keep_alive",
-    )
+    # How an answer starts out; on the class, since most of it never changes and a request should not pay for it.
+    _state = _State.WAITING
+    _connection: UpstreamConnection | None = None
+    _transport: asyncio.Transport | None = None
+    _body = NOTHING
+    _reused = False
+    _answered = False
+    _head: ResponseHead | None = None
+    _held = b""
+    _interim = 0
+    _last_chunk = b""
+    _seen_chunk = b""
+    _framed = False
+    _between_chunks = False
+    _sent_bytes = 0
+    _event_stream = False
+    _paused = False
+    _last_read = 0.0
+    _slow_timer: asyncio.TimerHandle | None = None
+    _slow_checks = 0
+    _queued_bytes = 0
 
     def __init__(
         self, exchange: Exchange, client: ClientConnection, limits: Limits, *, old_client: bool, keep_alive: bool
@@ -167,29 +160,10 @@ class Relay(Receiver):
         self._limits = limits
         self._old_client = old_client  # HTTP/1.0: no chunks, the end of the connection is the end of the answer
         self.keep_alive = keep_alive
-        self._loop = asyncio.get_running_loop()
+        self._loop = client.loop
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._state = _State.WAITING
-        self._connection: UpstreamConnection | None = None
-        self._transport: asyncio.Transport | None = None
-        self._body = NOTHING
-        self._reused = False
-        self._answered = False
-        self._head: ResponseHead | None = None
-        self._held = b""
-        self._interim = 0
-        self._last_chunk = self._seen_chunk = b""
-        self._framed = False
-        self._between_chunks = False
         self._client_write: Callable[[bytes], None] = _discard
-        self._sent_bytes = 0
-        self._event_stream = False
         self._error_bytes: list[bytes] = []
-        self._paused = False
-        self._last_read = 0.0
-        self._slow_timer: asyncio.TimerHandle | None = None
-        self._slow_checks = 0
-        self._queued_bytes = 0
 
     # --- the request
 
@@ -252,7 +226,7 @@ class Relay(Receiver):
         else:
             self._state = _State.FAILING
             receive = self._error_received
-        self._connection.redirect(receive)
+        self._connection.receive = receive
         if data or head.framing.done:
             receive(data)
 
@@ -276,7 +250,7 @@ class Relay(Receiver):
             self._held = b""
             self._state = _State.FAILING
             assert self._connection is not None
-            self._connection.redirect(self._error_received)
+            self._connection.receive = self._error_received
             self._error_received(data)
             return
         self._held = b""
@@ -344,7 +318,7 @@ class Relay(Receiver):
         else:
             receive = self._verbatim_received
         if self._connection is not None:  # None: an answer that the close ends, and that was empty
-            self._connection.redirect(receive)
+            self._connection.receive = receive
         client_head = self._client_head(head)
         if self._framed:
             self._framed_received(data, client_head)
@@ -355,8 +329,10 @@ class Relay(Receiver):
 
     def _client_head(self, head: ResponseHead) -> bytes:
         lines = [b"HTTP/1.1 %d OK" % head.status if head.status != 204 else b"HTTP/1.1 204 No Content"]
-        headers = head.headers
-        lines += [name + b": " + headers[name] for name in _RETURNED if name in headers]
+        for name, value in head.headers.items():
+            written = _RETURNED.get(name)
+            if written is not None:
+                lines.append(written + value)
         framing = head.framing
         if isinstance(framing, Length):
             lines.append(b"content-length: %d" % framing.total)
@@ -431,7 +407,7 @@ class Relay(Receiver):
         assert self._connection is not None
         consumed = self._head.framing.consumed
         self._framed = True
-        self._connection.redirect(self._framed_received)
+        self._connection.receive = self._framed_received
         self._framed_received(data[consumed:], before + data[:consumed])
 
     def _framed_received(self, data: bytes, before: bytes = b"") -> None:
@@ -657,28 +633,31 @@ def _content(framing: Framing, data: bytes) -> tuple[bytes, bool]:
 
 async def relay(
     exchange: Exchange,
-    answer: Callable[[], Relay],
+    client: ClientConnection,
     pool: ConnectionPool,
-    connect_timeout_s: float,
+    limits: Limits,
     head: bytes,
     body: Body,
-) -> Relay:
-    """Pass a request to an endpoint and its answer to the client; return the relay that did.
+    *,
+    old_client: bool,
+    keep_alive: bool,
+) -> bool:
+    """Pass a request to an endpoint and its answer to the client; return whether the client's connection can go on.
 
     A reused connection that dies before it gave a byte is replayed once on a new one. That is safe even for a POST: the
     upstream had closed it before the request came (RFC 9112 section 9.3.1), and no retry, so it takes no budget.
     """
     connection = pool.take()
     if connection is not None:
-        first = answer()
+        first = Relay(exchange, client, limits, old_client=old_client, keep_alive=keep_alive)
         try:
             await first.run(connection, head, body)
-            return first
+            return first.keep_alive
         except StaleConnection:
             exchange.replays += 1
-    second = answer()
-    await second.run(await pool.connect(connect_timeout_s), head, body)
-    return second
+    second = Relay(exchange, client, limits, old_client=old_client, keep_alive=keep_alive)
+    await second.run(await pool.connect(limits.connect_timeout_s), head, body)
+    return second.keep_alive
 
 
 def _status_of(body: bytes) -> int:

@@ -31,10 +31,10 @@ class HostTable:
 
     def __init__(self, routes: Iterable[RouteConfig]) -> None:
         routes = list(routes)
-        self.exact: dict[str, RouteConfig] = {}
+        self.exact: dict[str, Match | None] = {}
         for route in routes:  # where loopback lets every host list match, the first in the file wins
             if not route.pattern.endswith("*"):
-                self.exact.setdefault(route.pattern, route)
+                self.exact.setdefault(route.pattern, _match(route, route.pattern))
         prefixes = [(route.pattern[:-1], route) for route in routes if route.pattern.endswith("*")]
         self.prefixes = sorted(prefixes, key=lambda item: len(item[0]), reverse=True)
 
@@ -43,17 +43,12 @@ class HostTable:
 
     def find(self, model: str) -> Match | None:
         """Return the route of `model`, or None; an instance's owner and service are DNS labels or nothing matches."""
-        route = self.exact.get(model)
-        if route is None:
-            route = next((route for prefix, route in self.prefixes if model.startswith(prefix)), None)
-        if route is None:
-            return None
-        if not _has_placeholders(route):
-            return Match(route)
-        if not is_instance_name(model):
-            return None
-        owner, _, service = model.partition("/")
-        return Match(route, owner, service)
+        if model in self.exact:
+            return self.exact[model]
+        for prefix, route in self.prefixes:
+            if model.startswith(prefix):
+                return _match(route, model)
+        return None
 
     def names(self) -> Iterator[str]:
         """Yield the names that can be listed: exact routes, and what a prefix route lists."""
@@ -98,5 +93,11 @@ def _label_match(pattern: str, host: str) -> bool:
     return len(wanted) == len(labels) and all(w in ("*", label) for w, label in zip(wanted, labels, strict=True))
 
 
-def _has_placeholders(route: RouteConfig) -> bool:
-    return route.instance is not None or (route.model is not None and "{" in route.model)
+def _match(route: RouteConfig, model: str) -> Match | None:
+    """Return the match of a route whose pattern fits `model`; one with placeholders needs an instance's name."""
+    if route.instance is None and (route.model is None or "{" not in route.model):
+        return Match(route)
+    if not is_instance_name(model):
+        return None
+    owner, _, service = model.partition("/")
+    return Match(route, owner, service)

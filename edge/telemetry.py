@@ -22,7 +22,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from edge.exchange import End, Exchange
+from edge.exchange import End, Exchange, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -188,9 +188,9 @@ class LogLine(msgspec.Struct):
     upstream_model: str | None
     stream: bool
     status: int
-    end: str
+    end: End
     ended_by: str
-    phase: str
+    phase: Phase
     error: str | None
     request_bytes: int
     response_bytes: int
@@ -221,17 +221,22 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.upstream_model or None,
         exchange.stream,
         exchange.status,
-        end.value,
+        end,
         _ENDED_BY[end],
-        exchange.phase.value,
+        exchange.phase,
         exchange.error or None,
         exchange.request_bytes,
         exchange.response_bytes,
         exchange.retries,
         exchange.replays,
-        round((exchange.first_byte - begun) * 1e3, 2) if exchange.first_byte else None,
-        round((exchange.finished - begun) * 1e3, 2),
+        _ms(exchange.first_byte - begun) if exchange.first_byte else None,
+        _ms(exchange.finished - begun),
     )
+
+
+def _ms(seconds: float) -> float:
+    """Return milliseconds to two places; `round` takes four times as long."""
+    return int(seconds * 1e5 + 0.5) / 100
 
 
 class AccessLog:
@@ -271,16 +276,22 @@ class AccessLog:
 
     async def flush(self) -> None:
         """Write what is queued, and return when it is written; cancelled, it loses nothing."""
-        written: Future[None] | None = None
-        while self._finished:
-            batch = self._finished[:_BATCH]
-            del self._finished[:_BATCH]
-            written = Future()
-            self._unwritten += len(batch)
-            self._batches.put((self._encoder.encode_lines(map(log_line, batch)), len(batch), written))
-            await asyncio.sleep(0)
-        if written is not None:
-            await asyncio.shield(asyncio.wrap_future(written))
+        if not self._finished:
+            return
+        lines, parts = 0, []
+        try:
+            while self._finished:
+                batch = self._finished[:_BATCH]
+                del self._finished[:_BATCH]
+                parts.append(self._encoder.encode_lines(map(log_line, batch)))
+                lines += len(batch)
+                await asyncio.sleep(0)
+        finally:
+            # One hand-over for all: each wakes the thread, which then wants the interpreter from the loop.
+            written: Future[None] = Future()
+            self._unwritten += lines
+            self._batches.put((b"".join(parts), lines, written))
+        await asyncio.shield(asyncio.wrap_future(written))
 
     async def close(self, patience_s: float = 1.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""

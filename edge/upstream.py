@@ -4,7 +4,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,14 +20,13 @@ _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without
 class Endpoint:
     """One address: its requests in flight and its idle connections, shared by every pool that names it."""
 
-    __slots__ = ("_heads", "authority", "connections", "in_flight", "url")
+    __slots__ = ("authority", "connections", "in_flight", "url")
 
     def __init__(self, url: Url, connections: ConnectionPool) -> None:
         self.url = url
         self.authority = url.authority
         self.connections = connections
         self.in_flight = 0
-        self._heads: dict[tuple[str, str | None], bytes] = {}
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.authority} {self.in_flight} in flight, {len(self.connections)} idle>"
@@ -37,37 +36,42 @@ class Endpoint:
         """Whether a request or an idle connection is there."""
         return bool(self.in_flight or len(self.connections))
 
-    def head(self, target: str, api_key: str | None) -> bytes:
-        """Return the constant part of the head of a request to this endpoint."""
-        head = self._heads.get((target, api_key))
-        if head is None:
-            headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
-            if api_key is not None:
-                headers.append(("Authorization", f"Bearer {api_key}"))
-            head = self._heads[target, api_key] = request_head(target, self.authority, headers)
-        return head
-
 
 @dataclass(slots=True)
 class Member:
-    """An endpoint's place in one pool; `credit` is the state of smooth weighted round-robin."""
+    """An endpoint's place in a pool, or alone as an instance; `credit` is the state of smooth weighted round-robin."""
 
     endpoint: Endpoint
     config: EndpointConfig
+    engine: Engine = "vllm"
     credit: int = 0
+    heads: dict[str, bytes] = field(default_factory=dict)
+
+    def head(self, operation: str) -> bytes:
+        """Return the constant part of the head of a request.
+
+        A path in the endpoint's URL takes the place of `/v1`. The engines serve `tokenize` and `detokenize` at their
+        root; a hosted API (`engine = "openai"`) has all of its paths under its base.
+        """
+        head = self.heads.get(operation)
+        if head is None:
+            at_root = self.engine != "openai" and operation in ("tokenize", "detokenize")
+            headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
+            if self.config.api_key is not None:
+                headers.append(("Authorization", f"Bearer {self.config.api_key}"))
+            target = f"{'' if at_root else self.config.url.path or '/v1'}/{operation}"
+            head = self.heads[operation] = request_head(target, self.endpoint.authority, headers)
+        return head
 
 
 class Lease:
     """One endpoint for one attempt; counted in flight while it is held."""
 
-    __slots__ = ("api_key", "base_path", "endpoint", "has_root", "model")
+    __slots__ = ("endpoint", "member")
 
-    def __init__(self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm") -> None:
-        self.endpoint = endpoint
-        self.base_path = config.url.path or "/v1"
-        self.has_root = engine != "openai"
-        self.api_key = config.api_key
-        self.model = config.model
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.endpoint = member.endpoint
 
     def __enter__(self) -> Self:
         self.endpoint.in_flight += 1
@@ -78,22 +82,13 @@ class Lease:
     ) -> None:
         self.endpoint.in_flight -= 1
 
-    def head(self, operation: str) -> bytes:
-        """Return the constant part of the head of a request to the leased endpoint.
-
-        A path in the endpoint's URL takes the place of `/v1`. The engines serve `tokenize` and `detokenize` at their
-        root; a hosted API (`engine = "openai"`) has all of its paths under its base.
-        """
-        at_root = self.has_root and operation in ("tokenize", "detokenize")
-        return self.endpoint.head(f"{'' if at_root else self.base_path}/{operation}", self.api_key)
-
 
 class Pool:
     """Endpoints of which any can answer."""
 
     def __init__(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> None:
         self.config = config
-        self.members = [Member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
+        self.members = [Member(*pair, config.engine) for pair in zip(endpoints, config.endpoints, strict=True)]
 
     def __repr__(self) -> str:
         return f"<Pool {self.config.name} {self.members}>"
@@ -111,7 +106,7 @@ class Pool:
             member = _next_in_turn(members)
         else:
             member = _least_loaded(members)
-        return Lease(member.endpoint, member.config, self.config.engine)
+        return Lease(member)
 
 
 def _least_loaded(members: list[Member]) -> Member:
@@ -141,7 +136,7 @@ class Endpoints:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._members: dict[tuple[object, ...], Endpoint] = {}
-        self._instances: dict[str, Endpoint] = {}
+        self._instances: dict[str, Member] = {}
 
     def member(self, url: Url, ca_file: Path | None) -> Endpoint:
         """Return the endpoint of a pool's address; raises `OSError` or `ssl.SSLError` for a bad `ca_file`."""
@@ -153,12 +148,13 @@ class Endpoints:
 
     def instance(self, address: str) -> Lease:
         """Return a lease of the instance at a URL; raises `ValueError` when no such URL can be."""
-        endpoint = self._instances.get(address)
-        if endpoint is None:
+        member = self._instances.get(address)
+        if member is None:
             if len(self._instances) >= _MAX_INSTANCES:
-                self._instances = {at: each for at, each in self._instances.items() if each.is_used}
-            endpoint = self._instances[address] = self._new(parse_url(address), None)
-        return Lease(endpoint, EndpointConfig(endpoint.url))
+                self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
+            url = parse_url(address)
+            member = self._instances[address] = Member(self._new(url, None), EndpointConfig(url))
+        return Lease(member)
 
     def _new(self, url: Url, ca_file: Path | None) -> Endpoint:
         tls = tls_context(ca_file) if url.scheme == "https" else None
@@ -174,10 +170,10 @@ class Endpoints:
 
     def close(self) -> None:
         """Close every idle connection."""
-        for endpoint in (*self._members.values(), *self._instances.values()):
+        for endpoint in self.states():
             endpoint.connections.close()
 
     def states(self) -> Iterator[Endpoint]:
         """Yield every endpoint, for the metrics."""
         yield from self._members.values()
-        yield from self._instances.values()
+        yield from (member.endpoint for member in self._instances.values())

@@ -6,6 +6,7 @@ the chunk framing away that the client has to get again. What is understood is t
 """
 
 import asyncio
+import functools
 import re
 import ssl
 from collections.abc import Callable
@@ -26,9 +27,10 @@ _KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive hea
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_CONTROLS = bytes(each for each in range(32) if each not in b"\t\r\n") + b"\x7f"
-_names: dict[bytes, bytes] = {}
-_MAX_NAMES: Final = 512
+_CONTROLS = bytes(each for each in range(32) if each not in b"\t") + b"\x7f"
+_fields: dict[bytes, tuple[bytes, bytes]] = {}
+_MAX_FIELDS: Final = 1024
+_MAX_REMEMBERED_BYTES: Final = 256
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _LAST_CHUNK = re.compile(rb"0{1,15}\r\n\r\n")
 _PARTIAL = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}\r|0{1,15}\r\n\r?")
@@ -57,26 +59,16 @@ def parse_head(block: bytes) -> ResponseHead:
 
     Raises: `Malformed`, also for what two recipients could frame differently (RFC 9112 section 6.3).
     """
-    lines = block.split(b"\r\n")
-    ends = len(lines) - 1
-    if len(block.translate(None, _CONTROLS)) != len(block) or block.count(b"\r") != ends or block.count(b"\n") != ends:
-        raise Malformed("control character")
-    status_line = _STATUS_LINE.fullmatch(lines[0])
-    if status_line is None:
-        raise Malformed("status line")
+    first, *lines = block.split(b"\r\n")
+    minor_version, status = _status_line(first)
     headers: dict[bytes, bytes] = {}
-    for line in lines[1:]:
-        written, colon, value = line.partition(b":")
-        name = _names.get(written) or _field_name(written)
-        if not colon:
-            raise Malformed("header line")
-        value = value.strip(b" \t")
+    for line in lines:
+        name, value = _fields.get(line) or _field(line)
         if name in headers:
             if name in (b"content-length", b"transfer-encoding"):
                 raise Malformed("framing header given twice")
             value = headers[name] + b", " + value
         headers[name] = value
-    minor_version, status = int(status_line[1]), int(status_line[2])
     framing = _framing(status, minor_version, headers)
     keep_alive = minor_version == 1
     if b"connection" in headers:
@@ -88,14 +80,28 @@ def parse_head(block: bytes) -> ResponseHead:
     return ResponseHead(status, minor_version, headers, framing, keep_alive, idle_s)
 
 
-def _field_name(written: bytes) -> bytes:
-    """Return a header's name in lower case; those that are seen are remembered, since servers send the same ones."""
-    if not _TOKEN.fullmatch(written):
-        raise Malformed("header name")
-    if len(_names) >= _MAX_NAMES:
-        _names.clear()
-    name = _names[written] = written.lower()
-    return name
+@functools.lru_cache(maxsize=64)
+def _status_line(line: bytes) -> tuple[int, int]:
+    """Return the minor version and the status."""
+    found = _STATUS_LINE.fullmatch(line)
+    if found is None or line.translate(None, _CONTROLS) != line:
+        raise Malformed("status line")
+    return int(found[1]), int(found[2])
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    """Return a header's name in lower case and its value; lines are remembered, since servers send the same ones."""
+    written, colon, value = line.partition(b":")
+    if not colon or not _TOKEN.fullmatch(written):
+        raise Malformed("header line")
+    if line.translate(None, _CONTROLS) != line:
+        raise Malformed("control character")
+    field = written.lower(), value.strip(b" \t")
+    if len(line) <= _MAX_REMEMBERED_BYTES:
+        if len(_fields) >= _MAX_FIELDS:
+            _fields.clear()
+        _fields[line] = field
+    return field
 
 
 def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "Framing":
@@ -345,19 +351,19 @@ class UpstreamConnection(asyncio.Protocol):
         "_free_since",
         "_idle_s",
         "_pool",
-        "_receive",
         "_receiver",
         "_timer",
         "_timer_at",
         "closed",
         "eof",
+        "receive",
         "transport",
         "uses",
     )
 
     def __init__(self, pool: "ConnectionPool") -> None:
         self._pool = pool
-        self._receive: Callable[[bytes], None] | None = None
+        self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
         self._free_since = 0.0
         self._idle_s = DEFAULT_IDLE_S
@@ -382,12 +388,8 @@ class UpstreamConnection(asyncio.Protocol):
         assert self.transport is not None
         self.uses += 1
         self._receiver = receiver
-        self._receive = receiver.data_received
+        self.receive = receiver.data_received
         return self.transport
-
-    def redirect(self, receive: Callable[[bytes], None]) -> None:
-        """Let the receiver take its bytes with another of its methods."""
-        self._receive = receive
 
     def expect_by(self, at: float) -> None:
         """Tell the receiver at the loop's time `at` that it is overdue; a later call replaces an earlier one.
@@ -414,7 +416,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on; an idle connection has nothing to say and is closed (RFC 9112 section 9.2)."""
-        receive = self._receive
+        receive = self.receive
         if receive is None:
             self.abort()
         else:
@@ -431,13 +433,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._pool.lost(self)
-        receiver, self._receiver, self._receive = self._receiver, None, None
+        receiver, self._receiver, self.receive = self._receiver, None, None
         if receiver is not None:
             receiver.connection_lost(self.eof and exc is None)
 
     def free(self, idle_s: float) -> None:
         """Give the connection back to its pool, where it may be idle for `idle_s`."""
-        self._receiver = self._receive = None
+        self._receiver = self.receive = None
         self._idle_s = idle_s
         self._free_since = self._pool.loop.time()
         self._pool.keep(self)
@@ -448,7 +450,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, without a further word to anybody."""
-        self._receiver = self._receive = None
+        self._receiver = self.receive = None
         if self.transport is not None:
             self.transport.abort()
 

@@ -71,6 +71,7 @@ class Client:
 
     def __init__(self) -> None:
         self.transport = Transport()
+        self.loop = asyncio.get_running_loop()
         self.attached: list[object] = []
 
     def attach(self, answering: object) -> None:

@@ -10,7 +10,7 @@ import trustme
 from edge.config import Balance, EndpointConfig, PoolConfig
 from edge.errors import UpstreamUnavailable
 from edge.notation import parse_url
-from edge.upstream import Endpoint, Endpoints, Pool, tls_context
+from edge.upstream import Endpoint, Endpoints, Member, Pool, tls_context
 
 
 @pytest.fixture
@@ -181,17 +181,18 @@ async def test_instance_at_no_possible_address_is_refused(endpoints: Endpoints, 
 )
 async def test_path_upstream_is_the_edges_own(endpoints: Endpoints, url: str, operation: str, line: bytes) -> None:
     """A URL that has a path replaces /v1; tokenize and detokenize go to the root."""
-    lease = endpoints.instance(url)
-    head = lease.head(operation)
+    member = endpoints.instance(url).member
+    head = member.head(operation)
     assert head.startswith(line)
     assert b"Authorization" not in head
-    assert head is lease.head(operation)
+    assert head is member.head(operation)
 
 
 async def test_endpoints_own_key_is_sent_and_is_part_of_no_other_head(endpoints: Endpoints) -> None:
     url = parse_url("http://h:1")
     endpoint = endpoints.member(url, None)
-    heads = [endpoint.head("/v1/completions", key) for key in (None, "one", "two")]
+    members = [Member(endpoint, EndpointConfig(url, api_key=key)) for key in (None, "one", "two")]
+    heads = [member.head("completions") for member in members]
     assert [b"Authorization: Bearer one\r\n" in head for head in heads] == [False, True, False]
     assert len(set(heads)) == 3
 
