@@ -21,7 +21,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import orjson
-from aiohttp import hdrs
+from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from multidict import istr
 
 from edge.client import (
@@ -143,7 +143,7 @@ class Proxy:
         exchange = Exchange(request_id_of(request), message.method, time.time(), time.monotonic())
         # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
         tunnel = message.upgrade or message.method == "CONNECT"
-        keep_alive = not (message.should_close or tunnel or self.draining or message.version < (1, 1))
+        keep_alive = not (message.should_close or tunnel or self.draining or message.version != HttpVersion11)
         self.in_flight += 1
         try:
             keep_alive = await self._answer(request, exchange, self.generation, keep_alive)
@@ -255,7 +255,7 @@ class Proxy:
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
         limits = generation.limits[match.route.pool]
-        old_client = request.message.version < (1, 1)
+        old_client = request.message.version == HttpVersion10
         while True:
             try:
                 lease = self._lease(generation, match, tried)
@@ -388,11 +388,11 @@ def _send(
 def _target(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:
     """Return the raw path and the host that are asked; raises for what HTTP/1.1 does not allow or we do not do."""
     message, headers = request.message, request.headers
-    exchange.client = _client_address(request, server)
-    if message.version not in ((1, 0), (1, 1)):
+    exchange.client = _client_address(request, server) if server.trusted_proxies else request.connection.peer
+    if message.version not in (HttpVersion11, HttpVersion10):
         raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
     if message.chunked or hdrs.TRANSFER_ENCODING in headers:
-        if message.version == (1, 0):
+        if message.version == HttpVersion10:
             raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
         if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
             raise UnsupportedCoding("the only transfer coding is chunked")
@@ -431,14 +431,13 @@ def _is_loopback(host: str) -> bool:
 def _client_address(request: Request, server: ServerConfig) -> str:
     """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
     address = request.connection.peer
-    if server.trusted_proxies:
-        hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
-        while hops and _is_trusted(address, server):
-            hop = hops.pop().strip()
-            try:
-                address = str(ipaddress.ip_address(hop))
-            except ValueError:
-                break
+    hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+    while hops and _is_trusted(address, server):
+        hop = hops.pop().strip()
+        try:
+            address = str(ipaddress.ip_address(hop))
+        except ValueError:
+            break
     return address
 
 
@@ -481,13 +480,13 @@ def _media_type(content_type: str) -> str:
 
 
 def _request_head(request: Request, exchange: Exchange, content_type: str) -> bytes:
-    lines = [f"Content-Type: {content_type}\r\nX-Request-Id: {exchange.request_id}\r\n"]
+    head = f"Content-Type: {content_type}\r\nX-Request-Id: {exchange.request_id}\r\n"
     headers = request.headers
     for name in _FORWARDED:
         value = headers.get(name)
         if value is not None and _is_plain(value):
-            lines.append(f"{name}: {value}\r\n")
-    return "".join(lines).encode("ascii")
+            head += f"{name}: {value}\r\n"
+    return head.encode("ascii")
 
 
 def _is_plain(value: str) -> bool:

@@ -163,7 +163,6 @@ class Relay(Receiver):
         self._loop = client.loop
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._client_write: Callable[[bytes], None] = _discard
-        self._error_bytes: list[bytes] = []
 
     # --- the request
 
@@ -225,6 +224,7 @@ class Relay(Receiver):
             receive = self._first_bytes
         else:
             self._state = _State.FAILING
+            self._error_bytes: list[bytes] = []
             receive = self._error_received
         self._connection.receive = receive
         if data or head.framing.done:
@@ -249,6 +249,7 @@ class Relay(Receiver):
                 return
             self._held = b""
             self._state = _State.FAILING
+            self._error_bytes = []
             assert self._connection is not None
             self._connection.receive = self._error_received
             self._error_received(data)
@@ -365,7 +366,8 @@ class Relay(Receiver):
             data = self._held + data
             self._held = b""
         self._last_read = self._loop.time()
-        self._note_last_chunk()
+        if self._last_chunk:
+            self._note_last_chunk()
         framing = self._head.framing  # type: ignore[union-attr]  # set since the head came; an assert here costs
         try:
             understood = framing.scan(data)
@@ -381,9 +383,10 @@ class Relay(Receiver):
             self._held = data[understood:]
             data = data[:understood]
         self._write(before + data if before else data)
-        self._between_chunks = not self._held and framing.between_chunks
         if framing.done:
             self._end()
+        else:
+            self._between_chunks = not self._held and framing.between_chunks
 
     def _chunk(self, payload: list[bytes]) -> bytes:
         """Return content as the client gets it: in a chunk of ours, or bare for one that knows no chunks."""
