@@ -2,8 +2,10 @@
 
 | module | its one job |
 |---|---|
+| `target` | Where a load goes, as whom, and with what options. |
 | `arrivals` | When requests are sent: an open-loop schedule, drawn up front. |
-| `workload` | What is sent: scenarios as raw requests, and the check of what comes back. |
+| `alarm` | Wake at an exact time. |
+| `workload` | What is sent: scenarios as raw requests; and the check of what comes back. |
 | `client` | Send raw requests and time their answers, on bare protocols. |
 | `results` | From timed answers to the numbers of `vllm bench serve`. |
 | `upstream` | The cheap, paced model server of the benchmarks; its events carry the time they were sent. |
@@ -12,6 +14,8 @@
 | `floor`, `tutorial` | Two of them: bare uvloop protocols, and what a tutorial of aiohttp would write. |
 | `measures` | One number of one proxy under one load. |
 | `pairing` | Ratios of paired rounds, and how sure they are. |
-| `report` | The HTML pages. |
+| `comparison` | From a comparison's raw rounds to its figures. |
+| `comparison_report` | Those figures for people: tables and plots. |
+| `report` | The HTML pages' frame, and the page of a run. |
 | `run`, `compare`, `soak`, `budget` | The commands. |
 """

@@ -11,18 +11,27 @@ _COMMANDS: Final = {
     "soak": "many live streams for a long time, every byte checked",
     "budget": "whether the edge costs what it may cost",
 }
+_INTERRUPTED: Final = 130  # as a shell tells SIGINT
 
 
 def main() -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m loadtest", description="Benchmarks of the edge.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {}
+    module = None
     for name, text in _COMMANDS.items():
-        module = modules[name] = importlib.import_module(f"loadtest.{name}")
-        module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
+        command = commands.add_parser(name, help=text)
+        if sys.argv[1:2] == [name]:  # the others need not even import
+            module = importlib.import_module(f"loadtest.{name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
     parsed = parser.parse_args()
-    return int(modules[parsed.command].main(parsed))
+    assert module is not None, "a command is required, and it stands first"
+    try:
+        return int(module.main(parsed))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Framing is checked to the byte by the edge's own tracker (`edge.wire`); what an 
 """
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Final, Protocol, cast
 from edge.wire import Framing, Malformed, parse_head
 
 _EVENT_END: Final = b"\n\n"
+_EVENT_END_CRLF: Final = b"\r\n\r\n"
 
 
 class Reader(Protocol):
@@ -39,6 +41,7 @@ class Sample:
     body_bytes: int = 0
     reads: int = 0
     events: int = 0
+    connect_s: float = 0.0
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
@@ -59,8 +62,10 @@ class Client(asyncio.Protocol):
         self._framing: Framing | None = None
         self._stream = False
         self._reuse = False
-        self._pending = b""
-        self._content = b""
+        self._pending = b""  # of the framing, not yet understood
+        self._event_end = _EVENT_END
+        self._content = b""  # of an event that has not ended
+        self._body: list[bytes] = []
 
     @property
     def reusable(self) -> bool:
@@ -73,6 +78,8 @@ class Client(asyncio.Protocol):
         self._reader = reader
         self._framing = None
         self._pending = self._content = b""
+        self._event_end = _EVENT_END
+        self._body = []
         self._reuse = False
         self._done = self._loop.create_future()
         sample.sent = time.monotonic()
@@ -82,6 +89,10 @@ class Client(asyncio.Protocol):
             self._transport.write(raw)
         await self._done
         return sample
+
+    def give_up(self, problem: str) -> None:
+        """End the request that runs as failed, and the connection with it."""
+        self._fail(problem)
 
     def abort(self) -> None:
         """Close at once, in the middle of whatever runs."""
@@ -148,9 +159,13 @@ class Client(asyncio.Protocol):
             sample.first_byte = now
         sample.body_bytes += len(content)
         if not self._stream:
-            self._content += content
+            self._body.append(content)
             return
-        *events, self._content = (self._content + content).split(_EVENT_END)
+        content = self._content + content
+        *events, self._content = content.split(self._event_end)
+        if not events and not sample.events and _EVENT_END_CRLF in content:  # legal too; a stream keeps to one of them
+            self._event_end = _EVENT_END_CRLF
+            *events, self._content = content.split(_EVENT_END_CRLF)
         sample.events += len(events)
         if self._reader is not None:
             for event in events:
@@ -161,7 +176,7 @@ class Client(asyncio.Protocol):
             self._end("the stream ends within an event")
             return
         if not self._stream and self._reader is not None:
-            self._reader.body(self._content)
+            self._reader.body(b"".join(self._body))
         self._end("")
 
     def _fail(self, problem: str) -> None:
@@ -174,6 +189,11 @@ class Client(asyncio.Protocol):
             self._sample.finished = time.monotonic()
             self._sample.error = problem
             self._done.set_result(None)
+
+
+def _reason(error: OSError) -> str:
+    """Return the same text for the same reason, whichever address it was."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,20 +231,34 @@ class Connections:
         reader: Reader | None = None,
         intended: float = 0.0,
         begun: Callable[[Client], None] = lambda client: None,
+        timeout_s: float | None = None,
     ) -> Sample:
-        """Send a request on an idle connection or a new one; `begun` hears which."""
+        """Send a request on an idle connection or a new one; `begun` hears which.
+
+        An answer that is not whole `timeout_s` after the send is a failure.
+        """
         client = None
+        connect_s = 0.0
         while self._idle and client is None:
             candidate = self._idle.pop()
             client = candidate if candidate.reusable else None
         if client is None:
+            connecting = time.monotonic()
             try:
                 client = await self.open()
             except OSError as error:
                 now = time.monotonic()
-                return Sample(intended, now, finished=now, error=f"connect: {error.strerror or error}")
+                problem = f"connect: {_reason(error)}"
+                return Sample(intended, connecting, finished=now, error=problem)
+            connect_s = time.monotonic() - connecting
         begun(client)
+        timer = None
+        if timeout_s is not None:
+            timer = self._loop.call_later(timeout_s, client.give_up, f"no whole answer within {timeout_s:g} s")
         sample = await client.request(raw, reader, intended)
+        sample.connect_s = connect_s
+        if timer is not None:
+            timer.cancel()
         if client.reusable:
             self._idle.append(client)
         return sample

@@ -2,13 +2,15 @@
 
 import html
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.results import METRICS, Outcome, values
+from loadtest.results import METRICS, Interval, Outcome, timeline, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -16,10 +18,24 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } th { font-weight: 600 }
-figure { margin: 1rem 0 } svg { max-width: 100%; height: auto } .bad { color: #b00020; font-weight: 600 }
+figure { margin: 1rem 0 } svg { width: 100%; height: auto } .bad { color: #b00020; font-weight: 600 }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem } .tiles div { background: #f3f5f8; border-radius: .4rem;
+padding: .5rem 1rem; color: #555 } .tiles b { display: block; font-size: 1.4rem; color: #1a1a1a }
 dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; color: #555 } dd { margin: 0 }
 """
 COLOURS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#57534e")
+_GREY: Final = "#9aa5b5"
+_LONG_NAMES: Final = {
+    "ttft": "TTFT: to the first token",
+    "tpot": "TPOT: per token after it",
+    "itl": "ITL: between two events",
+    "e2el": "E2EL: to the last token, or the end",
+}
+_POINTS: Final = 400  # of a curve: more cannot be seen
+_MAX_VECTORS: Final = 2000  # dots; more are drawn as a picture, or a page would have megabytes
+_MAX_INTERVALS: Final = 60
+_WIDTHS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+_FEW_DECADES: Final = 1000.0
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -44,6 +60,12 @@ def facts(pairs: Mapping[str, object]) -> str:
     return f"<dl>{items}</dl>"
 
 
+def tiles(pairs: Mapping[str, str]) -> str:
+    """Return the few values that a reader looks for first, big."""
+    items = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(name)}</div>" for name, value in pairs.items())
+    return f"<div class=tiles>{items}</div>"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; the first column names the row."""
     head = "".join(f"<th>{html.escape(each)}" for each in header)
@@ -58,13 +80,22 @@ def plot(draw: "Callable[[Axes], None]", *, width: float = 9.0, height: float = 
     matplotlib.use("svg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    draw(axes)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    style = matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",  # text stays text: small, and can be searched
+            "svg.hashsalt": "loadtest",  # the same numbers give the same page
+            "savefig.dpi": 150,  # of what is drawn as a picture
+        }
+    )
+    with style:
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
@@ -81,42 +112,6 @@ def bars(axes: "Axes", names: Sequence[str], heights: Sequence[float], spans: Se
     axes.margins(x=0.12)
 
 
-def _distribution(outcomes: Sequence[Outcome]) -> "Callable[[Axes], None]":
-    def draw(axes: "Axes") -> None:
-        for metric, colour in zip(METRICS, COLOURS, strict=False):
-            seconds = sorted(values(outcomes, metric))
-            if seconds:
-                shares = [(at + 1) / len(seconds) for at in range(len(seconds))]
-                axes.plot(
-                    [each * 1e3 for each in seconds], shares, label=metric.upper(), color=colour, drawstyle="steps"
-                )
-        axes.set_xscale("log")
-        axes.set_xlabel("milliseconds")
-        axes.set_ylabel("share of requests")
-        axes.legend(loc="lower right")
-
-    return draw
-
-
-def _timeline(outcomes: Sequence[Outcome]) -> "Callable[[Axes], None]":
-    def draw(axes: "Axes") -> None:
-        good = [each for each in outcomes if not each.error]
-        bad = [each for each in outcomes if each.error]
-        axes.scatter(
-            [each.start for each in good], [each.ttft * 1e3 for each in good], s=6, color=COLOURS[0], label="TTFT"
-        )
-        axes.scatter(
-            [each.start for each in good], [each.e2el * 1e3 for each in good], s=6, color=COLOURS[2], label="E2EL"
-        )
-        axes.scatter([each.start for each in bad], [1.0] * len(bad), s=14, marker="x", color=COLOURS[1], label="failed")
-        axes.set_yscale("log")
-        axes.set_xlabel("seconds since the start")
-        axes.set_ylabel("milliseconds")
-        axes.legend(loc="upper right")
-
-    return draw
-
-
 def run_page(
     about: Mapping[str, object],
     numbers: Mapping[str, Any],
@@ -125,43 +120,162 @@ def run_page(
     percentiles: Sequence[float],
 ) -> str:
     """Return the page of one run."""
+    shown = [metric for metric in shown if f"mean_{metric}_ms" in numbers]
+    colours = {metric: COLOURS[METRICS.index(metric)] for metric in shown}
+    header = ("", "mean", "std", *(f"p{each:g}" for each in percentiles))
     rows = [
-        [
-            metric.upper(),
-            f"{numbers[f'mean_{metric}_ms']:.2f}",
-            *(f"{numbers[f'p{each:g}_{metric}_ms']:.2f}" for each in percentiles),
-        ]
+        [_LONG_NAMES[metric], *(f"{numbers[f'{each}_{metric}_ms']:,.2f}" for each in ("mean", "std")), *each]
         for metric in shown
-        if f"mean_{metric}_ms" in numbers
+        for each in [[f"{numbers[f'p{percentile:g}_{metric}_ms']:,.2f}" for percentile in percentiles]]
     ]
-    goodput = (
-        "" if numbers["request_goodput"] is None else f", {numbers['request_goodput']:.1f} within the goodput limits"
-    )
-    sections = [
-        note(
-            f"{numbers['completed']} requests answered, {numbers['failed']} failed, in {numbers['duration']:.1f} s: "
-            f"{numbers['request_throughput']:.1f} requests/s{goodput}, {numbers['output_throughput']:.0f} tokens/s."
-        )
-    ]
-    if numbers["void"]:
-        sections.append(note("Void: the generator could not keep its schedule.", bad=True))
+    sections = [tiles(_run_tiles(numbers))]
+    sections += [note(f"Void: {reason}. These are not the target's numbers.", bad=True) for reason in numbers["void"]]
     if numbers["error_counts"]:
-        counts = [[error, str(count)] for error, count in numbers["error_counts"].items()]
+        counts = [[error, f"{count:,}"] for error, count in numbers["error_counts"].items()]
         sections.append(section("Failures", table(("what", "requests"), counts)))
-    sections += [
-        section("Latency (ms)", table(("", "mean", *(f"p{each:g}" for each in percentiles)), rows)),
-        section("Distribution", plot(_distribution(outcomes))),
-        section("Over time", plot(_timeline(outcomes))),
-        section(
-            "The run",
-            facts(
-                {
-                    **about,
-                    "generator lag p50 / p99 / max (ms)": " / ".join(
-                        f"{numbers[f'generator_lag_{each}_ms']:.2f}" for each in ("p50", "p99", "max")
-                    ),
-                }
+    if shown:
+        from_text = "the send" if about["request_rate"] == "inf" else "the intended send time"
+        sections += [
+            section("Latency", note(f"In milliseconds, from {from_text}."), table(header, rows)),
+            section(
+                "Distribution",
+                plot(_distribution(outcomes, colours), height=3.2),
+                note("The same by percentile: each step to the right leaves out ten times fewer."),
+                plot(_tails(outcomes, colours), height=3.2),
             ),
-        ),
-    ]
+        ]
+    width_s = _width_s(float(numbers["duration"]))
+    intervals = timeline(outcomes, width_s)
+    over_time = [plot(_throughput(intervals, width_s, "finished", "requests / s"), height=2.2)]
+    if numbers["total_output_tokens"]:
+        over_time.append(plot(_throughput(intervals, width_s, "tokens", "tokens / s"), height=2.2))
+    if "ttft" in shown:
+        over_time.append(plot(_first_tokens(outcomes, intervals, width_s), height=3.0))
+    sections.append(section("Over time", *over_time))
+    lags = " / ".join(f"{numbers[f'generator_lag_{each}_ms']:.2f}" for each in ("p50", "p99", "max"))
+    rig = {"generator lag p50 / p99 / max (ms)": lags, "generator busy (of a core)": f"{numbers['generator_busy']:.0%}"}
+    sections.append(section("The run", facts({**about, **rig})))
     return page(f"Load test of {about['target']}", sections)
+
+
+def _run_tiles(numbers: Mapping[str, Any]) -> dict[str, str]:
+    told = {
+        "answered": f"{numbers['completed']:,}",
+        "failed": f"{numbers['failed']:,}",
+        "requests / s": f"{numbers['request_throughput']:,.1f}",
+    }
+    if numbers["request_goodput"] is not None:
+        told["within the goodput limits / s"] = f"{numbers['request_goodput']:,.1f}"
+    if numbers["total_output_tokens"]:
+        told["tokens / s"] = f"{numbers['output_throughput']:,.0f}"
+    for metric in ("ttft", "tpot") if "median_ttft_ms" in numbers else ("e2el",):
+        if f"median_{metric}_ms" in numbers:
+            told[f"median {metric.upper()}, ms"] = f"{numbers[f'median_{metric}_ms']:,.2f}"
+    return told | {"at once at most": f"{numbers['max_concurrent_requests']:,}"}
+
+
+def _width_s(duration_s: float) -> float:
+    """Return how long an interval of the timeline is: so that there are some sixty, and it is a round number."""
+    return next((each for each in _WIDTHS_S if duration_s / each <= _MAX_INTERVALS), _WIDTHS_S[-1])
+
+
+def _ranked(seconds: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """Return the milliseconds at or below which each share of the values lies."""
+    ordered = sorted(seconds)
+    return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3 for share in shares]
+
+
+def _distribution(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "Callable[[Axes], None]":
+    shares = [each / _POINTS for each in range(_POINTS + 1)]
+
+    def draw(axes: "Axes") -> None:
+        for metric, colour in colours.items():
+            milliseconds = _ranked(values(outcomes, metric), shares)
+            axes.plot(milliseconds, [each * 100 for each in shares], label=metric.upper(), color=colour)
+        axes.set_xscale("log")
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("milliseconds")
+        axes.set_ylabel("% at or below")
+        _legend_above(axes)
+        _plain_numbers(axes.xaxis)
+
+    return draw
+
+
+def _tails(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "Callable[[Axes], None]":
+    def draw(axes: "Axes") -> None:
+        most = 1.0
+        for metric, colour in colours.items():
+            seconds = values(outcomes, metric)
+            nines = math.log10(len(seconds))  # as far as the values reach: beyond, there is less than one
+            most = max(most, nines)
+            places = [nines * each / _POINTS for each in range(_POINTS + 1)]
+            axes.plot(places, _ranked(seconds, [1 - 10**-each for each in places]), label=metric.upper(), color=colour)
+        ticks = range(int(most) + 1)
+        axes.set_xticks(list(ticks), ["0" if each == 0 else f"{100 - 10.0 ** (2 - each):g}" for each in ticks])
+        axes.set_yscale("log")
+        axes.set_xlabel("percentile")
+        axes.set_ylabel("milliseconds")
+        _legend_above(axes)
+        _plain_numbers(axes.yaxis)
+
+    return draw
+
+
+def _throughput(intervals: Sequence[Interval], width_s: float, name: str, unit: str) -> "Callable[[Axes], None]":
+    def draw(axes: "Axes") -> None:
+        middles = [each.at + width_s / 2 for each in intervals]
+        axes.bar(middles, [getattr(each, name) / width_s for each in intervals], width=width_s * 0.9, color=COLOURS[0])
+        if name == "finished" and any(each.failed for each in intervals):
+            failed = [each.failed / width_s for each in intervals]
+            bottoms = [each.finished / width_s for each in intervals]
+            axes.bar(middles, failed, width=width_s * 0.9, bottom=bottoms, color=COLOURS[1], label="failed")
+            _legend_above(axes)
+        axes.set_xlim(0, intervals[-1].at + width_s)
+        axes.set_ylabel(unit)
+
+    return draw
+
+
+def _first_tokens(
+    outcomes: Sequence[Outcome], intervals: Sequence[Interval], width_s: float
+) -> "Callable[[Axes], None]":
+    def draw(axes: "Axes") -> None:
+        seen = [(each.start, each.ttft * 1e3) for each in outcomes if not each.error and each.ttft is not None]
+        axes.scatter(
+            [start for start, _ in seen],
+            [ttft for _, ttft in seen],
+            s=5,
+            color=_GREY,
+            linewidths=0,
+            label="each request",
+            rasterized=len(seen) > _MAX_VECTORS,
+        )
+        filled = [each for each in intervals if each.ttfts]
+        for share, label, colour in ((0.5, "p50", COLOURS[0]), (0.99, "p99", COLOURS[1])):
+            heights = [_ranked(each.ttfts, [share])[0] for each in filled]
+            axes.plot([each.at + width_s / 2 for each in filled], heights, ".-", label=label, color=colour)
+        axes.set_xlim(0, intervals[-1].at + width_s)
+        axes.set_yscale("log")
+        axes.set_xlabel("seconds since the start")
+        axes.set_ylabel("TTFT, ms")
+        _legend_above(axes)
+        _plain_numbers(axes.yaxis)
+
+    return draw
+
+
+def _legend_above(axes: "Axes") -> None:
+    """Draw the legend above, where it hides no curve and takes no width: times stay below one another."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(METRICS), frameon=False)
+
+
+def _plain_numbers(axis: "Axis") -> None:
+    """Write 0.5, 20 and 1000 at a logarithmic axis, not powers of ten; between decades too when there are few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    few = high / max(low, 1e-9) < _FEW_DECADES
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

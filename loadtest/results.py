@@ -1,8 +1,8 @@
 """From timed answers to numbers, under the names and definitions of `vllm bench serve`.
 
-TTFT: from the send to the first event with content. ITL: between two such events. TPOT: (E2EL - TTFT) / (tokens - 1).
-E2EL: to the last event with content. All from the *intended* send time: what waits for a late generator or server is
-part of what a user waits.
+TTFT: to the first event with content. ITL: between two such events. TPOT: (E2EL - TTFT) / (tokens - 1). E2EL: to the
+last event with content, or to the end of an answer that is no stream; such an answer has only this one. All from the
+*intended* send time: what waits for a late generator or server is part of what a user waits.
 """
 
 import statistics
@@ -14,19 +14,25 @@ from typing import Any, Final
 from hdrh.histogram import HdrHistogram
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2el")
+_GOODPUT_METRICS: Final = ("ttft", "tpot", "e2el")
 _MAX_US: Final = 3_600_000_000  # an hour
 _DIGITS: Final = 3
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One finished request; times in seconds, `start` from the beginning of the run."""
+    """One finished request; times in seconds, `start` and `end` from the beginning of the run.
+
+    `start` is the intended send time, `queued` the wait for `--max-concurrency`, `lag` what of the rest of the delay
+    was the generator's own.
+    """
 
     start: float
+    end: float
     lag: float
     queued: float
     error: str
-    ttft: float = 0.0
+    ttft: float | None = None
     e2el: float = 0.0
     itls: list[float] = field(default_factory=list)
     input_tokens: int = 0
@@ -34,8 +40,10 @@ class Outcome:
 
     @property
     def tpot(self) -> float | None:
-        """The time per output token after the first, None for fewer than two."""
-        return (self.e2el - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else None
+        """The time per output token after the first, None for fewer than two or when nobody saw them come."""
+        if self.ttft is None or self.output_tokens < 2:
+            return None
+        return (self.e2el - self.ttft) / (self.output_tokens - 1)
 
 
 def parse_goodput(pairs: Iterable[str]) -> dict[str, float]:
@@ -43,10 +51,28 @@ def parse_goodput(pairs: Iterable[str]) -> dict[str, float]:
     limits = {}
     for pair in pairs:
         name, _, value = pair.partition(":")
-        if name not in ("ttft", "tpot", "e2el"):
+        if name not in _GOODPUT_METRICS:
             raise ValueError(f"goodput {pair!r}: write ttft, tpot or e2el, a colon and milliseconds")
         limits[name] = float(value) / 1e3
     return limits
+
+
+def parse_percentiles(text: str) -> list[float]:
+    """Return the percentiles of `50,99,99.9`; raises `ValueError`."""
+    percentiles = [float(each) for each in text.split(",")]
+    for each in percentiles:
+        if not 0 < each <= 100:
+            raise ValueError(f"percentile {each:g}: above 0, at most 100")
+    return percentiles
+
+
+def parse_metrics(text: str) -> list[str]:
+    """Return the metrics of `ttft,e2el`; raises `ValueError`."""
+    metrics = text.split(",")
+    for each in metrics:
+        if each not in METRICS:
+            raise ValueError(f"metric {each!r}: one of {', '.join(METRICS)}")
+    return metrics
 
 
 def values(outcomes: Sequence[Outcome], metric: str) -> list[float]:
@@ -54,9 +80,8 @@ def values(outcomes: Sequence[Outcome], metric: str) -> list[float]:
     good = [each for each in outcomes if not each.error]
     if metric == "itl":
         return [gap for each in good for gap in each.itls]
-    if metric == "tpot":
-        return [each.tpot for each in good if each.tpot is not None]
-    return [getattr(each, metric) for each in good]
+    found = [getattr(each, metric) for each in good]
+    return [each for each in found if each is not None]
 
 
 def histogram(seconds: Iterable[float]) -> HdrHistogram:
@@ -73,13 +98,19 @@ def percentile_ms(made: HdrHistogram, percentile: float) -> float:
 
 
 def summary(
-    outcomes: Sequence[Outcome], duration_s: float, percentiles: Sequence[float], goodput: Mapping[str, float]
+    outcomes: Sequence[Outcome], percentiles: Sequence[float], goodput: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Return the numbers of a run; keys as `vllm bench serve` writes them, and `generator_lag_*` for the rig itself."""
+    """Return the numbers of a run; keys as `vllm bench serve` writes them.
+
+    Beside those: `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64);
+    `queue_time_*` for the wait that `--max-concurrency` made; `generator_lag_*` for the rig itself.
+    """
     good = [each for each in outcomes if not each.error]
+    duration_s = max((each.end for each in outcomes), default=0.0) or 1e-9
     output_tokens = sum(each.output_tokens for each in good)
     input_tokens = sum(each.input_tokens for each in good)
-    met = [each for each in good if all((getattr(each, name) or 0.0) <= limit for name, limit in goodput.items())]
+    limits = goodput or {}
+    met = [each for each in good if all((getattr(each, name) or 0.0) <= limit for name, limit in limits.items())]
     result: dict[str, Any] = {
         "duration": duration_s,
         "completed": len(good),
@@ -87,10 +118,12 @@ def summary(
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,
         "request_throughput": len(good) / duration_s,
-        "request_goodput": len(met) / duration_s if goodput else None,
+        "request_goodput": len(met) / duration_s if limits else None,
         "output_throughput": output_tokens / duration_s,
         "total_token_throughput": (input_tokens + output_tokens) / duration_s,
-        "error_counts": dict(Counter(each.error for each in outcomes if each.error)),
+        "max_output_tokens_per_s": max((each.tokens for each in timeline(outcomes, 1.0)), default=0.0),
+        "max_concurrent_requests": most_at_once(outcomes),
+        "error_counts": dict(Counter(each.error for each in outcomes if each.error).most_common()),
     }
     for metric in METRICS:
         seconds = values(outcomes, metric)
@@ -103,19 +136,67 @@ def summary(
         for percentile in percentiles:
             result[f"p{percentile:g}_{metric}_ms"] = percentile_ms(made, percentile)
         result[f"{metric}_hdr"] = made.encode().decode()
-    lags = [each.lag for each in outcomes] or [0.0]
-    made = histogram(lags)
-    result |= {f"generator_lag_p{each:g}_ms": percentile_ms(made, each) for each in (50, 99)}
-    result["generator_lag_max_ms"] = max(lags) * 1e3
-    return result
+    result |= _spread("queue_time", [each.queued for each in outcomes])
+    return result | _spread("generator_lag", [each.lag for each in outcomes])
+
+
+def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    made = histogram(seconds or [0.0])
+    numbers = {f"{name}_p{each}_ms": percentile_ms(made, each) for each in (50, 99)}
+    return numbers | {f"{name}_max_ms": max(seconds, default=0.0) * 1e3}
+
+
+def most_at_once(outcomes: Sequence[Outcome]) -> int:
+    """Return how many requests were with the server at the busiest moment."""
+    steps = sorted(step for each in outcomes for step in ((each.start + each.queued, 1), (each.end, -1)))
+    live = most = 0
+    for _, change in steps:
+        live += change
+        most = max(most, live)
+    return most
+
+
+@dataclass(slots=True)
+class Interval:
+    """What happened in one part of a run, `at` from its beginning; `ttfts` are those of requests that began in it."""
+
+    at: float
+    finished: int = 0
+    failed: int = 0
+    tokens: float = 0.0
+    ttfts: list[float] = field(default_factory=list)
+
+
+def timeline(outcomes: Sequence[Outcome], width_s: float) -> list[Interval]:
+    """Return the run cut into intervals of `width_s`; a token counts where the event came that brought it."""
+    count = int(max((each.end for each in outcomes), default=-1.0) / width_s) + 1
+    intervals = [Interval(number * width_s) for number in range(count)]
+    for each in outcomes:
+        last = intervals[int(each.end / width_s)]
+        if each.error:
+            last.failed += 1
+            continue
+        last.finished += 1
+        if each.ttft is None:
+            last.tokens += each.output_tokens
+            continue
+        intervals[int(each.start / width_s)].ttfts.append(each.ttft)
+        share = each.output_tokens / (len(each.itls) + 1)
+        now = each.start + each.ttft
+        for gap in (0.0, *each.itls):
+            now += gap
+            # Sums of floats may end a hair after the end.
+            intervals[min(int(now / width_s), count - 1)].tokens += share
+    return intervals
 
 
 def detailed(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return what `--save-detailed` adds: every request's own numbers."""
+    """Return what `--save-detailed` adds: every request's own numbers, under vllm's names."""
     return {
         "start_times": [each.start for each in outcomes],
-        "ttfts": [each.ttft for each in outcomes],
+        "ttfts": [each.ttft or 0.0 for each in outcomes],
         "itls": [each.itls for each in outcomes],
+        "e2els": [each.e2el for each in outcomes],
         "output_lens": [each.output_tokens for each in outcomes],
         "input_lens": [each.input_tokens for each in outcomes],
         "queue_times": [each.queued for each in outcomes],

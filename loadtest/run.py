@@ -1,133 +1,133 @@
-"""`run`: an open loop of requests against any OpenAI-compatible URL.
+"""`run`: an open loop of requests against any OpenAI-compatible URL (Linux).
 
-Send times are drawn up front and split among worker processes; an answer's slowness never delays the next request
-unless `--max-concurrency` asks for it, and then the wait is part of the latency and told apart. A run whose generator
-could not keep its schedule is void.
+Send times are drawn up front and split among worker processes; a slow answer never delays the next request unless
+`--max-concurrency` asks for it, and then the wait is part of the latency and told apart. At the rate `inf` there are no
+times to keep, so latency counts from the send. A run in which the generator was late, or had no time left, is void.
 """
 
 import argparse
 import asyncio
+import itertools
 import multiprocessing
 import os
 import queue
-import ssl
+import resource
+import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
+from multiprocessing.synchronize import Event
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
 import uvloop
 
-from loadtest import report, results
+from loadtest import report, results, target
+from loadtest.alarm import Alarm
 from loadtest.arrivals import schedule
-from loadtest.client import Address, Connections
+from loadtest.client import Connections, Sample
 from loadtest.results import Outcome
-from loadtest.workload import SCENARIOS, Scenario, Tokens, raw_request, understand
+from loadtest.target import Target, positive
+from loadtest.upstream import Wish
+from loadtest.workload import SCENARIOS, Answer, Kept, Scenario, numbered, refusal
 
-_START_IN_S: Final = 1.0  # workers import and connect in the meantime
 MAX_LAG_P99_MS: Final = 10.0  # a generator later than this measures itself
+MAX_BUSY: Final = 0.9  # of a core, by one generator process
+_MIN_JUDGED_S: Final = 2.0  # a shorter burst always fills the generator's core
 _PROGRESS_INTERVAL_S: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where requests go, and as whom."""
-
-    url: str
-    key: str
-    host: str | None
-
-    def address(self) -> Address:
-        """Return the address; raises `ValueError` for what is no URL of HTTP."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"target {self.url!r}: write http://host:port")
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        return Address(parts.hostname, parts.port or (443 if tls else 80), tls)
-
-    def request(self, kind: str, body: bytes) -> bytes:
-        """Return a raw request; a path in the URL takes the place of `/v1`."""
-        parts = urlsplit(self.url)
-        return raw_request(
-            kind, body, host=self.host or parts.netloc, key=self.key, base_path=parts.path.rstrip("/") or "/v1"
-        )
+_START_IN_S: Final = 0.1
+_READY_INTERVAL_S: Final = 0.002
+_CONNECT_AT_ONCE: Final = 100  # fewer than any listener's backlog
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one worker does."""
+    """What a run sends; `times` None asks for all at once. `equal`: every answer must be the first one's copy."""
 
     target: Target
     scenario: Scenario
-    model: str
-    times: list[float]
+    body: bytes
+    count: int
+    times: Sequence[float] | None
+    seed: int
     warmups: int
     max_concurrency: int | None
-    start_at: float
+    timeout_s: float | None
+    exact: bool
+    equal: bool
+
+
+@dataclass(slots=True)
+class Generated:
+    """What became of the requests, by their start; `busy`: the share of its core that the busiest generator used."""
+
+    outcomes: list[Outcome]
+    busy: float
+
+
+class GeneratorDied(Exception):
+    """A generator process ended before its work was done."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run`; named as `vllm bench serve` names them."""
+    target.add_arguments(parser)
     add = parser.add_argument
-    add("--target", default="http://127.0.0.1:8080", metavar="URL", help="default: %(default)s")
-    add("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
-    add("--host", help="the Host header, when it is not the URL's")
-    add("--model", default="public/deepseek-r1", help="default: %(default)s")
-    add("--scenario", choices=SCENARIOS, default="chat-stream", help="default: %(default)s")
-    add("--input-len", type=int, metavar="CHARACTERS", help="of the prompt, instead of the scenario's")
-    add("--output-len", type=int, metavar="TOKENS", help="asked for, instead of the scenario's")
+    add("--scenario", choices=SCENARIOS, default="chat-stream", metavar="NAME", help=f"one of {', '.join(SCENARIOS)}")
+    add("--input-len", type=positive, metavar="CHARACTERS", help="of the prompt, instead of the scenario's")
+    add("--output-len", type=positive, metavar="TOKENS", help="asked for, instead of the scenario's")
+    add("--extra-body", type=_members, default={}, metavar="JSON", help="such as '{\"ignore_eos\": true}'")
     add("--request-rate", type=float, default=float("inf"), metavar="PER_SECOND", help="inf (default): all at once")
-    add("--burstiness", type=float, default=1.0, help="shape of the gaps: 1 Poisson, below 1 in bursts")
-    add("--max-concurrency", type=int, metavar="N", help="never more than N at once; the wait is told apart")
-    add("--num-prompts", type=int, default=1000, metavar="N", help="requests; default: %(default)s")
-    add("--num-warmups", type=int, default=10, metavar="N", help="before the run, not counted")
+    add("--burstiness", type=float, default=1.0, metavar="SHAPE", help="of the gaps: 1 Poisson, below 1 in bursts")
+    add("--max-concurrency", type=positive, metavar="N", help="never more than N at once; the wait is told apart")
+    add("--num-prompts", type=positive, default=1000, metavar="N", help="requests; default: %(default)s")
+    add("--num-warmups", type=int, default=10, metavar="N", help="before the run, not counted; default: %(default)s")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a whole answer; default: %(default)g")
     add("--goodput", nargs="+", default=[], metavar="NAME:MS", help="such as ttft:200 tpot:50 e2el:5000")
-    add("--percentile-metrics", default=",".join(results.METRICS), help="shown; default: %(default)s")
-    add("--metric-percentiles", default="50,90,99,99.9", help="default: %(default)s")
-    add("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="generator processes")
-    add("--seed", type=int, default=0)
-    add("--save-result", type=Path, metavar="FILE", help="the numbers as JSON, under vllm's names")
-    add("--save-detailed", action="store_true", help="with every request's own numbers")
-    add("--html", type=Path, metavar="FILE", help="a page with plots")
+    add("--percentile-metrics", default=",".join(results.METRICS), metavar="NAMES", help="shown; default: %(default)s")
+    add("--metric-percentiles", default="50,90,99,99.9", metavar="NUMBERS", help="default: %(default)s")
+    workers = max(1, len(os.sched_getaffinity(0)) - 1)
+    add("--workers", type=positive, default=workers, metavar="N", help="generator processes; default: %(default)s")
+    add("--seed", type=int, default=0, help="of the arrivals and the prompts")
+    add("--save-detailed", action="store_true", help="every request's own numbers too")
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--exact", action="store_true", help="the upstream is loadtest.upstream: check every byte")
+    check.add_argument("--equal", action="store_true", help="ask the same each time; every answer must be the same")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run; return 0, or 1 when a request failed or the run is void."""
+    """Run; return 0, or 1 when a request failed or the run is void, 2 when it cannot be what was asked for."""
     try:
         goodput = results.parse_goodput(arguments.goodput)
-        percentiles = [float(each) for each in arguments.metric_percentiles.split(",")]
-        shown = arguments.percentile_metrics.split(",")
-        times = schedule(arguments.num_prompts, arguments.request_rate, arguments.burstiness, arguments.seed)
-        target = Target(arguments.target, arguments.api_key, arguments.host)
-        target.address()
+        percentiles = results.parse_percentiles(arguments.metric_percentiles)
+        shown = results.parse_metrics(arguments.percentile_metrics)
+        plan = plan_of(arguments)
+        if not plan.scenario.stream and (plan.exact or goodput.keys() - {"e2el"}):
+            raise ValueError(f"{arguments.scenario} is no stream: it has no ttft, no tpot and no events to check")
     except ValueError as error:
         print(f"loadtest run: {error}", file=sys.stderr)
         return 2
-    scenario = SCENARIOS[arguments.scenario]
-    scenario = Scenario(
-        scenario.kind,
-        scenario.stream,
-        scenario.input_len if arguments.input_len is None else arguments.input_len,
-        scenario.output_len if arguments.output_len is None else arguments.output_len,
-    )
-    outcomes = generate(
-        target, scenario, arguments.model, times, arguments.workers, arguments.num_warmups, arguments.max_concurrency
-    )
-    ends = [each.start + each.e2el for each in outcomes if not each.error] or [each.start for each in outcomes]
-    duration_s = max(max(ends, default=0.0), 1e-9)
-    numbers = results.summary(outcomes, duration_s, percentiles, goodput)
-    numbers["void"] = numbers["generator_lag_p99_ms"] > MAX_LAG_P99_MS
+    if plan.warmups and (problem := uvloop.run(_try(plan))):
+        print(f"loadtest run: {arguments.target} does not serve: {problem}", file=sys.stderr)
+        return 1
+    try:
+        generated = generate(plan, arguments.workers)
+    except GeneratorDied as error:
+        print(f"loadtest run: {error}", file=sys.stderr)
+        return 1
+    outcomes = generated.outcomes
+    numbers = results.summary(outcomes, percentiles, goodput)
+    numbers["generator_busy"] = generated.busy
+    numbers["void"] = void(numbers)
     facts = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "target": arguments.target,
         "model_id": arguments.model,
         "scenario": arguments.scenario,
         "num_prompts": arguments.num_prompts,
-        "request_rate": "inf" if arguments.request_rate == float("inf") else arguments.request_rate,
+        "request_rate": "inf" if plan.times is None else arguments.request_rate,
         "burstiness": arguments.burstiness,
         "max_concurrency": arguments.max_concurrency,
         "workers": arguments.workers,
@@ -142,7 +142,44 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if numbers["failed"] or numbers["void"] else 0
 
 
-def table(numbers: dict[str, Any], shown: list[str], percentiles: list[float]) -> str:
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """Return what the arguments ask for; raises `ValueError`."""
+    scenario = SCENARIOS[arguments.scenario]
+    scenario = replace(
+        scenario,
+        input_len=arguments.input_len or scenario.input_len,
+        output_len=arguments.output_len or scenario.output_len,
+    )
+    members = arguments.extra_body
+    if arguments.exact:
+        members = {"user": Wish(scenario.output_len).text(), **members}
+    times = schedule(arguments.num_prompts, arguments.request_rate, arguments.burstiness, arguments.seed)
+    return Plan(
+        Target(arguments.target, arguments.api_key, arguments.host),
+        scenario,
+        scenario.body(arguments.model, members),
+        arguments.num_prompts,
+        None if arguments.request_rate == float("inf") else times,
+        arguments.seed,
+        arguments.num_warmups,
+        arguments.max_concurrency,
+        arguments.timeout or None,
+        arguments.exact,
+        arguments.equal,
+    )
+
+
+def void(numbers: dict[str, Any]) -> list[str]:
+    """Return why the numbers are the generator's own and not the target's; empty when they are the target's."""
+    reasons = []
+    if numbers["generator_lag_p99_ms"] > MAX_LAG_P99_MS:
+        reasons.append(f"the generator was over {MAX_LAG_P99_MS:g} ms late for one request in a hundred")
+    if numbers["generator_busy"] > MAX_BUSY and numbers["duration"] > _MIN_JUDGED_S:
+        reasons.append(f"a generator process used {numbers['generator_busy']:.0%} of its core")
+    return reasons
+
+
+def table(numbers: dict[str, Any], shown: Sequence[str], percentiles: Sequence[float]) -> str:
     """Return the numbers for a terminal."""
     rows = [
         ("Successful requests", f"{numbers['completed']}"),
@@ -151,6 +188,7 @@ def table(numbers: dict[str, Any], shown: list[str], percentiles: list[float]) -
         ("Benchmark duration (s)", f"{numbers['duration']:.2f}"),
         ("Request throughput (req/s)", f"{numbers['request_throughput']:.2f}"),
         ("Output token throughput (tok/s)", f"{numbers['output_throughput']:.2f}"),
+        ("Peak concurrent requests", f"{numbers['max_concurrent_requests']}"),
     ]
     if numbers["request_goodput"] is not None:
         rows.append(("Request goodput (req/s)", f"{numbers['request_goodput']:.2f}"))
@@ -160,106 +198,203 @@ def table(numbers: dict[str, Any], shown: list[str], percentiles: list[float]) -
             rows += [
                 (f"P{each:g} {metric.upper()} (ms)", f"{numbers[f'p{each:g}_{metric}_ms']:.2f}") for each in percentiles
             ]
-    rows.append(("Generator lag p99 (ms)", f"{numbers['generator_lag_p99_ms']:.2f}"))
+    spread = {"Queue time": "queue_time", "Generator lag": "generator_lag"}
+    for name, key in spread.items():
+        three = " / ".join(f"{numbers[f'{key}_{each}_ms']:.2f}" for each in ("p50", "p99", "max"))
+        if key == "generator_lag" or numbers[f"{key}_max_ms"]:
+            rows.append((f"{name} p50 / p99 / max (ms)", three))
+    rows.append(("Generator busy (of a core)", f"{numbers['generator_busy']:.0%}"))
     lines = [f"{name + ':':<40} {value:>12}" for name, value in rows]
-    if numbers["void"]:
-        lines.append(
-            f"VOID: the generator was more than {MAX_LAG_P99_MS:g} ms late for one request in a hundred. "
-            "Lower the rate or add workers."
-        )
+    lines += [f"VOID: {reason}. Lower the rate or add workers." for reason in numbers["void"]]
     return "\n".join(lines)
 
 
-def generate(
-    target: Target,
-    scenario: Scenario,
-    model: str,
-    times: list[float],
-    workers: int,
-    warmups: int,
-    max_concurrency: int | None,
-) -> list[Outcome]:
-    """Send the requests from `workers` processes; return what became of each, in the order of their start."""
+def generate(plan: Plan, workers: int) -> Generated:
+    """Send the requests from so many processes; raises `GeneratorDied`."""
+    _allow_descriptors()
     context = multiprocessing.get_context("spawn")
-    finished = context.Value("q", 0)
-    answers: multiprocessing.Queue[list[Outcome]] = context.Queue()
-    start_at = time.monotonic() + _START_IN_S
-    workers = max(1, min(workers, len(times), max_concurrency or workers))
-    processes = []
-    for index in range(workers):
-        share = None if max_concurrency is None else max_concurrency // workers + (index < max_concurrency % workers)
-        plan = Plan(target, scenario, model, times[index::workers], -(-warmups // workers), share, start_at)
-        processes.append(context.Process(target=_work, args=(plan, finished, answers), daemon=True))
+    workers = min(workers, plan.count, plan.max_concurrency or workers)
+    shared = _Shared(
+        context.Value("q", 0), context.Value("q", 0), context.Value("q", 0), context.Value("d", 0.0), context.Event()
+    )
+    answers: multiprocessing.Queue[tuple[list[Outcome], float]] = context.Queue()
+    processes = [
+        context.Process(target=_work, args=(plan, index, workers, shared, answers), daemon=True)
+        for index in range(workers)
+    ]
     for process in processes:
         process.start()
     outcomes: list[Outcome] = []
-    waiting = workers
+    busy, waiting = 0.0, workers
     while waiting:
+        if not shared.begun.is_set() and shared.ready.value == workers:
+            shared.begin_at.value = time.monotonic() + _START_IN_S
+            shared.begun.set()
         try:
-            outcomes += answers.get(timeout=_PROGRESS_INTERVAL_S)
-            waiting -= 1
+            some, share = answers.get(timeout=_PROGRESS_INTERVAL_S if shared.begun.is_set() else _READY_INTERVAL_S)
         except queue.Empty:
-            _progress(finished.value, len(times))
             if any(process.exitcode for process in processes):
-                raise RuntimeError("a generator process died") from None
-    _progress(len(times), len(times), last=True)
+                raise GeneratorDied("a generator process died; what it wrote stands above") from None
+            _progress(shared, plan.count)
+        else:
+            outcomes += some
+            busy = max(busy, share)
+            waiting -= 1
+    _progress(shared, plan.count, last=True)
     for process in processes:
         process.join()
-    return sorted(outcomes, key=lambda each: each.start)
+    return Generated(sorted(outcomes, key=lambda each: each.start), busy)
 
 
-def _progress(done: int, total: int, last: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the processes of a run tell each other; `begin_at` counts once `begun` is set."""
+
+    ready: "Synchronized[int]"
+    finished: "Synchronized[int]"
+    failed: "Synchronized[int]"
+    begin_at: "Synchronized[float]"
+    begun: Event
+
+
+def _progress(shared: _Shared, total: int, last: bool = False) -> None:
     if sys.stderr.isatty():
-        filled = 40 * done // max(total, 1)
+        done, failed = shared.finished.value, shared.failed.value
+        filled = 40 * done // total
         bar = "#" * filled + "." * (40 - filled)
-        print(f"\r[{bar}] {done}/{total}", end="\n" if last else "", file=sys.stderr, flush=True)
+        text = f"\r[{bar}] {done}/{total}" + (f", {failed} failed" if failed else "")
+        print(text, end="\n" if last else "", file=sys.stderr, flush=True)
 
 
-def _work(plan: Plan, finished: "Synchronized[int]", answers: "multiprocessing.Queue[list[Outcome]]") -> None:
-    answers.put(uvloop.run(_send_all(plan, finished)))
+def _work(
+    plan: Plan, index: int, workers: int, shared: _Shared, answers: "multiprocessing.Queue[tuple[list[Outcome], float]]"
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its daemons
+    _allow_descriptors()
+    answers.put(uvloop.run(_send_share(plan, index, workers, shared)))
 
 
-async def _send_all(plan: Plan, finished: "Synchronized[int]") -> list[Outcome]:
+async def _send_share(plan: Plan, index: int, workers: int, shared: _Shared) -> tuple[list[Outcome], float]:
+    return await _Worker(plan, index, workers, shared).send_all()
+
+
+def _allow_descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _try(plan: Plan) -> str:
+    """Return what is wrong with one answer, so that a wrong key is told once and not a thousand times."""
     connections = Connections(plan.target.address())
-    body = plan.scenario.body(plan.model)
-    raw = plan.target.request(plan.scenario.kind, body)
-    for _ in range(plan.warmups):
-        await connections.request(raw)
-    outcomes: list[Outcome] = []
-    places = asyncio.Semaphore(plan.max_concurrency) if plan.max_concurrency else None
-    begun = max(plan.start_at, time.monotonic())
+    kept = Kept()
+    request = plan.target.request(plan.scenario.kind, plan.body)
+    sample = await connections.request(request, kept, timeout_s=plan.timeout_s)
+    connections.close()
+    if sample.error or sample.ok:
+        return sample.error
+    return f"{refusal(sample.status, kept.whole)}: {(kept.whole or b'')[:500].decode(errors='replace')}"
 
-    async def one(offset: float) -> None:
-        intended = begun + offset
+
+class _Worker:
+    """One process's part of a run: every `workers`th request, from `index` on."""
+
+    def __init__(self, plan: Plan, index: int, workers: int, shared: _Shared) -> None:
+        self._plan = plan
+        self._shared = shared
+        self._numbers = range(index, plan.count, workers)
+        self._warmups = len(range(index, plan.warmups, workers))
+        self._raw = plan.target.request(plan.scenario.kind, plan.body)
+        self._connections = Connections(plan.target.address())
+        self._places: asyncio.Semaphore | None = None
+        if plan.max_concurrency:
+            self._places = asyncio.Semaphore(len(range(index, plan.max_concurrency, workers)))
+        self._outcomes: list[Outcome] = []
+        self._digest: int | None = None
+        self._begun = 0.0
+
+    async def send_all(self) -> tuple[list[Outcome], float]:
+        """Return what became of the requests, and the share of a core that sending them took."""
+        plan, shared = self._plan, self._shared
+        alarm = Alarm()
+        await self._warm()
+        with shared.ready.get_lock():
+            shared.ready.value += 1
+        await asyncio.to_thread(shared.begun.wait)
+        self._begun = shared.begin_at.value
+        cpu_s = time.process_time()
+        async with asyncio.TaskGroup() as group:
+            for number in self._numbers:
+                # Made before its time has come: numbering a body of 10 MB takes a millisecond.
+                raw = self._raw if plan.equal else numbered(self._raw, (plan.seed << 20) + number)
+                at = self._begun + (plan.times[number] if plan.times is not None else 0.0)
+                await alarm.until(at)
+                group.create_task(self._one(raw, at))
+        elapsed_s = time.monotonic() - self._begun
+        busy = (time.process_time() - cpu_s) / elapsed_s
+        alarm.close()
+        self._connections.close()
+        return self._outcomes, busy
+
+    async def _warm(self) -> None:
+        if self._warmups:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._warmups):
+                    group.create_task(self._connections.request(self._raw, timeout_s=self._plan.timeout_s))
+        if self._plan.times is None:  # or a thousand handshakes would be the first thing that is measured
+            wanted = min(len(self._numbers), self._plan.max_concurrency or len(self._numbers))
+            for first in range(self._warmups, wanted, _CONNECT_AT_ONCE):
+                try:
+                    await self._connections.warm(min(_CONNECT_AT_ONCE, wanted - first))
+                except OSError:
+                    return  # its requests will tell
+
+    async def _one(self, raw: bytes, at: float) -> None:
+        plan, places = self._plan, self._places
         ready = time.monotonic()
         if places is not None:
             await places.acquire()
-        queued = time.monotonic() - ready
-        tokens = Tokens()
-        sample = await connections.request(raw, tokens, intended)
-        if places is not None:
-            places.release()
-        error = sample.error or ("" if sample.ok else f"status {sample.status}")
-        outcome = Outcome(offset, max(0.0, ready - intended), queued, error)
-        if not error:
-            told = understand(tokens, plan.scenario.stream)
-            outcome.error = told.problem
-            seen = told.content_times or [sample.first_byte, sample.finished]
-            outcome.ttft = seen[0] - intended
-            outcome.e2el = seen[-1] - intended
-            outcome.itls = [after - before for before, after in zip(seen, seen[1:], strict=False)]
-            if not plan.scenario.stream:
-                outcome.itls = []
-            outcome.input_tokens, outcome.output_tokens = told.input_tokens, told.output_tokens
-        outcomes.append(outcome)
-        with finished.get_lock():
-            finished.value += 1
+        queued = time.monotonic() - ready if places is not None else 0.0
+        kept = Kept()
+        try:
+            sample = await self._connections.request(raw, kept, at, timeout_s=plan.timeout_s)
+        finally:
+            if places is not None:
+                places.release()
+        outcome = self._outcome(sample, kept, at, queued)
+        self._outcomes.append(outcome)
+        with self._shared.finished.get_lock():
+            self._shared.finished.value += 1
+            self._shared.failed.value += bool(outcome.error)
 
-    async with asyncio.TaskGroup() as group:
-        for offset in plan.times:
-            delay = begun + offset - time.monotonic()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            group.create_task(one(offset))
-    connections.close()
-    return outcomes
+    def _outcome(self, sample: Sample, kept: Kept, at: float, queued: float) -> Outcome:
+        plan = self._plan
+        open_loop = plan.times is not None
+        since = at if open_loop else sample.sent
+        lag = max(0.0, sample.sent - at - queued - sample.connect_s) if open_loop else 0.0
+        outcome = Outcome(since - self._begun, sample.finished - self._begun, lag, queued, sample.error)
+        if sample.error:
+            return outcome
+        if not sample.ok:
+            outcome.error = refusal(sample.status, kept.whole)
+            return outcome
+        answer = Answer(plan.scenario.stream, plan.scenario.output_len if plan.exact else None)
+        kept.tell(answer)
+        outcome.error = answer.end()
+        if plan.equal and not outcome.error:
+            self._digest = answer.digest if self._digest is None else self._digest
+            outcome.error = "" if answer.digest == self._digest else "an answer differs from the first"
+        if answer.content_times:
+            outcome.ttft = answer.content_times[0] - since
+            outcome.e2el = answer.content_times[-1] - since
+            outcome.itls = [after - before for before, after in itertools.pairwise(answer.content_times)]
+        else:
+            outcome.e2el = sample.finished - since
+        outcome.input_tokens, outcome.output_tokens = answer.input_tokens, answer.output_tokens
+        return outcome
+
+
+def _members(text: str) -> dict[str, object]:
+    document = orjson.loads(text)
+    if not isinstance(document, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return document

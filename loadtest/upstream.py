@@ -1,30 +1,36 @@
 """The model server of the benchmarks: bare protocols, paced streams, and events that tell when they were sent.
 
 It costs a few microseconds an event, so that the rig is not what is measured; `edge simulate` is the one that behaves
-like an engine. A request says in its body what it wants, under `bench`; nothing else of the body is read.
+like an engine. A request says what it wants by the text of a `Wish` anywhere near its body's beginning or end, since
+gateways that re-encode a request keep its messages and drop members they do not know.
 Run it with `python -m loadtest.upstream --port N`.
 """
 
 import argparse
 import asyncio
+import gc
 import re
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Final, Self, cast
 
-import msgspec
 import orjson
 import uvloop
 
 EVENT_BYTES: Final = 230  # of a token's event as vLLM sends it, its end included
-_BEFORE_NUMBER: Final = b'data: {"id":"chatcmpl-6f1c0c7e8f0b4a5d9d1c","object":"chat.completion.chunk","n":'
-_BEFORE_TIME: Final = b',"t":'
-_AFTER_TIME: Final = (
-    b',"model":"deepseek-ai/DeepSeek-R1","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]'
-)
-_NUMBER_DIGITS: Final = 8
-_TIME_DIGITS: Final = 20
 DONE: Final = b"data: [DONE]"
+_BEFORE_STAMP: Final = (
+    b'data: {"id":"chatcmpl-6f1c0c7e8f0b4a5d9d1c","object":"chat.completion.chunk","created":1763000000,'
+    b'"model":"deepseek-ai/DeepSeek-R1","choices":[{"index":0,"delta":{"content":"'
+)
+_AFTER_STAMP: Final = b'"}}]'
+_NUMBER_DIGITS: Final = 6
+_TIME_DIGITS: Final = 19
+_STAMP_BYTES: Final = _NUMBER_DIGITS + 1 + _TIME_DIGITS
+_PADDING: Final = b" " * (EVENT_BYTES - len(_BEFORE_STAMP) - _STAMP_BYTES - len(_AFTER_STAMP) - len(b"}\n\n"))
+_END: Final = _AFTER_STAMP + _PADDING + b"}"
+_STAMP = re.compile(rb'"content": ?"([0-9]{%d}) ([0-9]{%d})"' % (_NUMBER_DIGITS, _TIME_DIGITS))
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 17:00:00 GMT\r\nserver: uvicorn\r\n"
     b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -49,58 +55,61 @@ _MODELS: Final = orjson.dumps(
     {"object": "list", "data": [{"id": "public/deepseek-r1", "object": "model", "owned_by": "public"}]}
 )
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)", re.IGNORECASE)
+_WISH = re.compile(rb"bench\(([0-9]+),([0-9.]+),([0-9.]+),([01])\)")
+_LOOKED_AT_BYTES: Final = 4096  # of a body's two ends: searching 10 MB would cost as much as relaying them
 
 
-class Wish(msgspec.Struct):
-    """How an answer is to come: how many events, how far apart, when first; `aligned`: on common ticks of the clock."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a stream is to come: how many events, how far apart, when first; `aligned`: on common ticks of the clock."""
 
     events: int = 20
     interval_ms: float = 20.0
     ttft_ms: float = 0.0
     aligned: bool = False
 
+    def text(self) -> str:
+        """Return what a request says to get it."""
+        return f"bench({self.events},{self.interval_ms:.3f},{self.ttft_ms:.3f},{self.aligned:d})"
 
-class _Asked(msgspec.Struct):
-    stream: bool | None = None
-    bench: Wish = msgspec.field(default_factory=Wish)
-
-
-_asked = msgspec.json.Decoder(_Asked)
-_PADDING: Final = b" " * (
-    EVENT_BYTES
-    - len(_BEFORE_NUMBER + _BEFORE_TIME + _AFTER_TIME)
-    - _NUMBER_DIGITS
-    - _TIME_DIGITS
-    - len(b"}\n\n")
-)  # fmt: skip
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        """Return the wish that a body tells, or the usual one."""
+        told = _WISH.search(body)
+        return cls(int(told[1]), float(told[2]), float(told[3]), told[4] == b"1") if told else cls()
 
 
 def event(number: int, sent_ns: int) -> bytes:
     """Return the event of the token `number` (from 0), sent at the monotonic time `sent_ns`; always as long."""
-    return b"%b%*d%b%*d%b%b}\n\n" % (
-        _BEFORE_NUMBER, _NUMBER_DIGITS, number, _BEFORE_TIME, _TIME_DIGITS, sent_ns, _AFTER_TIME, _PADDING,
-    )  # fmt: skip
+    return b"%b%0*d %0*d%b\n\n" % (_BEFORE_STAMP, _NUMBER_DIGITS, number, _TIME_DIGITS, sent_ns, _END)
 
 
 def read_event(event: bytes) -> tuple[int, int]:
     """Return the number and the time of an event without its end; raises `ValueError` unless every byte is right."""
-    at = len(_BEFORE_NUMBER) + _NUMBER_DIGITS
-    after = at + len(_BEFORE_TIME) + _TIME_DIGITS
-    right = (
-        len(event) == EVENT_BYTES - 2
-        and event.startswith(_BEFORE_NUMBER)
-        and event.startswith(_BEFORE_TIME, at)
-        and event.startswith(_AFTER_TIME + _PADDING + b"}", after)
-    )
-    if not right:
+    at = len(_BEFORE_STAMP)
+    if len(event) != EVENT_BYTES - 2 or not (event.startswith(_BEFORE_STAMP) and event.endswith(_END)):
         raise ValueError("an event differs from what was sent")
-    return int(event[len(_BEFORE_NUMBER) : at]), int(event[at + len(_BEFORE_TIME) : after])
+    return int(event[at : at + _NUMBER_DIGITS]), int(event[at + _NUMBER_DIGITS + 1 : at + _STAMP_BYTES])
+
+
+def find_stamp(event: bytes) -> tuple[int, int] | None:
+    """Return the number and the time of an event that a gateway may have encoded anew, None for any other event."""
+    found = _STAMP.search(event)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def usage_event(events: int) -> bytes:
     """Return the event before the last, which says how many tokens there were."""
     usage = {"prompt_tokens": 12, "total_tokens": 12 + events, "completion_tokens": events}
-    return b'data: {"choices":[],"usage":%b}\n\n' % orjson.dumps(usage)
+    frame = {
+        "id": "chatcmpl-6f1c0c7e8f0b4a5d9d1c",
+        "object": "chat.completion.chunk",
+        "created": 1_763_000_000,
+        "model": "deepseek-ai/DeepSeek-R1",
+        "choices": [],
+        "usage": usage,
+    }
+    return b"data: %b\n\n" % orjson.dumps(frame)
 
 
 def _chunk(content: bytes) -> bytes:
@@ -168,39 +177,40 @@ class Upstream(asyncio.Protocol):
             head = bytes(self._buffer[:end])
             body_begin = end + 4
             if b"\r\ntransfer-encoding: chunked" in head.lower():
-                stop = self._buffer.find(b"0\r\n\r\n", body_begin)
+                # The framing counts for nothing here: what is looked for stands within one chunk.
+                stop = self._buffer.find(b"0\r\n\r\n", max(body_begin, len(self._buffer) - len(data) - 5))
                 if stop < 0:
                     return
-                body, stop = _dechunked(bytes(self._buffer[body_begin:stop])), stop + 5
+                stop += 5
             else:
                 length = _LENGTH.search(head)
                 stop = body_begin + (int(length[1]) if length else 0)
                 if len(self._buffer) < stop:
                     return
-                body = bytes(self._buffer[body_begin:stop])
+            body = bytes(self._buffer[body_begin : min(stop, body_begin + _LOOKED_AT_BYTES)])
+            body += bytes(self._buffer[max(body_begin + len(body), stop - _LOOKED_AT_BYTES) : stop])
             del self._buffer[:stop]
             self._answer(head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
         assert self._transport is not None
-        if not head.startswith(b"POST"):
-            path = head.split(b" ", 2)[1]
-            if path == b"/aborts":
-                self._transport.write(_json(orjson.dumps(self._aborts)))
-                self._aborts.clear()
-            else:  # health checks and catalogues of routers
-                self._transport.write(_json(_MODELS))
+        if head.startswith(b"GET /aborts "):
+            self._transport.write(_json(orjson.dumps(self._aborts)))
+            self._aborts.clear()
             return
-        try:
-            asked = _asked.decode(body)
-        except msgspec.DecodeError:
-            asked = _Asked(b'"stream":true' in body or b'"stream": true' in body)
-        if not asked.stream:
+        if head.startswith(b"GET "):  # health checks and catalogues of routers
+            self._transport.write(_json(_MODELS))
+            return
+        if not head.startswith(b"POST "):  # a router that tries HTTP/2
+            self._transport.close()
+            self._transport = None
+            return
+        if b'"stream":true' not in body and b'"stream": true' not in body:
             self._transport.write(_json(_ANSWER))
             return
-        self._wish, self._sent = asked.bench, 0
+        self._wish, self._sent = Wish.of(body), 0
         self._transport.write(_HEAD)
-        self._timer = self._loop.call_later(asked.bench.ttft_ms / 1e3, self._next)
+        self._timer = self._loop.call_later(self._wish.ttft_ms / 1e3, self._next)
 
     def _next(self) -> None:
         wish, transport = self._wish, self._transport
@@ -218,18 +228,10 @@ class Upstream(asyncio.Protocol):
             transport.write(_chunk(usage_event(wish.events)) + _chunk(DONE + b"\n\n") + b"0\r\n\r\n")
 
 
-def _dechunked(body: bytes) -> bytes:
-    parts = []
-    while body:
-        line, _, rest = body.partition(b"\r\n")
-        size = int(line, 16)
-        parts.append(rest[:size])
-        body = rest[size + 2 :]
-    return b"".join(parts)
-
-
 async def serve(port: int) -> None:
     """Serve until cancelled; prints one line when it listens."""
+    gc.freeze()
+    gc.set_threshold(100_000)  # a collection in the middle of a stream would be a lag that no proxy made
     loop = asyncio.get_running_loop()
     ticks, aborts = Ticks(loop), list[int]()
     server = await loop.create_server(lambda: Upstream(loop, ticks, aborts), "127.0.0.1", port, backlog=65_535)

@@ -1,15 +1,17 @@
-"""What is sent: scenarios as raw requests, and what is made of the events that come back."""
+"""What is sent: scenarios as raw requests; and the check of what comes back."""
 
-import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
-from loadtest.upstream import DONE, read_event
+from loadtest.upstream import DONE, read_event, usage_event
 
 _PATHS: Final = {"chat": "chat/completions", "completions": "completions", "embeddings": "embeddings"}
+_NUMBER: Final = b"[number]"  # as long as what takes its place, so that the length of the body stays
+_SSE_FIELDS: Final = (b"event", b"id", b"retry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,9 @@ class Scenario:
     input_len: int
     output_len: int
 
-    def body(self, model: str, **members: object) -> bytes:
-        """Return the JSON body, `members` added."""
-        text = "x" * self.input_len
+    def body(self, model: str, members: Mapping[str, object]) -> bytes:
+        """Return the JSON body, `members` added; its prompt begins with a place for a number (see `numbered`)."""
+        text = (_NUMBER.decode() + " word" * (self.input_len // 5 + 1))[: self.input_len]
         asked: dict[str, object] = {"model": model}
         if self.kind == "chat":
             asked["messages"] = [{"role": "user", "content": text}]
@@ -35,16 +37,18 @@ class Scenario:
             asked["max_tokens"] = self.output_len
         if self.stream:
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        return orjson.dumps(asked | members)
+        return orjson.dumps({**asked, **members})
 
 
 SCENARIOS: Final = {
     "chat-stream": Scenario("chat", stream=True, input_len=200, output_len=64),
     "chat": Scenario("chat", stream=False, input_len=200, output_len=64),
     "completions-stream": Scenario("completions", stream=True, input_len=200, output_len=64),
+    "completions": Scenario("completions", stream=False, input_len=200, output_len=64),
     "embeddings": Scenario("embeddings", stream=False, input_len=200, output_len=0),
     "long-prompt": Scenario("chat", stream=True, input_len=100_000, output_len=64),
-    "image": Scenario("chat", stream=True, input_len=10_000_000, output_len=16),
+    "body-1mb": Scenario("chat", stream=True, input_len=1_000_000, output_len=16),  # a picture in a message
+    "body-10mb": Scenario("chat", stream=True, input_len=10_000_000, output_len=16),
 }
 
 
@@ -68,13 +72,127 @@ def raw_request(
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
+def numbered(raw: bytes, number: int) -> bytes:
+    """Return a request whose prompt is its own from the first character on, so that no prefix cache answers for it."""
+    return raw.replace(_NUMBER, b"%08x" % (number & 0xFFFFFFFF), 1)
+
+
 @dataclass(slots=True)
-class Tokens:
-    """A reader that keeps what came and when; what it means is asked after the answer's end, off the hot path."""
+class Answer:
+    """A reader that checks an answer as it comes: any OpenAI-compatible server's, or `exact` tokens of our upstream.
+
+    `content_times`: when each event with a choice came. `digest` is that of all content. `problem`: what was wrong
+    first, empty while nothing is; complete only after `end`.
+    """
+
+    stream: bool
+    exact: int | None = None
+    content_times: list[float] = field(default_factory=list)
+    usage: dict[str, int] = field(default_factory=dict)
+    digest: int = 0
+    done: bool = False
+    problem: str = ""
+    last_at: float = 0.0
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens the usage tells, else how many events had content."""
+        return int(self.usage.get("completion_tokens", len(self.content_times)))
+
+    @property
+    def input_tokens(self) -> int:
+        """How many tokens the usage tells."""
+        return int(self.usage.get("prompt_tokens", 0))
+
+    def event(self, event: bytes, now: float) -> None:
+        """Take an event of a stream."""
+        self.digest = zlib.crc32(event, self.digest)
+        self.last_at = now
+        if self.done:
+            self._wrong("an event after [DONE]")
+        elif self.exact is None:
+            self._any_event(event, now)
+        else:
+            self._exact_event(event, now, self.exact)
+
+    def body(self, body: bytes) -> None:
+        """Take the body of an answer that is no stream."""
+        self.digest = zlib.crc32(body)
+        if self.stream:
+            self._wrong("an answer that is no stream")
+            return
+        try:
+            document = orjson.loads(body)
+            if "error" in document:
+                self._wrong("an error with a good status")
+            elif not (document.get("choices") or document.get("data")):
+                self._wrong("an answer without content")
+            self.usage = document.get("usage") or {}
+        except (orjson.JSONDecodeError, AttributeError, TypeError):
+            self._wrong("an answer that is no JSON object")
+
+    def end(self) -> str:
+        """Return what was wrong, now that the answer has come to its end."""
+        if self.stream and not self.done:
+            self._wrong("a stream without [DONE]")
+        elif self.stream and not self.content_times:
+            self._wrong("a stream without content")
+        elif self.exact is not None and not self.usage:
+            self._wrong("a stream without usage")
+        return self.problem
+
+    def _wrong(self, problem: str) -> None:
+        self.problem = self.problem or problem
+
+    def _any_event(self, event: bytes, now: float) -> None:
+        if event == DONE:
+            self.done = True
+            return
+        try:
+            data = _data(event)
+            if data is None:
+                return
+            document = orjson.loads(data)
+            if "error" in document or document.get("object") == "error":
+                self._wrong("an error inside the stream")
+            self.usage = document.get("usage") or self.usage
+            if document.get("choices"):
+                self.content_times.append(now)
+        except orjson.JSONDecodeError:
+            self._wrong("an event whose data is no JSON")
+        except (AttributeError, TypeError):
+            self._wrong("an event whose data is no JSON object")
+        except ValueError as error:
+            self._wrong(str(error))
+
+    def _exact_event(self, event: bytes, now: float, exact: int) -> None:
+        count = len(self.content_times)
+        if count < exact:
+            try:
+                number, _ = read_event(event)
+            except ValueError as error:
+                self._wrong(str(error))
+            else:
+                if number != count:
+                    self._wrong("events lost, doubled or swapped")
+            self.content_times.append(now)
+        elif not self.usage:
+            if event + b"\n\n" != usage_event(exact):
+                self._wrong("an event differs from what was sent")
+            self.usage = {"completion_tokens": exact}
+        elif event == DONE:
+            self.done = True
+        else:
+            self._wrong("an event differs from what was sent")
+
+
+@dataclass(slots=True)
+class Kept:
+    """A reader that only keeps what came and when: what it means is asked after the end, off the hot path."""
 
     times: list[float] = field(default_factory=list)
     events: list[bytes] = field(default_factory=list)
-    whole: bytes = b""
+    whole: bytes | None = None
 
     def event(self, event: bytes, now: float) -> None:
         """Keep an event."""
@@ -85,77 +203,36 @@ class Tokens:
         """Keep a body."""
         self.whole = body
 
-
-@dataclass(slots=True)
-class Told:
-    """What an answer said: when its content came, how many tokens it counted, and what was wrong with it."""
-
-    content_times: list[float]
-    output_tokens: int
-    input_tokens: int
-    problem: str
+    def tell(self, answer: Answer) -> None:
+        """Tell another reader all that came."""
+        for event, at in zip(self.events, self.times, strict=True):
+            answer.event(event, at)
+        if self.whole is not None:
+            answer.body(self.whole)
 
 
-def understand(tokens: Tokens, stream: bool) -> Told:
-    """Return what an answer of any OpenAI-compatible server said; a stream is checked event by event."""
-    times: list[float] = []
-    usage: dict[str, int] = {}
+def refusal(status: int, body: bytes | None) -> str:
+    """Return the name of an answer whose status is not 2xx, with the code of its error when it tells one."""
     try:
-        if not stream:
-            usage = orjson.loads(tokens.whole).get("usage") or {}
-            return Told([], int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0)), "")
-        done = False
-        for event, at in zip(tokens.events, tokens.times, strict=True):
-            if done:
-                return Told(times, 0, 0, "an event after [DONE]")
-            if event == DONE:
-                done = True
-                continue
-            if event.startswith(b":"):
-                continue
-            if not event.startswith(b"data: "):
-                return Told(times, 0, 0, "an event that is no data")
-            document = orjson.loads(event[6:])
-            if "error" in document:
-                return Told(times, 0, 0, "an error inside the stream")
-            usage = document.get("usage") or usage
-            if document.get("choices"):
-                times.append(at)
-    except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError):
-        return Told(times, 0, 0, "content that is not an OpenAI answer")
-    problem = "" if done else "no [DONE]"
-    return Told(times, int(usage.get("completion_tokens", len(times))), int(usage.get("prompt_tokens", 0)), problem)
+        error: Any = orjson.loads(body or b"")["error"]
+        code = error.get("code") or error.get("type") or ""
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        code = ""
+    return f"status {status} {code}".strip()
 
 
-@dataclass(slots=True)
-class Stamps:
-    """A reader of the benchmark upstream's events: every byte checked, and how long each event was on its way."""
+def _data(event: bytes) -> bytes | None:
+    """Return the data of an event, None when it has none; raises `ValueError` for what is no event stream.
 
-    expected: int
-    lags_s: list[float] = field(default_factory=list)
-    count: int = 0
-    done: bool = False
-    changed: bool = False
-
-    def event(self, event: bytes, now: float) -> None:
-        """Check an event and note its lag."""
-        if self.count < self.expected:
-            try:
-                number, sent_ns = read_event(event)
-            except ValueError:
-                self.changed = True
-            else:
-                self.changed = self.changed or number != self.count
-                self.lags_s.append(time.monotonic() - sent_ns / 1e9)
-        elif event == DONE:
-            self.done = True
-        self.count += 1
-
-    def body(self, body: bytes) -> None:
-        """Take what was to be a stream and is none."""
-        self.changed = True
-
-    @property
-    def exact(self) -> bool:
-        """Whether every event came, in order and unchanged: the tokens, the usage and the end."""
-        return self.done and not self.changed and self.count == self.expected + 2
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+    """
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    data = []
+    for line in event.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif name and name not in _SSE_FIELDS:
+            raise ValueError("a line that belongs to no event")
+    return b"\n".join(data) if data else None

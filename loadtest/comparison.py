@@ -1,0 +1,109 @@
+"""From the raw rounds of a comparison to its figures: medians, and ratios of paired rounds with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from loadtest.pairing import differences, estimate, ratios
+
+BASELINE: Final = "nginx"
+DIRECT: Final = "direct"  # the generator straight on the upstream: what the rig itself adds
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a proxy: where it comes from, its unit, and whether the rig's own share is taken off.
+
+    `latency` tells numbers that mean nothing while the rig or the proxy has no time left.
+    """
+
+    key: str
+    measure: str
+    unit: str
+    over_direct: bool = False
+    latency: bool = False
+
+
+FIGURES: Final = (
+    Figure("cpu_per_request_us", "small", "µs"),
+    Figure("requests_per_s", "small", "1/s"),
+    Figure("cpu_per_refusal_us", "refused", "µs"),
+    Figure("cpu_per_event_us", "slope", "µs"),
+    Figure("cpu_per_stream_us", "slope", "µs"),
+    Figure("events_per_read", "slope", ""),
+    *(
+        Figure(f"{name}_p{each}_ms", "arrivals", "ms", over_direct=name == "ttft", latency=True)
+        for name in ("ttft", "lag")
+        for each in ("50", "99", "99.9")
+    ),
+    Figure("together_p99_ms", "together", "ms", latency=True),
+    Figure("cpu_per_megabyte_ms", "megabyte", "ms"),
+    Figure("worst_beside_big_ms", "beside_big", "ms", over_direct=True, latency=True),
+    Figure("abort_p50_ms", "aborts", "ms"),
+    Figure("base_mb", "memory", "MB"),
+    Figure("memory_per_stream_kb", "memory", "kB"),
+)
+
+
+def values(document: Mapping[str, Any], peer: str, figure: Figure) -> list[float | None]:
+    """Return a figure's value of each round, None where the round gave none or does not count."""
+    found: dict[int, float] = {}
+    for each in document["rounds"]:
+        number = each["numbers"].get(figure.key)
+        mine = each["peer"] == peer and each["measure"] == figure.measure
+        bound = figure.latency and (each["rig_bound"] or each["saturated"])
+        if mine and number is not None and not each["unfit"] and not bound:
+            found[each["round"]] = float(number)
+    return [found.get(index) for index in range(document["about"]["rounds"])]
+
+
+def summarise(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, for every proxy and figure: `median`, `low`, `high`, and the same of `ratio` and `minus` to the baseline.
+
+    A figure that no round gave has `instead`: "rig-bound", "saturated", or "failed". Figures over direct have the
+    median of what the same round measured without any proxy taken off.
+    """
+    return {
+        peer: {figure.key: _figure(document, peer, figure) for figure in FIGURES}
+        for peer in document["peers"]
+        if any(each["peer"] == peer for each in document["rounds"])
+    }
+
+
+def _figure(document: Mapping[str, Any], peer: str, figure: Figure) -> dict[str, Any]:
+    own = values(document, peer, figure)
+    told = [each for each in own if each is not None]
+    if not told:
+        return {"instead": _instead(document, peer, figure)}
+    result: dict[str, Any] = {"values": own, **asdict(estimate(told))}
+    if figure.over_direct and (over := differences(own, values(document, DIRECT, figure))):
+        result["over_direct"] = asdict(estimate(over))
+    theirs = values(document, BASELINE, figure)
+    if found := ratios(own, theirs):
+        result["ratio"] = asdict(estimate(found))
+        result["minus"] = asdict(estimate(differences(own, theirs)))
+    return result
+
+
+def _instead(document: Mapping[str, Any], peer: str, figure: Figure) -> str:
+    tried = [each for each in document["rounds"] if each["peer"] == peer and each["measure"] == figure.measure]
+    words = {"problem": "failed", "saturated": "saturated", "rig_bound": "rig-bound", "unfit": "discarded"}
+    return next((word for reason, word in words.items() if any(each[reason] for each in tried)), "")
+
+
+def discarded(document: Mapping[str, Any]) -> list[str]:
+    """Return why each round that does not count was discarded."""
+    return [
+        f"{each['measure']} of {each['peer']}, round {each['round'] + 1}: {each['unfit']}"
+        for each in document["rounds"]
+        if each["unfit"]
+    ]
+
+
+def order(document: Mapping[str, Any]) -> Sequence[str]:
+    """Return the proxies, cheapest request first; those without that figure last."""
+
+    def cost(peer: str) -> float:
+        return float(document["summary"][peer]["cpu_per_request_us"].get("median", float("inf")))
+
+    return sorted((peer for peer in document["summary"] if peer != DIRECT), key=cost)

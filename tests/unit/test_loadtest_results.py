@@ -1,0 +1,150 @@
+"""From outcomes to numbers."""
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from loadtest import run
+from loadtest.results import (
+    Outcome,
+    detailed,
+    most_at_once,
+    parse_goodput,
+    parse_metrics,
+    parse_percentiles,
+    percentile_ms,
+    summary,
+    timeline,
+)
+from loadtest.soak import Look, growth
+
+
+def stream(start: float, ttft: float, gap: float, count: int, *, tokens: int | None = None) -> Outcome:
+    e2el = ttft + gap * (count - 1)
+    outcome = Outcome(start, start + e2el + 0.001, 0.0001, 0.0, "", ttft, e2el, [gap] * (count - 1), 10)
+    outcome.output_tokens = count if tokens is None else tokens
+    return outcome
+
+
+FAILED = Outcome(0.5, 4.0, 0.0, 0.0, "connection lost")
+RUN = [stream(0.0, 0.2, 0.02, 11), stream(1.0, 0.4, 0.02, 11), FAILED]
+
+
+def test_the_summary_has_the_keys_and_definitions_of_vllm_bench_serve() -> None:
+    numbers = summary(RUN, [50, 99.9])
+    assert (numbers["completed"], numbers["failed"]) == (2, 1)
+    assert numbers["duration"] == 4.0
+    assert (numbers["total_input_tokens"], numbers["total_output_tokens"]) == (20, 22)
+    assert numbers["request_throughput"] == 0.5
+    assert numbers["output_throughput"] == 5.5
+    assert numbers["total_token_throughput"] == 10.5
+    assert numbers["request_goodput"] is None
+    assert numbers["mean_ttft_ms"] == pytest.approx(300)
+    assert numbers["median_ttft_ms"] == pytest.approx(300)
+    assert numbers["std_ttft_ms"] == pytest.approx(100)
+    assert numbers["p99.9_ttft_ms"] == pytest.approx(400, rel=2e-3)
+    assert numbers["mean_itl_ms"] == pytest.approx(20)
+    assert numbers["mean_tpot_ms"] == pytest.approx(20)
+    assert numbers["mean_e2el_ms"] == pytest.approx(500)
+    assert numbers["error_counts"] == {"connection lost": 1}
+
+
+def test_tpot_counts_tokens_of_the_usage_and_not_events() -> None:
+    assert stream(0, 0.1, 0.02, 11, tokens=21).tpot == pytest.approx(0.01)
+    assert stream(0, 0.1, 0.02, 1).tpot is None
+
+
+def test_a_whole_answer_has_an_end_and_neither_first_token_nor_pace() -> None:
+    whole = Outcome(0.0, 0.5, 0.0, 0.0, "", None, 0.5, [], 10, 8)
+    numbers = summary([whole], [50])
+    assert numbers["mean_e2el_ms"] == 500
+    assert numbers["total_output_tokens"] == 8
+    assert not [key for key in numbers if key.endswith(("_ttft_ms", "_tpot_ms", "_itl_ms"))]
+
+
+def test_goodput_counts_requests_that_meet_every_limit() -> None:
+    def within(*limits: str) -> object:
+        return summary(RUN, [50], parse_goodput(limits))["request_goodput"]
+
+    assert within("ttft:300") == 0.25
+    assert within("ttft:500", "tpot:21") == 0.5
+    assert within("ttft:500", "tpot:19") == 0
+    assert within("e2el:450") == 0.25
+
+
+@pytest.mark.parametrize("limit", ["itl:1", "ttft", "ttft:fast", ""])
+def test_a_goodput_limit_that_means_nothing_is_refused(limit: str) -> None:
+    with pytest.raises(ValueError, match=r"goodput|float"):
+        parse_goodput([limit])
+
+
+def test_metrics_and_percentiles_are_checked() -> None:
+    assert parse_metrics("ttft,e2el") == ["ttft", "e2el"]
+    assert parse_percentiles("50,99.9") == [50, 99.9]
+    with pytest.raises(ValueError, match="one of ttft"):
+        parse_metrics("latency")
+    with pytest.raises(ValueError, match="at most 100"):
+        parse_percentiles("101")
+
+
+def test_the_histogram_in_the_result_gives_the_same_percentiles_to_another_reader() -> None:
+    numbers = summary(RUN, [99])
+    decoded = HdrHistogram.decode(numbers["ttft_hdr"])
+    assert percentile_ms(decoded, 99) == numbers["p99_ttft_ms"]
+
+
+def test_the_busiest_moment_counts_those_with_the_server_and_not_those_in_the_queue() -> None:
+    queued = Outcome(0.0, 3.0, 0.0, 2.0, "")
+    assert most_at_once([Outcome(0.0, 1.0, 0.0, 0.0, ""), Outcome(0.5, 1.5, 0.0, 0.0, ""), queued]) == 2
+    assert most_at_once([]) == 0
+
+
+def test_the_timeline_puts_tokens_where_they_came_and_first_tokens_where_they_were_asked_for() -> None:
+    first, second, *_, last = timeline([*RUN, stream(0.0, 0.9, 0.2, 2, tokens=4)], 1.0)
+    assert (first.tokens, second.tokens) == (pytest.approx(13), pytest.approx(13))
+    assert first.ttfts == [0.2, 0.9]
+    assert second.ttfts == [0.4]
+    assert (first.finished, second.finished, last.failed) == (1, 2, 1)
+
+
+def test_nothing_at_all_is_summed_up_as_nothing() -> None:
+    numbers = summary([], [50])
+    assert (numbers["completed"], numbers["failed"], numbers["max_concurrent_requests"]) == (0, 0, 0)
+
+
+def test_the_details_tell_every_request() -> None:
+    details = detailed(RUN)
+    assert {len(each) for each in details.values()} == {3}
+    assert details["errors"] == ["", "", "connection lost"]
+    assert details["start_times"] == [0.0, 1.0, 0.5]
+
+
+def test_a_generator_that_was_late_or_had_no_time_left_makes_the_run_void() -> None:
+    fine = {"generator_lag_p99_ms": 9.0, "generator_busy": 0.5, "duration": 10.0}
+    assert run.void(fine) == []
+    assert len(run.void(fine | {"generator_lag_p99_ms": 11.0})) == 1
+    assert len(run.void(fine | {"generator_busy": 0.95})) == 1
+    assert run.void(fine | {"generator_busy": 0.95, "duration": 1.0}) == []
+
+
+def test_a_void_run_and_its_failures_are_said_plainly() -> None:
+    numbers = summary(RUN, [50]) | {"generator_busy": 0.97, "void": ["the generator was late"]}
+    text = run.table(numbers, ["ttft"], [50])
+    assert "VOID: the generator was late." in text
+    assert "connection lost:" in text
+    assert "TPOT" not in text
+
+
+def looks(memory: list[float], descriptors: list[int]) -> list[Look]:
+    return [
+        Look(float(at), 100, int(bytes_), count)
+        for at, (bytes_, count) in enumerate(zip(memory, descriptors, strict=True))
+    ]
+
+
+def test_what_settled_does_not_count_as_growth_and_what_goes_on_does() -> None:
+    count = 40
+    settled = [50e6 + 50e6 * min(1, at / 10) for at in range(count)]
+    leaking = [100e6 + 1e6 * at for at in range(count)]
+    assert growth(looks(settled, [200] * count)) == []
+    assert [each.split()[0] for each in growth(looks(leaking, [200] * count))] == ["memory"]
+    assert [each.split()[0] for each in growth(looks(settled, list(range(200, 240))))] == ["descriptors"]

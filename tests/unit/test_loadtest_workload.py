@@ -1,0 +1,162 @@
+"""What is sent, and the check of what comes back."""
+
+import orjson
+import pytest
+
+from loadtest.upstream import DONE, event, usage_event
+from loadtest.workload import SCENARIOS, Answer, Kept, numbered, raw_request, refusal
+
+CONTENT = b'data: {"choices":[{"delta":{"content":"a"}}]}'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}'
+
+
+def told(*events: bytes, exact: int | None = None) -> Answer:
+    answer = Answer(stream=True, exact=exact)
+    for number, each in enumerate(events):
+        answer.event(each, float(number))
+    answer.end()
+    return answer
+
+
+def test_every_scenario_is_a_request_of_its_size_that_says_what_it_wants() -> None:
+    for scenario in SCENARIOS.values():
+        body = scenario.body("m", {"seed": 7})
+        asked = orjson.loads(body)
+        prompt = asked.get("prompt") or asked.get("input") or asked["messages"][0]["content"]
+        assert len(prompt) == scenario.input_len
+        assert asked["model"] == "m"
+        assert asked["seed"] == 7
+        assert asked.get("stream", False) is scenario.stream
+        assert asked.get("max_tokens", 0) == scenario.output_len
+        assert scenario.stream is (asked.get("stream_options") == {"include_usage": True})
+
+
+def test_a_request_carries_its_length_its_key_and_its_host_under_the_base_path() -> None:
+    raw = raw_request("embeddings", b"{}", host="h:1", key="sk-1", base_path="/api/v1")
+    head, _, body = raw.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0] == b"POST /api/v1/embeddings HTTP/1.1"
+    assert {b"Host: h:1", b"Authorization: Bearer sk-1", b"Content-Length: 2"} <= set(lines)
+    assert body == b"{}"
+
+
+def test_numbered_requests_differ_at_the_start_of_the_prompt_and_keep_their_length() -> None:
+    raw = SCENARIOS["chat"].body("m", {})
+    first, second = numbered(raw, 1), numbered(raw, 2)
+    assert first != second
+    assert len(first) == len(second) == len(raw)
+    assert orjson.loads(first)["messages"][0]["content"].startswith("00000001 word")
+
+
+def test_a_whole_stream_is_right_and_tells_its_times_and_usage() -> None:
+    answer = told(CONTENT, b": ping", CONTENT, USAGE, DONE)
+    assert answer.problem == ""
+    assert answer.content_times == [0.0, 2.0]
+    assert (answer.input_tokens, answer.output_tokens) == (5, 7)
+
+
+def test_without_usage_events_with_content_are_counted() -> None:
+    assert told(CONTENT, CONTENT, DONE).output_tokens == 2
+
+
+def test_events_of_several_lines_and_of_other_fields_are_understood() -> None:
+    several = b'event: chunk\r\nid: 1\r\ndata:{"choices":\r\ndata: [{}]}'
+    answer = told(several, DONE)
+    assert answer.problem == ""
+    assert len(answer.content_times) == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "problem"),
+    [
+        ([CONTENT], "a stream without [DONE]"),
+        ([DONE], "a stream without content"),
+        ([CONTENT, DONE, CONTENT], "an event after [DONE]"),
+        ([b"data: {", DONE], "an event whose data is no JSON"),
+        ([b"data: \xff", DONE], "an event whose data is no JSON"),
+        ([b"data: 1", DONE], "an event whose data is no JSON object"),
+        ([b"HTTP/1.1 200 OK", DONE], "a line that belongs to no event"),
+        ([CONTENT, b'data: {"error":{"message":"x"}}', DONE], "an error inside the stream"),
+        ([CONTENT, b'data: {"object":"error"}', DONE], "an error inside the stream"),
+    ],
+)
+def test_what_is_wrong_with_a_stream_is_named(events: list[bytes], problem: str) -> None:
+    assert told(*events).problem == problem
+
+
+EXACT = [event(number, 123)[:-2] for number in range(3)]
+END = [usage_event(3)[:-2], DONE]
+
+
+def test_the_bytes_of_our_upstream_are_exact() -> None:
+    answer = told(*EXACT, *END, exact=3)
+    assert answer.problem == ""
+    assert answer.output_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("events", "problem"),
+    [
+        ([EXACT[1], EXACT[0], EXACT[2], *END], "events lost, doubled or swapped"),
+        ([EXACT[0], EXACT[1], EXACT[1], *END], "events lost, doubled or swapped"),
+        ([*EXACT[:2], *END], "an event differs from what was sent"),
+        ([EXACT[0].replace(b"R1", b"R2"), *EXACT[1:], *END], "an event differs from what was sent"),
+        ([EXACT[0] + b" ", *EXACT[1:], *END], "an event differs from what was sent"),
+        ([*EXACT, usage_event(4)[:-2], DONE], "an event differs from what was sent"),
+        ([*EXACT, END[0], END[0], DONE], "an event differs from what was sent"),
+        ([*EXACT, END[0]], "a stream without [DONE]"),
+    ],
+)
+def test_a_byte_that_differs_from_our_upstreams_is_found(events: list[bytes], problem: str) -> None:
+    assert told(*events, exact=3).problem == problem
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b'{"choices":[{}],"usage":{"completion_tokens":3}}', ""),
+        (b'{"data":[{}]}', ""),
+        (b'{"choices":[]}', "an answer without content"),
+        (b'{"error":{}}', "an error with a good status"),
+        (b"[]", "an answer that is no JSON object"),
+        (b"{", "an answer that is no JSON object"),
+    ],
+)
+def test_an_answer_that_is_no_stream_is_checked(body: bytes, problem: str) -> None:
+    answer = Answer(stream=False)
+    answer.body(body)
+    assert answer.end() == problem
+
+
+def test_a_body_in_place_of_a_stream_is_wrong() -> None:
+    answer = Answer(stream=True)
+    answer.body(b'{"choices":[{}]}')
+    assert answer.end() == "an answer that is no stream"
+
+
+def test_equal_answers_have_equal_digests_and_others_do_not() -> None:
+    assert told(CONTENT, DONE).digest == told(CONTENT, DONE).digest
+    assert told(CONTENT, DONE).digest != told(CONTENT, CONTENT, DONE).digest
+
+
+def test_what_was_kept_is_told_as_it_came() -> None:
+    kept, answer = Kept(), Answer(stream=True)
+    for at, each in enumerate((CONTENT, USAGE, DONE)):
+        kept.event(each, float(at))
+    kept.tell(answer)
+    assert answer.end() == ""
+    assert answer.content_times == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"error":{"code":"rate_limit_exceeded","type":"t"}}', "status 429 rate_limit_exceeded"),
+        (b'{"error":{"code":null,"type":"t"}}', "status 429 t"),
+        (b'{"error":"busy"}', "status 429"),
+        (b"<html>", "status 429"),
+        (None, "status 429"),
+    ],
+)
+def test_a_refusal_is_named_by_status_and_code(body: bytes | None, name: str) -> None:
+    assert refusal(429, body) == name
