@@ -1,8 +1,10 @@
 """The commands. Exit codes: 0 done, 1 failed or found problems, 2 wrong usage."""
 
 import argparse
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from edge import simulator
-from edge.config import Address, Config, ConfigError, load, problems_json, render_problems
+from edge import schema, simulator
+from edge.changes import list_changes
+from edge.config import Address, Config, ConfigError, load, parse, problems_json, render_problems
+from edge.explain import LOCAL_HOST, explain
 from edge.keystores import KeyFileError, KeyRecord, KeyRegistry, parse_lifetime
 from edge.notation import parse_address, parse_url
-from edge.server import Server, StartError, listening_on, log_to_stderr
+from edge.server import Server, StartError, listening_on, log_to_stderr, refuse_what_needs_a_restart
 
 _DEMO_USER: Final = "u-1100a15812cc"
 _DEMO_ADDRESS: Final = Address("127.0.0.1", 8080)
@@ -63,6 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", nargs="?", type=Path, default=None, metavar="FILE", help="default: that of --config")
     _add_config(check)
     _add_json(check)
+
+    explanation = command("explain", "say which route a model's name takes, who may use it, and why", _explain)
+    explanation.add_argument("model", metavar="MODEL", help="the name that a client would ask for")
+    explanation.add_argument("--host", default=LOCAL_HOST, metavar="H", help="the Host asked; default: this machine's")
+    explanation.add_argument("--key-id", metavar="ID", help="a key of `edge keys list`; default: one that may")
+    _add_config(explanation)
+    _add_json(explanation)
+
+    diff = command("diff", "list what a reload would change, or refuse", _diff)
+    diff.add_argument("old", type=Path, metavar="OLD", help="the file that is served")
+    diff.add_argument("new", type=Path, metavar="NEW", help="what would stand in its place; relative paths start there")
+
+    command("schema", "print the JSON Schema of routes.toml, for editors", _schema)
 
     _add_keys(command("keys", "create, list and revoke API keys", lambda parsed: int(parsed.run_keys(parsed))))
     return parser
@@ -188,6 +205,52 @@ def _check(parsed: argparse.Namespace) -> int:
     if not failed and not parsed.json:
         print(f"{path}: ok, {len(config.routes)} routes, {len(config.pools)} pools")
     return int(failed)
+
+
+# --- explain, diff, schema
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    config = load(parsed.config)
+    keys: list[KeyRecord] = []
+    if parsed.key_id is not None and config.keys.path.exists():  # a registry would make the file
+        with KeyRegistry(config.keys.path) as registry:
+            keys = registry.list()
+    explanation = explain(config, parsed.model, parsed.host, parsed.key_id, keys, time.time())
+    print(explanation.as_json().decode() if parsed.json else explanation.render())
+    return 0
+
+
+def _diff(parsed: argparse.Namespace) -> int:
+    configs: list[Config] = []
+    for path in (parsed.old, parsed.new):
+        try:
+            configs.append(_load_in_place(path, parsed.old))
+        except ConfigError as error:
+            print(render_problems(path, error.problems))
+    if len(configs) < 2:
+        return 1
+    old, new = configs
+    print("\n".join(list_changes(old, new)) or "nothing changed")
+    try:
+        refuse_what_needs_a_restart(old, new)
+    except StartError as error:
+        print(f"a reload would be refused: {error}")
+    return 0
+
+
+def _load_in_place(path: Path, place: Path) -> Config:
+    """Return the configuration of the file at `path` as it would be at `place`; raises `ConfigError`."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError):
+        return load(path)  # which says what is wrong with it
+    return parse(text, place, os.environ)
+
+
+def _schema(parsed: argparse.Namespace) -> int:
+    print(schema.render(), end="")
+    return 0
 
 
 # --- keys

@@ -45,6 +45,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "EndpointConfig",
+    "HealthConfig",
     "KeysConfig",
     "PoolConfig",
     "Problem",
@@ -58,11 +59,11 @@ __all__ = [
     "render_problems",
 ]
 
-Balance = Literal["least-loaded", "round-robin"]
+Balance = Literal["least-loaded", "round-robin", "prefix-affinity"]
 Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
 Network = IPv4Network | IPv6Network
 
-BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin")
+BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
 ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp", "openai")
 EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics and the status page are for operators only
@@ -127,10 +128,22 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """`health`: how the endpoints of a pool are probed; no `path` is the engine's own."""
+
+    path: str | None = None
+    interval_s: float = 5
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """`[pools.NAME]`: servers of which any can answer.
 
     `first_byte_timeout_s` runs to the first byte of the answer's body, `idle_timeout_s` after it between two reads.
+    Before that first byte another endpoint is asked after a refused connection and, within `retry_within_s`, after a
+    429, 502, 503 or 504; with `retry_after_send` also after a connection that died with the request on it, which may
+    carry a prompt that crashes engines from one to the next. Retries are at most the share `retry_budget` of the pool's
+    live requests (and three). No `health`: endpoints are judged by their answers alone.
     """
 
     name: str
@@ -141,6 +154,10 @@ class PoolConfig:
     first_byte_timeout_s: float = 300
     idle_timeout_s: float = 120
     ca_file: Path | None = None
+    retry_within_s: float = 2
+    retry_after_send: bool = False
+    retry_budget: float = 0.2
+    health: HealthConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +167,13 @@ class RouteConfig:
     `pattern` is a model's name, or a prefix that ends in `*`. `instance` is the template of a URL and `model` that of
     the name sent upstream (None: as asked), with `{owner}` and `{service}`. No `hosts`: any host. `list` names the
     models of a prefix that are shown.
+
+    `heartbeat_s` is the silence after which a stream gets a comment, 0 (the default) for none, looked for a few times
+    in it; it keeps proxies between from closing a stream whose first token is far. Hazard: a heartbeat before the
+    answer makes its status 200, so no other endpoint is asked after it, an error comes as an event and an answer that
+    is no stream fails; keep it above the pool's `retry_within` and the time in which upstreams refuse. `model_echo`
+    (default off) puts the name that was asked into JSON answers up to 1 MiB and into the events of streams, which then
+    are framed anew: some microseconds of CPU an event. Neither touches an answer with a content encoding.
     """
 
     name: str
@@ -159,6 +183,8 @@ class RouteConfig:
     model: str | None = None
     hosts: tuple[str, ...] = ()
     list: tuple[str, ...] = ()
+    heartbeat_s: float = 0
+    model_echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,10 +348,6 @@ def _sqlite_file(text: str, base: Path) -> Path:
 
 def _pool(name: str, table: Table) -> PoolConfig:
     table.not_built(
-        "health",
-        "retry_within",
-        "retry_after_send",
-        "retry_budget",
         "max_inflight",
         "queue",
         "heartbeat",
@@ -333,18 +355,38 @@ def _pool(name: str, table: Table) -> PoolConfig:
         "dns",
     )
     default = PoolConfig(name, ())
+    engine = table.choice("engine", ENGINES, default.engine)
     pool = PoolConfig(
         name=name,
         endpoints=_endpoints(table),
-        balance=table.choice("balance", BALANCES, default.balance, not_built="prefix-affinity"),
-        engine=table.choice("engine", ENGINES, default.engine),
+        balance=table.choice("balance", BALANCES, default.balance),
+        engine=engine,
         connect_timeout_s=table.duration_s("connect_timeout", default.connect_timeout_s),
         first_byte_timeout_s=table.duration_s("first_byte_timeout", default.first_byte_timeout_s),
         idle_timeout_s=table.duration_s("idle_timeout", default.idle_timeout_s),
         ca_file=table.file("ca_file"),
+        retry_within_s=table.duration_s("retry_within", default.retry_within_s, zero=True),
+        retry_after_send=bool(table.flag("retry_after_send")),
+        retry_budget=table.share("retry_budget", default.retry_budget),
+        health=_health(table, engine),
     )
     table.close()
     return pool
+
+
+def _health(table: Table, engine: Engine) -> HealthConfig | None:
+    below = table.table("health")
+    if below is None:
+        return None
+    default = HealthConfig()
+    path = below.text("path")
+    if path is not None and not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
+        below.problem("path", 'is not a path: write one such as "/health", or remove it for the engine\'s own')
+    if path is None and engine == "openai":
+        below.problem("path", 'the engine "openai" has no health check of its own: write one such as "/v1/models"')
+    health = HealthConfig(path, below.duration_s("interval", default.interval_s))
+    below.close()
+    return health
 
 
 def _endpoints(table: Table) -> tuple[EndpointConfig, ...]:
@@ -389,9 +431,10 @@ def _endpoint(reader: Reader, at: KeyPath, element: object) -> EndpointConfig | 
 
 
 def _route(name: str, table: Table, pools: Mapping[str, PoolConfig]) -> RouteConfig:
-    table.not_built("limit", "heartbeat")
+    table.not_built("limit")
     _check_one_target(table)
     listed = table.texts("list")
+    echo = table.flag("model_echo")
     route = RouteConfig(
         name=name,
         pattern=_pattern(name, table),
@@ -400,15 +443,14 @@ def _route(name: str, table: Table, pools: Mapping[str, PoolConfig]) -> RouteCon
         model=table.text("model"),
         hosts=_hosts(table),
         list=tuple(text for _, text in listed),
+        heartbeat_s=table.duration_s("heartbeat", 0, zero=True),
+        model_echo=bool(echo),
     )
     _check_target(route, table, pools)
     _check_instance_names(route, table)
     _check_list(route, table, listed)
     if table.flag("metered"):
         table.problem("metered", NOT_BUILT)
-    echo = table.flag("model_echo")
-    if echo:
-        table.problem("model_echo", NOT_BUILT)
     if echo is None:
         _warn_of_rewriting(route, table, pools)
     table.close()
@@ -489,7 +531,10 @@ def _warn_of_rewriting(route: RouteConfig, table: Table, pools: Mapping[str, Poo
         what, key = f"endpoints of {pool.name!r} have a model of their own", "pool"
     else:
         return
-    hint = "start the upstream with the public name and remove it, or write model_echo = false if it is meant"
+    hint = (
+        "start the upstream with the public name and remove it, or write model_echo = true to have the asked one put "
+        "in, false if it is meant"
+    )
     table.reader.warn((*table.at, key), f"{what}, and answers carry that name: {hint}")
 
 

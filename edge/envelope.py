@@ -14,6 +14,8 @@ import msgspec
 from edge.errors import InvalidRequest, ModelNotFound
 
 MAX_MODEL_LENGTH: Final = 512  # characters; the longest published names have under 100
+_START_BYTES: Final = 1024
+_START_MESSAGES: Final = 8
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
 # The six letters of the key in every spelling that JSON allows (RFC 8259 section 7). A quote behind a backslash does
@@ -75,6 +77,38 @@ def rewrite_json(body: bytes, envelope: Envelope, model: str) -> bytes:
     members = _top_level.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(members)
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+    content: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Conversation(msgspec.Struct):
+    messages: list[_Message] = []
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+
+
+_conversation = msgspec.json.Decoder(_Conversation)
+
+
+def conversation_start(body: bytes) -> bytes:
+    """Return what stays the same of a conversation's body from turn to turn: the messages up to the user's first.
+
+    A system prompt alone would not do: everybody who shares it would be taken for one conversation. Each message counts
+    with its first KiB. Returns nothing for a body of another shape.
+    """
+    try:
+        asked = _conversation.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return b""
+    parts = [bytes(raw)[:_START_BYTES] for raw in (asked.prompt, asked.input)]
+    for message in asked.messages[:_START_MESSAGES]:
+        parts.append(bytes(message.content)[:_START_BYTES])
+        if message.role == "user":
+            break
+    return b"\0".join(parts)
 
 
 def _decode(body: bytes) -> _Members:

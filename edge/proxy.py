@@ -8,7 +8,6 @@ relay speaks to it.
 """
 
 import asyncio
-import functools
 import ipaddress
 import itertools
 import logging
@@ -36,6 +35,7 @@ from edge.config import Config, ServerConfig
 from edge.credentials import Authenticator, Caller, credential_of
 from edge.envelope import (
     Envelope,
+    conversation_start,
     read_json,
     read_multipart,
     rewrite_json,
@@ -53,13 +53,15 @@ from edge.errors import (
     UnsupportedCoding,
     UnsupportedMediaType,
     UnsupportedVersion,
+    UpstreamError,
     UpstreamUnavailable,
     from_upstream,
 )
 from edge.exchange import End, Exchange, Phase
+from edge.health import Verdict, judge
 from edge.keystores import hash_key
-from edge.relay import Limits, UpstreamAnsweredError, relay
-from edge.routing import HostTable, Match, RouteTable
+from edge.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
+from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.telemetry import AccessLog, Metrics
 from edge.upstream import Endpoint, Endpoints, Lease, Member, Pool
 
@@ -85,12 +87,17 @@ _X_REQUEST_ID: Final = istr("X-Request-Id")
 _ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
 _serial = itertools.count()
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
 _PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
     ("Access-Control-Allow-Headers", "*, Authorization"),
     ("Access-Control-Max-Age", "86400"),
 )
+_RETRIED: Final = (429, 502, 503, 504)  # by another endpoint: the one that answered did no work
+_VERDICTS: Final = {
+    End.COMPLETE: Verdict.FINE,
+    End.UPSTREAM_CUT: Verdict.FAULT,
+    End.IDLE_TIMEOUT: Verdict.FAULT,
+}  # what an answer that began shows of its endpoint; other ends are no word on it
 _INSTANCE_LIMITS_S: Final = (2.0, 300.0, 120.0)  # connect, first byte, idle: a pool's defaults
 
 
@@ -251,49 +258,70 @@ class Proxy:
         work: "_Work",
         keep_alive: bool,
     ) -> bool:
-        """Pass the request to an endpoint, to another one if it cannot be reached; return whether to keep alive."""
+        """Pass the request to an endpoint, or to another one while the budget of retries allows.
+
+        Returns whether to keep the client's connection.
+        """
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
+        pool = generation.pools[match.route.pool] if match.route.pool is not None else None
+        key = b""
+        if pool is not None and pool.config.balance == "prefix-affinity":
+            key = _affinity_key(exchange, work)
         limits = generation.limits[match.route.pool]
         old_client = request.message.version == HttpVersion10
-        while True:
-            try:
-                lease = self._lease(generation, match, tried)
-            except UpstreamUnavailable:
-                raise failure or UpstreamUnavailable("The model has no server right now.", retry_after_s=5) from None
-            endpoint = lease.endpoint
-            exchange.endpoint = endpoint.authority
-            exchange.retries = len(tried)
-            member = lease.member
-            head = member.head(work.operation) + work.head_for(_upstream_model(match, member, work.envelope), exchange)
-            try:
-                with lease:
-                    return await relay(
-                        exchange,
-                        request.connection,
-                        endpoint.connections,
-                        limits,
-                        head,
-                        work.body,
-                        old_client=old_client,
-                        keep_alive=keep_alive,
-                    )
-            except EdgeError as error:
-                if not error.safe_elsewhere:
-                    raise
-                failure = error
+        try:
+            while True:
+                try:
+                    lease = pool.lease(tried, key) if pool is not None else self._instance(match, tried)
+                except UpstreamUnavailable:
+                    if failure is None:
+                        raise
+                    exchange.end = exchange.end or End.UPSTREAM_ERROR
+                    raise failure from None
+                endpoint, member = lease.endpoint, lease.member
+                exchange.endpoint = endpoint.authority
+                exchange.retries = len(tried)
+                varying = work.head_for(_upstream_model(match, member, work.envelope), exchange)
+                head = member.head(work.operation) + varying
+                begun = time.monotonic()
+                try:
+                    with lease:
+                        keep_alive = await relay(
+                            exchange,
+                            request.connection,
+                            endpoint.connections,
+                            limits,
+                            head,
+                            work.body,
+                            old_client=old_client,
+                            keep_alive=keep_alive,
+                            heartbeat_s=match.route.heartbeat_s if exchange.stream else 0,
+                            echo=exchange.model if match.route.model_echo else None,
+                        )
+                    if exchange.end in _VERDICTS:
+                        lease.report(_VERDICTS[exchange.end])
+                    return keep_alive
+                except FailedInStream as failed:
+                    _judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
+                    return failed.keep_alive
+                except (EdgeError, UpstreamAnsweredError) as error:
+                    failure, elsewhere = _judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                if not elsewhere:
+                    exchange.end = exchange.end or End.UPSTREAM_ERROR
+                    raise failure
                 tried.append(endpoint)
-            except UpstreamAnsweredError as error:
-                exchange.end = End.UPSTREAM_ERROR
-                raise from_upstream(error.status, error.body, error.headers.get(b"retry-after", b"")) from None
+                if pool is not None and len(tried) == 1:
+                    pool.retrying += 1
+        finally:
+            if pool is not None and tried:
+                pool.retrying -= 1
 
-    def _lease(self, generation: Generation, match: Match, tried: list[Endpoint]) -> Lease:
+    def _instance(self, match: Match, tried: list[Endpoint]) -> Lease:
         route = match.route
-        if route.pool is not None:
-            return generation.pools[route.pool].lease(tried)
-        assert route.instance is not None  # a route has one of the two
+        assert route.instance is not None  # a route has a pool or this
         if tried:
-            raise UpstreamUnavailable("")
+            raise UpstreamUnavailable("The instance of the model is not reachable right now.", retry_after_s=5)
         try:
             return self._endpoints.instance(match.filled(route.instance))
         except ValueError:
@@ -406,26 +434,8 @@ def _target(request: Request, exchange: Exchange, server: ServerConfig) -> tuple
         path = message.url.raw_path
     path = path.partition("?")[0]
     exchange.path = path[:256]
-    host = exchange.host = _host_name(authority)
+    host = exchange.host = host_name(authority)
     return path, host
-
-
-@functools.lru_cache(maxsize=1024)
-def _host_name(authority: str) -> str:
-    match = _HOST.fullmatch(authority)
-    if match is None:
-        if not authority:  # HTTP/1.0 needs none
-            return ""
-        raise InvalidRequest("the Host header is not a host name")
-    return (match[1] or match[2]).lower().removesuffix(".")
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _client_address(request: Request, server: ServerConfig) -> str:
@@ -454,7 +464,7 @@ def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeErr
         return MethodNotAllowed(
             f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
         )
-    if _is_loopback(host):
+    if is_loopback(host):
         base = f"http://{request.headers.get(hdrs.HOST, host)}"
     else:
         base = f"https://{host or 'chat.d.run'}"
@@ -500,7 +510,7 @@ def _is_plain(value: str) -> bool:
 def _routes_of(generation: Generation, request: Request, host: str) -> HostTable:
     """Return the routes of the host; a loopback host on a loopback connection reaches all of them."""
     peer = request.connection.peer
-    loopback = _is_loopback(host) and (peer == "unix" or _is_loopback(peer))
+    loopback = is_loopback(host) and (peer == "unix" or is_loopback(peer))
     table = generation.routes.for_host(host, loopback)
     if not table:
         raise MisdirectedRequest("no model is served at this host")
@@ -522,6 +532,34 @@ def _upstream_model(match: Match, member: Member, envelope: Envelope) -> str:
     if match.route.model is not None:
         return match.filled(match.route.model)
     return envelope.model
+
+
+def _judge_failure(
+    exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError, took_s: float
+) -> tuple[EdgeError, bool]:
+    """Report what an attempt showed of its endpoint; return the error for the client, and whether to ask another."""
+    config = pool.config if pool is not None else None
+    if isinstance(error, UpstreamAnsweredError):
+        retry_after = error.headers.get(b"retry-after", b"")
+        lease.report(judge(error.status), int(retry_after[:6]) if retry_after.isdigit() else None)
+        failure = from_upstream(error.status, error.body, retry_after)
+        elsewhere = error.status in _RETRIED
+    else:
+        if exchange.end is not End.DRAINED:
+            lease.report(Verdict.FAULT)
+        failure = error
+        elsewhere = isinstance(error, UpstreamError) and config is not None and config.retry_after_send
+    if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
+        return failure, pool is None or pool.may_retry()
+    quick = config is not None and took_s <= config.retry_within_s
+    return failure, elsewhere and quick and pool is not None and pool.may_retry()
+
+
+def _affinity_key(exchange: Exchange, work: _Work) -> bytes:
+    """Return what keeps a conversation with one member: its user and how it begins."""
+    assert exchange.principal is not None  # nobody gets here without
+    begins = b"" if work.multipart else conversation_start(work.body.data)
+    return exchange.principal.user.encode() + b"\0" + begins
 
 
 def _model_in_path(path: str) -> str:

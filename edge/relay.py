@@ -5,22 +5,23 @@ chunk framing and all, with no task, Future, queue or decoding per event. An exa
 write, finds the end, and lets nothing pass that is not the answer's.
 
 The head is held until the first byte of the body. Servers send it at once and their first token much later; until then
-an error that opens a stream can still become a status, and another endpoint can still be asked.
+an error that opens a stream can still become a status, and another endpoint can still be asked. A route's `heartbeat`
+ends that early: once one went out the client has its status, and a failure after it is told as an event.
 """
 
 import asyncio
 import enum
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import orjson
-
 from edge.client import CORS, NOTHING, Body, ClientConnection
-from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, error_body
+from edge.echo import MAX_JSON_BYTES, EventEcho, echo_json
+from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable, error_body, from_upstream
+from edge.events import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
 from edge.exchange import End, Exchange, Phase
+from edge.framed import Framed
 from edge.wire import (
     EVENT_END_BYTES,
     MAX_HEAD_BYTES,
@@ -59,24 +60,12 @@ _RETURNED: Final = {
 }
 _STATUS_LINE: Final = b"HTTP/1."
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
-_LOOKS_PER_IDLE: Final = 4
+# The head of a stream whose upstream has said nothing yet; vLLM and SGLang send the same content type.
+_STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
+_CHUNKED: Final = b"transfer-encoding: chunked"
+_HEARTBEAT_CHUNK: Final = b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT)
+_LOOKS: Final = 4  # for a sign of life, in the time after which its absence counts
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
-
-# The beginnings of a stream that opens with an error, in the dialects of vLLM, SGLang, older llama.cpp and Anthropic.
-_ERROR_OPENINGS: Final = (
-    *(
-        opening + rest
-        for opening in (b"data: ", b"data:")
-        for rest in (b'{"error"', b'{"object":"error"', b'{"object": "error"', b'{ "error"')
-    ),
-    b"error: {",
-    b"error:{",
-    b"event: error",
-    b"event:error",
-)
-_LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
-_EVENT_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
 
 _CUT: Final = error_body(
     "The connection to the model's server was lost before the answer was complete.",
@@ -120,8 +109,20 @@ class UpstreamAnsweredError(Exception):
         self.body = body
 
 
+class FailedInStream(Exception):
+    """The upstream failed after a heartbeat had begun the answer, and the client was told so by an event.
+
+    `error` is what would have been raised else, `keep_alive` whether the client's connection can go on.
+    """
+
+    def __init__(self, error: EdgeError | UpstreamAnsweredError, keep_alive: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.keep_alive = keep_alive
+
+
 class _State(enum.Enum):
-    WAITING = 0  # for the head or the first byte of the body
+    WAITING = 0  # for the head or the first byte of the body; for all of it where it is changed as a whole
     FAILING = 1  # the body of an error is being collected
     PASSING = 2  # the head was passed on
     ENDED = 3
@@ -142,7 +143,12 @@ class Relay(Receiver):
     _interim = 0
     _last_chunk = b""
     _seen_chunk = b""
-    _framed = False
+    _framed: Framed | None = None
+    _parts: list[bytes] | None = None
+    _failure: FailedInStream | None = None
+    _beat_timer: asyncio.TimerHandle | None = None
+    _beat_seen = -1
+    _silent_since = 0.0
     _between_chunks = False
     _sent_bytes = 0
     _event_stream = False
@@ -153,13 +159,23 @@ class Relay(Receiver):
     _queued_bytes = 0
 
     def __init__(
-        self, exchange: Exchange, client: ClientConnection, limits: Limits, *, old_client: bool, keep_alive: bool
+        self,
+        exchange: Exchange,
+        client: ClientConnection,
+        limits: Limits,
+        *,
+        old_client: bool,
+        keep_alive: bool,
+        heartbeat_s: float = 0,
+        echo: str | None = None,
     ) -> None:
         self._exchange = exchange
         self._client = client
         self._limits = limits
         self._old_client = old_client  # HTTP/1.0: no chunks, the end of the connection is the end of the answer
         self.keep_alive = keep_alive
+        self._heartbeat_s = heartbeat_s
+        self._echo = echo
         self._loop = client.loop
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._client_write: Callable[[bytes], None] = _discard
@@ -170,7 +186,8 @@ class Relay(Receiver):
         """Send the request and pass its answer on, to the end.
 
         Raises: `StaleConnection`, `UpstreamAnsweredError`, `UpstreamError`, `UpstreamTimeout`, all of them only while
-        the client has not got a byte. Later failures end the answer here and are told by `exchange.end`.
+        the client has not got a byte; `FailedInStream` instead of them when it has got no more than heartbeats. Later
+        failures end the answer here and are told by `exchange.end`.
         """
         self._connection = connection
         self._body = body
@@ -184,9 +201,13 @@ class Relay(Receiver):
                 transport.write(head + body.sent)
             else:
                 transport.writelines((head, body.sent))
+            if self._heartbeat_s:
+                self._heed_silence()
             await self._done
         finally:
             self._client.attach(None)
+            if self._beat_timer is not None:
+                self._beat_timer.cancel()
             if self._slow_timer is not None:
                 self._slow_timer.cancel()
             self._drop_connection()
@@ -220,8 +241,15 @@ class Relay(Receiver):
         self._head = head
         assert self._connection is not None
         if 200 <= head.status < 300:
-            self._event_stream = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+            media_type = head.headers.get(b"content-type", b"")[:17].lower()
+            self._event_stream = media_type == b"text/event-stream"
             receive = self._first_bytes
+            if self._sent_bytes and not self._may_change_events(head):
+                self._fail(UpstreamError("The model's server did not answer with a stream."))
+                return
+            if self._echo is not None and media_type.startswith(b"application/json") and _may_change_json(head):
+                self._parts = []
+                receive = self._collect
         else:
             self._state = _State.FAILING
             self._error_bytes: list[bytes] = []
@@ -229,6 +257,10 @@ class Relay(Receiver):
         self._connection.receive = receive
         if data or head.framing.done:
             receive(data)
+
+    def _may_change_events(self, head: ResponseHead) -> bool:
+        """Say whether the answer is a stream that events of ours can stand in."""
+        return self._event_stream and not isinstance(head.framing, NoBody) and _is_identity(head)
 
     def _refuse_head(self) -> None:
         self._fail(UpstreamError("The model's server sent a malformed response."))
@@ -243,27 +275,46 @@ class Relay(Receiver):
             if len(data) > MAX_HEAD_BYTES:
                 self._fail(UpstreamError("The model's server sent a malformed response."))
             return
-        if self._event_stream and content and self._opens_with_error(content, whole):
-            if not content.startswith(_ERROR_OPENINGS):
-                self._held = data  # not yet to be told apart
-                return
-            self._held = b""
+        is_error = opens_with_error(content, whole) if self._event_stream and content else False
+        if is_error is None:
+            self._held = data
+            return
+        self._held = b""
+        if is_error:
             self._state = _State.FAILING
             self._error_bytes = []
             assert self._connection is not None
             self._connection.receive = self._error_received
             self._error_received(data)
             return
-        self._held = b""
         self._begin(data)
 
-    @staticmethod
-    def _opens_with_error(content: bytes, whole: bool) -> bool:
-        """Say whether `content` begins as an error does, or, unless it is the whole, may still turn out so."""
-        opening = content[:_LONGEST_OPENING]
-        if opening.startswith(_ERROR_OPENINGS):
-            return True
-        return not whole and any(each.startswith(opening) for each in _ERROR_OPENINGS)
+    def _collect(self, data: bytes) -> None:
+        """Hold a JSON answer until it is whole and `model` can be changed, or is too long for that."""
+        head, parts = self._head, self._parts
+        assert head is not None
+        assert parts is not None
+        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+        data = self._held + data
+        try:
+            self._held = data[head.framing.scan(data, parts) :]
+        except Malformed:
+            self._refuse_head()
+            return
+        if sum(map(len, parts)) > MAX_JSON_BYTES:
+            self._begin(b"", b"".join(parts))
+        elif head.framing.done:
+            self._pass_collected(head, b"".join(parts))
+        elif self._connection is not None:
+            self._connection.expect_by(self._loop.time() + self._limits.idle_timeout_s)
+
+    def _pass_collected(self, head: ResponseHead, content: bytes) -> None:
+        """Pass on a whole JSON answer with the name that was asked."""
+        assert self._echo is not None
+        content = echo_json(content, self._echo)
+        self._open(head.status)
+        self._write(self._client_head(head.status, head.headers, b"content-length: %d" % len(content)) + content)
+        self._end()
 
     def _error_received(self, data: bytes) -> None:
         """Collect the body of an error up to its end or its bound."""
@@ -280,7 +331,7 @@ class Relay(Receiver):
         is_event = self._event_stream and self._head.status < 300
         body = b"".join(self._error_bytes) if is_event or framing.done else b""
         too_long = sum(map(len, self._error_bytes)) > _MAX_ERROR_BYTES
-        if framing.done or too_long or (is_event and any(end in body for end in _EVENT_ENDS)):
+        if framing.done or too_long or (is_event and any(end in body for end in EVENT_ENDS)):
             self._answered_error(body or b"".join(self._error_bytes))
 
     def _answered_error(self, body: bytes) -> None:
@@ -288,31 +339,40 @@ class Relay(Receiver):
         assert head is not None
         status = head.status
         if status < 300:  # an event: what it carries tells the status
-            found = _EVENT_DATA.search(body)
-            body = found[1] if found else b""
-            status = _status_of(body)
+            status, body = error_in(body)
         reusable = head.framing.done and head.keep_alive and not self._held
         self._fail(UpstreamAnsweredError(status, head.headers, body), reusable=reusable)
 
-    def _begin(self, data: bytes) -> None:
-        """Pass the head on, and the first bytes with it."""
-        head, exchange = self._head, self._exchange
-        assert head is not None
-        self._state = _State.PASSING
-        self._body.release()
-        exchange.phase = Phase.STREAM
-        exchange.status = head.status
-        exchange.first_byte = time.monotonic()
-        self._last_read = self._loop.time()
-        framing = head.framing
-        if self._old_client and not isinstance(framing, Length | NoBody):
-            self.keep_alive = False
-        self._framed = isinstance(framing, UntilClose) or (self._old_client and framing.chunked)
+    def _open(self, status: int) -> None:
+        """Let the client have bytes from now on."""
+        self._exchange.phase = Phase.STREAM
+        self._exchange.status = status
         client_transport = self._client.transport
         assert client_transport is not None  # else the client's leaving would have ended this
         self._client_write = client_transport.write
+
+    def _begin(self, data: bytes, collected: bytes | None = None) -> None:
+        """Pass the head on, unless a heartbeat had to, and the first bytes with it.
+
+        `collected` is content that was held in vain: it is too long to be changed.
+        """
+        head = self._head
+        assert head is not None
+        framing = head.framing
+        if self._sent_bytes:
+            framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
+        self._framed = self._framed_for(head, collected)
+        if self._framed is not None and self._old_client:
+            self.keep_alive = False
+        client_head = b""
+        if not self._sent_bytes:
+            self._open(head.status)
+            client_head = self._client_head(head.status, head.headers, self._framing_line(framing))
+        self._state = _State.PASSING
+        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+        self._last_read = self._loop.time()
         receive: Callable[[bytes], None]
-        if self._framed:
+        if self._framed is not None:
             receive = self._framed_received
         elif framing.chunked:
             receive = self._chunk_received
@@ -320,25 +380,38 @@ class Relay(Receiver):
             receive = self._verbatim_received
         if self._connection is not None:  # None: an answer that the close ends, and that was empty
             self._connection.receive = receive
-        client_head = self._client_head(head)
-        if self._framed:
-            self._framed_received(data, client_head)
+        if self._framed is not None:
+            self._framed_received(data, client_head + self._framed.chunk(collected or b""))
         else:
             self._verbatim_received(data, client_head)
+        if self._sent_bytes:
+            self._body.release()
         if self._connection is not None:
-            self._connection.expect_by(self._last_read + self._limits.idle_timeout_s / _LOOKS_PER_IDLE)
+            self._connection.expect_by(self._last_read + self._limits.idle_timeout_s / _LOOKS)
 
-    def _client_head(self, head: ResponseHead) -> bytes:
-        lines = [b"HTTP/1.1 %d OK" % head.status if head.status != 204 else b"HTTP/1.1 204 No Content"]
-        for name, value in head.headers.items():
+    def _framed_for(self, head: ResponseHead, collected: bytes | None) -> Framed | None:
+        """Return what the answer passes through, None for one that passes as it is."""
+        framing = head.framing
+        echo: EventEcho | None = None
+        needed = isinstance(framing, UntilClose) or (self._old_client and framing.chunked) or collected is not None
+        if (self._heartbeat_s or self._echo is not None) and self._may_change_events(head):
+            echo = EventEcho(self._echo) if self._echo is not None else None
+            needed = needed or echo is not None or isinstance(framing, Length)
+        return Framed(framing, bare=self._old_client, echo=echo) if needed else None
+
+    def _framing_line(self, framing: Framing) -> bytes:
+        if isinstance(framing, Length) and self._framed is None:
+            return b"content-length: %d" % framing.total
+        return b"" if isinstance(framing, NoBody) or self._old_client else _CHUNKED
+
+    def _client_head(self, status: int, headers: dict[bytes, bytes], framing_line: bytes) -> bytes:
+        lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
+        for name, value in headers.items():
             written = _RETURNED.get(name)
             if written is not None:
                 lines.append(written + value)
-        framing = head.framing
-        if isinstance(framing, Length):
-            lines.append(b"content-length: %d" % framing.total)
-        elif not isinstance(framing, NoBody) and not self._old_client:
-            lines.append(b"transfer-encoding: chunked")
+        if framing_line:
+            lines.append(framing_line)
         if not self.keep_alive:
             lines.append(b"connection: close")
         lines.append(b"x-request-id: " + self._exchange.request_id.encode())
@@ -388,16 +461,10 @@ class Relay(Receiver):
         else:
             self._between_chunks = not self._held and framing.between_chunks
 
-    def _chunk(self, payload: list[bytes]) -> bytes:
-        """Return content as the client gets it: in a chunk of ours, or bare for one that knows no chunks."""
-        content = b"".join(payload)
-        return content if self._old_client or not content else b"%x\r\n%b\r\n" % (len(content), content)
-
     def _malformed(self, understood: bytes) -> None:
         """End an answer that breaks the rules: with a status of ours as long as the client has none."""
         if not self._sent_bytes:
-            self._exchange.first_byte = 0.0
-            self._fail(UpstreamError("The model's server sent a malformed response."))
+            self._refuse_head()
             return
         if understood:
             self._write(understood)
@@ -409,31 +476,24 @@ class Relay(Receiver):
         assert isinstance(self._head.framing, Chunked)
         assert self._connection is not None
         consumed = self._head.framing.consumed
-        self._framed = True
+        self._framed = Framed(self._head.framing, bare=self._old_client)
         self._connection.receive = self._framed_received
         self._framed_received(data[consumed:], before + data[:consumed])
 
     def _framed_received(self, data: bytes, before: bytes = b"") -> None:
         """Take the upstream's framing away and put ours on, `before` in front."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
         self._last_read = self._loop.time()
+        framed = self._framed
+        assert framed is not None
         assert self._head is not None
-        framing = self._head.framing
-        payload: list[bytes] = []
-        try:
-            understood = framing.scan(data, payload)
-        except Malformed:
-            self._malformed(before + self._chunk(payload))
+        data = before + framed.feed(self._held + data)
+        self._held = framed.left
+        if framed.broken:
+            self._malformed(data)
             return
-        self._held = data[understood:]
-        content = self._chunk(payload)
-        if before or content:
-            self._write(before + content)
-        if framing.done:
-            if not self._old_client:
-                self._write(b"0\r\n\r\n")
+        if data:
+            self._write(data)
+        if self._head.framing.done:
             self._end()
 
     def _write(self, data: bytes) -> None:
@@ -442,7 +502,7 @@ class Relay(Receiver):
 
     def _note_last_chunk(self) -> None:
         """Tell the framing how the content ends, which the hot path does not."""
-        chunk, self._last_chunk = self._last_chunk, b""
+        chunk, self._last_chunk, self._seen_chunk = self._last_chunk, b"", b""
         if chunk and self._head is not None:
             self._head.framing.tail = chunk[-2 - EVENT_END_BYTES : -2]
 
@@ -452,11 +512,15 @@ class Relay(Receiver):
         """Hear that the upstream's connection ended: in order, too early, or before it began."""
         self._connection = None
         if self._state is _State.WAITING:
-            if self._reused and not self._answered:
+            head = self._head
+            if self._reused and not self._answered and not self._sent_bytes:
                 self._fail(StaleConnection())
-            elif self._head is not None and not self._head.framing.self_delimited and eof and not self._held:
-                self._head.framing.done = True
-                self._begin(b"")
+            elif head is not None and not head.framing.self_delimited and eof and not self._held:
+                head.framing.done = True
+                if self._parts is None:
+                    self._begin(b"")
+                else:
+                    self._pass_collected(head, b"".join(self._parts))
             else:
                 self._fail(UpstreamError("The model's server closed the connection without an answer."))
         elif self._state is _State.FAILING:
@@ -466,14 +530,13 @@ class Relay(Receiver):
 
     def _upstream_closed(self, eof: bool) -> None:
         assert self._head is not None
+        framed = self._framed
         whole = eof and not self._head.framing.self_delimited
-        if whole and self._event_stream and not self._at_event_end():
-            whole = False  # a stream that stops within an event was cut, whatever the connection says
-        if not whole:
+        # A stream that stops within an event was cut, whatever the connection says.
+        if not whole or framed is None or (self._event_stream and framed.within_event):
             self._break(End.UPSTREAM_CUT)
             return
-        if not self._old_client:
-            self._write(b"0\r\n\r\n")
+        self._write(framed.end())
         self._end()
 
     def _end(self) -> None:
@@ -500,14 +563,39 @@ class Relay(Receiver):
 
     def _settle(self) -> None:
         """Let the request end; an answer stays open until its client has room again, so that a dead one is noticed."""
-        if not self._paused and not self._done.done():
+        if self._paused or self._done.done():
+            return
+        if self._failure is None:
             self._done.set_result(None)
+        else:
+            self._done.set_exception(self._failure)
 
     def _fail(self, error: Exception, reusable: bool = False) -> None:
-        """End an answer of which the client has not got a byte."""
+        """End an answer of which the client has not got a byte, or nothing but heartbeats."""
+        self._exchange.first_byte = 0.0
+        if self._sent_bytes and isinstance(error, EdgeError | UpstreamAnsweredError):
+            self._fail_in_stream(error, reusable)
+            return
         self._release(reusable)
         if not self._done.done():
             self._done.set_exception(error)
+
+    def _fail_in_stream(self, error: EdgeError | UpstreamAnsweredError, reusable: bool) -> None:
+        exchange = self._exchange
+        if isinstance(error, UpstreamAnsweredError):
+            told = from_upstream(error.status, error.body)
+        else:
+            told = error
+        exchange.error = told.error_code
+        exchange.end = exchange.end or End.UPSTREAM_ERROR
+        self._write_last_event(told.body())
+        self._failure = FailedInStream(error, self.keep_alive)
+        self._release(reusable)
+        self._settle()
+
+    def _write_last_event(self, body: bytes) -> None:
+        event = error_event(body)
+        self._write(event if self._old_client else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
 
     def _break(self, end: End) -> None:
         """End an answer that began, so that no client takes it for complete.
@@ -519,8 +607,7 @@ class Relay(Receiver):
             return
         self._exchange.end = end
         if self._can_speak():
-            frame = b"data: " + _BROKEN_STREAM.get(end, _CUT) + b"\n\n"
-            self._write(frame if self._old_client else b"%x\r\n%b\r\n0\r\n\r\n" % (len(frame), frame))
+            self._write_last_event(_BROKEN_STREAM.get(end, _CUT))
         else:
             self.keep_alive = False
             if self._old_client:
@@ -530,14 +617,13 @@ class Relay(Receiver):
 
     def _can_speak(self) -> bool:
         """Say whether an event of our own can stand here."""
-        if not self._event_stream or self._held or self._head is None:
+        if not self._event_stream or self._head is None:
             return False
-        return (self._framed or self._head.framing.between_chunks) and self._at_event_end()
-
-    def _at_event_end(self) -> bool:
-        """Say whether what was passed on ends with a whole event."""
+        if self._framed is not None:
+            return self._framed.between_events
         self._note_last_chunk()
-        return self._head is not None and self._head.framing.tail.endswith(_EVENT_ENDS)
+        framing = self._head.framing
+        return not self._held and framing.between_chunks and framing.tail.endswith(EVENT_ENDS)
 
     def cut(self) -> None:
         """End the answer because the edge has to stop."""
@@ -593,16 +679,56 @@ class Relay(Receiver):
         cut between one and one and a quarter of it.
         """
         if self._state is not _State.PASSING:
-            self._exchange.end = End.FIRST_BYTE_TIMEOUT
+            self._exchange.end = End.IDLE_TIMEOUT if self._exchange.first_byte else End.FIRST_BYTE_TIMEOUT
             self._fail(UpstreamTimeout("The model's server did not begin to answer in time."))
             return
         now, idle_timeout_s = self._loop.time(), self._limits.idle_timeout_s
-        if self._paused or self._last_chunk is not self._seen_chunk:
-            self._last_read, self._seen_chunk = now, self._last_chunk
+        self._heed_last_chunk(now)
         if now - self._last_read >= idle_timeout_s:
             self._break(End.IDLE_TIMEOUT)
         elif self._connection is not None:
-            self._connection.expect_by(min(self._last_read + idle_timeout_s, now + idle_timeout_s / _LOOKS_PER_IDLE))
+            self._connection.expect_by(min(self._last_read + idle_timeout_s, now + idle_timeout_s / _LOOKS))
+
+    def _heed_last_chunk(self, now: float) -> None:
+        """Count a chunk that the hot path passed on as read by now."""
+        if self._paused or self._last_chunk is not self._seen_chunk:
+            self._last_read, self._seen_chunk = now, self._last_chunk
+
+    def _heed_silence(self) -> None:
+        """Send a heartbeat when nothing was sent for as long as the route says.
+
+        Looked for a few times in that, so a heartbeat comes after between one and one and a quarter of it.
+        """
+        now = self._loop.time()
+        if self._state is _State.ENDED:
+            return
+        self._heed_last_chunk(now)  # before a heartbeat looks where it ended
+        if self._paused or self._sent_bytes != self._beat_seen:
+            self._silent_since = now
+        elif now - self._silent_since >= self._heartbeat_s and self._may_beat():
+            self._beat()
+            self._silent_since = now
+        self._beat_seen = self._sent_bytes
+        left_s, look_s = self._silent_since + self._heartbeat_s - now, self._heartbeat_s / _LOOKS
+        self._beat_timer = self._loop.call_later(left_s if 0 < left_s < look_s else look_s, self._heed_silence)
+
+    def _may_beat(self) -> bool:
+        """Say whether a comment can stand here: before a stream, or between two of its events."""
+        if self._state is _State.WAITING:
+            return self._head is None or self._may_change_events(self._head)
+        return self._state is _State.PASSING and self._can_speak() and _is_identity(self._head)
+
+    def _beat(self) -> None:
+        beat = HEARTBEAT if self._old_client else _HEARTBEAT_CHUNK
+        if not self._sent_bytes:  # nobody else is asked from now on: the client has the status
+            self._body.release()
+            if self._old_client:
+                self.keep_alive = False
+            self._event_stream = True
+            self._open(200)
+            headers = self._head.headers if self._head is not None else _STREAM_HEADERS
+            beat = self._client_head(200, headers, b"" if self._old_client else _CHUNKED) + beat
+        self._write(beat)
 
     def _watch_client(self) -> None:
         """Cut a client that has read more slowly than the floor rate for half a minute."""
@@ -619,6 +745,17 @@ class Relay(Receiver):
             self._settle()
         else:
             self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
+
+
+def _is_identity(head: ResponseHead | None) -> bool:
+    """Say whether the content can be read; what is encoded is never touched."""
+    return head is not None and head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
+
+
+def _may_change_json(head: ResponseHead) -> bool:
+    framing = head.framing
+    too_long = isinstance(framing, Length) and framing.total > MAX_JSON_BYTES
+    return _is_identity(head) and not isinstance(framing, NoBody) and not too_long
 
 
 def _content(framing: Framing, data: bytes) -> tuple[bytes, bool]:
@@ -644,31 +781,28 @@ async def relay(
     *,
     old_client: bool,
     keep_alive: bool,
+    heartbeat_s: float = 0,
+    echo: str | None = None,
 ) -> bool:
     """Pass a request to an endpoint and its answer to the client; return whether the client's connection can go on.
 
     A reused connection that dies before it gave a byte is replayed once on a new one. That is safe even for a POST: the
     upstream had closed it before the request came (RFC 9112 section 9.3.1), and no retry, so it takes no budget.
+    `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
+    answer shall have, None for the upstream's own.
     """
     connection = pool.take()
     if connection is not None:
-        first = Relay(exchange, client, limits, old_client=old_client, keep_alive=keep_alive)
+        first = Relay(
+            exchange, client, limits, old_client=old_client, keep_alive=keep_alive, heartbeat_s=heartbeat_s, echo=echo
+        )
         try:
             await first.run(connection, head, body)
             return first.keep_alive
         except StaleConnection:
             exchange.replays += 1
-    second = Relay(exchange, client, limits, old_client=old_client, keep_alive=keep_alive)
+    second = Relay(
+        exchange, client, limits, old_client=old_client, keep_alive=keep_alive, heartbeat_s=heartbeat_s, echo=echo
+    )
     await second.run(await pool.connect(limits.connect_timeout_s), head, body)
     return second.keep_alive
-
-
-def _status_of(body: bytes) -> int:
-    """Return the status that an error inside a stream names, else 502."""
-    try:
-        error = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return 502
-    inner = error.get("error", error) if isinstance(error, dict) else None
-    code = inner.get("code") if isinstance(inner, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 502

@@ -3,14 +3,39 @@
 Built once per generation from a valid `Config`; matching is a look-up in a dict of the host's own table.
 """
 
+import functools
+import ipaddress
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from edge.config import RouteConfig
+from edge.errors import InvalidRequest
 from edge.notation import fill, is_instance_name
 
 _MAX_HOSTS: Final = 1024  # tables kept by host; any client can name hosts, so the memory of it is bounded
+_HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
+
+
+@functools.lru_cache(maxsize=1024)
+def host_name(authority: str) -> str:
+    """Return the host of a Host header, in lower case and without its port; raises `InvalidRequest`."""
+    match = _HOST.fullmatch(authority)
+    if match is None:
+        if not authority:  # HTTP/1.0 needs none
+            return ""
+        raise InvalidRequest("the Host header is not a host name")
+    return (match[1] or match[2]).lower().removesuffix(".")
+
+
+@functools.lru_cache(maxsize=4096)
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,27 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 from aiohttp import http_parser, web
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.admin import Health, admin_handler
+from edge.changes import describe_change
 from edge.client import BodyMemory, ClientServer
 from edge.config import Address, Config, ConfigError, TlsConfig, load
 from edge.credentials import Authenticator
 from edge.keystores import SqliteKeyStore
+from edge.probes import HealthProbes
 from edge.proxy import Generation, Proxy, new_request_id
 from edge.relay import Relay
 from edge.routing import RouteTable
 from edge.telemetry import AccessLog, Metrics, counter, gauge
-from edge.upstream import Endpoints, Pool
+from edge.upstream import Endpoint, Endpoints, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ _SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
 
-Signature = tuple[tuple[str, int, int, int], ...]
+FileState = tuple[str, int, int, int]  # path, time of change in ns, size, inode
 
 
 class StartError(Exception):
@@ -56,7 +58,7 @@ class Reloader:
         self._adapt = adapt
         self._endpoints = endpoints
         self._health = health
-        self._seen: Signature = ()
+        self._seen: tuple[FileState, ...] = ()
         self.failures = 0
 
     def first(self) -> Generation:
@@ -69,22 +71,26 @@ class Reloader:
 
     def reload(self, current: Generation) -> Generation:
         """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
-        self._seen = self._look(current.config.watched)
+        before = {state[0]: state for state in self._look(self._watched(current))}
         try:
             config = self._adapt(load(self._path))
-            _refuse_what_needs_a_restart(current.config, config)
+            refuse_what_needs_a_restart(current.config, config)
             generation = self._build(config, current.number + 1)
         except (ConfigError, StartError) as error:
             self.failures += 1
             self._health.reload_failed = str(error)
             watched = (*current.config.watched, *(error.watched if isinstance(error, ConfigError) else ()))
-            self._seen = self._look(watched)
+            self._note(watched, before)
             _log.error("reload refused, generation %d goes on: %s", current.number, error)
             return current
-        self._seen = self._look(config.watched)
+        self._note(config.watched, before)
         self._endpoints.keep_only(generation.pools.values())
         _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
         return self._accept(generation)
+
+    def _note(self, watched: Sequence[Path], before: Mapping[str, FileState]) -> None:
+        """Remember the files as they were before they were read, so that a change since then is seen."""
+        self._seen = tuple(before.get(state[0], state) for state in self._look(watched))
 
     def _accept(self, generation: Generation) -> Generation:
         self._health.generation = generation.number
@@ -117,12 +123,12 @@ class Reloader:
         known = [Path(name) for name, *_ in self._seen[1:]]
         return tuple(dict.fromkeys((*current.config.watched, *known)))
 
-    def _look(self, watched: Sequence[Path]) -> Signature:
+    def _look(self, watched: Sequence[Path]) -> tuple[FileState, ...]:
         """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
         return tuple(_look_at(path) for path in (self._path, *dict.fromkeys(watched)))
 
 
-def _look_at(path: Path) -> tuple[str, int, int, int]:
+def _look_at(path: Path) -> FileState:
     try:
         found = path.stat()
     except OSError:
@@ -130,7 +136,8 @@ def _look_at(path: Path) -> tuple[str, int, int, int]:
     return str(path), found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _refuse_what_needs_a_restart(old: Config, new: Config) -> None:
+def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
+    """Raise `StartError` for a change that a running process cannot make."""
     changed = [
         name
         for name, before, after in (
@@ -145,20 +152,6 @@ def _refuse_what_needs_a_restart(old: Config, new: Config) -> None:
         raise StartError(f"{', '.join(changed)} changed: that needs a restart")
     if not {route.name for route in old.routes} & {route.name for route in new.routes}:
         raise StartError("routes: every route of before is gone: restart if that is meant")
-
-
-def describe_change(old: Config, new: Config) -> str:
-    """Return what a reload adds, removes and changes, by name."""
-    parts = []
-    for kind, before, after in (
-        ("route", {each.name: each for each in old.routes}, {each.name: each for each in new.routes}),
-        ("pool", old.pools, new.pools),
-    ):
-        parts += [f"+{kind} {name}" for name in after if name not in before]
-        parts += [f"-{kind} {name}" for name in before if name not in after]
-        parts += [f"~{kind} {name}" for name in after if name in before and before[name] != after[name]]
-    parts += [f"~{name}" for name in ("server", "keys") if getattr(old, name) != getattr(new, name)]
-    return ", ".join(parts) or "nothing changed"
 
 
 class Server:
@@ -211,12 +204,14 @@ class Server:
             header_timeout_s=config.server.header_timeout_s,
             max_connections=config.server.max_connections or max((limit - _SPARE_DESCRIPTORS) // 2 - 1, 1),
         )
+        self.probes = HealthProbes()
         self.metrics.gauges.append(self._gauges)
         self.health.details = self._details
         await store.open()
         try:
             await self._listen(config)
             _spare_the_collector()
+            self.probes.apply(generation.pools.values())
             await self._serve(ready)
         finally:
             await self._end(store)
@@ -287,6 +282,7 @@ class Server:
             return
         server = generation.config.server
         self.proxy.generation = generation
+        self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
         self.memory.limit_bytes = server.body_memory_bytes
         self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, server.max_connections)
@@ -336,6 +332,7 @@ class Server:
             listener.close()
         await self.authenticator.close()
         await store.close()
+        await self.probes.close()
         self.endpoints.close()
         if hasattr(self, "_admin"):
             self._admin.close()
@@ -350,7 +347,12 @@ class Server:
             ("routes", str(len(self.generation.config.routes))),
             ("requests in flight", str(self.proxy.in_flight)),
             ("connections", str(len(self.clients.clients))),
+            *((f"endpoint {each.authority}", each.health.describe(self._loop.time())) for each in self._unwell()),
         ]
+
+    def _unwell(self) -> list[Endpoint]:
+        now = self._loop.time()
+        return [each for each in self.endpoints.states() if not each.health.admits(now)]
 
     def _gauges(self) -> Iterable[Metric]:
         counts = self.authenticator.counts
@@ -369,19 +371,27 @@ class Server:
         yield gauge(
             "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.health.reload_failed
         )
+        yield counter("edge_config_reload_failures", "Reloads refused.", self._reloader.failures)
         yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.health.loaded_at)
         yield gauge("edge_config_generation", "Configurations loaded since the start.", self.health.generation)
         in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=("endpoint",))
         idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=("endpoint",))
+        out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=("endpoint",))
+        ejections = CounterMetricFamily("edge_upstream_ejections", "Times it was ejected.", labels=("endpoint",))
+        now = self._loop.time()
         totals: dict[str, list[int]] = {}
         for endpoint in self.endpoints.states():
-            total = totals.setdefault(endpoint.authority, [0, 0])
+            total = totals.setdefault(endpoint.authority, [0, 0, 0, 0])
             total[0] += endpoint.in_flight
             total[1] += len(endpoint.connections)
-        for name, (flying, resting) in totals.items():
-            in_flight.add_metric((name,), flying)
-            idle.add_metric((name,), resting)
-        yield from (in_flight, idle)
+            total[2] |= not endpoint.health.admits(now)
+            total[3] += endpoint.health.total_ejections
+        for name, numbers in totals.items():
+            in_flight.add_metric((name,), numbers[0])
+            idle.add_metric((name,), numbers[1])
+            out.add_metric((name,), numbers[2])
+            ejections.add_metric((name,), numbers[3])
+        yield from (in_flight, idle, out, ejections)
 
 
 def _raise_descriptor_limit() -> int:

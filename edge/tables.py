@@ -249,6 +249,15 @@ class Table:
             self.problem(key, f"must be a whole number of 1 to {highest}, without quotes: write {key} = 1")
         return default
 
+    def share(self, key: str, default: float) -> float:
+        """Return a share of 0 to 1."""
+        value = self.take(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        if value is not None:
+            self.problem(key, f"must be a number of 0 to 1, without quotes: write {key} = {default}")
+        return default
+
     def choice(self, key: str, options: Sequence[Choice], default: Choice, not_built: str = "") -> Choice:
         """Return one of `options`; `not_built` is one that is planned."""
         value = self.text(key)

@@ -1,7 +1,6 @@
 """Which endpoint: pools, how one of their endpoints is chosen, and what outlives a change of configuration."""
 
 import asyncio
-import random
 import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,27 +8,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from edge.balancing import affine, least_loaded, round_robin
 from edge.config import EndpointConfig, Engine, PoolConfig, Url
 from edge.errors import UpstreamUnavailable
+from edge.health import Health, Verdict
 from edge.notation import parse_url
 from edge.wire import ConnectionPool, request_head
 
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
+_MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
+_MIN_RETRIES: Final = 3  # at once, whatever the budget: else a quiet pool could never retry (Envoy's default)
 
 
 class Endpoint:
-    """One address: its requests in flight and its idle connections, shared by every pool that names it."""
+    """One address: its requests in flight, its health and its idle connections, shared by every pool that names it."""
 
-    __slots__ = ("authority", "connections", "in_flight", "url")
+    __slots__ = ("authority", "connections", "health", "in_flight", "url")
 
     def __init__(self, url: Url, connections: ConnectionPool) -> None:
         self.url = url
         self.authority = url.authority
         self.connections = connections
+        self.health = Health()
         self.in_flight = 0
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.authority} {self.in_flight} in flight, {len(self.connections)} idle>"
+        state = self.health.describe(self.connections.loop.time())
+        return f"<Endpoint {self.authority} {state}, {self.in_flight} in flight, {len(self.connections)} idle>"
 
     @property
     def is_used(self) -> bool:
@@ -46,6 +51,21 @@ class Member:
     engine: Engine = "vllm"
     credit: int = 0
     heads: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its pool, the same on every machine."""
+        return self.endpoint.authority
+
+    @property
+    def weight(self) -> int:
+        """Its share of the load."""
+        return self.config.weight
+
+    @property
+    def load(self) -> int:
+        """Its requests in flight, whichever pool they came through."""
+        return self.endpoint.in_flight
 
     def head(self, operation: str) -> bytes:
         """Return the constant part of the head of a request.
@@ -75,12 +95,29 @@ class Lease:
 
     def __enter__(self) -> Self:
         self.endpoint.in_flight += 1
+        if self.endpoint.health.ejected_until:
+            self.endpoint.health.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.endpoint.in_flight -= 1
+        if self.endpoint.health.ejected_until:
+            self.endpoint.health.abandon()
+
+    def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
+        """Tell the endpoint's health what an attempt showed."""
+        health = self.endpoint.health
+        if verdict is Verdict.FINE:
+            if health.is_tainted:
+                health.fine()
+            return
+        now = self.endpoint.connections.loop.time()
+        if verdict is Verdict.FAULT:
+            health.fault(now)
+        else:
+            health.backpressure(now, retry_after_s)
 
 
 class Pool:
@@ -89,38 +126,53 @@ class Pool:
     def __init__(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> None:
         self.config = config
         self.members = [Member(*pair, config.engine) for pair in zip(endpoints, config.endpoints, strict=True)]
+        self.retrying = 0
 
     def __repr__(self) -> str:
         return f"<Pool {self.config.name} {self.members}>"
 
-    def lease(self, tried: Iterable[Endpoint] = ()) -> Lease:
-        """Return a lease of an endpoint that was not tried; raises `UpstreamUnavailable` when there is none."""
+    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"") -> Lease:
+        """Return a lease of an endpoint that was not tried, where `prefix-affinity` sends `key`.
+
+        Raises: `UpstreamUnavailable` when there is none.
+        """
         members = self.members
-        if tried:
-            members = [member for member in members if member.endpoint not in tried]
+        if len(members) > 1:
+            members = self._admitted(tried)
+            if tried:
+                members = [member for member in members if member.endpoint not in tried]
+        elif tried:
+            members = []
         if not members:
             raise UpstreamUnavailable("The model's servers are not reachable right now.", retry_after_s=5)
         if len(members) == 1:
             member = members[0]
         elif self.config.balance == "round-robin":
-            member = _next_in_turn(members)
+            member = round_robin(members)
+        elif self.config.balance == "prefix-affinity":
+            member = affine(members, key)
         else:
-            member = _least_loaded(members)
+            member = least_loaded(members)
         return Lease(member)
 
+    def _admitted(self, tried: Iterable[Endpoint]) -> list[Member]:
+        """Return the members that may be asked; so many that no more than a share of the pool is ever out."""
+        members = self.members
+        if not any(member.endpoint.health.is_tainted for member in members):
+            return members
+        now = members[0].endpoint.connections.loop.time()
+        admitted = [member for member in members if member.endpoint.health.admits(now)]
+        missing = len(members) - int(len(members) * _MAX_OUT_SHARE) - len(admitted)
+        if missing > 0:
+            out = [member for member in members if member not in admitted]
+            out.sort(key=lambda member: (member.endpoint in tried, member.endpoint.health.back_at()))
+            admitted += out[:missing]
+        return admitted
 
-def _least_loaded(members: list[Member]) -> Member:
-    """Return the member with the fewest requests in flight for its weight; equals are drawn, so none is favoured."""
-    return min(members, key=lambda member: ((member.endpoint.in_flight + 1) / member.config.weight, random.random()))
-
-
-def _next_in_turn(members: list[Member]) -> Member:
-    """Return the next member by smooth weighted round-robin, as nginx spreads weights."""
-    for member in members:
-        member.credit += member.config.weight
-    chosen = max(members, key=lambda member: member.credit)
-    chosen.credit -= sum(member.config.weight for member in members)
-    return chosen
+    def may_retry(self) -> bool:
+        """Say whether the budget allows one more retry at once."""
+        live = sum(member.endpoint.in_flight for member in self.members)
+        return self.retrying < max(_MIN_RETRIES, self.config.retry_budget * live)
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:

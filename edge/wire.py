@@ -463,7 +463,7 @@ class ConnectionPool:
     def __init__(self, url: Url, tls: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
         self.url = url
         self.loop = loop
-        self._tls = tls
+        self.tls = tls
         self._idle: dict[UpstreamConnection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -489,7 +489,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(timeout_s):
                 _, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self._tls
+                    lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
                 )
         except TimeoutError:
             raise ConnectFailed(

@@ -16,6 +16,7 @@ TESTED_ELSEWHERE = {
     "__main__": "commands are run as processes",
     "admin": "behaviour/test_admin.py",
     "exchange": "holds facts only; every test of the log reads them",
+    "probes": "behaviour/test_retries.py: endpoints that are asked",
     "proxy": "behaviour tests: it is the order of everything",
 }
 

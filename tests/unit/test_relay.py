@@ -3,10 +3,11 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.client import CORS, Body, BodyMemory
+from edge.echo import MAX_JSON_BYTES, EventEcho
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange, Phase
 from edge.notation import parse_url
-from edge.relay import Limits, Relay, StaleConnection, UpstreamAnsweredError
+from edge.relay import FailedInStream, Limits, Relay, StaleConnection, UpstreamAnsweredError
 from edge.wire import ConnectionPool, UpstreamConnection
 
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -87,7 +89,15 @@ class Client:
 class Running:
     """One relay between an upstream and a client that are both played."""
 
-    def __init__(self, *, reused: bool = False, old_client: bool = False, keep_alive: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        reused: bool = False,
+        old_client: bool = False,
+        keep_alive: bool = True,
+        heartbeat_s: float = 0,
+        echo: str | None = None,
+    ) -> None:
         self.client = Client()
         self.upstream = Transport()
         self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
@@ -96,7 +106,15 @@ class Running:
         self.connection.connection_made(cast(Any, self.upstream))
         self.connection.uses = int(reused)
         limits = Limits(1.0, 60.0, 60.0, 0)
-        self.relay = Relay(self.exchange, cast(Any, self.client), limits, old_client=old_client, keep_alive=keep_alive)
+        self.relay = Relay(
+            self.exchange,
+            cast(Any, self.client),
+            limits,
+            old_client=old_client,
+            keep_alive=keep_alive,
+            heartbeat_s=heartbeat_s,
+            echo=echo,
+        )
         body = Body(b"{}", BodyMemory(100))
         self._task = asyncio.get_running_loop().create_task(self.relay.run(self.connection, b"head\r\n\r\n", body))
 
@@ -143,7 +161,7 @@ class Outcome:
     keep_alive: bool
 
 
-def relayed(parts: Sequence[bytes], *, closes: bool = False, breaks: bool = False, **options: bool) -> Outcome:
+def relayed(parts: Sequence[bytes], *, closes: bool = False, breaks: bool = False, **options: Any) -> Outcome:
     """Relay an answer that is read in these parts, after which the connection ends in order, or not."""
 
     async def run() -> Outcome:
@@ -521,3 +539,359 @@ def test_full_client_stops_the_reading_and_holds_the_end_until_it_has_room() -> 
 
     with closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(run())
+
+
+# --- model_echo
+
+STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
+SHORT = sorted(name for name, stream in STREAMS.items() if len(stream) < 4096)
+NEW = "public/new"
+
+
+def echoed(stream: bytes) -> bytes:
+    """What `edge.echo` makes of a stream; its own tests show that this is right."""
+    echo = EventEcho(NEW)
+    return echo.feed(stream) + echo.close()
+
+
+def framings(head: bytes, content: bytes) -> dict[str, bytes]:
+    pieces = b"".join(map(chunk, cut(content, range(50, len(content), 50))))
+    return {
+        "chunks": head + CHUNKED + pieces + LAST,
+        "extensions": head + CHUNKED + b"%x;a=b\r\n%b\r\n0\r\nx: y\r\n\r\n" % (len(content), content),
+        "length": head + b"content-length: %d\r\n\r\n" % len(content) + content,
+        "close": head + b"\r\n" + content,
+    }
+
+
+def check_echo(name: str, framing: str, parts: Sequence[bytes], old_client: bool) -> None:
+    got = relayed(parts, closes=framing == "close", old_client=old_client, echo=NEW)
+    assert (got.failure, got.exchange.end) == (None, End.COMPLETE)
+    body = (got.body, True) if old_client else content_of(got.body)
+    assert body == (echoed(STREAMS[name]), True)
+    assert b"content-length" not in got.head
+    assert got.keep_alive == (not old_client)
+    assert got.reusable == (framing != "close")
+
+
+@pytest.mark.parametrize("old_client", [False, True])
+@pytest.mark.parametrize("framing", ["chunks", "extensions", "length", "close"])
+def test_stream_is_echoed_in_every_framing_whole_and_in_single_bytes(framing: str, old_client: bool) -> None:
+    for name in SHORT:
+        answer = framings(SSE, STREAMS[name])[framing]
+        check_echo(name, framing, [answer], old_client)
+        check_echo(name, framing, in_bytes(answer), old_client)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.data())
+def test_stream_is_echoed_at_random_cuts(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(STREAMS)))
+    framing, answer = data.draw(st.sampled_from(sorted(framings(SSE, STREAMS[name]).items())))
+    positions = data.draw(st.sets(st.integers(1, len(answer) - 1), max_size=20))
+    check_echo(name, framing, cut(answer, positions), data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("name", ["vllm", "messages"])
+@pytest.mark.parametrize("eof", [False, True])
+def test_echoed_stream_that_breaks_gives_whole_events_and_says_so(name: str, eof: bool) -> None:
+    """What is held of an event is dropped, so an event of ours can stand wherever the upstream broke off."""
+    for framing, answer in framings(SSE, STREAMS[name]).items():
+        begins = answer.index(b"\r\n\r\n") + 4
+        ends = {len(answer) - len(STREAMS[name]) + end.end() for end in re.finditer(rb"\n\n", STREAMS[name])}
+        for count in range(begins + 20, len(answer)):
+            got = relayed([answer[:count]], closes=eof, breaks=not eof, echo=NEW)
+            if framing == "close" and eof and count in ends:
+                assert got.exchange.end is End.COMPLETE  # there, as ever, nothing tells the two apart
+                continue
+            assert (got.failure, got.exchange.end) == (None, End.UPSTREAM_CUT)
+            content, complete = content_of(got.body)
+            before, _, frame = content.rpartition(b"data: ")
+            assert complete
+            assert json.loads(frame)["error"]["code"] == "upstream_disconnected"
+            assert echoed(STREAMS[name]).startswith(before)
+            assert before.endswith(EVENT_ENDS) or not before
+
+
+DOCUMENT = b'{"id":"1","model":"m","choices":[{"message":{"model":"x"}}]}'
+CHANGED = b'{"id":"1","model":"public/new","choices":[{"message":{"model":"x"}}]}'
+
+
+@pytest.mark.parametrize("old_client", [False, True])
+@pytest.mark.parametrize("framing", ["chunks", "extensions", "length", "close"])
+def test_json_answer_is_echoed_with_its_new_length(framing: str, old_client: bool) -> None:
+    answer = framings(JSON, DOCUMENT)[framing]
+    for parts in ([answer], in_bytes(answer), *(cut(answer, [at]) for at in range(1, len(answer)))):
+        got = relayed(parts, closes=framing == "close", old_client=old_client, echo=NEW)
+        assert (got.failure, got.exchange.end, got.body) == (None, End.COMPLETE, CHANGED)
+        assert b"content-length: %d" % len(CHANGED) in lines_of(got)
+        assert b"transfer-encoding" not in got.head
+        assert got.keep_alive
+        assert got.exchange.first_byte
+        assert got.exchange.response_bytes == len(got.head) + 4 + len(got.body)
+
+
+def test_json_answer_that_breaks_while_it_is_held_is_a_status() -> None:
+    for framing in ("chunks", "length"):
+        answer = framings(JSON, DOCUMENT)[framing]
+        got = relayed([answer[:-7]], breaks=True, echo=NEW)
+        assert isinstance(got.failure, UpstreamError)
+        assert (got.head, got.exchange.first_byte) == (b"", 0.0)
+    got = relayed([JSON + CHUNKED + b"zz\r\n"], echo=NEW)
+    assert isinstance(got.failure, UpstreamError)
+
+
+@pytest.mark.parametrize("size", [MAX_JSON_BYTES - 100, MAX_JSON_BYTES + 100])
+@pytest.mark.parametrize("framing", ["chunks", "length", "close"])
+def test_json_answer_over_the_bound_passes_as_it_is(framing: str, size: int) -> None:
+    document = DOCUMENT[:-1] + b',"x":"%b"}' % (b"x" * size)
+    answers = {
+        "chunks": JSON + CHUNKED + b"".join(map(chunk, cut(document, range(60000, len(document), 60000)))) + LAST,
+        "length": JSON + b"content-length: %d\r\n\r\n" % len(document) + document,
+        "close": JSON + b"\r\n" + document,
+    }
+    answer = answers[framing]
+    got = relayed(cut(answer, range(65536, len(answer), 65536)), closes=framing == "close", echo=NEW)
+    assert (got.failure, got.exchange.end) == (None, End.COMPLETE)
+    if size < MAX_JSON_BYTES:
+        assert got.body == document.replace(DOCUMENT[:-1], CHANGED[:-1])
+    elif framing == "length":
+        assert got.body == document
+    else:
+        assert content_of(got.body) == (document, True)
+
+
+@pytest.mark.parametrize("content", [
+    SSE + b"content-encoding: gzip\r\n" + CHUNKED + chunk(b'data: {"model":"m"}\n\n') + LAST,
+    JSON + b"content-encoding: br\r\n" + CHUNKED + chunk(DOCUMENT) + LAST,
+    b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\n" + CHUNKED + chunk(DOCUMENT) + LAST,
+    b"HTTP/1.1 204 No Content\r\ncontent-type: application/json\r\n\r\n",
+])  # fmt: skip
+def test_what_cannot_be_read_is_never_touched(content: bytes) -> None:
+    got = relayed([content], echo=NEW, heartbeat_s=1)
+    assert got.failure is None
+    assert got.body == content.partition(b"\r\n\r\n")[2]
+
+
+# --- heartbeat
+
+BEAT = b": keep-alive\n\n"
+HEARTBEAT_S = 15.0
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time is told."""
+
+    passed_s = 0.0
+
+    def time(self) -> float:
+        return self.passed_s
+
+    async def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds * 4)):
+            self.passed_s += 0.25
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def beating(
+    act: Callable[[Running, Clock], Awaitable[None]], heartbeat_s: float = HEARTBEAT_S, **options: Any
+) -> Running:
+    """A relay of a route with heartbeats, after `act`."""
+
+    async def run(clock: Clock) -> Running:
+        running = Running(heartbeat_s=heartbeat_s, **options)
+        await running.feed()
+        await act(running, clock)
+        running.relay.client_gone()
+        running._task.cancel()
+        await asyncio.wait([running._task])
+        running.pool.close()
+        return running
+
+    with closing(Clock()) as clock:
+        return clock.run_until_complete(run(clock))
+
+
+def body_of(running: Running) -> bytes:
+    return running.sent.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 2", SSE + CHUNKED, SSE + CHUNKED + b"12\r\ndata: {"])
+@pytest.mark.parametrize("reused", [False, True])
+def test_silent_upstream_gets_its_client_a_heartbeat_each_interval(begun: bytes, reused: bool) -> None:
+    """In a chunk of its own; whatever comes then follows without a second head, each chunk as the same object."""
+    event = chunk(b"data: 1\n\n")
+
+    async def act(running: Running, clock: Clock) -> None:
+        await running.feed(begun)
+        await clock.pass_time(HEARTBEAT_S - 1)
+        assert running.sent == b""
+        await clock.pass_time(1 + HEARTBEAT_S / 4)
+        head, _, body = running.sent.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 200 OK"
+        assert {b"transfer-encoding: chunked", b"x-request-id: req_1", b"x-accel-buffering: no"} < set(lines)
+        assert b"content-type: text/event-stream; charset=utf-8" in lines
+        assert body == chunk(BEAT)
+        assert running.exchange.phase is Phase.STREAM
+        assert not running.exchange.first_byte
+        for _ in range(2):
+            await clock.pass_time(HEARTBEAT_S * 1.25 + 0.25)
+        assert body_of(running) == chunk(BEAT) * 3
+        await running.feed((SSE + CHUNKED + chunk(b'data: {"id":1}  \n\n'))[len(begun) :], event, event)
+        assert running.client.transport.written[-1] is event
+        assert running.exchange.first_byte
+        await running.feed(LAST)
+        assert await running.end() is None
+        assert running.relay.keep_alive
+
+    running = beating(act, reused=reused)
+    assert content_of(body_of(running)) == (BEAT * 3 + b'data: {"id":1}  \n\n' + b"data: 1\n\n" * 2, True)
+    assert (running.exchange.status, running.exchange.end) == (200, End.COMPLETE)
+
+
+@pytest.mark.parametrize("framing", ["chunks", "length", "close"])
+@pytest.mark.parametrize("old_client", [False, True])
+@pytest.mark.parametrize("echo", [None, NEW])
+def test_heartbeats_stand_between_events_and_never_inside_one(framing: str, old_client: bool, echo: str | None) -> None:
+    stream = STREAMS["vllm"]
+    events = [each + b"\n\n" for each in stream.split(b"\n\n")[:-1]]
+    half = len(events[1]) // 2
+    pieces = [events[0], events[1][:half], events[1][half:], b"".join(events[2:])]
+    framed = list(map(chunk, pieces)) if framing == "chunks" else pieces
+    head = {"chunks": CHUNKED, "length": b"content-length: %d\r\n\r\n" % len(stream), "close": b"\r\n"}[framing]
+
+    async def act(running: Running, clock: Clock) -> None:
+        await running.feed(SSE + head)
+        for piece in framed:
+            await running.feed(piece)
+            await clock.pass_time(HEARTBEAT_S * 1.25 + 0.25)
+        if framing == "chunks":
+            await running.feed(LAST)
+        elif framing == "close":
+            await running.lose(eof=True)
+        assert await running.end() is None
+
+    running = beating(act, old_client=old_client, echo=echo)
+    content, complete = (body_of(running), True) if old_client else content_of(body_of(running))
+    whole = echoed(stream) if echo else stream
+    assert complete
+    assert content.replace(BEAT, b"") == whole
+    assert content.startswith((echoed(events[0]) if echo else events[0]) + BEAT)
+    # Inside an event there is room only for who holds its first half.
+    between = content.count(BEAT)
+    last = 0 if framing == "length" else 1  # it ended with its last byte
+    assert between == 2 + last + (echo is not None)
+    assert running.exchange.end is End.COMPLETE
+
+
+def test_bytes_put_the_heartbeat_off_and_a_full_client_gets_none() -> None:
+    async def act(running: Running, clock: Clock) -> None:
+        await running.feed(SSE + CHUNKED)
+        for _ in range(5):
+            await running.feed(chunk(b"data: 1\n\n"))
+            await clock.pass_time(HEARTBEAT_S - 4)
+        assert BEAT not in running.sent
+        running.relay.client_paused()
+        await clock.pass_time(3 * HEARTBEAT_S)
+        assert BEAT not in running.sent
+        running.relay.client_resumed()
+        await clock.pass_time(HEARTBEAT_S * 1.25)
+        assert running.sent.count(BEAT) == 1
+
+    beating(act)
+
+
+@pytest.mark.parametrize("heartbeat_s", [1, HEARTBEAT_S, 50, 200])
+@pytest.mark.parametrize("framing", [CHUNKED, b"\r\n"])
+def test_heartbeats_neither_shorten_nor_lengthen_the_idle_timeout(framing: bytes, heartbeat_s: float) -> None:
+    """It is 60 s, and up to a quarter more."""
+    event = b"data: 1\n\n"
+
+    async def act(running: Running, clock: Clock) -> None:
+        await running.feed(SSE + framing)
+        for _ in range(10):
+            await running.feed(chunk(event) if framing == CHUNKED else event)
+            await clock.pass_time(40)
+        assert running.exchange.end is None
+        await clock.pass_time(19)
+        assert running.exchange.end is None
+        await clock.pass_time(1 + 15 + 1)
+        assert await running.end() is None
+
+    running = beating(act, heartbeat_s)
+    assert running.exchange.end is End.IDLE_TIMEOUT
+    assert (BEAT in running.sent) == (heartbeat_s < 60)
+
+
+@pytest.mark.parametrize("begun", [
+    JSON + CHUNKED + b"2\r\n{", b"HTTP/1.1 500 Oh\r\n" + CHUNKED, SSE + b"content-encoding: gzip\r\n" + CHUNKED,
+    SSE + CHUNKED + chunk(b"data: 1\n"), SSE + CHUNKED + b"b\r\ndata: 1\n\n",
+])  # fmt: skip
+def test_no_heartbeat_stands_in_what_is_no_stream_or_no_place_for_one(begun: bytes) -> None:
+    async def act(running: Running, clock: Clock) -> None:
+        await running.feed(begun)
+        before = running.sent
+        await clock.pass_time(3 * HEARTBEAT_S)
+        assert running.sent == before
+
+    beating(act)
+
+
+FAILURES: dict[str, tuple[bytes, str, str, End]] = {
+    "error answer": (b"HTTP/1.1 400 Oh\r\ncontent-length: 25\r\n\r\n" + b'{"error":{"message":"m"}}', "feed",
+                     "invalid_request_error", End.UPSTREAM_ERROR),
+    "error event": (SSE + CHUNKED + chunk(b'data: {"error":{"message":"m","code":400}}\n\n'), "feed",
+                    "invalid_request_error", End.UPSTREAM_ERROR),
+    "no stream": (JSON + b"content-length: 2\r\n\r\n{}", "feed", "upstream_error", End.UPSTREAM_ERROR),
+    "encoded": (SSE + b"content-encoding: gzip\r\n" + CHUNKED, "feed", "upstream_error", End.UPSTREAM_ERROR),
+    "empty": (b"HTTP/1.1 204 No\r\n\r\n", "feed", "upstream_error", End.UPSTREAM_ERROR),
+    "no HTTP": (b"SSH-2.0\r\n", "feed", "upstream_error", End.UPSTREAM_ERROR),
+    "loss": (b"", "lose", "upstream_error", End.UPSTREAM_ERROR),
+    "loss after the head": (SSE + CHUNKED, "lose", "upstream_error", End.UPSTREAM_ERROR),
+    "silence": (b"", "overdue", "upstream_timeout", End.FIRST_BYTE_TIMEOUT),
+    "drain": (SSE + CHUNKED, "cut", "upstream_unavailable", End.DRAINED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old_client", [False, True])
+@pytest.mark.parametrize("name", FAILURES)
+def test_failure_after_a_heartbeat_is_an_event_and_no_retry(name: str, old_client: bool) -> None:
+    """The client has status 200, so an event is the one way to tell; and what is raised says that nobody else may."""
+    said, happens, code, end = FAILURES[name]
+
+    async def act(running: Running, clock: Clock) -> None:
+        await clock.pass_time(HEARTBEAT_S * 1.25)
+        await running.feed(said)
+        if happens == "lose":
+            await running.lose(eof=False)
+        elif happens != "feed":
+            getattr(running.relay, happens)()
+        failure = await running.end()
+        assert isinstance(failure, FailedInStream)
+        assert isinstance(failure.error, UpstreamAnsweredError if said.startswith(b"HTTP/1.1 4") else Exception)
+        assert failure.keep_alive == (not old_client)
+
+    running = beating(act, old_client=old_client, reused=True)
+    content, complete = (body_of(running), True) if old_client else content_of(body_of(running))
+    assert complete
+    beat, event = content[: len(BEAT)], content[len(BEAT) :]
+    assert (beat, event[-2:]) == (BEAT, b"\n\n")
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == code
+    assert (running.exchange.status, running.exchange.end, running.exchange.error) == (200, end, code)
+    assert running.exchange.response_bytes == len(running.sent)
+    assert "reset" not in running.client.transport.done
+
+
+def test_malformed_beginning_after_a_heartbeat_is_a_broken_stream() -> None:
+    async def act(running: Running, clock: Clock) -> None:
+        await clock.pass_time(HEARTBEAT_S * 1.25)
+        await running.feed(SSE + CHUNKED + b"zz\r\n")
+        assert await running.end() is None
+
+    running = beating(act)
+    content, complete = content_of(body_of(running))
+    assert complete
+    assert json.loads(content.removeprefix(BEAT + b"data: "))["error"]["code"] == "upstream_disconnected"
+    assert running.exchange.end is End.UPSTREAM_CUT

@@ -45,9 +45,10 @@ async def test_round_robin_takes_turns_among_equals(endpoints: Endpoints) -> Non
 
 async def test_least_loaded_fills_endpoints_by_their_weights(endpoints: Endpoints) -> None:
     pool = pool_of(endpoints, 1, 2, 3)
-    for _ in range(60):
+    for _ in range(600):
         pool.lease().__enter__()
-    assert {number(member.endpoint): member.endpoint.in_flight for member in pool.members} == {1: 10, 2: 20, 3: 30}
+    loads = {number(member.endpoint): member.endpoint.in_flight for member in pool.members}
+    assert all(abs(loads[at] - 100 * at) <= 10 for at in (1, 2, 3)), loads
 
 
 async def test_least_loaded_counts_what_other_pools_send_there(endpoints: Endpoints) -> None:

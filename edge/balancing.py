@@ -1,0 +1,84 @@
+"""Which of several members: the balancing strategies, over nothing but weights, loads and names.
+
+Sources: power of two choices, Mitzenmacher 2001; smooth weighted round-robin as nginx does it; weighted rendezvous
+hashing, Schindelhauer and Schomaker 2005; bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeVar
+
+_LOAD_BOUND: Final = 1.25  # of the mean: what a member may carry before its keys go to the next
+
+
+class Choice(Protocol):
+    """A member as the strategies see it; `credit` is the state of the round-robin."""
+
+    credit: int
+
+    @property
+    def name(self) -> str:
+        """What stays the same across restarts and machines, so that all agree."""
+
+    @property
+    def weight(self) -> int:
+        """Its share of the load."""
+
+    @property
+    def load(self) -> int:
+        """Its requests in flight."""
+
+
+M = TypeVar("M", bound=Choice)
+
+
+def least_loaded(members: Sequence[M]) -> M:
+    """Return the less loaded, for its weight, of two members drawn by weight.
+
+    That is nearly as good as looking at all of them, and processes that look at once do not all run to the same one.
+    """
+    first, second = _two_of(members)
+    return second if (second.load + 1) * first.weight < (first.load + 1) * second.weight else first
+
+
+def _two_of(members: Sequence[M]) -> tuple[M, M]:
+    if len(members) == 2:
+        first, second = members
+        if first.weight == second.weight and random.getrandbits(1):
+            return second, first
+        return (second, first) if second.weight > first.weight else (first, second)
+    weights = [member.weight for member in members]
+    first = random.choices(members, weights)[0]
+    others = [member for member in members if member is not first]
+    return first, random.choices(others, [member.weight for member in others])[0]
+
+
+def round_robin(members: Sequence[M]) -> M:
+    """Return the next member by smooth weighted round-robin."""
+    for member in members:
+        member.credit += member.weight
+    chosen = max(members, key=lambda member: member.credit)
+    chosen.credit -= sum(member.weight for member in members)
+    return chosen
+
+
+def affine(members: Sequence[M], key: bytes) -> M:
+    """Return the member that `key` belongs to, or the next in the key's own order while that one has its full load.
+
+    Every key ranks the members anew, so the keys of a member that is full, or gone, spread over all others.
+    """
+    weights = sum(member.weight for member in members)
+    loads = sum(member.load for member in members) + 1
+    ranked = sorted(members, key=lambda member: _rank(member, key), reverse=True)
+    for member in ranked:
+        if member.load + 1 <= math.ceil(_LOAD_BOUND * loads * member.weight / weights):
+            return member
+    return ranked[0]
+
+
+def _rank(member: Choice, key: bytes) -> float:
+    digest = hashlib.blake2b(key, key=member.name.encode()[:64], digest_size=8).digest()
+    drawn = (int.from_bytes(digest) + 1) / (2**64 + 1)
+    return -member.weight / math.log(drawn)

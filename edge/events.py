@@ -1,0 +1,55 @@
+"""What stands in a stream of server-sent events: where one ends, a heartbeat, an error.
+
+Source: html.spec.whatwg.org, "Server-sent events". All of it is about content, without the framing of HTTP.
+"""
+
+import re
+from typing import Final
+
+import orjson
+
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
+HEARTBEAT: Final = b": keep-alive\n\n"  # a comment: every client skips it, and no proxy between finds the stream idle
+
+# The beginnings of a stream that opens with an error, in the dialects of vLLM, SGLang, older llama.cpp and Anthropic.
+_ERROR_OPENINGS: Final = (
+    *(
+        opening + rest
+        for opening in (b"data: ", b"data:")
+        for rest in (b'{"error"', b'{"object":"error"', b'{"object": "error"', b'{ "error"')
+    ),
+    b"error: {",
+    b"error:{",
+    b"event: error",
+    b"event:error",
+)
+_LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
+_EVENT_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
+
+
+def opens_with_error(content: bytes, whole: bool) -> bool | None:
+    """Say whether a stream opens with an error; None: not to be told yet, unless `content` is the whole."""
+    opening = content[:_LONGEST_OPENING]
+    if opening.startswith(_ERROR_OPENINGS):
+        return True
+    if not whole and any(each.startswith(opening) for each in _ERROR_OPENINGS):
+        return None
+    return False
+
+
+def error_in(event: bytes) -> tuple[int, bytes]:
+    """Return the status that an error event names, else 502, and the JSON that it carries."""
+    found = _EVENT_DATA.search(event)
+    body = found[1] if found else b""
+    try:
+        error = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return 502, body
+    inner = error.get("error", error) if isinstance(error, dict) else None
+    code = inner.get("code") if isinstance(inner, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502, body
+
+
+def error_event(body: bytes) -> bytes:
+    """Return the event that carries an error: the one thing in a stream that every SDK turns into an exception."""
+    return b"data: " + body + b"\n\n"

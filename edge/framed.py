@@ -1,0 +1,56 @@
+"""An answer in chunks of our own: the exception, for what cannot pass as the upstream framed it.
+
+HTTP/1.0 clients, chunk extensions and trailers, bodies that the close ends, `model_echo`, and `heartbeat` where the
+upstream gave a length.
+"""
+
+from edge.echo import EventEcho
+from edge.events import EVENT_ENDS
+from edge.wire import EVENT_END_BYTES, Framing, Malformed
+
+
+class Framed:
+    """Takes the upstream's framing away and puts ours on; `bare` for a client that knows no chunks."""
+
+    __slots__ = ("_bare", "_echo", "_framing", "_tail", "broken", "left")
+
+    def __init__(self, framing: Framing, *, bare: bool, echo: EventEcho | None = None) -> None:
+        self._framing = framing
+        self._bare = bare
+        self._echo = echo
+        # How what the client got ends. With `echo` it gets whole events only, so it stands between two from the start.
+        self._tail = framing.tail or (EVENT_ENDS[0] if echo is not None else b"")
+        self.left = b""  # bytes that are not understood yet, to be given again
+        self.broken = False  # the upstream broke the rules after what was returned last
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what the client gets for `data`, with the last chunk when the answer ends."""
+        payload: list[bytes] = []
+        try:
+            self.left = data[self._framing.scan(data, payload) :]
+        except Malformed:
+            self.broken, self.left = True, b""
+        content = b"".join(payload)
+        if self._echo is not None:
+            content = self._echo.feed(content)
+        return self.chunk(content) + (self.end() if self._framing.done else b"")
+
+    def end(self) -> bytes:
+        """Return what completes the answer."""
+        held = self.chunk(self._echo.close()) if self._echo is not None else b""
+        return held if self._bare else held + b"0\r\n\r\n"
+
+    def chunk(self, content: bytes) -> bytes:
+        """Return content as the client gets it."""
+        self._tail = (self._tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
+        return content if self._bare or not content else b"%x\r\n%b\r\n" % (len(content), content)
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event of our own can stand behind what was returned."""
+        return self._tail.endswith(EVENT_ENDS)
+
+    @property
+    def within_event(self) -> bool:
+        """Whether the upstream began an event that it has not ended."""
+        return not self.between_events or (self._echo is not None and self._echo.holds)

@@ -1,0 +1,124 @@
+"""How an endpoint behaved, and so whether it is asked: passive ejection, and the verdict of the active probes.
+
+Three classes of answers. A *fault* is a transport error, 500, 502 or 504: a few in a row eject the endpoint for a time
+that doubles. *Backpressure*, 429 or 503, is an endpoint that is busy and says so: it rests as long as it asks, and is
+no worse for it. Anything else is *fine*, also a 4xx, which is the request's fault. After its time an ejected endpoint
+gets one request on trial, and all of them again when that went well.
+
+No clock in here: `now` is seconds of the loop's clock.
+"""
+
+import enum
+from typing import Final
+
+_FAULTS_TO_EJECT: Final = 3  # in a row; Envoy ejects after 5, but an engine's requests are few and long
+_FIRST_EJECTION_S: Final = 5.0
+_LONGEST_EJECTION_S: Final = 120.0
+_LONGEST_REST_S: Final = 5.0  # of what Retry-After asks: an engine that asks for more may be free much earlier
+_REST_S: Final = 0.5  # without Retry-After
+_PROBES_TO_FAIL: Final = 2  # in a row: one is a hiccup of the loop that a long prefill holds up
+
+
+class Verdict(enum.Enum):
+    """What an answer says of the endpoint that gave it."""
+
+    FINE = "fine"
+    BACKPRESSURE = "backpressure"
+    FAULT = "fault"
+
+
+def judge(status: int) -> Verdict:
+    """Return what a status says of who sent it."""
+    if status in (500, 502, 504):
+        return Verdict.FAULT
+    if status in (429, 503):
+        return Verdict.BACKPRESSURE
+    return Verdict.FINE
+
+
+class Health:
+    """What is known of one endpoint; kept by address across reloads."""
+
+    __slots__ = (
+        "_ejections",
+        "_faults",
+        "_probe_failures",
+        "_rest_until",
+        "_trial",
+        "ejected_until",
+        "total_ejections",
+    )
+
+    def __init__(self) -> None:
+        self.ejected_until = 0.0  # 0.0: not ejected
+        self.total_ejections = 0  # for the metrics
+        self._ejections = 0  # since it was last well: each doubles the time of the next
+        self._faults = 0  # in a row
+        self._rest_until = 0.0
+        self._trial = False
+        self._probe_failures = 0
+
+    def describe(self, now: float) -> str:
+        """Return the state in a word or two."""
+        if self._probe_failures >= _PROBES_TO_FAIL:
+            return "fails its health check"
+        if self.ejected_until > now:
+            return f"ejected for {self.ejected_until - now:.0f} s"
+        if self.ejected_until:
+            return "on trial"
+        if self._rest_until > now:
+            return "busy"
+        return "healthy"
+
+    @property
+    def is_tainted(self) -> bool:
+        """Whether anything at all is held against it; the usual case is told without a clock."""
+        return bool(self._faults or self.ejected_until or self._rest_until or self._probe_failures or self._ejections)
+
+    def admits(self, now: float) -> bool:
+        """Say whether a request may go there."""
+        if self._probe_failures >= _PROBES_TO_FAIL or self._rest_until > now:
+            return False
+        if self.ejected_until:
+            return self.ejected_until <= now and not self._trial
+        return True
+
+    def back_at(self) -> float:
+        """Return when it may be asked again, for choosing among those that may not."""
+        return max(self.ejected_until, self._rest_until)
+
+    def begin(self) -> None:
+        """Note that a request goes there: the trial, when it is ejected."""
+        if self.ejected_until:
+            self._trial = True
+
+    def abandon(self) -> None:
+        """Note that a request ended without a word on the endpoint, as when its client left."""
+        self._trial = False
+
+    def fine(self) -> None:
+        """Note an answer; one is enough to come back."""
+        self._trial = False
+        self._faults = self._ejections = 0
+        self.ejected_until = self._rest_until = 0.0
+
+    def fault(self, now: float) -> None:
+        """Note a fault; eject when it is one too many, or the trial's."""
+        self._trial = False
+        self._faults += 1
+        if self._faults >= _FAULTS_TO_EJECT or (self.ejected_until and self.ejected_until <= now):
+            if self.ejected_until <= now:  # the faults of requests that were under way count as one ejection
+                self._ejections += 1
+                self.total_ejections += 1
+                self.ejected_until = now + min(_FIRST_EJECTION_S * 2 ** (self._ejections - 1), _LONGEST_EJECTION_S)
+            self._faults = 0
+
+    def backpressure(self, now: float, retry_after_s: float | None) -> None:
+        """Note that the endpoint is busy; it rests as long as it asks, within a bound."""
+        self._trial = False
+        rest_s = _REST_S if retry_after_s is None else min(retry_after_s, _LONGEST_REST_S)
+        self._rest_until = max(self._rest_until, now + rest_s)
+
+    def probed(self, healthy: bool) -> None:
+        """Note the outcome of an active probe."""
+        self._probe_failures = 0 if healthy else self._probe_failures + 1

@@ -1,0 +1,410 @@
+"""Every setting of routes.toml in one table, and the JSON Schema made of it, by which an editor completes the file.
+
+`config.py` decides what is valid; this tells editors, and `changes.py` writes values by it. A setting that the one
+knows and the other does not fails `tests/unit/test_schema.py`. To add one: a line in its table here, then
+`edge schema > edge/routes.schema.json`.
+
+The schema is JSON Schema draft 4, in plain keywords without `$ref`: what Taplo follows (https://taplo.tamasfe.dev).
+A string may hold `${NAME}` in place of anything, so every pattern lets a `$` through.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edge.config import (
+    BALANCES,
+    ENGINES,
+    EndpointConfig,
+    HealthConfig,
+    KeysConfig,
+    PoolConfig,
+    RouteConfig,
+    ServerConfig,
+    TlsConfig,
+    Url,
+)
+
+_DRAFT: Final = "http://json-schema.org/draft-04/schema#"
+_TIMES: Final = (("d", 86400), ("h", 3600), ("m", 60))
+_SIZES: Final = (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6), ("KiB", 2**10), ("KB", 10**3))
+_COUNTED_IN_SECONDS_S: Final = 600  # below ten minutes people say seconds: "75s", "300s"
+
+
+def duration(value_s: float) -> str:
+    """Return seconds as routes.toml writes a duration, `"250ms"`, `"75s"`, `"10m"`."""
+    if value_s >= _COUNTED_IN_SECONDS_S:
+        for unit, unit_s in _TIMES:
+            if value_s % unit_s == 0:
+                return f"{value_s / unit_s:.0f}{unit}"
+    if value_s == int(value_s):
+        return f"{value_s:.0f}s"
+    return f"{value_s * 1000:.12g}ms"
+
+
+def size(value_bytes: int) -> str:
+    """Return bytes as routes.toml writes a size, `"64MiB"`, `"2GB"`."""
+    for unit, unit_bytes in _SIZES:
+        if value_bytes and value_bytes % unit_bytes == 0:
+            return f"{value_bytes // unit_bytes}{unit}"
+    return f"{value_bytes}B"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value is: its schema, the unit that its field in `config.py` is named with, and how the file writes it."""
+
+    schema: Mapping[str, object]
+    unit: str = ""
+    write: Callable[[Any], object] = lambda value: value
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of a table: what it does, with its unit and hazard.
+
+    `example` is a value for a key without default. `field` is the name in the table's class of `config.py`: that of the
+    key and the unit of its kind when it is None, and none of its own when it is empty.
+    """
+
+    name: str
+    kind: Kind
+    text: str
+    example: object = None
+    field: str | None = None
+
+    @property
+    def attribute(self) -> str:
+        """The name of the field that holds the value, empty when there is none."""
+        return f"{self.name}{self.kind.unit}" if self.field is None else self.field
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table of the file; `absent` is what its class holds when no key is given, `one_of` keys exclude each other."""
+
+    text: str
+    absent: object
+    settings: tuple[Setting, ...]
+    required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+
+    def default(self, setting: Setting) -> object:
+        """Return the value, as the file writes it, that is the same as none; None when there is no such value."""
+        value = getattr(self.absent, setting.attribute) if setting.attribute else None
+        return None if value in (None, (), "") else setting.kind.write(value)
+
+    def schema(self) -> dict[str, object]:
+        """Return the JSON Schema of this table."""
+        schema: dict[str, object] = {"type": "object", "description": self.text, "additionalProperties": False}
+        if self.required:
+            schema["required"] = list(self.required)
+        if self.one_of:
+            schema["oneOf"] = [{"required": [name]} for name in self.one_of]
+        schema["properties"] = {setting.name: self._property(setting) for setting in self.settings}
+        return schema
+
+    def _property(self, setting: Setting) -> dict[str, object]:
+        default = self.default(setting) if setting.name not in self.required else None
+        text = setting.text
+        if default is None and setting.example is not None:
+            text = f"{text} For example `{json.dumps(setting.example)}`."
+        schema = {**setting.kind.schema, "description": text}
+        return schema if default is None else {**schema, "default": default}
+
+
+# --- kinds
+
+
+def _string(pattern: str) -> dict[str, object]:
+    return {"type": "string", "pattern": rf"{pattern}|\$"}
+
+
+def _first_or_all(values: tuple[object, ...]) -> object:
+    return str(values[0]) if len(values) == 1 else [str(value) for value in values]
+
+
+def _choice(options: tuple[str, ...]) -> Kind:
+    return Kind({"type": "string", "anyOf": [{"enum": list(options)}, {"pattern": r"\$"}]})
+
+
+def _count(highest: int) -> Kind:
+    return Kind({"type": "integer", "minimum": 1, "maximum": highest})
+
+
+def _table(section: Section) -> Kind:
+    return Kind(section.schema())
+
+
+_ANY_TEXT: Final = {"type": "string"}
+_URL_TEXT: Final = _string("://")
+_ADDRESS_TEXT: Final = _string(":")
+TEXT: Final = Kind(_ANY_TEXT)
+TEXTS: Final = Kind({"type": "array", "items": _ANY_TEXT}, write=lambda values: [str(value) for value in values])
+FILE: Final = Kind(_ANY_TEXT, write=str)
+SECRET: Final = Kind(_ANY_TEXT, write=lambda value: "(secret)")
+URL: Final = Kind(_URL_TEXT, write=str)
+DURATION: Final = Kind(_string(r"^[0-9]{1,12}(\.[0-9]{1,9})?(ms|s|m|h|d)$"), "_s", duration)
+SIZE: Final = Kind(_string(r"^[0-9]{1,12}(\.[0-9]{1,9})?(B|KB|MB|GB|KiB|MiB|GiB)$"), "_bytes", size)
+FLAG: Final = Kind({"type": "boolean"})
+SHARE: Final = Kind({"type": "number", "minimum": 0, "maximum": 1})
+ADDRESS: Final = Kind(_ADDRESS_TEXT, write=str)
+ADDRESSES: Final = Kind(
+    {"anyOf": [_ADDRESS_TEXT, {"type": "array", "items": _ADDRESS_TEXT, "minItems": 1}]}, write=_first_or_all
+)
+STORE: Final = Kind(_string("^sqlite:."), write=lambda path: f"sqlite:{path}")
+NOT_YET: Final = Kind({"type": "boolean", "enum": [False]})
+
+
+# --- the settings
+
+TLS: Final = Section(
+    "The listener's certificate, PEM files that are read again when they change.",
+    TlsConfig(Path("tls.crt"), Path("tls.key")),
+    (
+        Setting("certificate", FILE, "The PEM file of the certificate and its chain.", "tls.crt"),
+        Setting("private_key", FILE, "The PEM file of the private key.", "tls.key"),
+    ),
+    required=("certificate", "private_key"),
+)
+
+SERVER: Final = Section(
+    "The listeners, and what one client may cost.",
+    ServerConfig(),
+    (
+        Setting(
+            "listen",
+            ADDRESSES,
+            'Where clients connect: "host:port", "unix:PATH", or a list. A change needs a restart.',
+        ),
+        Setting(
+            "admin",
+            ADDRESS,
+            "Health, metrics and the status page. No key is asked there: keep it off public addresses. A change needs "
+            "a restart.",
+        ),
+        Setting("max_body", SIZE, "The largest body of a request; a larger one is a 413. Too small refuses images."),
+        Setting(
+            "body_memory",
+            SIZE,
+            "All bodies together; a 503 when it is spent. Keep it under the machine's memory, and not under max_body.",
+        ),
+        Setting("header_timeout", DURATION, "For the whole head of a request, from its first byte."),
+        Setting("body_timeout", DURATION, "Between two reads of a body. Too short cuts uploads over bad links."),
+        Setting(
+            "client_idle_timeout",
+            DURATION,
+            "Between two requests of a connection. Keep it above that of the balancer in front.",
+        ),
+        Setting(
+            "min_client_rate",
+            SIZE,
+            'A second: a client that reads slower for long is cut. "0B" never cuts.',
+            field="min_client_rate_bytes_per_s",
+        ),
+        Setting(
+            "max_connections",
+            _count(10**7),
+            "Connections of clients; absent: just under half the limit of open files, as a stream holds two.",
+            10_000,
+        ),
+        Setting(
+            "drain_timeout",
+            DURATION,
+            "How long a stop waits for running answers before it cuts them. Keep the supervisor's patience above it.",
+        ),
+        Setting(
+            "shutdown_delay",
+            DURATION,
+            "At a stop, how long new requests are still taken. Shorter than the balancer's probe interval loses some.",
+        ),
+        Setting("tls", _table(TLS), TLS.text, {"certificate": "tls.crt", "private_key": "tls.key"}),
+        Setting(
+            "trusted_proxies",
+            TEXTS,
+            "Networks whose X-Forwarded-For is believed. Anyone there can claim any client address.",
+            ["10.0.0.0/8"],
+        ),
+    ),
+)
+
+KEYS: Final = Section(
+    "How an API key is looked up.",
+    KeysConfig(Path("edge.db")),
+    (
+        Setting(
+            "store", STORE, "The key store's file, made by `edge keys create`. A change needs a restart.", field="path"
+        ),
+        Setting("cache_ttl", DURATION, "How long an answer is believed: a revoked key may still work this long."),
+        Setting("negative_ttl", DURATION, 'How long "unknown" is believed: a new key may still be refused this long.'),
+        Setting("stale_for", DURATION, "While the store is down, known keys go on this long."),
+        Setting("cache_entries", _count(10**9), "Keys remembered, known and unknown ones each; about 1 kB each."),
+    ),
+)
+
+ENDPOINT: Final = Section(
+    "One server of a pool.",
+    EndpointConfig(Url("http", "10.0.0.1", 8000)),
+    (
+        Setting("url", URL, "Its address; a path in it replaces /v1.", "http://10.0.0.1:8000"),
+        Setting("weight", _count(1000), "Its share of the pool's load, against that of the others."),
+        Setting("model", TEXT, "The model's name that it wants; absent: that of the route, or as asked.", "r1"),
+        Setting("api_key", SECRET, "The key that it asks for, in visible ASCII. Better a variable.", "${SET}"),
+        Setting(
+            "api_key_file",
+            FILE,
+            "A file that holds api_key and nothing else; read again when it changes.",
+            "secret",
+            "",
+        ),
+    ),
+    required=("url",),
+)
+
+HEALTH: Final = Section(
+    "Probes of the pool's endpoints; absent: they are judged by their answers alone.",
+    HealthConfig(),
+    (
+        Setting(
+            "path", TEXT, 'The path that is asked; absent: the engine\'s own. The engine "openai" has none.', "/health"
+        ),
+        Setting("interval", DURATION, "Between two probes of an endpoint."),
+    ),
+)
+
+POOL: Final = Section(
+    "Servers of which any can answer.",
+    PoolConfig("", ()),
+    (
+        Setting(
+            "endpoints",
+            Kind(
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"anyOf": [{**_URL_TEXT, "description": ENDPOINT.text}, ENDPOINT.schema()]},
+                },
+                write=lambda endpoints: [str(endpoint.url) for endpoint in endpoints],
+            ),
+            "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1.",
+            ["http://10.0.0.1:8000"],
+        ),
+        Setting(
+            "balance",
+            _choice(BALANCES),
+            "Which endpoint is next: the less loaded of two, each in turn, or the one that knows the conversation.",
+        ),
+        Setting(
+            "engine",
+            _choice(ENGINES),
+            'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
+        ),
+        Setting("connect_timeout", DURATION, "For a connection, TLS included."),
+        Setting(
+            "first_byte_timeout",
+            DURATION,
+            "To the first byte of the answer's body. Long prompts queue: too short cuts honest answers.",
+        ),
+        Setting(
+            "idle_timeout",
+            DURATION,
+            "After the first byte, between two reads. An upstream is cut between this and a quarter more.",
+        ),
+        Setting("ca_file", FILE, "A PEM file with the authority of https endpoints.", "tls.crt"),
+        Setting(
+            "retry_within",
+            DURATION,
+            'A 429, 502, 503 or 504 that came within this is retried at another endpoint; "0s" never. A late one may '
+            "have cost the engine's work.",
+        ),
+        Setting(
+            "retry_after_send",
+            FLAG,
+            "Retry also when a connection died with the request on it. A prompt that crashes one engine goes on to the "
+            "next.",
+        ),
+        Setting(
+            "retry_budget",
+            SHARE,
+            "Retries at once, as a share of the pool's live requests (three are always allowed). A large one doubles "
+            "the load of a pool that is down.",
+        ),
+        Setting("health", _table(HEALTH), HEALTH.text, {"path": "/health", "interval": "5s"}),
+    ),
+    required=("endpoints",),
+)
+
+ROUTE: Final = Section(
+    "The models of one name, or of a prefix that ends in `*`, and where they go.",
+    RouteConfig("", ""),
+    (
+        Setting(
+            "match",
+            TEXT,
+            "The name or prefix instead of the table's, so that one has a route per host.",
+            "x/*",
+            "pattern",
+        ),
+        Setting("pool", TEXT, "The pool that answers: this or instance.", "deepseek-r1"),
+        Setting(
+            "instance",
+            URL,
+            "The URL of a user's own instance: this or pool. {owner} and {service} come from the model's name.",
+            "http://{service}.{owner}.svc.cluster.local:8000",
+        ),
+        Setting(
+            "model",
+            TEXT,
+            "The name sent upstream, {owner} and {service} filled in; absent: as asked. Answers carry it too, unless "
+            "model_echo.",
+            "deepseek-ai/DeepSeek-R1",
+        ),
+        Setting(
+            "hosts",
+            Kind({**TEXTS.schema, "minItems": 1}, write=TEXTS.write),
+            "The hosts it is served at; absent: any. Lower case, without port; `*` is one label, `!name` excludes.",
+            ["*.d.run", "!chat.d.run"],
+        ),
+        Setting("list", TEXTS, "The names that a prefix route shows in `models`.", ["public/deepseek-r1"]),
+        Setting(
+            "heartbeat",
+            DURATION,
+            'A comment after this silence of a stream, so that proxies keep it open; "0s" for none. One before the '
+            "answer makes its status 200, and no other endpoint is asked: keep it above retry_within.",
+        ),
+        Setting(
+            "model_echo",
+            FLAG,
+            "Answers carry the model's name that was asked, also in events. Some microseconds of CPU an event. A false "
+            "that is written says that another name is meant.",
+        ),
+        Setting("metered", NOT_YET, "Counting tokens is not built yet in this version.", False, ""),
+    ),
+    one_of=("pool", "instance"),
+)
+
+SECTIONS: Final[Mapping[type, Section]] = {
+    type(section.absent): section for section in (SERVER, TLS, KEYS, POOL, ENDPOINT, HEALTH, ROUTE)
+}
+
+
+def routes_schema() -> dict[str, object]:
+    """Return the JSON Schema of a routes.toml."""
+    named = {"type": "object", "description": POOL.text, "additionalProperties": POOL.schema()}
+    routes = {"type": "object", "description": ROUTE.text, "minProperties": 1, "additionalProperties": ROUTE.schema()}
+    return {
+        "$schema": _DRAFT,
+        "title": "routes.toml",
+        "description": "The routes of the edge. `edge check` finds what this schema cannot.",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["routes"],
+        "properties": {"server": SERVER.schema(), "keys": KEYS.schema(), "pools": named, "routes": routes},
+    }
+
+
+def render() -> str:
+    """Return the schema as the text of `routes.schema.json`."""
+    return json.dumps(routes_schema(), indent=2, ensure_ascii=False) + "\n"
