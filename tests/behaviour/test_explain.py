@@ -48,7 +48,8 @@ pool = "one"
 hosts = ["10.0.0.9"]
 """
 HOSTS = [
-    "chat.d.run", "sh-02.d.run", "sh-03.d.run", "SH-03.d.run.:443", "a.b.d.run", "d.run", "10.0.0.9", "x y", "127.0.0.1",
+    "chat.d.run", "sh-02.d.run", "sh-03.d.run", "SH-03.d.run.:443", "a.b.d.run", "d.run", "10.0.0.9", "x y",
+    "127.0.0.1",
 ]  # fmt: skip
 MODELS = [
     "public/a", "public/ab", "public/b", "public/", "public", "u-1/own", "u-1/x", "u-2/x", "u-2/X", "u-2/a/b", "u-2/",
