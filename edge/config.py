@@ -144,6 +144,10 @@ class PoolConfig:
     429, 502, 503 or 504; with `retry_after_send` also after a connection that died with the request on it, which may
     carry a prompt that crashes engines from one to the next. Retries are at most the share `retry_budget` of the pool's
     live requests (and three). No `health`: endpoints are judged by their answers alone.
+
+    `max_inflight` caps the requests in flight at each endpoint, those of other pools included; past it up to `queue`
+    requests wait, users taking turns, each no longer than `queue_timeout_s`; others get a 503 that says when to come
+    back. `dns` in place of endpoints: a member for each address of the name.
     """
 
     name: str
@@ -158,6 +162,10 @@ class PoolConfig:
     retry_after_send: bool = False
     retry_budget: float = 0.2
     health: HealthConfig | None = None
+    max_inflight: int | None = None
+    queue: int = 0
+    queue_timeout_s: float = 10
+    dns: Url | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,18 +355,15 @@ def _sqlite_file(text: str, base: Path) -> Path:
 
 
 def _pool(name: str, table: Table) -> PoolConfig:
-    table.not_built(
-        "max_inflight",
-        "queue",
-        "heartbeat",
-        "usage",
-        "dns",
-    )
+    table.not_built("usage")
     default = PoolConfig(name, ())
+    for below, above in (("queue", "max_inflight"), ("queue_timeout", "queue")):
+        if below in table.left and above not in table.left:
+            table.problem(below, f"does nothing without {above}: write {above} too, or remove it")
     engine = table.choice("engine", ENGINES, default.engine)
     pool = PoolConfig(
         name=name,
-        endpoints=_endpoints(table),
+        endpoints=() if "dns" in table.left else _endpoints(table),
         balance=table.choice("balance", BALANCES, default.balance),
         engine=engine,
         connect_timeout_s=table.duration_s("connect_timeout", default.connect_timeout_s),
@@ -369,9 +374,25 @@ def _pool(name: str, table: Table) -> PoolConfig:
         retry_after_send=bool(table.flag("retry_after_send")),
         retry_budget=table.share("retry_budget", default.retry_budget),
         health=_health(table, engine),
+        max_inflight=table.integer("max_inflight", None, highest=10**6),
+        queue=table.integer("queue", default.queue, highest=10**5),
+        queue_timeout_s=table.duration_s("queue_timeout", default.queue_timeout_s),
+        dns=table.parsed("dns", _dns, None),
     )
+    if pool.dns is not None:
+        for other in ("endpoints", "ca_file"):
+            if table.take(other) is not None or (other == "ca_file" and pool.ca_file is not None):
+                table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
     table.close()
     return pool
+
+
+def _dns(text: str) -> Url:
+    """Return the URL of a name and a port; raises `ValueError`."""
+    name, _, port = text.rpartition(":")
+    if not name or not port.isdigit() or "/" in text:
+        raise ValueError(f'{text!r} is not a name and a port: write one such as "vllm.pool.svc:8000"')
+    return parse_url(f"http://{text}")
 
 
 def _health(table: Table, engine: Engine) -> HealthConfig | None:

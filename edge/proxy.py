@@ -274,11 +274,16 @@ class Proxy:
             while True:
                 try:
                     lease = pool.lease(tried, key) if pool is not None else self._instance(match, tried)
+                    if lease is None and pool is not None and not tried:  # all are full, and a retry does not wait
+                        lease = await pool.wait(_user(exchange), key)
                 except UpstreamUnavailable:
                     if failure is None:
                         raise
+                    lease = None
+                if lease is None:
+                    assert failure is not None  # only a retry comes here without a lease
                     exchange.end = exchange.end or End.UPSTREAM_ERROR
-                    raise failure from None
+                    raise failure
                 endpoint, member = lease.endpoint, lease.member
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
@@ -557,9 +562,13 @@ def _judge_failure(
 
 def _affinity_key(exchange: Exchange, work: _Work) -> bytes:
     """Return what keeps a conversation with one member: its user and how it begins."""
-    assert exchange.principal is not None  # nobody gets here without
     begins = b"" if work.multipart else conversation_start(work.body.data)
-    return exchange.principal.user.encode() + b"\0" + begins
+    return _user(exchange).encode() + b"\0" + begins
+
+
+def _user(exchange: Exchange) -> str:
+    assert exchange.principal is not None  # nobody gets to an upstream without
+    return exchange.principal.user
 
 
 def _model_in_path(path: str) -> str:

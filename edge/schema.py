@@ -332,8 +332,30 @@ POOL: Final = Section(
             "the load of a pool that is down.",
         ),
         Setting("health", _table(HEALTH), HEALTH.text, {"path": "/health", "interval": "5s"}),
+        Setting(
+            "max_inflight",
+            _count(10**6),
+            "The most requests in flight at each endpoint, whichever pool they came through; absent: no cap. Below "
+            "what the engine batches it leaves the engine idle.",
+            64,
+        ),
+        Setting(
+            "queue",
+            _count(10**5),
+            "Requests that wait when all endpoints are full, users taking turns; absent: none. Each holds its body in "
+            "memory, and a long queue is only a slower 503.",
+            100,
+        ),
+        Setting(
+            "dns",
+            Kind(_ADDRESS_TEXT, write=lambda url: url.authority),
+            "A name and a port in place of endpoints: every address of the name is a member, over plain HTTP. Changes "
+            "are followed within some seconds; the last good answer goes on while DNS fails.",
+            "vllm.pool.svc:8000",
+        ),
+        Setting("queue_timeout", DURATION, "How long a request waits for its turn before it gets a 503."),
     ),
-    required=("endpoints",),
+    one_of=("endpoints", "dns"),
 )
 
 ROUTE: Final = Section(

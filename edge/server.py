@@ -24,6 +24,7 @@ from edge.changes import describe_change
 from edge.client import BodyMemory, ClientServer
 from edge.config import Address, Config, ConfigError, TlsConfig, load
 from edge.credentials import Authenticator
+from edge.discovery import Discovery
 from edge.keystores import SqliteKeyStore
 from edge.probes import HealthProbes
 from edge.proxy import Generation, Proxy, new_request_id
@@ -84,7 +85,6 @@ class Reloader:
             _log.error("reload refused, generation %d goes on: %s", current.number, error)
             return current
         self._note(config.watched, before)
-        self._endpoints.keep_only(generation.pools.values())
         _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
         return self._accept(generation)
 
@@ -205,12 +205,15 @@ class Server:
             max_connections=config.server.max_connections or max((limit - _SPARE_DESCRIPTORS) // 2 - 1, 1),
         )
         self.probes = HealthProbes()
+        self.discovery = Discovery(self.endpoints, self._members_changed)
         self.metrics.gauges.append(self._gauges)
         self.health.details = self._details
         await store.open()
         try:
+            await self.discovery.learn(generation.pools.values())
             await self._listen(config)
             _spare_the_collector()
+            self.discovery.apply(generation.pools.values())
             self.probes.apply(generation.pools.values())
             await self._serve(ready)
         finally:
@@ -274,7 +277,9 @@ class Server:
                 changed.cancel()
                 asked.cancel()
             self._reload_now.clear()
-            self._apply(self._reloader.reload(self.generation))
+            generation = self._reloader.reload(self.generation)
+            await self.discovery.learn(generation.pools.values())
+            self._apply(generation)
 
     def _apply(self, generation: Generation) -> None:
         """Let new requests have a generation; one reference is swapped, and running requests keep theirs."""
@@ -282,12 +287,19 @@ class Server:
             return
         server = generation.config.server
         self.proxy.generation = generation
+        self.endpoints.keep_only(generation.pools.values())
+        self.discovery.apply(generation.pools.values())
         self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
         self.memory.limit_bytes = server.body_memory_bytes
         self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, server.max_connections)
         if self._tls is not None and server.tls is not None:
             self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)  # proved when it was built
+
+    def _members_changed(self) -> None:
+        """Take over the members that DNS names now."""
+        self.endpoints.keep_only(self.generation.pools.values())
+        self.probes.apply(self.generation.pools.values())
 
     # --- the end
 
@@ -332,6 +344,7 @@ class Server:
             listener.close()
         await self.authenticator.close()
         await store.close()
+        await self.discovery.close()
         await self.probes.close()
         self.endpoints.close()
         if hasattr(self, "_admin"):
@@ -391,7 +404,10 @@ class Server:
             idle.add_metric((name,), numbers[1])
             out.add_metric((name,), numbers[2])
             ejections.add_metric((name,), numbers[3])
-        yield from (in_flight, idle, out, ejections)
+        waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
+        for name, pool in self.generation.pools.items():
+            waiting.add_metric((name,), pool.waiting)
+        yield from (in_flight, idle, out, ejections, waiting)
 
 
 def _raise_descriptor_limit() -> int:

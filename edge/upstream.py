@@ -1,6 +1,7 @@
 """Which endpoint: pools, how one of their endpoints is chosen, and what outlives a change of configuration."""
 
 import asyncio
+import math
 import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,17 +14,20 @@ from edge.config import EndpointConfig, Engine, PoolConfig, Url
 from edge.errors import UpstreamUnavailable
 from edge.health import Health, Verdict
 from edge.notation import parse_url
+from edge.queueing import DrainRate, FairQueue
 from edge.wire import ConnectionPool, request_head
 
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
 _MIN_RETRIES: Final = 3  # at once, whatever the budget: else a quiet pool could never retry (Envoy's default)
+_LOOK_S: Final = 0.25  # while somebody waits: a member that is well again tells nobody
+_LONGEST_RETRY_AFTER_S: Final = 60
 
 
 class Endpoint:
     """One address: its requests in flight, its health and its idle connections, shared by every pool that names it."""
 
-    __slots__ = ("authority", "connections", "health", "in_flight", "url")
+    __slots__ = ("authority", "connections", "health", "in_flight", "url", "waiting")
 
     def __init__(self, url: Url, connections: ConnectionPool) -> None:
         self.url = url
@@ -31,6 +35,7 @@ class Endpoint:
         self.connections = connections
         self.health = Health()
         self.in_flight = 0
+        self.waiting: dict[Pool, None] = {}  # where requests wait for a place here, first come first
 
     def __repr__(self) -> str:
         state = self.health.describe(self.connections.loop.time())
@@ -80,23 +85,30 @@ class Member:
             if self.config.api_key is not None:
                 headers.append(("Authorization", f"Bearer {self.config.api_key}"))
             target = f"{'' if at_root else self.config.url.path or '/v1'}/{operation}"
-            head = self.heads[operation] = request_head(target, self.endpoint.authority, headers)
+            head = self.heads[operation] = request_head(target, self.config.url.authority, headers)
         return head
 
 
 class Lease:
     """One endpoint for one attempt; counted in flight while it is held."""
 
-    __slots__ = ("endpoint", "member")
+    __slots__ = ("_held", "endpoint", "member")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.endpoint = member.endpoint
+        self._held = False
 
-    def __enter__(self) -> Self:
+    def hold(self) -> None:
+        """Count it from now on, before it is entered: a place that is given to somebody who is not awake yet."""
+        self._held = True
         self.endpoint.in_flight += 1
         if self.endpoint.health.ejected_until:
             self.endpoint.health.begin()
+
+    def __enter__(self) -> Self:
+        if not self._held:
+            self.hold()
         return self
 
     def __exit__(
@@ -105,6 +117,8 @@ class Lease:
         self.endpoint.in_flight -= 1
         if self.endpoint.health.ejected_until:
             self.endpoint.health.abandon()
+        for pool in tuple(self.endpoint.waiting):
+            pool.grant()
 
     def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
         """Tell the endpoint's health what an attempt showed."""
@@ -120,6 +134,14 @@ class Lease:
             health.backpressure(now, retry_after_s)
 
 
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A request that waits; `key` is where `prefix-affinity` sends it."""
+
+    granted: asyncio.Future[Lease]
+    key: bytes
+
+
 class Pool:
     """Endpoints of which any can answer."""
 
@@ -127,15 +149,44 @@ class Pool:
         self.config = config
         self.members = [Member(*pair, config.engine) for pair in zip(endpoints, config.endpoints, strict=True)]
         self.retrying = 0
+        self._waiting: FairQueue[_Place] = FairQueue()
+        self._drain = DrainRate()
+        self._look: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Pool {self.config.name} {self.members}>"
 
-    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"") -> Lease:
-        """Return a lease of an endpoint that was not tried, where `prefix-affinity` sends `key`.
+    def replace(self, endpoints: Iterable[Endpoint]) -> None:
+        """Let the addresses of the name in `dns` be the members; requests at others end as they will."""
+        assert self.config.dns is not None  # other pools have the members of their file
+        known = {member.endpoint: member for member in self.members}
+        config = EndpointConfig(self.config.dns)
+        for member in self.members:
+            member.endpoint.waiting.pop(self, None)
+        self.members = [known.get(each) or Member(each, config, self.config.engine) for each in endpoints]
+        if self._waiting:
+            for member in self.members:
+                member.endpoint.waiting[self] = None
+            self.grant()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"") -> Lease | None:
+        """Return a lease of an endpoint that was not tried, where `prefix-affinity` sends `key`; None: all are full.
 
         Raises: `UpstreamUnavailable` when there is none.
         """
+        members = self._candidates(tried)
+        if self.config.max_inflight is not None:
+            members = self._with_room(members)
+            if not members or (self._waiting and not tried):  # nobody overtakes
+                return None
+        return Lease(self._choose(members, key))
+
+    def _candidates(self, tried: Iterable[Endpoint]) -> list[Member]:
         members = self.members
         if len(members) > 1:
             members = self._admitted(tried)
@@ -145,15 +196,79 @@ class Pool:
             members = []
         if not members:
             raise UpstreamUnavailable("The model's servers are not reachable right now.", retry_after_s=5)
+        return members
+
+    def _with_room(self, members: list[Member]) -> list[Member]:
+        most = self.config.max_inflight
+        return [member for member in members if most is None or member.load < most]
+
+    def _choose(self, members: list[Member], key: bytes) -> Member:
         if len(members) == 1:
-            member = members[0]
-        elif self.config.balance == "round-robin":
-            member = round_robin(members)
-        elif self.config.balance == "prefix-affinity":
-            member = affine(members, key)
-        else:
-            member = least_loaded(members)
-        return Lease(member)
+            return members[0]
+        if self.config.balance == "round-robin":
+            return round_robin(members)
+        if self.config.balance == "prefix-affinity":
+            return affine(members, key)
+        return least_loaded(members)
+
+    async def wait(self, user: str, key: bytes = b"") -> Lease:
+        """Return a lease, counted already, as soon as an endpoint has room and it is the turn of `user`.
+
+        Raises: `UpstreamUnavailable` when too many wait, or this one has for too long.
+        """
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= self.config.queue:
+            raise self._busy(loop.time())
+        place = _Place(loop.create_future(), key)
+        if not self._waiting:
+            self._drain.begin(loop.time())
+            self._look = loop.call_later(_LOOK_S, self._look_again)
+            for member in self.members:
+                member.endpoint.waiting[self] = None
+        self._waiting.push(user, place)
+        try:
+            async with asyncio.timeout(self.config.queue_timeout_s):
+                return await place.granted
+        except TimeoutError:
+            self._leave(place)
+            raise self._busy(loop.time()) from None
+        except asyncio.CancelledError:
+            self._leave(place)
+            raise
+
+    def grant(self) -> None:
+        """Give the places that are free to those whose turn it is."""
+        while self._waiting:
+            members = self._with_room(self._admitted(()))
+            if not members:
+                return
+            place = self._waiting.pop()
+            if not place.granted.done():  # its request was cancelled, and is about to leave
+                lease = Lease(self._choose(members, place.key))
+                lease.hold()
+                place.granted.set_result(lease)
+                self._drain.note(place.granted.get_loop().time())
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        for member in self.members:
+            member.endpoint.waiting.pop(self, None)
+
+    def _look_again(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_again)
+        self.grant()
+
+    def _leave(self, place: _Place) -> None:
+        """Take a request out that waits no more; a place it was given already goes to the next."""
+        self._waiting.remove(place)
+        if place.granted.done() and not place.granted.cancelled():
+            with place.granted.result():
+                pass
+        self.grant()
+
+    def _busy(self, now: float) -> UpstreamUnavailable:
+        wait_s = min(math.ceil(self._drain.wait_s(len(self._waiting), now)), _LONGEST_RETRY_AFTER_S)
+        return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
     def _admitted(self, tried: Iterable[Endpoint]) -> list[Member]:
         """Return the members that may be asked; so many that no more than a share of the pool is ever out."""

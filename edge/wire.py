@@ -8,6 +8,7 @@ the chunk framing away that the client has to get again. What is understood is t
 import asyncio
 import functools
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -343,6 +344,21 @@ class Receiver:
         """Hear that the time of `expect_by` has come."""
 
 
+# A machine that vanished sends no end: without these a request that was sent to it, or waits for its first token, would
+# wait for `first_byte_timeout`. 30 s, since a host that moves to another machine is silent for some (tcp(7), RFC 5482).
+_NOTICE_DEATH: Final = tuple(
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),  # ms
+    )
+    if hasattr(socket, name)  # Linux has all of them
+)
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
@@ -382,6 +398,10 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            for level, option, value in _NOTICE_DEATH:
+                sock.setsockopt(level, option, value)
 
     def lend(self, receiver: Receiver) -> asyncio.Transport:
         """Give the connection to one request; its bytes go to `receiver` from now on."""

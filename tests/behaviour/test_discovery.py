@@ -1,0 +1,164 @@
+"""Members by DNS: every address of a name, followed as it changes; the resolver's answers are the test's."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from edge import discovery, wire
+from edge.config import Url
+from edge.simulator import Behaviour, Simulator
+from tests.conftest import Edge, StartEdge
+
+BODY = {"model": "public/deepseek-r1", "messages": []}
+PATIENCE_S = 20
+
+
+class Resolver:
+    """Says what the test wants of each name."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[str, ...]] = {}
+        self.asked = 0
+
+    async def look_up(self, name: Url) -> tuple[str, ...]:
+        self.asked += 1
+        if name.host not in self.answers:
+            raise OSError("Name or service not known")
+        return self.answers[name.host]
+
+    async def turn(self) -> None:
+        """Wait until it was asked twice more: what it said before has taken effect."""
+        before = self.asked
+        async with asyncio.timeout(PATIENCE_S):
+            while self.asked < before + 2:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    made = Resolver()
+    monkeypatch.setattr(discovery, "look_up", made.look_up)
+    monkeypatch.setattr(discovery, "_INTERVAL_S", 0.02)
+    return made
+
+
+StartMembers = Callable[..., Awaitable[list[Simulator]]]
+
+
+@pytest.fixture
+async def members() -> object:
+    """Two simulators on one port of two loopback addresses."""
+    first = Simulator(Behaviour())
+    await first.start()
+    port = int(first.url.rpartition(":")[2])
+    second = Simulator(Behaviour())
+    await second.start("127.0.0.2", port)
+    yield [first, second]
+    await first.close()
+    await second.close()
+
+
+def routes(port: int, more: str = "") -> str:
+    return f'[pools.p]\ndns = "vllm.pool.svc:{port}"\n{more}\n[routes."public/deepseek-r1"]\npool = "p"\n'
+
+
+def port_of(simulator: Simulator) -> int:
+    return int(simulator.url.rpartition(":")[2])
+
+
+def addresses(edge: Edge) -> list[str]:
+    return sorted(member.endpoint.url.host for member in edge.server.generation.pools["p"].members)
+
+
+async def test_every_address_of_a_name_is_a_member_and_changes_are_followed(
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver
+) -> None:
+    first, second = members
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1", "127.0.0.2")
+    edge = await start_edge(routes(port_of(first), 'balance = "round-robin"'))
+    for _ in range(4):
+        assert (await edge.ask(BODY))[0] == 200
+    assert (len(first.requests), len(second.requests)) == (2, 2)
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.2",)
+    await resolver.turn()
+    assert addresses(edge) == ["127.0.0.2"]
+    for _ in range(4):
+        assert (await edge.ask(BODY))[0] == 200
+    assert (len(first.requests), len(second.requests)) == (2, 6)
+    assert [each.url.host for each in edge.server.endpoints.states()] == ["127.0.0.2"]
+    await edge.consistent()
+
+
+async def test_the_last_good_answer_goes_on_while_the_name_cannot_be_resolved(
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
+    edge = await start_edge(routes(port_of(members[0])))
+    del resolver.answers["vllm.pool.svc"]
+    await resolver.turn()
+    await resolver.turn()
+    assert (await edge.ask(BODY))[0] == 200
+    said = [record.message for record in caplog.records if "cannot be resolved" in record.message]
+    assert len(said) == 1  # once, not at every look-up
+    assert "the last answer goes on" in said[0]
+
+
+async def test_a_name_that_was_never_resolved_is_a_503_and_heals_by_itself(
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver
+) -> None:
+    edge = await start_edge(routes(port_of(members[0])))
+    status, headers, body = await edge.ask(BODY)
+    assert (status, "retry-after" in headers) == (503, True)
+    assert b"vllm.pool.svc" not in body
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
+    await resolver.turn()
+    assert (await edge.ask(BODY))[0] == 200
+
+
+async def test_a_reload_keeps_the_members_and_their_connections(
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver
+) -> None:
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
+    edge = await start_edge(routes(port_of(members[0])))
+    assert (await edge.ask(BODY))[0] == 200
+    await edge.consistent()
+    [before] = edge.server.endpoints.states()
+    edge.config_path.write_text(edge.config_path.read_text().replace("[pools.p]\n", "[pools.p]\nidle_timeout = '9s'\n"))
+    edge.server.reload()
+    async with asyncio.timeout(PATIENCE_S):
+        while edge.server.generation.number == 1:
+            await asyncio.sleep(0.005)
+    [after] = edge.server.endpoints.states()
+    assert (after, len(after.connections)) == (before, 1)
+    assert (await edge.ask(BODY))[0] == 200
+    assert len(edge.server.discovery) == 1
+
+
+async def test_the_name_is_the_host_that_members_are_asked_for(
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver
+) -> None:
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
+    edge = await start_edge(routes(port_of(members[0])))
+    member = edge.server.generation.pools["p"].members[0]
+    assert f"Host: vllm.pool.svc:{port_of(members[0])}\r\n".encode() in member.head("chat/completions")
+
+
+async def test_addresses_are_all_that_the_machine_knows() -> None:
+    assert "127.0.0.1" in await discovery.look_up(Url("http", "localhost", 8000))
+
+
+async def test_upstream_connections_notice_a_machine_that_vanished(edge: Edge, simulator: Simulator) -> None:
+    """Its packets are lost, so only the kernel's own timers can tell."""
+    await edge.ask(BODY)
+    await edge.consistent()
+    endpoint = next(each for each in edge.server.endpoints.states() if len(each.connections))
+    connection = endpoint.connections.take()
+    assert connection is not None
+    assert connection.transport is not None
+    sock = connection.transport.get_extra_info("socket")
+    for level, option, value in wire._NOTICE_DEATH:
+        assert sock.getsockopt(level, option) == value
+    connection.abort()

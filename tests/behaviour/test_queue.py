@@ -1,0 +1,247 @@
+"""`max_inflight` and `queue`: who waits, in which order, and that nobody who left holds a place."""
+
+import asyncio
+import math
+
+import pytest
+
+from edge.keystores import KeyRegistry
+from edge.simulator import Simulator
+from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+
+BODY = {"model": "public/deepseek-r1", "messages": [{"role": "user", "content": "hi"}]}
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+PATIENCE_S = 20
+
+
+def routes(*urls: str, pool: str) -> str:
+    endpoints = ", ".join(f'"{url}"' for url in urls)
+    return f'[pools.p]\nendpoints = [{endpoints}]\n{pool}\n[routes."public/deepseek-r1"]\npool = "p"\n'
+
+
+class Held:
+    """An upstream's script that answers each request when it is told to."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[tuple[str, asyncio.Event]] = asyncio.Queue()
+
+    async def __call__(self, connection: ScriptedConnection) -> None:
+        request_id = connection.request.lower().partition(b"x-request-id: ")[2].partition(b"\r\n")[0].decode()
+        turn = asyncio.Event()
+        self.arrived.put_nowait((request_id, turn))
+        await turn.wait()
+        await connection.send(OK)
+
+    async def next(self) -> tuple[str, asyncio.Event]:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.arrived.get()
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.005)
+
+
+def waiting(edge: Edge) -> int:
+    return edge.server.generation.pools["p"].waiting
+
+
+async def send(edge: Edge, request_id: str, key: str | None = None) -> RawClient:
+    client = await edge.connect()
+    client.send(edge.request(BODY, key=key, headers=(f"x-request-id: {request_id}",)))
+    return client
+
+
+async def test_no_endpoint_gets_more_than_its_cap_and_all_are_answered(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    held = Held()
+    members = [await start_upstream(held) for _ in range(2)]
+    edge = await start_edge(routes(*(each.url for each in members), pool="max_inflight = 2\nqueue = 10"))
+    clients = [await send(edge, f"r{number}") for number in range(10)]
+    await until(lambda: waiting(edge) == 6)
+    assert [each.in_flight for each in edge.server.endpoints.states()] == [2, 2]
+    for _ in range(10):
+        _, turn = await held.next()
+        assert all(each.in_flight <= 2 for each in edge.server.endpoints.states())
+        turn.set()
+    assert [(await client.response())[0] for client in clients] == [200] * 10
+    await edge.consistent()
+    assert waiting(edge) == 0
+    assert [len(each.waiting) for each in edge.server.endpoints.states()] == [0, 0]
+
+
+async def test_two_hundred_requests_of_one_user_do_not_delay_the_single_one_of_another(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    """It is the next but one that is served: no longer than one service time after the one that runs."""
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool='max_inflight = 1\nqueue = 300\nqueue_timeout = "1m"'))
+    with KeyRegistry(edge.keys_path) as registry:
+        other, _ = registry.create("u-other")
+    clients = [await send(edge, f"many{number}") for number in range(201)]
+    await until(lambda: waiting(edge) == 200)
+    for _ in range(20):
+        (await held.next())[1].set()
+    await until(lambda: waiting(edge) == 180)
+    single = await send(edge, "single", key=other)
+    await until(lambda: waiting(edge) == 181)
+    order = []
+    while "single" not in order:
+        request_id, turn = await held.next()
+        order.append(request_id)
+        turn.set()
+    assert len(order) <= 3  # the one that ran, at most one more, and this
+    assert (await single.response())[0] == 200
+    for client in clients:
+        client.abort()
+    while waiting(edge) or edge.server.proxy.in_flight:
+        if not held.arrived.empty():
+            held.arrived.get_nowait()[1].set()
+        await asyncio.sleep(0)
+    await edge.consistent()
+
+
+async def test_a_full_queue_says_when_to_come_back(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 1"))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    second = await send(edge, "second")
+    await until(lambda: waiting(edge) == 1)
+    status, headers, body = await edge.ask(BODY)
+    assert status == 503
+    assert b"upstream_unavailable" in body
+    assert 1 <= int(headers["retry-after"]) <= 60
+    turn.set()
+    (await held.next())[1].set()
+    assert [(await client.response())[0] for client in (first, second)] == [200, 200]
+    await edge.consistent()
+
+
+async def test_without_a_queue_a_full_pool_refuses_at_once(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1"))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    assert (await edge.ask(BODY))[0] == 503
+    turn.set()
+    assert (await first.response())[0] == 200
+    assert len(upstream.requests) == 1
+
+
+async def test_a_wait_that_is_too_long_ends_in_a_503(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool='max_inflight = 1\nqueue = 9\nqueue_timeout = "20ms"'))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    status, headers, _ = await edge.ask(BODY)
+    assert (status, "retry-after" in headers) == (503, True)
+    assert waiting(edge) == 0
+    turn.set()
+    assert (await first.response())[0] == 200
+    await edge.consistent()
+
+
+async def test_a_client_that_leaves_while_it_waits_takes_no_place(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    gone = await send(edge, "gone")
+    await until(lambda: waiting(edge) == 1)
+    last = await send(edge, "last")
+    await until(lambda: waiting(edge) == 2)
+    gone.abort()
+    await until(lambda: waiting(edge) == 1)
+    turn.set()
+    request_id, turn = await held.next()
+    assert request_id == "last"
+    turn.set()
+    assert [(await client.response())[0] for client in (first, last)] == [200, 200]
+    await edge.consistent()
+    ends = {line["request_id"]: line["end"] for line in await edge.log()}
+    assert ends == {"first": "complete", "gone": "client_gone", "last": "complete"}
+
+
+async def test_a_place_that_was_given_to_a_request_that_is_cancelled_goes_to_the_next(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    """Between the gift and the waking of its request a client may leave."""
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    pool = edge.server.generation.pools["p"]
+    lease = pool.lease()
+    assert lease is not None
+    loop = asyncio.get_running_loop()
+    with lease:
+        one, two = (loop.create_task(pool.wait(f"u-{number}")) for number in (1, 2))
+        await until(lambda: pool.waiting == 2)
+    one.cancel()  # it has the place, and does not know yet
+    given = await two
+    assert one.cancelled()
+    endpoint = given.endpoint
+    assert endpoint.in_flight == 1
+    with given:
+        assert endpoint.in_flight == 1
+    assert (endpoint.in_flight, pool.waiting) == (0, 0)
+
+
+async def test_who_waits_is_served_after_a_reload_too(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    old = await send(edge, "old")
+    await until(lambda: waiting(edge) == 1)
+    edge.config_path.write_text(edge.config_path.read_text().replace("queue = 9", "queue = 8"))
+    edge.server._apply(edge.server._reloader.reload(edge.server.generation))
+    new = await send(edge, "new")
+    await until(lambda: waiting(edge) == 1)  # of the new generation
+    order = []
+    for _ in range(2):
+        turn.set()
+        request_id, turn = await held.next()
+        order.append(request_id)
+    turn.set()
+    assert order == ["old", "new"]
+    assert [(await client.response())[0] for client in (first, old, new)] == [200] * 3
+    await edge.consistent()
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Busy"])
+async def test_backpressure_of_one_member_tries_a_sibling_first(
+    start_edge: StartEdge, start_upstream: StartUpstream, simulator: Simulator, status: str
+) -> None:
+    async def busy(connection: ScriptedConnection) -> None:
+        await connection.send(f"HTTP/1.1 {status}\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".encode())
+
+    upstream = await start_upstream(busy)
+    edge = await start_edge(routes(upstream.url, simulator.url, pool="max_inflight = 4\nqueue = 9"))
+    for _ in range(6):
+        assert (await edge.ask(BODY))[0] == 200
+    assert len(upstream.requests) <= 1  # it rests for the time it asked for
+
+
+async def test_metrics_show_how_many_wait(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    clients = [await send(edge, f"r{number}") for number in range(3)]
+    await until(lambda: waiting(edge) == 2)
+    assert b'edge_pool_waiting{pool="p"} 2.0' in await edge.server.metrics.render()
+    for _ in clients:
+        (await held.next())[1].set()
+    assert math.prod([(await client.response())[0] for client in clients]) == 200**3
