@@ -1,6 +1,7 @@
 """routes.toml changes while the edge runs: the good takes effect, the bad changes nothing, nobody is interrupted."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge.proxy import Generation
 from edge.simulator import Behaviour, Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
@@ -243,6 +245,72 @@ async def test_stream_that_began_before_many_reloads_is_byte_complete(
     assert edge.server.generation.number == 11
     await edge.consistent()
     assert [line["end"] for line in await edge.log()] == ["complete", "complete"]
+
+
+async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothing_behind(
+    start_edge: StartEdge, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By rename, by symlink swap and in place, some bad; each stream has its bytes, and old generations are gone."""
+    caplog.set_level(logging.CRITICAL)
+    frames = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number for number in range(12)]
+    beats = [asyncio.Event() for _ in frames]
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        for frame, beat in zip(frames, beats, strict=True):
+            await beat.wait()
+            await connection.send(b"%x\r\n%b\r\n" % (len(frame), frame))
+        await connection.send(b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    pool = f'[pools.r1]\nendpoints = ["{upstream.url}"]\nhealth = {{ interval = "1h", path = "/" }}\n'
+    route = '[routes."public/deepseek-r1"]\npool = "r1"\n'
+    edge = await start_edge(pool + route)
+    server, path = edge.server, edge.config_path
+    text = path.read_text()
+    texts = [
+        text,
+        text.replace("pools.r1]", "pools.r2]").replace('pool = "r1"', 'pool = "r2"') + NEW.replace("r1", "r2"),
+        text.replace("1h", "2h"),
+        text.replace(upstream.url, f"{upstream.url}/v1"),
+        text + "nonsense = 1\n",
+        "",
+    ]
+    clients = []
+    for _ in range(200):
+        clients.append(await edge.connect())
+        clients[-1].send(edge.request({"model": "public/deepseek-r1", "stream": True}))
+    beats[0].set()
+    for client in clients:
+        await client.head()
+    await until(lambda: len(upstream.requests) >= 200)
+    ways = (replaced, in_place, swapped)
+    tasks, refused = 0, 0
+    for number in range(1000):
+        ways[number % len(ways)](path, texts[number % len(texts)])
+        before = server.generation.number
+        server._apply(server._reloader.reload(server.generation))
+        refused += server.generation.number == before
+        if number % 100 == 99:
+            beats[number // 100 + 1].set()
+            await asyncio.sleep(0)  # to what the beat woke
+        if number == 9:
+            tasks = len(asyncio.all_tasks())
+    assert (refused, server._reloader.failures) == (332, 332)  # a file with an error, and an emptied one
+    assert server.generation.number == 669
+    assert len(server.probes) == 1
+    assert len(list(server.endpoints.states())) == 1
+    beats[-1].set()
+    expected = b"".join(b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames) + b"0\r\n\r\n"
+    for client in clients:
+        assert await client.reader.readexactly(len(expected)) == expected
+    await edge.consistent()
+    assert {line["end"] for line in await edge.log()} == {"complete"}
+    assert len(asyncio.all_tasks()) <= tasks
+    gc.collect()
+    assert sum(isinstance(each, Generation) for each in gc.get_objects()) <= 2  # this one and the one before
 
 
 async def test_request_whose_body_comes_after_a_reload_keeps_its_generation(edge: Edge, simulator: Simulator) -> None:
