@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -386,3 +387,22 @@ async def test_in_flight_counts_carry_over(edge: Edge, start_upstream: StartUpst
     assert (await client.response())[0] == 200
     await edge.consistent()
     assert member.endpoint.in_flight == 0
+
+
+async def test_authority_of_upstreams_that_changes_applies_by_itself(start_edge: StartEdge, tmp_path: Path) -> None:
+    """`ca_file` keeps its name when an authority is followed by the next one."""
+    old, new = trustme.CA(), trustme.CA()
+    ca_file = tmp_path / "ca.pem"
+    old.cert_pem.write_to_path(str(ca_file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    new.issue_cert("127.0.0.1").configure_cert(context)
+    upstream = Simulator(Behaviour())
+    await upstream.start(ssl=context)
+    pool = f'[pools.p]\nendpoints = ["{upstream.url}"]\nca_file = "{ca_file}"\n'
+    edge = await start_edge(pool.replace("http:", "https:") + '[routes."public/deepseek-r1"]\npool = "p"\n')
+    assert await status_of(edge, "public/deepseek-r1") == 503
+    new.cert_pem.write_to_path(str(ca_file))
+    await until(lambda: edge.server.generation.number == 2)
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    assert len(list(edge.server.endpoints.states())) == 1
+    await upstream.close()
