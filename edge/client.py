@@ -7,6 +7,7 @@ gets wrong for an edge is put right here, each with its reason; it rides on inte
 
 import asyncio
 import fcntl
+import functools
 import socket
 import struct
 import termios
@@ -605,16 +606,23 @@ def response(
     with_body: bool = True,
 ) -> bytes:
     """Return a whole response; `with_body` False answers a HEAD."""
+    head = _constant_head(status, len(body), keep_alive, content_type, headers)
+    name = f"x-request-id: {request_id}\r\n".encode() if request_id else b""
+    return b"".join((head, name, date_header(), CORS, b"\r\n", body if with_body else b""))
+
+
+@functools.lru_cache(maxsize=256)
+def _constant_head(
+    status: int, length: int, keep_alive: bool, content_type: str, headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    """Return what equal answers begin with: who tries one bad key all day must not cost more than who is served."""
     lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
     if status != 204:
-        lines += [f"content-type: {content_type}", f"content-length: {len(body)}"]
-    if request_id:
-        lines.append(f"x-request-id: {request_id}")
+        lines += [f"content-type: {content_type}", f"content-length: {length}"]
     if not keep_alive:
         lines.append("connection: close")
     lines += [f"{name.lower()}: {value}" for name, value in headers]
-    head = ("\r\n".join(lines) + "\r\n").encode()
-    return b"".join((head, date_header(), CORS, b"\r\n", body if with_body else b""))
+    return ("\r\n".join(lines) + "\r\n").encode()
 
 
 def error_response(error: EdgeError, *, request_id: str, keep_alive: bool, with_body: bool = True) -> bytes:
