@@ -398,10 +398,6 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            for level, option, value in _NOTICE_DEATH:
-                sock.setsockopt(level, option, value)
 
     def lend(self, receiver: Receiver) -> asyncio.Transport:
         """Give the connection to one request; its bytes go to `receiver` from now on."""
@@ -508,9 +504,12 @@ class ConnectionPool:
         """Return a new connection; raises `ConnectFailed`, from which nothing of the address can be read."""
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await self.loop.create_connection(
+                transport, connection = await self.loop.create_connection(
                     lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
                 )
+            sock = transport.get_extra_info("socket")
+            for level, option, value in _NOTICE_DEATH:
+                sock.setsockopt(level, option, value)
         except TimeoutError:
             raise ConnectFailed(
                 "The model's server did not accept a connection in time.", retry_after_s=_BACK_IN_S
