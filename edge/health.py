@@ -3,7 +3,9 @@
 Three classes of answers. A *fault* is a transport error, 500, 502 or 504: a few in a row eject the endpoint for a time
 that doubles. *Backpressure*, 429 or 503, is an endpoint that is busy and says so: it rests as long as it asks, and is
 no worse for it. Anything else is *fine*, also a 4xx, which is the request's fault. After its time an ejected endpoint
-gets one request on trial, and all of them again when that went well.
+gets one request on trial, and all of them again when that went well. What an endpoint does with requests that began
+before it was ejected says nothing of whether it is well again: streams may run to their end on an engine that takes no
+new ones.
 
 No clock in here: `now` is seconds of the loop's clock.
 """
@@ -87,35 +89,40 @@ class Health:
         """Return when it may be asked again, for choosing among those that may not."""
         return max(self.ejected_until, self._rest_until)
 
-    def begin(self) -> None:
-        """Note that a request goes there: the trial, when it is ejected."""
+    def begin(self) -> int:
+        """Note that a request goes there, the trial when it is ejected; return the era, for how it went."""
         if self.ejected_until:
             self._trial = True
+        return self.total_ejections
 
-    def abandon(self) -> None:
+    def abandon(self, era: int) -> None:
         """Note that a request ended without a word on the endpoint, as when its client left."""
-        self._trial = False
+        if era == self.total_ejections:
+            self._trial = False
 
-    def fine(self) -> None:
-        """Note an answer; one is enough to come back."""
+    def fine(self, era: int) -> None:
+        """Note an answer; one is enough to come back, when its request began after the ejection."""
+        if self.ejected_until and era != self.total_ejections:
+            return
         self._trial = False
         self._faults = self._ejections = 0
         self.ejected_until = self._rest_until = 0.0
 
-    def fault(self, now: float) -> None:
+    def fault(self, now: float, era: int) -> None:
         """Note a fault; eject when it is one too many, or the trial's."""
-        self._trial = False
+        self.abandon(era)
+        if self.ejected_until and (era != self.total_ejections or now < self.ejected_until):
+            return  # of requests that were under way, or sent although it is ejected, for want of another
         self._faults += 1
-        if self._faults >= _FAULTS_TO_EJECT or (self.ejected_until and self.ejected_until <= now):
-            if self.ejected_until <= now:  # the faults of requests that were under way count as one ejection
-                self._ejections += 1
-                self.total_ejections += 1
-                self.ejected_until = now + min(_FIRST_EJECTION_S * 2 ** (self._ejections - 1), _LONGEST_EJECTION_S)
+        if self._faults >= _FAULTS_TO_EJECT or self.ejected_until:
             self._faults = 0
+            self._ejections += 1
+            self.total_ejections += 1
+            self.ejected_until = now + min(_FIRST_EJECTION_S * 2 ** (self._ejections - 1), _LONGEST_EJECTION_S)
 
-    def backpressure(self, now: float, retry_after_s: float | None) -> None:
+    def backpressure(self, now: float, retry_after_s: float | None, era: int) -> None:
         """Note that the endpoint is busy; it rests as long as it asks, within a bound."""
-        self._trial = False
+        self.abandon(era)
         rest_s = _REST_S if retry_after_s is None else min(retry_after_s, _LONGEST_REST_S)
         self._rest_until = max(self._rest_until, now + rest_s)
 

@@ -92,22 +92,20 @@ class Member:
 class Lease:
     """One endpoint for one attempt; counted in flight while it is held."""
 
-    __slots__ = ("_held", "endpoint", "member")
+    __slots__ = ("_era", "endpoint", "member")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.endpoint = member.endpoint
-        self._held = False
+        self._era = -1  # of the endpoint's health; -1 until it is held
 
     def hold(self) -> None:
         """Count it from now on, before it is entered: a place that is given to somebody who is not awake yet."""
-        self._held = True
         self.endpoint.in_flight += 1
-        if self.endpoint.health.ejected_until:
-            self.endpoint.health.begin()
+        self._era = self.endpoint.health.begin()
 
     def __enter__(self) -> Self:
-        if not self._held:
+        if self._era < 0:
             self.hold()
         return self
 
@@ -115,8 +113,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.endpoint.in_flight -= 1
-        if self.endpoint.health.ejected_until:
-            self.endpoint.health.abandon()
+        self.endpoint.health.abandon(self._era)
         for pool in tuple(self.endpoint.waiting):
             pool.grant()
 
@@ -125,13 +122,13 @@ class Lease:
         health = self.endpoint.health
         if verdict is Verdict.FINE:
             if health.is_tainted:
-                health.fine()
+                health.fine(self._era)
             return
         now = self.endpoint.connections.loop.time()
         if verdict is Verdict.FAULT:
-            health.fault(now)
+            health.fault(now, self._era)
         else:
-            health.backpressure(now, retry_after_s)
+            health.backpressure(now, retry_after_s, self._era)
 
 
 @dataclass(slots=True, eq=False)

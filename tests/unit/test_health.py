@@ -28,16 +28,16 @@ def test_every_status_belongs_to_one_of_three_classes(status: int, verdict: Verd
 def faulty(now: float = 0.0) -> Health:
     health = Health()
     for _ in range(3):
-        health.fault(now)
+        health.fault(now, health.begin())
     return health
 
 
 def test_three_faults_in_a_row_eject() -> None:
     health = Health()
     for _ in range(2):
-        health.fault(0.0)
+        health.fault(0.0, health.begin())
         assert health.admits(0.0)
-    health.fault(0.0)
+    health.fault(0.0, health.begin())
     assert not health.admits(4.9)
     assert health.describe(1.0) == "ejected for 4 s"
     assert health.total_ejections == 1
@@ -46,9 +46,9 @@ def test_three_faults_in_a_row_eject() -> None:
 def test_a_good_answer_in_between_begins_the_count_anew() -> None:
     health = Health()
     for _ in range(10):
-        health.fault(0.0)
-        health.fault(0.0)
-        health.fine()
+        health.fault(0.0, health.begin())
+        health.fault(0.0, health.begin())
+        health.fine(health.begin())
     assert health.admits(0.0)
     assert not health.is_tainted
 
@@ -63,12 +63,11 @@ def test_after_its_time_one_request_is_let_through_on_trial() -> None:
 
 def test_a_trial_that_goes_well_brings_it_back_whole() -> None:
     health = faulty()
-    health.begin()
-    health.fine()
+    health.fine(health.begin())
     assert health.admits(5.0)
     assert health.describe(5.0) == "healthy"
     for _ in range(2):
-        health.fault(5.0)
+        health.fault(5.0, health.begin())
     assert health.admits(5.0)
 
 
@@ -78,23 +77,52 @@ def test_each_failed_trial_doubles_the_time_up_to_a_bound() -> None:
     for _ in range(8):
         times.append(health.ejected_until - now)
         now = health.ejected_until
-        health.begin()
-        health.fault(now)
+        health.fault(now, health.begin())
     assert times == [5, 10, 20, 40, 80, 120, 120, 120]
 
 
 def test_a_trial_whose_client_left_frees_the_place_for_another() -> None:
     health = faulty()
+    health.abandon(health.begin())
+    assert health.admits(5.0)
+
+
+def test_the_end_of_an_older_request_leaves_the_trial_alone() -> None:
+    health = Health()
+    older = health.begin()
+    for _ in range(3):
+        health.fault(0.0, health.begin())
     health.begin()
-    health.abandon()
+    health.abandon(older)
+    assert not health.admits(5.0)
+    health.backpressure(0.0, 0.0, older)
+    assert not health.admits(5.0)
+
+
+def test_answers_to_older_requests_do_not_end_an_ejection() -> None:
+    """An engine may run its streams to their end and take no new ones; it was asked again and again."""
+    health = Health()
+    older = health.begin()
+    for _ in range(3):
+        health.fault(0.0, health.begin())
+    health.fine(older)
+    assert not health.admits(4.9)
+    assert health.ejected_until == 5.0
+
+
+def test_faults_of_a_request_that_was_sent_for_want_of_another_do_not_prolong_an_ejection() -> None:
+    health = faulty()
+    for _ in range(20):
+        health.fault(1.0, health.begin())
+    assert health.ejected_until == 5.0
     assert health.admits(5.0)
 
 
 def test_faults_of_requests_under_way_are_one_ejection() -> None:
     """A member that dies under a hundred requests is not ejected for an hour."""
     health = Health()
-    for _ in range(100):
-        health.fault(1.0)
+    for era in [health.begin() for _ in range(100)]:
+        health.fault(1.0, era)
     assert health.total_ejections == 1
     assert health.ejected_until == 6.0
 
@@ -102,7 +130,7 @@ def test_faults_of_requests_under_way_are_one_ejection() -> None:
 @pytest.mark.parametrize(("asked", "rest"), [(None, 0.5), (1.0, 1.0), (5.0, 5.0), (3600.0, 5.0)])
 def test_a_busy_endpoint_rests_as_long_as_it_asks_within_a_bound(asked: float | None, rest: float) -> None:
     health = Health()
-    health.backpressure(10.0, asked)
+    health.backpressure(10.0, asked, health.begin())
     assert not health.admits(10.0 + rest - 0.01)
     assert health.admits(10.0 + rest)
     assert health.total_ejections == 0
@@ -111,7 +139,7 @@ def test_a_busy_endpoint_rests_as_long_as_it_asks_within_a_bound(asked: float | 
 def test_backpressure_is_no_fault() -> None:
     health = Health()
     for _ in range(100):
-        health.backpressure(0.0, None)
+        health.backpressure(0.0, None, health.begin())
     assert health.admits(0.5)
 
 
@@ -130,5 +158,5 @@ def test_a_good_answer_does_not_outvote_the_probes() -> None:
     health = Health()
     health.probed(healthy=False)
     health.probed(healthy=False)
-    health.fine()
+    health.fine(health.begin())
     assert not health.admits(0.0)
