@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure; return 0, or 1 when a limit is missed."""
     plan = Plan(
-        _PEERS,
+        [peers.PEERS[name] for name in _PEERS],
         peers.directories(arguments.peer_dir),
         arguments.rounds,
         arguments.seed,

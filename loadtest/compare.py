@@ -56,7 +56,7 @@ class Unusable(Exception):
 class Plan:
     """What is compared, and how; `wanted` says which measures a peer gets."""
 
-    names: Sequence[str]
+    peers: Sequence[Peer]
     directories: Sequence[Path]
     rounds: int
     seed: int
@@ -119,7 +119,14 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else DEFAULT_ROUNDS)
     directories = peers.directories(arguments.peer_dir)
-    plan = Plan(names, directories, rounds, arguments.seed, QUICK if arguments.quick else Scale(), told=progress)
+    plan = Plan(
+        [PEERS[name] for name in names],
+        directories,
+        rounds,
+        arguments.seed,
+        QUICK if arguments.quick else Scale(),
+        told=progress,
+    )
     try:
         document = run(plan)
     except Unusable as problem:
@@ -179,8 +186,8 @@ def _running(session: Session) -> Iterator[None]:
         rig = [[upstream.pid, os.getpid()]] if own_core == upstream_core else [[upstream.pid], [os.getpid()]]
         session.targets[DIRECT] = Target(DIRECT, port, port, peers.KEY, [], rig)
         session.about[DIRECT] = _facts("the generator straight on the upstream: the rig itself", "")
-        for name in plan.names:
-            peer = PEERS[name]
+        for peer in plan.peers:
+            name = peer.name
             program = peer.find(plan.directories)
             if program is None:
                 session.missing[name] = peer.install
@@ -237,15 +244,15 @@ async def _measure(session: Session) -> None:
         for measure, call in MEASURES.items():
             for index in range(first, min(first + 2, plan.rounds)):
                 for name in orders[index]:
-                    if _applies(name, measure) and plan.wanted(name, measure):
+                    if _applies(plan, name, measure) and plan.wanted(name, measure):
                         plan.told(f"round {index + 1} of {plan.rounds}: {measure} of {name}")
                         await _one(session, measure, call, name, index, draw)
 
 
-def _applies(name: str, measure: str) -> bool:
+def _applies(plan: Plan, name: str, measure: str) -> bool:
     if name == DIRECT:
         return measure in _DIRECT_MEASURES
-    return measure != "refused" or PEERS[name].checks_keys
+    return measure != "refused" or any(peer.checks_keys for peer in plan.peers if peer.name == name)
 
 
 async def _one(session: Session, measure: str, call: measures.Measure, name: str, index: int, draw: Random) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -260,7 +261,7 @@ def _own(module: str) -> Callable[[str, Scene], Launch]:
     return launch
 
 
-def _edge(program: str, scene: Scene) -> Launch:
+def _edge(root: Path, program: str, scene: Scene) -> Launch:
     config = f"""
 [server]
 listen = "127.0.0.1:{scene.port}"
@@ -279,7 +280,7 @@ pool = "r1"
 hosts = ["{HOST}"]
 """
     path = scene.file("routes.toml", config)
-    environment = {"PYTHONPATH": str(ROOT)}  # the checkout's edge, whatever is installed
+    environment = {"PYTHONPATH": str(root)}  # the checkout's edge, whatever is installed
     made = subprocess.run(
         [program, "-m", "edge", "keys", "create", "--config", path, "--user", "u-loadtest", "--json"],
         capture_output=True,
@@ -291,8 +292,14 @@ hosts = ["{HOST}"]
     return Launch([program, "-m", "edge", "serve", "--config", path], key, environment)
 
 
+def edge(root: Path, name: str = "edge") -> Peer:
+    """Return the edge of a checkout."""
+    text = "keys, route, metrics and log on"
+    return Peer(name, text, partial(_edge, root), package="aiohttp uvloop", checks_keys=True)
+
+
 _PEERS: Final = (
-    Peer("edge", "keys, route, metrics and log on", _edge, package="aiohttp uvloop", checks_keys=True),
+    edge(ROOT),
     Peer(
         "nginx",
         "one worker, buffering off, keep-alive to the upstream",

@@ -1,5 +1,6 @@
 """A comparison in miniature: real processes, real streams, every byte checked; no duration is asserted."""
 
+import argparse
 import os
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from loadtest import budget, comparison_report, peers
+from loadtest import before, budget, comparison_report, peers
 from loadtest.compare import Plan, Unusable, run
 from loadtest.comparison import DIRECT, FIGURES
 from loadtest.measures import MEASURES, Scale
@@ -37,7 +38,7 @@ TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a compa
 
 
 def plan(*names: str, rounds: int = 1, wanted: Callable[[str, str], bool] = lambda peer, measure: True) -> Plan:
-    return Plan(names, [], rounds, 0, TINY, wanted)
+    return Plan([peers.PEERS[name] for name in names], [], rounds, 0, TINY, wanted)
 
 
 @TWO_CORES
@@ -104,3 +105,18 @@ def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     with pytest.raises(Unusable, match="one core"):
         run(plan("floor"))
+
+
+@TWO_CORES
+def test_two_checkouts_are_measured_in_the_same_rounds() -> None:
+    both = [peers.edge(peers.ROOT, before.NOW), peers.edge(peers.ROOT, before.BEFORE)]
+    told = before.text(run(Plan(both, [], 2, 0, TINY, lambda peer, measure: measure == "small")))
+    assert re.search(r"^cpu_per_request_us .* of \d rounds?$", told, re.MULTILINE)
+    assert "FAILED" not in told
+
+
+def test_a_directory_without_an_edge_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    before.add_arguments(parser)
+    assert before.main(parser.parse_args([str(tmp_path)])) == 2
+    assert "no checkout" in capsys.readouterr().err
