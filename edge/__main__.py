@@ -15,9 +15,21 @@ import uvloop
 
 from edge import schema, simulator
 from edge.changes import list_changes
-from edge.config import Address, Config, ConfigError, load, parse, problems_json, render_problems
+from edge.config import (
+    Address,
+    Config,
+    ConfigError,
+    KeysConfig,
+    KeyStoreAddress,
+    SharedConfig,
+    load,
+    parse,
+    problems_json,
+    render_problems,
+)
 from edge.explain import LOCAL_HOST, explain
-from edge.keystores import KeyFileError, KeyRecord, KeyRegistry, parse_lifetime
+from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
+from edge.keystores import KeyStoreUnusable
 from edge.notation import parse_address, parse_url
 from edge.server import Server, StartError, listening_on, log_to_stderr, refuse_what_needs_a_restart
 
@@ -34,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    except (StartError, KeyFileError, ValueError, OSError) as error:
+    except (StartError, KeyStoreUnusable, ValueError, OSError) as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -144,7 +156,8 @@ def _simulated(config: Config, url: str, key_file: Path) -> Config:
     }
     routes = tuple(replace(route, instance=route.instance and url) for route in config.routes)
     server = replace(config.server, shutdown_delay_s=0, tls=None)
-    return replace(config, server=server, keys=replace(config.keys, path=key_file), pools=pools, routes=routes)
+    keys = KeysConfig(KeyStoreAddress(key_file))
+    return replace(config, server=server, keys=keys, jwt=None, shared=SharedConfig(), pools=pools, routes=routes)
 
 
 def _invite(server: Server, key: str) -> None:
@@ -213,9 +226,11 @@ def _check(parsed: argparse.Namespace) -> int:
 def _explain(parsed: argparse.Namespace) -> int:
     config = load(parsed.config)
     keys: list[KeyRecord] = []
-    if parsed.key_id is not None and config.keys.path.exists():  # a registry would make the file
-        with KeyRegistry(config.keys.path) as registry:
-            keys = registry.list()
+    if parsed.key_id is not None:
+        path = _key_file(config)
+        if path.exists():  # a registry would make the file
+            with KeyRegistry(path) as registry:
+                keys = registry.list()
     explanation = explain(config, parsed.model, parsed.host, parsed.key_id, keys, time.time())
     print(explanation.as_json().decode() if parsed.json else explanation.render())
     return 0
@@ -273,10 +288,15 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires", type=parse_lifetime, metavar="TIME", help="a lifetime such as 12h or 30d")
     create.add_argument("--limit", metavar="NAME", help="a table of [limits]")
     _add_json(create)
-    _add_json(verb("list", "show the keys, never the secrets", _list_keys))
-    verb("revoke", "end a key for good", lambda registry, parsed: registry.revoke(parsed.id)).add_argument(
-        "id", metavar="ID"
-    )
+    listing = verb("list", "show the keys, never the secrets", _list_keys)
+    listing.add_argument("--user", metavar="U", help="of this user only")
+    _add_json(listing)
+    verb("revoke", "end a key for good", _revoke_key).add_argument("id", metavar="ID")
+    quota = verb("quota", "say whether a user has used up what was paid", _set_quota)
+    quota.add_argument("--user", required=True, metavar="U")
+    state = quota.add_mutually_exclusive_group(required=True)
+    state.add_argument("--spent", action="store_true", help="requests get a 402 from now on")
+    state.add_argument("--ok", dest="spent", action="store_false", help="they are served again")
     for name, text, one, whole in (
         ("enable", "let a key, or all keys of a user, work again", KeyRegistry.enable, KeyRegistry.enable_user),
         ("disable", "stop a key, or all keys of a user", KeyRegistry.disable, KeyRegistry.disable_user),
@@ -288,21 +308,45 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def _with_registry(parsed: argparse.Namespace, act: Callable[[KeyRegistry, argparse.Namespace], None]) -> int:
-    with KeyRegistry(load(parsed.config).keys.path) as registry:
+    with KeyRegistry(_key_file(load(parsed.config))) as registry:
         act(registry, parsed)
     return 0
+
+
+def _key_file(config: Config) -> Path:
+    """Return the file of the embedded key store; raises `ValueError` when keys are kept elsewhere."""
+    if config.keys.store.path is None:
+        raise ValueError(f"keys.store is {config.keys.store}: its keys are made and listed there, not by this command")
+    return config.keys.store.path
 
 
 def _switch(
     one: Callable[[KeyRegistry, str], None], whole: Callable[[KeyRegistry, str], int]
 ) -> Callable[[KeyRegistry, argparse.Namespace], None]:
     def act(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+        done = one.__name__ + "d"
         if parsed.user is None:
             one(registry, parsed.id)
+            print(f"{parsed.id} {done}; every edge knows within a second")
         else:
-            print(f"{whole(registry, parsed.user)} keys of {parsed.user}")
+            _tell_of_user(parsed.user, whole(registry, parsed.user), done)
 
     return act
+
+
+def _tell_of_user(user: str, keys: int, done: str) -> None:
+    misspelt = "" if keys else " (is the name right?)"
+    print(f"{user} {done}, with {keys} keys{misspelt}; every edge knows within a second")
+
+
+def _revoke_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    registry.revoke(parsed.id)
+    print(f"{parsed.id} revoked; every edge knows within a second")
+
+
+def _set_quota(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    keys = registry.set_out_of_quota(parsed.user, parsed.spent)
+    _tell_of_user(parsed.user, keys, "out of quota" if parsed.spent else "within quota")
 
 
 def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
@@ -318,7 +362,7 @@ def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
 
 
 def _list_keys(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
-    records = registry.list()
+    records = [record for record in registry.list() if parsed.user in (None, record.user)]
     if parsed.json:
         print(orjson.dumps([record.as_json() for record in records], option=orjson.OPT_INDENT_2).decode())
         return
@@ -330,6 +374,7 @@ def _list_keys(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
 
 def _row(record: KeyRecord) -> tuple[str, ...]:
     state = "suspended" if record.suspended else "enabled" if record.enabled else "disabled"
+    state += ", out of quota" if record.out_of_quota else ""
     expires = record.as_json()["expires_at"] or "never"
     return record.id, record.user, record.name, state, expires, " ".join(record.allow), " ".join(record.deny)
 

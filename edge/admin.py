@@ -1,11 +1,13 @@
-"""Health and metrics, on a listener of their own: whoever reaches it is an operator, so no key is asked."""
+"""Health, metrics and the purge of keys, on a listener of their own: whoever reaches it is an operator."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import orjson
 from aiohttp import web
 
+from edge.keystores import Changes
 from edge.telemetry import Metrics
 
 _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
@@ -39,10 +41,17 @@ class Health:
         return "\n".join(lines) + "\n"
 
 
-def admin_handler(health: Health, metrics: Metrics) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-    """Return the handler of the admin listener."""
+Purge = Callable[[Changes], Awaitable[dict[str, object]]]
+
+
+def admin_handler(
+    health: Health, metrics: Metrics, purge: Purge
+) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Return the handler of the admin listener; `purge` makes the process forget keys, and tells what it did."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/keys/purge":
+            return await _purge(request, purge)
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="use GET\n", headers={"Allow": "GET, HEAD"})
         match request.path:
@@ -53,6 +62,18 @@ def admin_handler(health: Health, metrics: Metrics) -> Callable[[web.BaseRequest
                 return web.Response(status=200 if health.ready else 503, text=text)
             case "/metrics":
                 return web.Response(body=await metrics.render(), headers={"Content-Type": _METRICS_TYPE})
-        return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose or /metrics\n")
+        return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose, /metrics or POST /keys/purge\n")
 
     return handle
+
+
+async def _purge(request: web.BaseRequest, purge: Purge) -> web.Response:
+    """Forget keys by `id` and `user` in the query, each as often as wanted; everything when there is neither."""
+    if request.method != "POST":
+        return web.Response(status=405, text="use POST\n", headers={"Allow": "POST"})
+    unknown = [name for name in request.query if name not in ("id", "user")]
+    ids, users = (frozenset(request.query.getall(name, ())) for name in ("id", "user"))
+    if unknown or "" in ids | users:
+        return web.Response(status=400, text="write ?id=KEY_ID, ?user=USER, both, or nothing for every key\n")
+    done = await purge(Changes(ids=ids, users=users, everything=not ids | users))
+    return web.Response(body=orjson.dumps(done), content_type="application/json")

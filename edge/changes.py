@@ -43,9 +43,10 @@ def _changed(old: Config, new: Config) -> Iterator[tuple[str, str, Any, Any]]:
         for name in after:
             if name in before and before[name] != after[name]:
                 yield "~", f"{kind} {name}", before[name], after[name]
-    for name in ("server", "keys"):
-        if getattr(old, name) != getattr(new, name):
-            yield "~", name, getattr(old, name), getattr(new, name)
+    for name in ("server", "keys", "jwt", "shared"):
+        was, is_now = getattr(old, name), getattr(new, name)
+        if was != is_now:
+            yield "+" if was is None else "-" if is_now is None else "~", name, was, is_now
 
 
 def _values(section: Section, table: object) -> Iterator[tuple[Setting, Any]]:

@@ -32,6 +32,7 @@ from edge.errors import (
     RequestTooLarge,
     UriTooLong,
 )
+from edge.exchange import NO_CREDENTIAL
 
 MAX_REQUEST_LINE_BYTES: Final = 8190
 MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
@@ -112,7 +113,7 @@ class ClientConnection(RequestHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own when it begins to close
         self._drop_timer: asyncio.TimerHandle | None = None
         self.peer = ""  # the client's address, "unix" on a unix socket
-        self.credential = ("", b"")  # the key that was shown last, and its digest
+        self.credential = NO_CREDENTIAL  # that was shown last
         self._parser_reads = True
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from edge.notation import (
     PLACEHOLDERS,
@@ -46,11 +47,14 @@ __all__ = [
     "ConfigError",
     "EndpointConfig",
     "HealthConfig",
+    "JwtConfig",
+    "KeyStoreAddress",
     "KeysConfig",
     "PoolConfig",
     "Problem",
     "RouteConfig",
     "ServerConfig",
+    "SharedConfig",
     "TlsConfig",
     "Url",
     "load",
@@ -65,6 +69,8 @@ Network = IPv4Network | IPv6Network
 
 BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
 ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp", "openai")
+# Signed with a key that only the issuer has. HS256 and its kin would let whoever can prove a token make one.
+ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics and the status page are for operators only
 
@@ -103,18 +109,71 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class KeysConfig:
-    """`[keys]`: the key store's SQLite file and how long its answers are believed.
+class KeyStoreAddress:
+    """`keys.store`: a SQLite file, or the URL of a server; exactly one of the two. A URL may hold a password."""
 
-    A revoked key lives at most `cache_ttl_s` longer; a new one waits at most `negative_ttl_s`; while the store is down,
-    known keys go on for `stale_for_s`.
+    path: Path | None = None
+    url: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"sqlite:{self.path}"
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    @property
+    def scheme(self) -> str:
+        """`sqlite`, `http`, `https`, `redis` or `rediss`."""
+        return "sqlite" if self.path is not None else self.url.partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class KeysConfig:
+    """`[keys]`: where keys are looked up and how long the answers are believed.
+
+    A revoked key lives at most `cache_ttl_s` longer, where the store does not tell of it; a new one waits at most
+    `negative_ttl_s`; while the store is down, or silent for `store_timeout_s`, known keys go on for `stale_for_s`.
+    `store_token` (a bearer token), or `store_client_id` and `store_client_secret` (HTTP Basic), are what an
+    introspection server wants to see.
     """
 
-    path: Path
+    store: KeyStoreAddress
     cache_ttl_s: float = 10
     negative_ttl_s: float = 2
     stale_for_s: float = 600
     cache_entries: int = 100_000
+    store_timeout_s: float = 2
+    store_token: str | None = field(default=None, repr=False)
+    store_client_id: str | None = None
+    store_client_secret: str | None = field(default=None, repr=False)
+    store_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JwtConfig:
+    """`[jwt]`: tokens of one issuer instead of keys; `jwks` is the URL or the file of its keys (RFC 7517).
+
+    `user_claim` must yield the user (`u-...`); `allow_claim` a list of patterns, or text with spaces between them, in
+    place of what a key's `allow` says. `leeway_s` is how far the clocks may differ. The keys are fetched every
+    `jwks_ttl_s`, and when a token names one that is not known.
+    """
+
+    issuer: str
+    audience: str
+    jwks: str | Path
+    algorithms: tuple[str, ...] = ("RS256",)
+    user_claim: str = "sub"
+    allow_claim: str | None = None
+    leeway_s: float = 30
+    jwks_ttl_s: float = 600
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedConfig:
+    """`[shared]`: the Redis or Valkey by which processes hear of revoked keys at once."""
+
+    redis: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +261,8 @@ class Config:
     path: Path
     server: ServerConfig
     keys: KeysConfig
+    jwt: JwtConfig | None
+    shared: SharedConfig
     pools: Mapping[str, PoolConfig]
     routes: tuple[RouteConfig, ...]
     watched: tuple[Path, ...] = ()
@@ -248,9 +309,11 @@ def _config(reader: Reader, root: Table) -> Config:
     if isinstance(limits, dict) and limits:
         Table(reader, ("limits",), limits).not_built(*limits)
         del root.left["limits"]
-    root.not_built("jwt", "usage", "shared", "limits")
+    root.not_built("usage", "limits")
     server = _server(root.section("server"))
     keys = _keys(root.section("keys"))
+    jwt = _jwt(root.table("jwt"))
+    shared = _shared(root.section("shared"))
     pools = {name: _pool(name, table) for name, table in root.section("pools").tables()}
     routes = [_route(name, table, pools) for name, table in root.section("routes").tables()]
     root.close()
@@ -259,6 +322,8 @@ def _config(reader: Reader, root: Table) -> Config:
         path=reader.path,
         server=server,
         keys=keys,
+        jwt=jwt,
+        shared=shared,
         pools=MappingProxyType(pools),
         routes=tuple(routes),
         watched=tuple(dict.fromkeys(reader.watched)),
@@ -333,25 +398,133 @@ def _network(text: str) -> Network:
 
 
 def _keys(table: Table) -> KeysConfig:
-    default = KeysConfig(table.reader.base / "edge.db")
+    default = KeysConfig(KeyStoreAddress(table.reader.base / "edge.db"))
+    is_given = "store" in table.left
+    store = table.parsed("store", partial(_key_store, base=table.reader.base), None)
     config = KeysConfig(
-        path=table.parsed("store", partial(_sqlite_file, base=table.reader.base), default.path),
+        store=store or default.store,
         cache_ttl_s=table.duration_s("cache_ttl", default.cache_ttl_s),
         negative_ttl_s=table.duration_s("negative_ttl", default.negative_ttl_s),
         stale_for_s=table.duration_s("stale_for", default.stale_for_s, zero=True),
         cache_entries=table.integer("cache_entries", default.cache_entries, highest=10**9),
+        store_timeout_s=table.duration_s("store_timeout", default.store_timeout_s),
+        store_token=table.secret("store_token"),
+        store_client_id=table.text("store_client_id"),
+        store_client_secret=table.secret("store_client_secret"),
+        store_ca_file=table.file("store_ca_file"),
     )
+    if store is not None or not is_given:  # what is wrong itself is not measured by
+        _check_store_settings(config, table)
     table.close()
     return config
 
 
-def _sqlite_file(text: str, base: Path) -> Path:
-    scheme, _, name = text.partition(":")
-    if scheme in ("http", "https", "redis", "rediss"):
-        raise ValueError(f'a store at {scheme}: is {NOT_BUILT}, or write store = "sqlite:edge.db"')
-    if scheme != "sqlite" or not name or name.startswith(("//", ":")):
-        raise ValueError('not a key store: write "sqlite:FILE", such as "sqlite:edge.db"')
-    return base / name
+def _check_store_settings(config: KeysConfig, table: Table) -> None:
+    """Refuse settings that the store has no use for."""
+    given = (
+        ("store_token", config.store_token, ("http", "https")),
+        ("store_client_id", config.store_client_id, ("http", "https")),
+        ("store_client_secret", config.store_client_secret, ("http", "https")),
+        ("store_ca_file", config.store_ca_file, ("https", "rediss")),
+    )
+    for name, value, schemes in given:
+        if value is not None and config.store.scheme not in schemes:
+            table.problem(_as_given(table, name), f"does nothing for a store at {config.store.scheme}: remove it")
+    if config.store_token is not None and config.store_client_id is not None:
+        table.problem(_as_given(table, "store_token"), "store_client_id is given too: remove one of the two")
+    elif (config.store_client_id is None) != (config.store_client_secret is None):
+        name = "store_client_secret" if config.store_client_id is None else "store_client_id"
+        message = "store_client_id and store_client_secret belong together: write both, or remove it"
+        table.problem(_as_given(table, name), message)
+
+
+def _as_given(table: Table, name: str) -> str:
+    """Return the name under which a setting stands in the file: a secret may be in one of its own."""
+    return f"{name}_file" if (*table.at, f"{name}_file") in table.reader.positions else name
+
+
+def _key_store(text: str, base: Path) -> KeyStoreAddress:
+    scheme, _, rest = text.partition(":")
+    if scheme in ("http", "https"):
+        return KeyStoreAddress(url=_server_url(text))
+    if scheme in ("redis", "rediss"):
+        return KeyStoreAddress(url=_redis_url(text))
+    if scheme != "sqlite" or not rest or rest.startswith(("//", ":")):
+        raise ValueError(
+            'not a key store: write "sqlite:FILE", such as "sqlite:edge.db", the URL of an introspection server, or '
+            '"redis://HOST:PORT/0"'
+        )
+    return KeyStoreAddress(base / rest)
+
+
+def _server_url(text: str) -> str:
+    """Return the URL of something that is asked over HTTP; a query may stand in it, a password may not."""
+    parts = urlsplit(text)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a password does not belong into a URL, where logs show it: write it as a setting of its own")
+    if not parts.hostname or parts.fragment or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError('not a URL: write "https://HOST:PORT/PATH"')
+    return text
+
+
+def _redis_url(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    database = parts.path.removeprefix("/")
+    if (
+        parts.scheme not in ("redis", "rediss")
+        or not parts.hostname
+        or port == 0
+        or (database and not database.isdigit())
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError('not the URL of a Redis: write "redis://:${PASSWORD}@HOST:PORT/0", or rediss:// for TLS')
+    return text
+
+
+def _jwt(table: Table | None) -> JwtConfig | None:
+    if table is None:
+        return None
+    default = JwtConfig("", "", "")
+    listed = table.texts("algorithms")
+    for at, text in listed:
+        if text not in ALGORITHMS:
+            hint = f"write one of {', '.join(ALGORITHMS)}"
+            table.reader.problem(at, f"{text!r} is not an algorithm that only the issuer can sign with: {hint}")
+    config = JwtConfig(
+        issuer=table.text("issuer") or "",
+        audience=table.text("audience") or "",
+        jwks=table.parsed("jwks", partial(_key_set, table=table), default.jwks),
+        algorithms=tuple(text for _, text in listed) or default.algorithms,
+        user_claim=table.text("user_claim") or default.user_claim,
+        allow_claim=table.text("allow_claim"),
+        leeway_s=table.duration_s("leeway", default.leeway_s, zero=True),
+        jwks_ttl_s=table.duration_s("jwks_ttl", default.jwks_ttl_s),
+        ca_file=table.file("ca_file"),
+    )
+    for name, sample in (("issuer", "https://console.example/"), ("audience", "models"), ("jwks", "jwks.json")):
+        if not getattr(config, name):
+            table.reader.problem(table.at, f'{name} is missing: write {name} = "{sample}"')
+    if config.ca_file is not None and not str(config.jwks).startswith("https:"):
+        table.problem("ca_file", "does nothing without a jwks at https: remove it")
+    table.close()
+    return config
+
+
+def _key_set(text: str, table: Table) -> str | Path:
+    if text.startswith(("http://", "https://")):
+        return _server_url(text)
+    return table.reader.file((*table.at, "jwks"), text)[0]
+
+
+def _shared(table: Table) -> SharedConfig:
+    config = SharedConfig(table.parsed("redis", _redis_url, ""))
+    table.close()
+    return config
 
 
 def _pool(name: str, table: Table) -> PoolConfig:

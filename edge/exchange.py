@@ -6,6 +6,7 @@ Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds)
 
 import enum
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -56,6 +57,17 @@ class Principal:
     out_of_quota: bool = False
     expires_at: float | None = None
     limit: str | None = None
+
+
+class Credential(NamedTuple):
+    """What a request shows, the `Authorization` it came in ("" when in another header), and its SHA-256."""
+
+    header: str
+    key: str
+    digest: bytes
+
+
+NO_CREDENTIAL: Final = Credential("", "", b"")
 
 
 class Exchange(msgspec.Struct):

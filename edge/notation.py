@@ -228,6 +228,30 @@ def _is_ip(text: str) -> bool:
     return True
 
 
+def check_pattern(pattern: str) -> None:
+    """Raise `ValueError` with advice unless this is a pattern over model names, such as `public/*`."""
+    if not pattern:
+        raise ValueError("a pattern is empty: leave it out, or write ** for every name")
+    if any(not "!" <= character <= "~" for character in pattern):
+        raise ValueError(f"pattern {pattern!r}: only visible ASCII characters, no spaces; one pattern per value")
+    if "***" in pattern:
+        raise ValueError(f"pattern {pattern!r}: write * for one level of a name or ** for any number")
+    if wrong := set(pattern) & set("?[]{}!,"):
+        raise ValueError(
+            f"pattern {pattern!r}: {min(wrong)} means nothing here: the globs are * and **, "
+            "several patterns are several values, and what is excluded is a deny pattern"
+        )
+
+
+def is_pattern(text: str) -> bool:
+    """Say whether this is a pattern over model names."""
+    try:
+        check_pattern(text)
+    except ValueError:
+        return False
+    return True
+
+
 def check_host_pattern(text: str) -> None:
     """Accept an entry of `hosts`: `chat.d.run`, `*.d.run` (`*` is one label), `!chat.d.run`, an IP address."""
     host = text.removeprefix("!")

@@ -59,7 +59,6 @@ from edge.errors import (
 )
 from edge.exchange import End, Exchange, Phase
 from edge.health import Verdict, judge
-from edge.keystores import hash_key
 from edge.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.telemetry import AccessLog, Metrics
@@ -197,11 +196,9 @@ class Proxy:
                 raise _wrong_path(request, path, host, operation is not None)
             if method not in ("GET", "HEAD"):
                 raise _wrong_path(request, path, host, True)
-        connection, key = request.connection, credential_of(request.headers)
-        if key != connection.credential[0]:  # a client's key hardly ever changes within a connection
-            connection.credential = (key, hash_key(key))
-        digest = connection.credential[1]
-        caller = self._authenticator.recall(digest) or await self._authenticator.authenticate(digest)
+        connection = request.connection
+        credential = connection.credential = credential_of(request.headers, connection.credential)
+        caller = self._authenticator.recall(credential) or await self._authenticator.authenticate(credential)
         exchange.principal = caller.principal
         table = _routes_of(generation, request, host)
         if operation is None:

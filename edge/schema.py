@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge.config import (
+    ALGORITHMS,
     BALANCES,
     ENGINES,
     EndpointConfig,
     HealthConfig,
+    JwtConfig,
     KeysConfig,
+    KeyStoreAddress,
     PoolConfig,
     RouteConfig,
     ServerConfig,
+    SharedConfig,
     TlsConfig,
     Url,
 )
@@ -232,15 +236,77 @@ SERVER: Final = Section(
 
 KEYS: Final = Section(
     "How an API key is looked up.",
-    KeysConfig(Path("edge.db")),
+    KeysConfig(KeyStoreAddress(Path("edge.db"))),
     (
         Setting(
-            "store", STORE, "The key store's file, made by `edge keys create`. A change needs a restart.", field="path"
+            "store",
+            STORE,
+            "`sqlite:FILE`, made by `edge keys create`; the URL of a token introspection server (RFC 7662), which gets "
+            "each key; or that of a Redis. A change needs a restart.",
         ),
         Setting("cache_ttl", DURATION, "How long an answer is believed: a revoked key may still work this long."),
         Setting("negative_ttl", DURATION, 'How long "unknown" is believed: a new key may still be refused this long.'),
         Setting("stale_for", DURATION, "While the store is down, known keys go on this long."),
         Setting("cache_entries", _count(10**9), "Keys remembered, known and unknown ones each; about 1 kB each."),
+        Setting(
+            "store_timeout",
+            DURATION,
+            "How long a look-up may take before the store counts as down: known keys go on, unknown ones get a 503. "
+            "Requests with a new key wait that long.",
+        ),
+        Setting("store_token", SECRET, "The bearer token that an introspection server asks for.", "${SET}"),
+        Setting("store_token_file", FILE, "A file that holds store_token and nothing else.", "secret", ""),
+        Setting("store_client_id", TEXT, "The name for HTTP Basic at an introspection server.", "edge"),
+        Setting("store_client_secret", SECRET, "The password that belongs to store_client_id.", "${SET}"),
+        Setting("store_client_secret_file", FILE, "A file that holds store_client_secret.", "secret", ""),
+        Setting("store_ca_file", FILE, "A PEM file with the authority of a store at https or rediss.", "tls.crt"),
+    ),
+)
+
+JWT: Final = Section(
+    "Tokens that an issuer signed, instead of keys. Needs the extra `jwt`.",
+    JwtConfig("", "", ""),
+    (
+        Setting("issuer", TEXT, "The `iss` of its tokens; a token that names another one is looked up as a key."),
+        Setting("audience", TEXT, "The `aud` that they must have: tokens made for something else are refused."),
+        Setting("jwks", TEXT, "The URL or the file of the issuer's public keys (RFC 7517)."),
+        Setting(
+            "algorithms",
+            Kind(
+                {"type": "array", "items": {"type": "string", "enum": list(ALGORITHMS)}, "minItems": 1},
+                write=TEXTS.write,
+            ),
+            "How tokens may be signed.",
+        ),
+        Setting("user_claim", TEXT, "The claim that names the user, `u-...`."),
+        Setting(
+            "allow_claim",
+            TEXT,
+            "The claim that lists the models a token opens, as patterns; without one: what a key opens.",
+            "models",
+        ),
+        Setting("leeway", DURATION, "How far the issuer's clock and this one may differ; tokens live as much longer."),
+        Setting(
+            "jwks_ttl",
+            DURATION,
+            "How often the keys are fetched; also at once when a token names an unknown one, at most every 10 s. A key "
+            "that was withdrawn proves tokens this long.",
+        ),
+        Setting("ca_file", FILE, "A PEM file with the authority of a jwks at https.", "tls.crt"),
+    ),
+    required=("issuer", "audience", "jwks"),
+)
+
+SHARED: Final = Section(
+    "What processes share. A change needs a restart.",
+    SharedConfig(),
+    (
+        Setting(
+            "redis",
+            Kind(_string("^rediss?://"), write=lambda url: "(secret)"),
+            "A Redis or Valkey: `POST /keys/purge` at one process reaches all. Needs the extra `redis`.",
+            "redis://:${SET}@127.0.0.1:6379/0",
+        ),
     ),
 )
 
@@ -408,7 +474,7 @@ ROUTE: Final = Section(
 )
 
 SECTIONS: Final[Mapping[type, Section]] = {
-    type(section.absent): section for section in (SERVER, TLS, KEYS, POOL, ENDPOINT, HEALTH, ROUTE)
+    type(section.absent): section for section in (SERVER, TLS, KEYS, JWT, SHARED, POOL, ENDPOINT, HEALTH, ROUTE)
 }
 
 
@@ -423,7 +489,14 @@ def routes_schema() -> dict[str, object]:
         "type": "object",
         "additionalProperties": False,
         "required": ["routes"],
-        "properties": {"server": SERVER.schema(), "keys": KEYS.schema(), "pools": named, "routes": routes},
+        "properties": {
+            "server": SERVER.schema(),
+            "keys": KEYS.schema(),
+            "jwt": JWT.schema(),
+            "shared": SHARED.schema(),
+            "pools": named,
+            "routes": routes,
+        },
     }
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import jwt
 import orjson
 from aiohttp import http_parser, web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,15 +23,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from edge.admin import Health, admin_handler
 from edge.changes import describe_change
 from edge.client import BodyMemory, ClientServer
-from edge.config import Address, Config, ConfigError, TlsConfig, load
+from edge.config import Address, Config, ConfigError, KeysConfig, TlsConfig, load
 from edge.credentials import Authenticator
 from edge.discovery import Discovery
-from edge.keystores import SqliteKeyStore
+from edge.keys_http import HttpKeyStore
+from edge.keys_redis import RedisKeyStore
+from edge.keys_sqlite import SqliteKeyStore
+from edge.keystores import Changes, KeyStore
 from edge.probes import HealthProbes
 from edge.proxy import Generation, Proxy, new_request_id
 from edge.relay import Relay
+from edge.revocations import RevocationChannel, connect, disconnect, reason_of
 from edge.routing import RouteTable
 from edge.telemetry import AccessLog, Metrics, counter, gauge
+from edge.tokens import TokenVerifier
 from edge.upstream import Endpoint, Endpoints, Pool
 
 _log = logging.getLogger(__name__)
@@ -39,6 +45,8 @@ _BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy; c
 _LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 _SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
+_SHARED_TIMEOUT_S: Final = 2.0
+_NOT_CONNECTED: Final = "not connected yet"
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
 
 FileState = tuple[str, int, int, int]  # path, time of change in ns, size, inode
@@ -144,7 +152,9 @@ def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
             ("server.listen", old.server.listen, new.server.listen),
             ("server.admin", old.server.admin, new.server.admin),
             ("server.tls", old.server.tls is None, new.server.tls is None),
-            ("keys.store", old.keys.path, new.keys.path),
+            ("keys.store", old.keys.store, new.keys.store),
+            ("jwt", old.jwt is None, new.jwt is None),
+            ("shared", old.shared, new.shared),
         )
         if before != after
     ]
@@ -172,6 +182,8 @@ class Server:
         self._hurry = asyncio.Event()
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
+        self._channel: RevocationChannel | None = None
+        self._shared_lost = _NOT_CONNECTED
         self._listeners: list[asyncio.Server] = []
         self.addresses: list[str] = []
         self.admin_address = ""
@@ -182,12 +194,13 @@ class Server:
         return self.proxy.generation
 
     async def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
-        """Serve until `stop`; raises `ConfigError`, `StartError` or `KeyFileError` when it cannot start."""
+        """Serve until `stop`; raises `ConfigError`, `StartError` or `KeyStoreUnusable` when it cannot start."""
         limit = _raise_descriptor_limit()
         generation = self._reloader.first()
         config = generation.config
-        store = SqliteKeyStore(config.keys.path)
-        self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time)
+        store = self._store = _key_store(config.keys)
+        self._tokens = _token_verifier(config, self._loop.time)
+        self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
         self.memory = BodyMemory(config.server.body_memory_bytes)
         self.proxy = Proxy(
             generation,
@@ -208,8 +221,11 @@ class Server:
         self.discovery = Discovery(self.endpoints, self._members_changed)
         self.metrics.gauges.append(self._gauges)
         self.health.details = self._details
-        await store.open()
         try:
+            await store.open()
+            await self._share(config)
+            if self._tokens is not None:
+                await self._tokens.open()
             await self.discovery.learn(generation.pools.values())
             await self._listen(config)
             _spare_the_collector()
@@ -217,7 +233,7 @@ class Server:
             self.probes.apply(generation.pools.values())
             await self._serve(ready)
         finally:
-            await self._end(store)
+            await self._end()
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
@@ -262,7 +278,8 @@ class Server:
         except OSError as error:
             raise StartError(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = _name_of(admin_socket)
-        self._admin_server = web.Server(admin_handler(self.health, self.metrics), access_log=None)
+        handler = admin_handler(self.health, self.metrics, self.purge)
+        self._admin_server = web.Server(handler, access_log=None)
         self._admin = await self._loop.create_server(self._admin_server, sock=admin_socket)
         for listener in self._listeners:
             await listener.start_serving()
@@ -291,10 +308,43 @@ class Server:
         self.discovery.apply(generation.pools.values())
         self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
+        if isinstance(self._store, HttpKeyStore):
+            self._store.reconfigure(generation.config.keys)
+        if self._tokens is not None and generation.config.jwt is not None:
+            self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
         self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, server.max_connections)
         if self._tls is not None and server.tls is not None:
             self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)  # proved when it was built
+
+    # --- keys
+
+    async def _share(self, config: Config) -> None:
+        """Listen to what other processes say of keys."""
+        if config.shared.redis:
+            self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
+            self._channel = RevocationChannel(self._shared_client)
+            self._channel.changed = self.authenticator.forget
+            self._channel.outage = self._shared_outage
+            self._channel.open()
+
+    def _shared_outage(self, reason: str) -> None:
+        before, self._shared_lost = self._shared_lost, reason
+        if reason and before in ("", _NOT_CONNECTED):
+            _log.error("shared.redis is unavailable, revocations by other processes wait: %s", reason)
+        elif before not in ("", _NOT_CONNECTED) and not reason:
+            _log.warning("shared.redis answers again")
+
+    async def purge(self, changes: Changes) -> dict[str, object]:
+        """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""
+        done: dict[str, object] = {"forgotten": self.authenticator.forget(changes)}
+        if self._channel is not None:
+            try:
+                done["processes"] = await self._channel.publish(changes)
+            except Exception as error:  # redis-py's own are not imported where it may be absent
+                done["processes"] = 1
+                done["problem"] = f"other processes could not be told: {reason_of(error)}"
+        return done
 
     def _members_changed(self) -> None:
         """Take over the members that DNS names now."""
@@ -339,11 +389,16 @@ class Server:
             return False
         return task.exception() is None
 
-    async def _end(self, store: SqliteKeyStore) -> None:
+    async def _end(self) -> None:
         for listener in self._listeners:
             listener.close()
         await self.authenticator.close()
-        await store.close()
+        if self._tokens is not None:
+            await self._tokens.close()
+        if self._channel is not None:
+            await self._channel.close()
+            await disconnect(self._shared_client)
+        await self._store.close()
         await self.discovery.close()
         await self.probes.close()
         self.endpoints.close()
@@ -360,6 +415,13 @@ class Server:
             ("routes", str(len(self.generation.config.routes))),
             ("requests in flight", str(self.proxy.in_flight)),
             ("connections", str(len(self.clients.clients))),
+            ("key store", f"down: {self.authenticator.outage}" if self.authenticator.outage else "ok"),
+            *(
+                ()
+                if self._tokens is None
+                else (("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()),)
+            ),
+            *(() if self._channel is None else (("shared redis", self._shared_lost or "ok"),)),
             *((f"endpoint {each.authority}", each.health.describe(self._loop.time())) for each in self._unwell()),
         ]
 
@@ -380,6 +442,12 @@ class Server:
         yield counter("edge_key_lookups", "Keys asked of the store.", counts.misses)
         yield counter("edge_key_lookup_failures", "Look-ups the store could not answer.", counts.failures)
         yield counter("edge_key_stale_answers", "Known keys that went on while the store was down.", counts.stale)
+        yield gauge("edge_key_store_up", "1, or 0 while the key store does not answer.", not self.authenticator.outage)
+        if self._tokens is not None:
+            yield gauge("edge_token_keys", "Keys of the issuer that can prove tokens.", self._tokens.key_count)
+            yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
+        if self._channel is not None:
+            yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost)
         yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
         yield gauge(
             "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.health.reload_failed
@@ -408,6 +476,23 @@ class Server:
         for name, pool in self.generation.pools.items():
             waiting.add_metric((name,), pool.waiting)
         yield from (in_flight, idle, out, ejections, waiting)
+
+
+def _key_store(config: KeysConfig) -> KeyStore:
+    """Return the store that `keys.store` names."""
+    if config.store.path is not None:
+        return SqliteKeyStore(config.store.path)
+    return HttpKeyStore(config) if config.store.scheme.startswith("http") else RedisKeyStore(config)
+
+
+def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:
+    """Return what verifies tokens, None when there are to be none; raises `StartError`."""
+    if config.jwt is None:
+        return None
+    missing = [name for name in config.jwt.algorithms if name not in jwt.algorithms.get_default_algorithms()]
+    if missing:
+        raise StartError(f'jwt: {", ".join(missing)} needs the package cryptography: pip install "edge[jwt]"')
+    return TokenVerifier(config.jwt, clock)
 
 
 def _raise_descriptor_limit() -> int:

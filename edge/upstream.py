@@ -101,8 +101,9 @@ class Lease:
 
     def hold(self) -> None:
         """Count it from now on, before it is entered: a place that is given to somebody who is not awake yet."""
-        self.endpoint.in_flight += 1
-        self._era = self.endpoint.health.begin()
+        endpoint = self.endpoint
+        endpoint.in_flight += 1
+        self._era = endpoint.health.begin()
 
     def __enter__(self) -> Self:
         if self._era < 0:
@@ -112,10 +113,13 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.endpoint.in_flight -= 1
-        self.endpoint.health.abandon(self._era)
-        for pool in tuple(self.endpoint.waiting):
-            pool.grant()
+        endpoint = self.endpoint
+        endpoint.in_flight -= 1
+        if endpoint.health.ejected_until:
+            endpoint.health.abandon(self._era)
+        if endpoint.waiting:
+            for pool in tuple(endpoint.waiting):
+                pool.grant()
 
     def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
         """Tell the endpoint's health what an attempt showed."""

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from edge.config import Config
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.server import Server
 from edge.simulator import Behaviour, Simulator
 
@@ -171,7 +171,8 @@ async def start_edge(tmp_path: Path) -> AsyncIterator[StartEdge]:
             # A default is left out when the test says otherwise.
             given = {line.partition("=")[0].strip() for line in server.splitlines()}
             kept = "".join(line + "\n" for line in defaults.splitlines() if line.partition("=")[0].strip() not in given)
-            config_path.write_text(f'[server]\n{kept}{server}\n[keys]\nstore = "sqlite:keys.db"\n{keys}\n{routes}\n')
+            store = "" if keys.startswith("store =") else 'store = "sqlite:keys.db"'
+            config_path.write_text(f"[server]\n{kept}{server}\n[keys]\n{store}\n{keys}\n{routes}\n")
             with KeyRegistry(directory / "keys.db") as registry:
                 key, _ = registry.create(USER)
             log_path = directory / "access.log"

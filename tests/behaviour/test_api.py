@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
 from edge.simulator import Simulator, error_document
 from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream

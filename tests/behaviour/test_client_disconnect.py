@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from edge.keystores import SqliteKeyStore
+from edge.keys_sqlite import SqliteKeyStore
 from edge.relay import Relay
 from edge.simulator import Simulator
 from edge.wire import ConnectionPool
@@ -128,10 +128,10 @@ async def test_client_that_leaves_while_its_key_is_looked_up_asks_nothing_upstre
     asked, answer = asyncio.Event(), asyncio.Event()
     look_up = SqliteKeyStore.look_up
 
-    async def slow(store: SqliteKeyStore, digest: bytes) -> Any:
+    async def slow(store: SqliteKeyStore, digest: bytes, key: str) -> Any:
         asked.set()
         await answer.wait()
-        return await look_up(store, digest)
+        return await look_up(store, digest, key)
 
     monkeypatch.setattr(SqliteKeyStore, "look_up", slow)
     client, other = await edge.connect(), await edge.connect()

@@ -200,6 +200,7 @@ EXIT_CODES: tuple[tuple[int, tuple[str | Path, ...]], ...] = (
     (2, ("keys", "create")),
     (2, ("keys", "revoke")),
     (2, ("keys", "disable")),
+    (2, ("keys", "quota", "--user", "u-1")),
     (2, ("simulate", "--fault", "none")),
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, USER, Edge, RawClient, StartEdge
 

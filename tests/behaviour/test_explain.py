@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge.explain import explain
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Simulator
 from tests.conftest import StartEdge
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Simulator
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Behaviour, Simulator, answer_text
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 

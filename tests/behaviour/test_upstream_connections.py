@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from edge import wire
-from edge.keystores import KeyRegistry
+from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Behaviour, Simulator
 from edge.wire import UpstreamConnection
 from tests.conftest import (

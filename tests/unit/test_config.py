@@ -124,7 +124,7 @@ def test_values_come_out_in_the_units_of_their_names(directory: Path) -> None:
     assert (server.max_body_bytes, server.body_memory_bytes) == (1536 * 1024, 2 * 10**9)
     assert (server.header_timeout_s, server.body_timeout_s, server.client_idle_timeout_s) == (1.5, 30, 3600)
     assert (server.min_client_rate_bytes_per_s, server.max_connections, server.drain_timeout_s) == (0, 1000, 0)
-    assert (keys.path, keys.cache_ttl_s, keys.negative_ttl_s) == (directory / "data/edge.db", 86400, 0.001)
+    assert (keys.store.path, keys.cache_ttl_s, keys.negative_ttl_s) == (directory / "data/edge.db", 86400, 0.001)
     assert (pool.connect_timeout_s, pool.first_byte_timeout_s, pool.idle_timeout_s) == (0.25, 3600, 120)
     assert [str(endpoint.url) for endpoint in pool.endpoints] == [
         "http://10.0.0.1:8000",

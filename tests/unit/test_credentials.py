@@ -1,6 +1,7 @@
 """Who calls: the key a request shows, what its owner may call, and the cache between requests and the store."""
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -12,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from edge.config import KeysConfig
+from edge.breaker import FAILURES_TO_OPEN
+from edge.config import KeysConfig, KeyStoreAddress
 from edge.credentials import Authenticator, Caller, KeyCache, credential_of, glob
 from edge.errors import (
     EdgeError,
     InvalidRequest,
-    KeyStoreUnavailable,
     ModelNotFound,
     OutOfQuota,
     PermissionDenied,
     Unauthenticated,
 )
-from edge.exchange import Principal
-from edge.keystores import Changes, hash_key, ignore_changes
+from edge.exchange import Credential, Principal
+from edge.keystores import Changes, UserState, hash_key, ignore_changes, ignore_outage, unavailable
 
 ME = "u-1100a15812cc"
 KEY = "sk-" + "k" * 45
@@ -47,7 +48,7 @@ OTHER_KEY = "sk-" + "o" * 45
     ],
 )
 def test_key_is_found_in_every_place_where_clients_put_it(headers: list[tuple[str, str]]) -> None:
-    assert credential_of(CIMultiDict(headers)) == KEY
+    assert credential_of(CIMultiDict(headers))[1:] == (KEY, hash_key(KEY))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_key_is_found_in_every_place_where_clients_put_it(headers: list[tuple[st
         [("Authorization", f"Basic {KEY}")],
         [("Authorization", f"Bearer{KEY}")],
         [("Authorization", "Bearer short")],
-        [("Authorization", "Bearer " + "k" * 513)],
+        [("Authorization", "Bearer " + "k" * 8193)],
         [("Authorization", f"Bearer {KEY} {KEY}")],
         [("Authorization", f"Bearer {KEY}\t1")],
         [("Authorization", f"Bearer {KEY}ü")],
@@ -95,7 +96,23 @@ def test_two_different_keys_are_400(headers: list[tuple[str, str]]) -> None:
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=8, max_size=512))
 def test_any_visible_ascii_of_8_to_512_bytes_is_a_key(key: str) -> None:
-    assert credential_of(CIMultiDict({"Authorization": f"Bearer {key}"})) == key
+    assert credential_of(CIMultiDict({"Authorization": f"Bearer {key}"})).key == key
+
+
+def test_what_the_connection_showed_before_is_not_hashed_again() -> None:
+    """The same object comes back for the same header, and for no other."""
+    headers = CIMultiDict({"Authorization": f"Bearer {KEY}"})
+    known = credential_of(headers)
+    assert credential_of(CIMultiDict(headers), known) is known
+    assert credential_of(CIMultiDict({"Authorization": f"Bearer {OTHER_KEY}"}), known).key == OTHER_KEY
+    assert credential_of(CIMultiDict({"api-key": OTHER_KEY}), known).key == OTHER_KEY
+    by_other_name = credential_of(CIMultiDict({"api-key": KEY}))
+    with pytest.raises(Unauthenticated):
+        credential_of(CIMultiDict(), by_other_name)
+    with pytest.raises(Unauthenticated):
+        credential_of(CIMultiDict({"Authorization": ""}), by_other_name)
+    with pytest.raises(InvalidRequest):
+        credential_of(CIMultiDict([*headers.items(), ("api-key", OTHER_KEY)]), known)
 
 
 # --- what a key may call
@@ -233,7 +250,9 @@ class FakeStore:
     """A key store that answers what `keys` says when its gate is open."""
 
     def __init__(self) -> None:
-        self.changed: Callable[[Changes], None] = ignore_changes
+        self.changed: Callable[[Changes], object] = ignore_changes
+        self.outage: Callable[[str], None] = ignore_outage
+        self.users: dict[str, UserState] = {}
         self.keys: dict[bytes, Principal] = {}
         self.asked: list[bytes] = []
         self.down = False
@@ -245,14 +264,19 @@ class FakeStore:
 
     async def close(self) -> None: ...
 
-    async def look_up(self, digest: bytes) -> Principal | None:
+    async def look_up_user(self, user: str) -> UserState:
+        if self.down:
+            raise unavailable("down")
+        return self.users.get(user, UserState())
+
+    async def look_up(self, digest: bytes, key: str) -> Principal | None:
         self.asked.append(digest)
         down, answer = self.down, self.keys.get(digest)  # what the store knew when it was asked
         await self.gate.wait()
         if (waiting := self.before_answer()) is not None:
             await waiting
         if down:
-            raise KeyStoreUnavailable("down")
+            raise unavailable("down")
         return answer
 
     def put(self, key: str = KEY, **facts: Any) -> None:
@@ -266,14 +290,16 @@ class FakeStore:
 class Scene:
     def __init__(self, **times: float) -> None:
         self.store, self.clock, self.wall = FakeStore(), Clock(), Clock()
-        config = KeysConfig(Path("keys.db"), **{"cache_ttl_s": 10, "negative_ttl_s": 2, "stale_for_s": 600, **times})  # type: ignore[arg-type]
+        config = KeysConfig(
+            KeyStoreAddress(Path("keys.db")), **{"cache_ttl_s": 10, "negative_ttl_s": 2, "stale_for_s": 600, **times}
+        )  # type: ignore[arg-type]
         self.auth = Authenticator(config, self.store, self.clock, self.wall)
         self.store.put()
 
     async def ask(self, key: str = KEY) -> int:
         """Return 200, or the status of the refusal."""
         try:
-            found = await self.auth.authenticate(hash_key(key))
+            found = await self.auth.authenticate(Credential("", key, hash_key(key)))
         except EdgeError as error:
             return error.status
         assert found.principal.user == ME
@@ -323,7 +349,7 @@ async def test_a_thousand_requests_wait_for_one_look_up() -> None:
     scene.store.gate.set()
     assert await asyncio.gather(*tasks) == [200] * 1000
     assert len(scene.store.asked) == 1
-    assert scene.auth._lookups == {}
+    assert scene.auth._look_ups == {}
 
 
 @pytest.mark.parametrize("leaving", [slice(0, 1), slice(1, 2), slice(0, 9)], ids=["first", "second", "all but one"])
@@ -353,9 +379,9 @@ async def test_look_up_that_everybody_left_is_still_kept_and_its_failure_is_nobo
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         scene.store.gate.set()
-        while scene.auth._lookups:
+        while scene.auth._look_ups:
             await asyncio.sleep(0)
-        assert len(scene.auth._known) == (0 if down else 1)
+        assert len(scene.auth._known) == 1
     gc.collect()
     assert unheard == []
 
@@ -381,6 +407,7 @@ async def test_known_key_goes_on_while_the_store_is_down_for_so_long() -> None:
     scene.clock.now += 2
     assert await scene.ask() == 503
     scene.store.down = False
+    scene.clock.now += 1
     assert await scene.ask() == 200
 
 
@@ -440,7 +467,7 @@ async def test_revocation_during_a_look_up_asks_again(everything: bool) -> None:
             if scene.store.keys:
                 scene.store.keys.clear()
                 digests = frozenset() if everything else frozenset({hash_key(KEY)})
-                scene.store.changed(Changes(digests, everything))
+                scene.store.changed(Changes(digests, everything=everything))
             await asyncio.sleep(0)
 
         scene.store.before_answer = wait_then_revoke
@@ -605,4 +632,179 @@ async def test_out_of_quota_and_unknown_are_told_apart() -> None:
     scene = Scene()
     scene.store.put(out_of_quota=True)
     with pytest.raises(OutOfQuota):
-        await scene.auth.authenticate(hash_key(KEY))
+        await scene.auth.authenticate(Credential("", KEY, hash_key(KEY)))
+
+
+# --- ahead of need, and while the store is down
+
+
+async def settled(scene: Scene) -> None:
+    while scene.auth._look_ups:
+        await asyncio.sleep(0)
+
+
+async def test_key_in_use_is_looked_up_again_before_its_answer_is_old() -> None:
+    """Nobody waits for it; a key that nobody uses is not asked for."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.clock.now += 7.9
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 1
+    scene.clock.now += 0.2
+    scene.store.gate.clear()
+    assert [await scene.ask() for _ in range(5)] == [200] * 5
+    scene.store.gate.set()
+    await settled(scene)
+    assert len(scene.store.asked) == 2
+    scene.clock.now += 7.9
+    assert await scene.ask() == 200
+    assert len(scene.store.asked) == 2
+
+
+async def test_what_the_early_look_up_finds_holds_at_once() -> None:
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.clock.now += 9
+    scene.store.keys.clear()
+    assert await scene.ask() == 200
+    await settled(scene)
+    assert await scene.ask() == 401
+
+
+async def test_dead_store_is_asked_by_one_now_and_then() -> None:
+    """Three failures, then nothing but a try after each pause; known keys do not even wait for that."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    scene.store.down = True
+    scene.store.asked.clear()
+    assert [await scene.ask() for _ in range(200)] == [200] * 200
+    assert [await scene.ask(f"sk-unknown-{n}") for n in range(200)] == [503] * 200
+    assert len(scene.store.asked) == FAILURES_TO_OPEN
+    for _ in range(2):
+        scene.clock.now += 20
+        assert [await scene.ask() for _ in range(50)] == [200] * 50
+        await settled(scene)
+    assert len(scene.store.asked) == FAILURES_TO_OPEN + 2
+    scene.clock.now += 20
+    scene.store.down = False
+    assert await scene.ask() == 200
+    await settled(scene)
+    assert await scene.ask(OTHER_KEY) == 401
+    assert not scene.auth._breaker.is_open
+
+
+async def test_outage_is_logged_once_on_each_side(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    await scene.ask()
+    for _ in range(2):
+        scene.store.down = True
+        scene.clock.now += 20
+        for _ in range(20):
+            await scene.ask(OTHER_KEY)
+        scene.store.down = False
+        scene.clock.now += 20
+        for _ in range(20):
+            await scene.ask(OTHER_KEY)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * 2
+    assert "down" in caplog.records[0].getMessage()
+
+
+async def test_store_that_tells_of_its_outage_is_logged_once_with_its_look_ups(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    scene.store.outage("the file is gone")
+    scene.store.down = True
+    assert [await scene.ask() for _ in range(9)] == [503] * 9
+    scene.store.down = False
+    scene.store.outage("")
+    assert await scene.ask() == 200, "who is back is asked at once"
+    assert [record.getMessage() for record in caplog.records] == [
+        "key store is unavailable: the file is gone",
+        "key store answers again",
+    ]
+
+
+async def test_slow_store_counts_as_down() -> None:
+    """Known keys go on, unknown ones are told to come back, and nobody waits longer than the store is given."""
+    scene = Scene(store_timeout_s=0.01)
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    scene.store.gate.clear()
+    assert await scene.ask() == 200
+    assert await scene.ask(OTHER_KEY) == 503
+
+
+async def test_store_that_flaps_leaves_known_keys_their_allowance() -> None:
+    """Each return reports everything: what was known is asked again, and goes on when the store is gone once more."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    for _ in range(3):
+        scene.store.outage("gone")
+        scene.store.down = True
+        assert await scene.ask() == 200
+        scene.store.outage("")
+        scene.store.changed(Changes(everything=True))
+        assert await scene.ask() == 200, "still down, whatever it said"
+    scene.store.down = False
+    scene.store.keys.clear()
+    scene.store.outage("")
+    scene.store.changed(Changes(everything=True))
+    assert await scene.ask() == 401
+
+
+@pytest.mark.parametrize("by", ["id", "user"])
+async def test_keys_are_forgotten_by_id_and_by_user(by: str) -> None:
+    scene = Scene()
+    scene.store.put(OTHER_KEY, id="key_2", user="u-2200b")
+    await scene.ask()
+    with contextlib.suppress(AssertionError):
+        await scene.ask(OTHER_KEY)
+    changes = Changes(ids=frozenset({"key_1"})) if by == "id" else Changes(users=frozenset({ME}))
+    assert scene.auth.forget(changes) == 1
+    assert len(scene.auth._known) == 1
+    scene.store.down = True
+    assert await scene.ask() == 503, "what was named goes on for nobody"
+
+
+async def test_answer_that_lets_nobody_in_is_old_as_soon_as_an_unknown_key() -> None:
+    """A key that was enabled, or extended, must not stay out for as long as a good one is believed."""
+    for facts in ({"enabled": False}, {"suspended": True}, {"expires_at": 900.0}, {"out_of_quota": True}):
+        scene = Scene()
+        scene.store.put(**facts)
+        assert await scene.ask() in (401, 402)
+        scene.store.put()
+        scene.clock.now += 2.1
+        assert await scene.ask() == 200
+
+
+async def test_answer_is_believed_no_longer_than_its_key_lives() -> None:
+    scene = Scene()
+    scene.store.put(expires_at=scene.wall.now + 5)
+    assert await scene.ask() == 200
+    scene.store.put(expires_at=scene.wall.now + 500)  # extended
+    scene.clock.now += 5.1
+    scene.wall.now += 5.1
+    assert await scene.ask() == 200
+
+
+async def test_late_answer_never_revives_a_revoked_key() -> None:
+    """A thousand times: the store answers from before the revocation, at every moment around it."""
+    for round_number in range(1000):
+        scene = Scene()
+        if round_number % 2:
+            assert await scene.ask() == 200
+            scene.clock.now += 8.1 if round_number % 4 == 1 else 10.1
+        scene.store.gate.clear()
+        tasks = [asyncio.get_running_loop().create_task(scene.ask()) for _ in range(2)]
+        for _ in range(round_number % 7):
+            await asyncio.sleep(0)
+        scene.store.gate.set()
+        for _ in range(round_number % 5):
+            await asyncio.sleep(0)
+        scene.store.drop()
+        await asyncio.gather(*tasks)
+        await settled(scene)
+        assert await scene.ask() == 401, round_number
+        assert len(scene.auth._known) == 0

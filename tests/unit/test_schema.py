@@ -22,6 +22,10 @@ zzzzzz = 1
 tls = { zzzzzz = 1 }
 [keys]
 zzzzzz = 1
+[jwt]
+zzzzzz = 1
+[shared]
+zzzzzz = 1
 [pools.p]
 endpoints = [{ zzzzzz = 1 }]
 health = { zzzzzz = 1 }
@@ -33,6 +37,8 @@ SECTIONS = {
     "server": schema.SERVER,
     "server.tls": schema.TLS,
     "keys": schema.KEYS,
+    "jwt": schema.JWT,
+    "shared": schema.SHARED,
     "pools.p": schema.POOL,
     "pools.p.endpoints[0]": schema.ENDPOINT,
     "pools.p.health": schema.HEALTH,

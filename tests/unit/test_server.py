@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import Address, Config, ConfigError, parse
-from edge.keystores import KeyFileError
+from edge.config import Address, Config, ConfigError, KeyStoreAddress, parse
+from edge.keys_sqlite import KeyFileError
 from edge.server import JsonFormatter, Server, StartError, describe_change, listening_on
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, RawClient, StartEdge
@@ -111,7 +111,7 @@ async def test_file_that_is_bad_at_the_start_ends_it(start_edge: StartEdge) -> N
 
 async def test_store_in_a_missing_directory_ends_the_start(start_edge: StartEdge) -> None:
     def elsewhere(given: Config) -> Config:
-        return replace(given, keys=replace(given.keys, path=Path("/nonexistent/keys.db")))
+        return replace(given, keys=replace(given.keys, store=KeyStoreAddress(Path("/nonexistent/keys.db"))))
 
     with pytest.raises(KeyFileError, match="/nonexistent"):
         await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), adapt=elsewhere)

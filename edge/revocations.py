@@ -1,0 +1,152 @@
+"""The channel by which every process hears of changed keys at once: publish and subscribe of Redis or Valkey.
+
+A message names what was changed: `digest:` and the SHA-256 of a key in hex, `key:` and an id, `user:` and a user, or
+`all`. Redis keeps no message for who is not there: whenever the subscription was lost, everything may have changed.
+
+Source: https://valkey.io/topics/pubsub/
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from edge.keystores import Changes, KeyStoreUnusable, ignore_changes, ignore_outage
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+CHANNEL: Final = "edge:keys"
+_PING_INTERVAL_S: Final = 0.5  # a subscription that is silently dead would miss revocations
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 1.0
+_MAX_CONNECTIONS: Final = 32
+
+
+def connect(url: str, timeout_s: float, ca_file: str | None = None) -> "Redis":
+    """Return a client of a Redis or Valkey; raises `KeyStoreUnusable` without the package or for a bad URL.
+
+    It tries nothing twice: who asks decides what a failure means.
+    """
+    try:
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+    except ImportError:
+        raise KeyStoreUnusable('redis: needs the package: pip install "edge[redis]"') from None
+    options: dict[str, Any] = {"ssl_ca_certs": ca_file} if url.startswith("rediss:") and ca_file is not None else {}
+    try:
+        pool: Any = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+    except ValueError:  # its message would repeat the URL, password and all
+        raise KeyStoreUnusable("redis: the URL cannot be used: write redis://:PASSWORD@HOST:PORT/DATABASE") from None
+    return Redis.from_pool(pool)
+
+
+async def disconnect(client: "Redis") -> None:
+    """Close every connection of a client."""
+    await client.aclose()
+    await client.connection_pool.disconnect()
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the log may say of a failure; an error that Redis answers can repeat the command, digests and all."""
+    from redis.exceptions import ConnectionError as RedisConnectionError
+
+    told = isinstance(error, RedisConnectionError | OSError) and str(error)
+    return told or type(error).__name__
+
+
+class RevocationChannel:
+    """A subscription that is taken up again whenever it is lost."""
+
+    def __init__(self, client: "Redis") -> None:
+        self.changed: Callable[[Changes], object] = ignore_changes
+        self.outage: Callable[[str], None] = ignore_outage
+        self._client = client
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self._task = asyncio.get_running_loop().create_task(self._listen(), name="revocations")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            task.cancel()  # more than once: redis-py takes a cancellation while it connects for a failure to connect
+            await asyncio.wait((task,), timeout=_FIRST_PAUSE_S)
+
+    async def publish(self, changes: Changes) -> int:
+        """Tell every process, this one too; return how many heard. Raises what the client raises."""
+        heard = 0
+        for message in messages_of(changes):
+            heard = max(heard, int(await self._client.publish(CHANNEL, message)))
+        return heard
+
+    async def _listen(self) -> None:
+        from redis.exceptions import RedisError
+
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                async for message in self._messages():
+                    pause_s = _FIRST_PAUSE_S
+                    self.changed(message)
+            except (RedisError, OSError, TimeoutError) as error:
+                self.outage(reason_of(error))
+                self.changed(Changes(everything=True))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _messages(self) -> Any:
+        """Yield what was changed, everything first; raises when the subscription does not answer any more."""
+        subscription = self._client.pubsub()
+        async with contextlib.aclosing(subscription):
+            await subscription.subscribe(CHANNEL)
+            unanswered = 0
+            while unanswered < 2:
+                message = await subscription.get_message(timeout=_PING_INTERVAL_S)
+                if message is None:
+                    unanswered += 1
+                    await subscription.ping()
+                    continue
+                unanswered = 0
+                if message["type"] == "subscribe":
+                    self.outage("")
+                    yield Changes(everything=True)
+                elif message["type"] == "message":
+                    yield changes_of(message["data"])
+            raise TimeoutError("the subscription does not answer")
+
+
+def messages_of(changes: Changes) -> list[str]:
+    """Return the messages that tell of changes."""
+    if changes.everything:
+        return ["all"]
+    return [
+        *(f"digest:{digest.hex()}" for digest in changes.digests),
+        *(f"key:{each}" for each in changes.ids),
+        *(f"user:{user}" for user in changes.users),
+    ]
+
+
+def changes_of(message: bytes) -> Changes:
+    """Return what a message tells of; one that is not understood may tell of anything."""
+    kind, _, name = message.decode("utf-8", "replace").strip().partition(":")
+    match kind:
+        case "digest":
+            with contextlib.suppress(ValueError):
+                return Changes(frozenset((bytes.fromhex(name),)))
+        case "key" if name:
+            return Changes(ids=frozenset((name,)))
+        case "user" if name:
+            return Changes(users=frozenset((name,)))
+    return Changes(everything=True)

@@ -1,0 +1,285 @@
+"""Tokens instead of keys: JWTs that an issuer signed (RFC 7519), proved with the keys it publishes (RFC 7517).
+
+PyJWT verifies; here is what it leaves to its caller (RFC 8725): which tokens are looked at, which key may prove them,
+where the keys come from and when they are asked for again. PyJWT's own client for key sets would block the loop.
+
+A token never says where its key is found: `jku`, `x5u`, `jwk` and `x5c` are refused, but for a `jku` that is the very
+URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, also not what was proved with it before.
+"""
+
+import asyncio
+import base64
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import jwt
+import orjson
+
+from edge.config import JwtConfig
+from edge.exchange import Principal
+from edge.keystores import Changes, ignore_changes, unavailable
+from edge.notation import is_dns_label, is_pattern
+
+_log = logging.getLogger(__name__)
+
+_FETCH_TIMEOUT_S: Final = 5.0
+_MIN_FETCH_INTERVAL_S: Final = 10.0  # tokens with made-up key ids must not drive the fetching
+_MAX_KEY_SET_BYTES: Final = 2**20
+_MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
+_OWN_KEYS: Final = ("x5u", "jwk", "x5c")  # headers by which a token brings its key along
+_MAX_ALLOWED: Final = 256  # patterns of one token
+
+
+class TokenRefused(Exception):
+    """A token proves nothing; the message may be shown to who sent it."""
+
+
+class JwksError(Exception):
+    """A key set cannot be used; the message is for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key of the issuer as it was published, and as the library takes it."""
+
+    data: Mapping[str, Any]
+    public: Any = field(compare=False)
+
+
+class TokenVerifier:
+    """Verifies the tokens of one issuer. `changed` hears when a key was withdrawn."""
+
+    def __init__(self, config: JwtConfig, clock: Callable[[], float]) -> None:
+        self.changed: Callable[[Changes], object] = ignore_changes
+        self._config = config
+        self._clock = clock
+        self._keys: dict[str, _Key] = {}
+        self._attempted_at = -_MIN_FETCH_INTERVAL_S
+        self._fetching: asyncio.Task[None] | None = None
+        self._next: asyncio.TimerHandle | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self.outage = "no key set yet"
+
+    @property
+    def key_count(self) -> int:
+        """Keys that can prove a token now."""
+        return len(self._keys)
+
+    async def open(self) -> None:
+        """Begin to fetch the keys; an issuer that is down keeps nothing from starting."""
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._config.ca_file)),
+        )
+        self._fetch_soon()
+
+    async def close(self) -> None:
+        """Stop fetching."""
+        if self._next is not None:
+            self._next.cancel()
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def reconfigure(self, config: JwtConfig) -> None:
+        """Take over what a reload changed, and look at the keys again; their file may be what has changed."""
+        if config != self._config:
+            self._config = config
+            self.changed(Changes(everything=True))
+        self._attempted_at = -_MIN_FETCH_INTERVAL_S
+        self._fetch_soon()
+
+    def claims(self, credential: str) -> bool:
+        """Say whether a credential is a token that names this issuer; nothing is proved by that."""
+        if not credential.startswith("ey") or credential.count(".") != 2:
+            return False
+        try:
+            payload = orjson.loads(_decode(credential.split(".")[1]))
+        except ValueError:
+            return False
+        return isinstance(payload, dict) and payload.get("iss") == self._config.issuer
+
+    async def verify(self, token: str) -> Principal:
+        """Return who a token was made for; raises `TokenRefused`, and `KeyStoreUnavailable` while there is no key."""
+        config = self._config
+        algorithm, key = await self._key_for(_header(token))
+        try:
+            payload = jwt.decode(
+                token,
+                key.public,
+                algorithms=[algorithm],
+                audience=config.audience,
+                issuer=config.issuer,
+                leeway=config.leeway_s,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenRefused("The token has expired: get a new one.") from None
+        except jwt.InvalidAudienceError:
+            raise TokenRefused("The token was made for another audience.") from None
+        except (jwt.PyJWTError, ValueError, OverflowError, TypeError):
+            raise TokenRefused("The token is not valid.") from None
+        return self._principal(payload)
+
+    def _principal(self, payload: Mapping[str, Any]) -> Principal:
+        config = self._config
+        user = payload.get(config.user_claim)
+        if not isinstance(user, str) or not is_dns_label(user):
+            raise TokenRefused("The token names no user of this platform.")
+        allow: tuple[str, ...] = ()
+        if config.allow_claim is not None:
+            given = payload.get(config.allow_claim, ())
+            patterns = given.split() if isinstance(given, str) else given
+            if not isinstance(patterns, list | tuple) or len(patterns) > _MAX_ALLOWED:
+                raise TokenRefused("The token does not list what it allows as this platform reads it.")
+            if not all(isinstance(each, str) and is_pattern(each) for each in patterns):
+                raise TokenRefused("The token allows models by a pattern that means nothing here.")
+            allow = tuple(patterns)
+        return Principal(f"jwt:{user}", user, allow=allow, expires_at=float(payload["exp"]) + config.leeway_s)
+
+    # --- the keys
+
+    async def _key_for(self, header: Mapping[str, Any]) -> tuple[str, _Key]:
+        """Return the algorithm and key that prove a token with this header."""
+        config = self._config
+        algorithm, kid, jku = header.get("alg"), header.get("kid"), header.get("jku")
+        if algorithm not in config.algorithms:
+            raise TokenRefused("The token is signed in a way that is not accepted here.")
+        if (jku is not None and jku != config.jwks) or any(name in header for name in _OWN_KEYS) or "crit" in header:
+            raise TokenRefused("The token has a header that is not accepted here.")
+        if kid is not None and not isinstance(kid, str):
+            raise TokenRefused("The token is not valid.")
+        key = self._find(kid)
+        if key is None:
+            fetching = self._fetch_soon()
+            if fetching is not None:
+                await asyncio.shield(fetching)
+                key = self._find(kid)
+        if key is None:
+            if self.outage:  # it may be a new key, and nobody can tell
+                raise unavailable(f"jwt.jwks: {self.outage}")
+            raise TokenRefused("The token is signed with a key that its issuer does not publish.")
+        if key.data.get("alg", algorithm) != algorithm:
+            raise TokenRefused("The token is signed in a way that its key is not for.")
+        return str(algorithm), key
+
+    def _find(self, kid: str | None) -> _Key | None:
+        """Return a key by its id; a token that names none can only mean the one there is."""
+        if kid is not None:
+            return self._keys.get(kid)
+        return next(iter(self._keys.values())) if len(self._keys) == 1 else None
+
+    def _fetch_soon(self) -> "asyncio.Task[None] | None":
+        """Return the fetch that runs, or is begun when the last one was long enough ago."""
+        now = self._clock()
+        if self._fetching is None and self._session is not None and now - self._attempted_at >= _MIN_FETCH_INTERVAL_S:
+            self._attempted_at = now
+            if self._next is not None:
+                self._next.cancel()
+            self._fetching = asyncio.get_running_loop().create_task(self._fetch(), name="fetch jwks")
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        try:
+            keys = read_key_set(await self._read(), self._config.algorithms)
+        except (JwksError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._told(str(error) or type(error).__name__)
+        else:
+            self._told("")
+            withdrawn = [kid for kid, key in self._keys.items() if keys.get(kid) != key]
+            self._keys = keys
+            if withdrawn:
+                self.changed(Changes(everything=True))
+        finally:
+            self._fetching = None
+        pause_s = _MIN_FETCH_INTERVAL_S if self.outage else self._config.jwks_ttl_s
+        self._next = asyncio.get_running_loop().call_later(pause_s, self._fetch_soon)
+
+    async def _read(self) -> bytes:
+        jwks = self._config.jwks
+        if isinstance(jwks, Path):
+            return await asyncio.to_thread(jwks.read_bytes)
+        assert self._session is not None
+        async with self._session.get(jwks, allow_redirects=False) as response:
+            if response.status != 200:
+                raise JwksError(f"status {response.status}")
+            content = await response.content.read(_MAX_KEY_SET_BYTES + 1)
+            while not response.content.at_eof() and len(content) <= _MAX_KEY_SET_BYTES:
+                content += await response.content.read(_MAX_KEY_SET_BYTES + 1 - len(content))
+        if len(content) > _MAX_KEY_SET_BYTES:
+            raise JwksError("larger than 1 MiB")
+        return content
+
+    def _told(self, outage: str) -> None:
+        """Tell once when the keys cannot be had, and once when they can again."""
+        if outage and (not self.outage or self.outage == "no key set yet"):
+            _log.error("jwt.jwks is unavailable, %d keys go on: %s", len(self._keys), outage)
+        elif not outage and self.outage not in ("", "no key set yet"):
+            _log.warning("jwt.jwks answers again")
+        self.outage = outage
+
+
+def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> dict[str, _Key]:
+    """Return the usable keys of a JWK set by their id, one without an id under "".
+
+    What cannot be used is left out (RFC 7517 section 5). Raises: `JwksError` when nothing is left.
+    """
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise JwksError("not JSON") from None
+    listed = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise JwksError('not a key set: it has no "keys"')
+    keys: dict[str, _Key] = {}
+    for each in listed:
+        key = _key(each, algorithms)
+        if key is not None:
+            keys[each.get("kid", "")] = key
+    if not keys:
+        raise JwksError(f"no key in it is for {', '.join(algorithms)}")
+    return keys
+
+
+def _key(given: object, algorithms: tuple[str, ...]) -> _Key | None:
+    if not isinstance(given, dict) or given.get("kty") == "oct" or given.get("use", "sig") != "sig":
+        return None  # a shared secret is nothing that a set for everybody can hold
+    if given.get("alg", algorithms[0]) not in algorithms or not isinstance(given.get("kid", ""), str):
+        return None
+    try:
+        key = jwt.PyJWK(given)
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
+    if given.get("kty") == "RSA" and key.key.key_size < _MIN_RSA_BITS:
+        return None
+    return _Key(given, key.key)
+
+
+def _header(token: str) -> Mapping[str, Any]:
+    """Return the header of a token; refuses what two parsers could read in two ways."""
+    parts = token.split(".")
+    try:
+        header = orjson.loads(_decode(parts[0]))
+        for part in parts[1:]:
+            _decode(part)
+    except ValueError:
+        raise TokenRefused("The token is not valid.") from None
+    if not isinstance(header, dict):
+        raise TokenRefused("The token is not valid.")
+    return header
+
+
+def _decode(part: str) -> bytes:
+    """Return the bytes of base64url without padding, in its one canonical form; raises `ValueError`."""
+    decoded = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
+        raise ValueError("not canonical")
+    return decoded

