@@ -65,6 +65,9 @@ __all__ = [
 
 Balance = Literal["least-loaded", "round-robin", "prefix-affinity"]
 Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
+WhenFull = Literal["serve", "refuse"]
+LimitPer = Literal["user", "key"]
+PoolUsage = Literal["final", "continuous"]
 Network = IPv4Network | IPv6Network
 
 BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
@@ -174,6 +177,35 @@ class SharedConfig:
     """`[shared]`: the Redis or Valkey by which processes hear of revoked keys at once."""
 
     redis: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageConfig:
+    """`[usage]`: where the records of what was used are kept, and where they are shipped.
+
+    `journal` is a directory, with one file at a time for each process, a new one every `rotate_bytes` and every day.
+    When it cannot be written, `when_full` says whether requests go on ("serve": their records wait in memory, and a
+    crash loses those) or get a 503 ("refuse"). `sink` is the URL of a Redis or of an HTTPS endpoint, None for none;
+    `sink_token` a bearer token for the latter.
+    """
+
+    journal: Path
+    rotate_bytes: int = 64 * 2**20
+    when_full: WhenFull = "serve"
+    sink: str = field(default="", repr=False)
+    sink_token: str | None = field(default=None, repr=False)
+    sink_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitConfig:
+    """`[limits.NAME]`: how much one user, or one key, may do at each route; None is no limit."""
+
+    name: str
+    per: LimitPer = "user"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

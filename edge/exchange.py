@@ -70,6 +70,29 @@ class Credential(NamedTuple):
 NO_CREDENTIAL: Final = Credential("", "", b"")
 
 
+class UsageSource(enum.Enum):
+    """Where the counts of a record come from; the closed vocabulary of `usage_source`."""
+
+    FINAL = "final"  # the upstream's own, of a whole answer
+    RUNNING = "running"  # the upstream's own, up to where the answer was cut
+    ESTIMATED = "estimated"  # ours: the frames that passed, the bytes that were asked
+    NONE = "none"  # nothing was used, or nothing is known of it
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an answer used, in tokens; `units` are images."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    units: int = 0
+    source: UsageSource = UsageSource.NONE
+
+
+NO_USAGE: Final = Usage()
+
+
 class Exchange(msgspec.Struct):
     """One request through its life."""
 
@@ -96,3 +119,5 @@ class Exchange(msgspec.Struct):
     first_byte: float = 0.0
     finished: float = 0.0
     error: str = ""
+    record_id: str = ""
+    usage: Usage = NO_USAGE
