@@ -3,19 +3,22 @@
 Read `proxy.py` first: one request through its life. Imports point down this list, and siblings do not know each other
 (`pyproject.toml` states it as contracts):
 
-    __main__.py      the commands
+    __main__.py      the commands                      over  usage_report.py, explain.py
     server.py        the process: listeners, reload, drain; wires the parts
     proxy.py         one request through its life
     admin.py         health and metrics
     simulator.py     a model server to test against
-    credentials.py   who calls, through a cache        over  keystores.py
-    upstream.py      which endpoint                    over  wire.py
-    relay.py         moves the bytes                   over  wire.py, client.py
+    credentials.py   who calls, through a cache        over  keystores.py (keys_*.py), tokens.py, revocations.py
+    admission.py     may it start now                  over  shared_limits.py, for all processes together
+    upstream.py      which endpoint                    over  wire.py, health.py, balancing.py, queueing.py
+    relay.py         moves the bytes                   over  wire.py, client.py, framed.py, echo.py, events.py
+    metering.py      what it used
+    journal.py       the records, kept until delivered over  shipping.py (sink_*.py), journal_files.py
     telemetry.py     metrics and the access log
     client.py        the client's side of a connection
     wire.py          upstream connections and their framing
     routing.py       which route
-    envelope.py      what is asked, and the splice of the model's name
+    envelope.py      what is asked, and the splices
     exchange.py      the facts of one request
     config.py        routes.toml                       over  tables.py, notation.py, positions.py
     errors.py        every failure by name

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from edge import schema, simulator
+from edge import schema, simulator, usage_report
 from edge.changes import list_changes
 from edge.config import (
     Address,
@@ -22,12 +22,14 @@ from edge.config import (
     KeysConfig,
     KeyStoreAddress,
     SharedConfig,
+    UsageConfig,
     load,
     parse,
     problems_json,
     render_problems,
 )
 from edge.explain import LOCAL_HOST, explain
+from edge.journal import JournalUnusable
 from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
 from edge.keystores import KeyStoreUnusable
 from edge.notation import parse_address, parse_url
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    except (StartError, KeyStoreUnusable, ValueError, OSError) as error:
+    except (StartError, KeyStoreUnusable, JournalUnusable, ValueError, OSError) as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -93,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command("schema", "print the JSON Schema of routes.toml, for editors", _schema)
 
+    usage = command("usage", "add up what the journal says was used", _usage)
+    usage_report.add_arguments(usage)
+    _add_config(usage)
+
     _add_keys(command("keys", "create, list and revoke API keys", lambda parsed: int(parsed.run_keys(parsed))))
     return parser
 
@@ -128,27 +134,27 @@ def _serve(parsed: argparse.Namespace) -> int:
 def _demo(parsed: argparse.Namespace) -> int:
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="edge-demo-") as directory:
-        return _run(_demonstrate(parsed.config, parsed.listen, Path(directory) / "keys.db"))
+        return _run(_demonstrate(parsed.config, parsed.listen, Path(directory)))
 
 
-async def _demonstrate(path: Path, listen: Address, key_file: Path) -> None:
+async def _demonstrate(path: Path, listen: Address, directory: Path) -> None:
     models = simulator.Simulator(simulator.Behaviour(ttft_ms=200, interval_ms=20, tokens=64), keep_requests=0)
     await models.start()
     try:
-        with KeyRegistry(key_file) as registry:
+        with KeyRegistry(directory / "keys.db") as registry:
             key, _ = registry.create(_DEMO_USER, name="demo")
 
         def adapt(config: Config) -> Config:
             config = listening_on(listen, _NO_PREFERENCE)(config)
-            return _simulated(config, models.url, key_file)
+            return _simulated(config, models.url, directory)
 
         await Server(path, adapt).run(lambda server: _invite(server, key))
     finally:
         await models.close()
 
 
-def _simulated(config: Config, url: str, key_file: Path) -> Config:
-    """Return the configuration with every upstream played by the simulator at `url`."""
+def _simulated(config: Config, url: str, directory: Path) -> Config:
+    """Return the configuration with every upstream played by the simulator at `url`; what is kept is in `directory`."""
     target = parse_url(url)
     pools = {
         name: replace(pool, endpoints=tuple(replace(each, url=target, api_key=None) for each in pool.endpoints[:1]))
@@ -156,8 +162,16 @@ def _simulated(config: Config, url: str, key_file: Path) -> Config:
     }
     routes = tuple(replace(route, instance=route.instance and url) for route in config.routes)
     server = replace(config.server, shutdown_delay_s=0, tls=None)
-    keys = KeysConfig(KeyStoreAddress(key_file))
-    return replace(config, server=server, keys=keys, jwt=None, shared=SharedConfig(), pools=pools, routes=routes)
+    return replace(
+        config,
+        server=server,
+        keys=KeysConfig(KeyStoreAddress(directory / "keys.db")),
+        jwt=None,
+        usage=UsageConfig(directory / "usage"),
+        shared=SharedConfig(),
+        pools=pools,
+        routes=routes,
+    )
 
 
 def _invite(server: Server, key: str) -> None:
@@ -234,6 +248,10 @@ def _explain(parsed: argparse.Namespace) -> int:
     explanation = explain(config, parsed.model, parsed.host, parsed.key_id, keys, time.time())
     print(explanation.as_json().decode() if parsed.json else explanation.render())
     return 0
+
+
+def _usage(parsed: argparse.Namespace) -> int:
+    return usage_report.main(load(parsed.config).usage.journal, parsed)
 
 
 def _diff(parsed: argparse.Namespace) -> int:
@@ -350,6 +368,9 @@ def _set_quota(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
 
 
 def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    limits = load(parsed.config).limits
+    if parsed.limit is not None and parsed.limit not in limits:
+        raise ValueError(f"there is no limit {parsed.limit!r} in {parsed.config}: use {', '.join(limits) or 'none'}")
     key, record = registry.create(
         parsed.user, parsed.name, parsed.allow, parsed.deny, parsed.expires, limit=parsed.limit
     )

@@ -36,6 +36,7 @@ def _changed(old: Config, new: Config) -> Iterator[tuple[str, str, Any, Any]]:
     kinds: tuple[tuple[str, Mapping[str, object], Mapping[str, object]], ...] = (
         ("route", {each.name: each for each in old.routes}, {each.name: each for each in new.routes}),
         ("pool", old.pools, new.pools),
+        ("limit", old.limits, new.limits),
     )
     for kind, before, after in kinds:
         yield from (("+", f"{kind} {name}", None, after[name]) for name in after if name not in before)
@@ -43,7 +44,7 @@ def _changed(old: Config, new: Config) -> Iterator[tuple[str, str, Any, Any]]:
         for name in after:
             if name in before and before[name] != after[name]:
                 yield "~", f"{kind} {name}", before[name], after[name]
-    for name in ("server", "keys", "jwt", "shared"):
+    for name in ("server", "keys", "jwt", "usage", "shared"):
         was, is_now = getattr(old, name), getattr(new, name)
         if was != is_now:
             yield "+" if was is None else "-" if is_now is None else "~", name, was, is_now

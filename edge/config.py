@@ -29,7 +29,6 @@ from edge.notation import (
 )
 from edge.positions import KeyPath, Positions
 from edge.tables import (
-    NOT_BUILT,
     ConfigError,
     Problem,
     Reader,
@@ -50,6 +49,7 @@ __all__ = [
     "JwtConfig",
     "KeyStoreAddress",
     "KeysConfig",
+    "LimitConfig",
     "PoolConfig",
     "Problem",
     "RouteConfig",
@@ -57,6 +57,7 @@ __all__ = [
     "SharedConfig",
     "TlsConfig",
     "Url",
+    "UsageConfig",
     "load",
     "parse",
     "problems_json",
@@ -72,6 +73,10 @@ Network = IPv4Network | IPv6Network
 
 BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
 ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp", "openai")
+WHEN_FULL: Final[tuple[WhenFull, ...]] = ("serve", "refuse")
+LIMITS_PER: Final[tuple[LimitPer, ...]] = ("user", "key")
+POOL_USAGES: Final[tuple[PoolUsage, ...]] = ("final", "continuous")
+LIMITED: Final = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can prove a token make one.
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
@@ -239,6 +244,10 @@ class PoolConfig:
     `max_inflight` caps the requests in flight at each endpoint, those of other pools included; past it up to `queue`
     requests wait, users taking turns, each no longer than `queue_timeout_s`; others get a 503 that says when to come
     back. `dns` in place of endpoints: a member for each address of the name.
+
+    `usage` is what a stream of a metered route is asked for: its counts at the end ("final"; one that is cut before is
+    estimated by its frames), or in every frame ("continuous"; exact also for a cut one, at the cost of a longer frame
+    that is read, and written anew without them for who did not ask).
     """
 
     name: str
@@ -257,6 +266,7 @@ class PoolConfig:
     queue: int = 0
     queue_timeout_s: float = 10
     dns: Url | None = None
+    usage: PoolUsage = "final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +294,8 @@ class RouteConfig:
     list: tuple[str, ...] = ()
     heartbeat_s: float = 0
     model_echo: bool = False
+    metered: bool = False
+    limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +306,9 @@ class Config:
     server: ServerConfig
     keys: KeysConfig
     jwt: JwtConfig | None
+    usage: UsageConfig
     shared: SharedConfig
+    limits: Mapping[str, LimitConfig]
     pools: Mapping[str, PoolConfig]
     routes: tuple[RouteConfig, ...]
     watched: tuple[Path, ...] = ()
@@ -337,17 +351,14 @@ def parse(text: str, path: Path, env: Mapping[str, str]) -> Config:
 def _config(reader: Reader, root: Table) -> Config:
     if not root.left.get("routes"):
         reader.problem(("routes",), 'no routes, so nothing is served: write [routes."public/name"] with pool = "..."')
-    limits = root.left.get("limits")
-    if isinstance(limits, dict) and limits:
-        Table(reader, ("limits",), limits).not_built(*limits)
-        del root.left["limits"]
-    root.not_built("usage", "limits")
     server = _server(root.section("server"))
     keys = _keys(root.section("keys"))
     jwt = _jwt(root.table("jwt"))
+    usage = _usage(root.section("usage"))
     shared = _shared(root.section("shared"))
+    limits = {name: _limit(name, table) for name, table in root.section("limits").tables()}
     pools = {name: _pool(name, table) for name, table in root.section("pools").tables()}
-    routes = [_route(name, table, pools) for name, table in root.section("routes").tables()]
+    routes = [_route(name, table, pools, limits) for name, table in root.section("routes").tables()]
     root.close()
     _refuse_ties(reader, routes)
     return Config(
@@ -355,7 +366,9 @@ def _config(reader: Reader, root: Table) -> Config:
         server=server,
         keys=keys,
         jwt=jwt,
+        usage=usage,
         shared=shared,
+        limits=MappingProxyType(limits),
         pools=MappingProxyType(pools),
         routes=tuple(routes),
         watched=tuple(dict.fromkeys(reader.watched)),
@@ -559,8 +572,58 @@ def _shared(table: Table) -> SharedConfig:
     return config
 
 
+def _usage(table: Table) -> UsageConfig:
+    default = UsageConfig(table.reader.base / "usage")
+    has_sink = "sink" in table.left
+    journal = table.text("journal")
+    if journal is not None and (not journal or "\0" in journal):
+        table.problem("journal", 'is not a directory: write one such as "usage"')
+        journal = None
+    config = UsageConfig(
+        journal=default.journal if journal is None else table.reader.base / journal,
+        rotate_bytes=table.size_bytes("rotate", default.rotate_bytes),
+        when_full=table.choice("when_full", WHEN_FULL, default.when_full),
+        sink=table.parsed("sink", _sink_url, default.sink),
+        sink_token=table.secret("sink_token"),
+        sink_ca_file=table.file("sink_ca_file"),
+    )
+    scheme = config.sink.partition(":")[0] or "no sink"
+    for name, value, schemes in (
+        ("sink_token", config.sink_token, ("http", "https")),
+        ("sink_ca_file", config.sink_ca_file, ("https", "rediss")),
+    ):
+        # What is wrong itself is not measured by.
+        if value is not None and scheme not in schemes and (config.sink or not has_sink):
+            table.problem(_as_given(table, name), f"does nothing with {scheme}: remove it")
+    table.close()
+    return config
+
+
+def _sink_url(text: str) -> str:
+    if text.startswith(("http://", "https://")):
+        return _server_url(text)
+    try:
+        return _redis_url(text)
+    except ValueError:
+        raise ValueError('not a sink: write "https://HOST/PATH" or "redis://HOST:PORT/0"') from None
+
+
+def _limit(name: str, table: Table) -> LimitConfig:
+    default = LimitConfig(name)
+    if not table.left.keys() & set(LIMITED):
+        table.reader.problem(table.at, f"limits nothing: write one of {', '.join(LIMITED)}")
+    limit = LimitConfig(
+        name=name,
+        per=table.choice("per", LIMITS_PER, default.per),
+        requests_per_minute=table.integer("requests_per_minute", None, highest=10**9),
+        tokens_per_minute=table.integer("tokens_per_minute", None, highest=10**12),
+        concurrent_requests=table.integer("concurrent_requests", None, highest=10**6),
+    )
+    table.close()
+    return limit
+
+
 def _pool(name: str, table: Table) -> PoolConfig:
-    table.not_built("usage")
     default = PoolConfig(name, ())
     for below, above in (("queue", "max_inflight"), ("queue_timeout", "queue")):
         if below in table.left and above not in table.left:
@@ -583,6 +646,7 @@ def _pool(name: str, table: Table) -> PoolConfig:
         queue=table.integer("queue", default.queue, highest=10**5),
         queue_timeout_s=table.duration_s("queue_timeout", default.queue_timeout_s),
         dns=table.parsed("dns", _dns, None),
+        usage=table.choice("usage", POOL_USAGES, default.usage),
     )
     if pool.dns is not None:
         for other in ("endpoints", "ca_file"):
@@ -656,8 +720,7 @@ def _endpoint(reader: Reader, at: KeyPath, element: object) -> EndpointConfig | 
     return EndpointConfig(url, weight, model, api_key) if url else None
 
 
-def _route(name: str, table: Table, pools: Mapping[str, PoolConfig]) -> RouteConfig:
-    table.not_built("limit")
+def _route(name: str, table: Table, pools: Mapping[str, PoolConfig], limits: Mapping[str, LimitConfig]) -> RouteConfig:
     _check_one_target(table)
     listed = table.texts("list")
     echo = table.flag("model_echo")
@@ -671,16 +734,28 @@ def _route(name: str, table: Table, pools: Mapping[str, PoolConfig]) -> RouteCon
         list=tuple(text for _, text in listed),
         heartbeat_s=table.duration_s("heartbeat", 0, zero=True),
         model_echo=bool(echo),
+        metered=bool(table.flag("metered")),
+        limit=table.text("limit"),
     )
+    _check_usage(route, table, limits)
     _check_target(route, table, pools)
     _check_instance_names(route, table)
     _check_list(route, table, listed)
-    if table.flag("metered"):
-        table.problem("metered", NOT_BUILT)
     if echo is None:
         _warn_of_rewriting(route, table, pools)
     table.close()
     return route
+
+
+def _check_usage(route: RouteConfig, table: Table, limits: Mapping[str, LimitConfig]) -> None:
+    """Refuse a limit that is none, and what instances do not have: their owners pay for them by the hour."""
+    for key, is_set in (("metered", route.metered), ("limit", route.limit is not None)):
+        if is_set and route.instance is not None:
+            table.problem(key, f"instances are recorded, never {key if key == 'metered' else 'limited'}: remove it")
+    if route.limit is not None and route.instance is None and route.limit not in limits:
+        near = nearest(route.limit, limits)
+        hint = f'did you mean "{near}"?' if near else f"write [{dotted(('limits', route.limit))}] with what it limits"
+        table.problem("limit", f"there is no limit {route.limit!r}: {hint}")
 
 
 def _pattern(name: str, table: Table) -> str:

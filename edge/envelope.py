@@ -1,8 +1,9 @@
-"""What is asked: the few members of a request's body that decide where it goes, and the splice of the model's name.
+"""What is asked: the few members of a request's body that the edge has to know, and the splices.
 
-The body goes upstream as the client's own bytes. Two JSON parsers that disagree about a body could authorise one model
-and serve another, so whatever is ambiguous is refused, and where a splice is not provably right the top level of the
-object is written anew, each of its values still as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
+The body goes upstream as the client's own bytes, but for the model's name and for what makes a stream tell its usage.
+Two JSON parsers that disagree about a body could authorise one model and serve another, so whatever is ambiguous is
+refused, and where a splice is not provably right the top level of the object is written anew, each of its values still
+as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
 """
 
 import re
@@ -16,6 +17,10 @@ from edge.errors import InvalidRequest, ModelNotFound
 MAX_MODEL_LENGTH: Final = 512  # characters; the longest published names have under 100
 _START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
+_MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
+_BYTES_PER_TOKEN: Final = 4
+_IMAGE: Final = b"data:image/"
+_MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
 # The six letters of the key in every spelling that JSON allows (RFC 8259 section 7). A quote behind a backslash does
@@ -30,17 +35,35 @@ class Envelope(msgspec.Struct, frozen=True):
     """What a body asks for.
 
     `span` is where the model's name stands in a form; `one_spelling` says that JSON names no second `model`.
+    `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is the client's own
+    value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in there. What is of
+    a wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
     stream: bool = False
     span: tuple[int, int] | None = None
     one_spelling: bool = False
+    max_tokens: int | None = None
+    n: int = 1
+    stream_options: bytes = b""
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+
+_ABSENT: Final = msgspec.Raw(b"")
+_TRUE: Final = msgspec.Raw(b"true")
+_NOTHING_ASKED: Final = (b"", False, False)
 
 
 class _Members(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw(b"")
+    model: msgspec.Raw = _ABSENT
     stream: bool | None = None
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+    n: msgspec.Raw = _ABSENT
+    stream_options: msgspec.Raw = _ABSENT
 
 
 _members = msgspec.json.Decoder(_Members)
@@ -61,33 +84,127 @@ def read_json(body: bytes) -> Envelope:
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
     model = _model_name(_text.decode(raw))
     escaped = b"\\" in body and b"\\u006" in body
-    if body.count(b'"model"') == 1 and not escaped:
-        return Envelope(model, bool(members.stream), one_spelling=True)
-    _refuse_two_models(body, raw)
-    return Envelope(model, bool(members.stream))
+    one_spelling = body.count(b'"model"') == 1 and not escaped
+    if not one_spelling:
+        _refuse_two_models(body, raw)
+    options, include_usage, continuous_usage = _NOTHING_ASKED
+    if members.stream_options:
+        options, include_usage, continuous_usage = _asked_of_usage(members.stream_options)
+    max_tokens = None
+    if members.max_tokens or members.max_completion_tokens or members.max_output_tokens:
+        max_tokens = _smallest(members.max_tokens, members.max_completion_tokens, members.max_output_tokens)
+    n = (_smallest(members.n) or 1) if members.n else 1
+    return Envelope(
+        model, members.stream is True, None, one_spelling, max_tokens, n, options, include_usage, continuous_usage
+    )
 
 
-def rewrite_json(body: bytes, envelope: Envelope, model: str) -> bytes:
-    """Return `body` with the model's name replaced: spliced where its place is certain, else written anew."""
+def rewrite_json(
+    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+) -> bytes:
+    """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
+
+    `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
+    client said of them; an upstream takes that only of a body with `"stream":true`.
+    """
+    options = _stream_options(envelope, include_usage, continuous)
+    span = (0, 0) if model == envelope.model else _model_span(body, envelope)
+    if span is not None and (options is None or not envelope.stream_options):
+        start, end = span
+        name = msgspec.json.encode(model)[1:-1] if end else b""
+        if options is None:
+            return b"".join((body[:start], name, body[end:])) if end else body
+        inside = body.find(b"{") + 1  # nothing but space stands before; and a member follows, the model
+        first = b'"stream_options":%b,' % options
+        return b"".join((body[:inside], first, body[inside:start], name, body[max(inside, end) :]))
+    members = _top_level.decode(body)
+    members["model"] = msgspec.Raw(msgspec.json.encode(model))
+    if options is not None:
+        members["stream_options"] = msgspec.Raw(options)
+    return msgspec.json.encode(members)
+
+
+def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
+    """Return where the model's name stands; None where that is not certain."""
     if envelope.one_spelling:
         value = _MODEL_VALUE.search(body, body.find(b'"model"'))
         if value is not None and value[1] == envelope.model.encode():
-            start, end = value.span(1)
-            return b"".join((body[:start], msgspec.json.encode(model)[1:-1], body[end:]))
-    members = _top_level.decode(body)
-    members["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(members)
+            return value.span(1)
+    return None
+
+
+def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
+    """Return what `stream_options` has to be; None when it can stay, or is nothing that could be added to."""
+    if (envelope.include_usage or not include_usage) and (envelope.continuous_usage or not continuous):
+        return None
+    options = _options_in(envelope.stream_options)
+    if options is None:
+        return None
+    if include_usage:
+        options["include_usage"] = _TRUE
+    if continuous:
+        options["continuous_usage_stats"] = _TRUE
+    return msgspec.json.encode(options)
+
+
+def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
+    stream_options = bytes(raw)
+    options = _options_in(stream_options) or {}
+    return stream_options, options.get("include_usage") == _TRUE, options.get("continuous_usage_stats") == _TRUE
+
+
+def _options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
+    """Return the members of `stream_options`, which may be absent or null; None when it is anything but an object."""
+    if raw in (b"", b"null"):
+        return {}
+    try:
+        return _top_level.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _smallest(*members: msgspec.Raw) -> int | None:
+    """Return the smallest of the members that are whole numbers above 0."""
+    smallest = None
+    for raw in members:
+        if raw:
+            digits = bytes(raw)
+            if digits.isdigit() and len(digits) <= _MAX_DIGITS:
+                number = int(digits)
+                if number and (smallest is None or number < smallest):
+                    smallest = number
+    return smallest
+
+
+def prompt_estimate(body: bytes) -> int:
+    """Return how many tokens a body may ask a model to read, at least 1: a guess from its size.
+
+    Four bytes are taken for a token, which suits English and Chinese in UTF-8. Escaped text counts for up to twice as
+    much, and sound in base64 as if it were text; an image in a `data:` URL counts for nothing.
+    """
+    size = len(body)
+    at = 0
+    for _ in range(_MAX_IMAGES):
+        at = body.find(_IMAGE, at)
+        if at < 0:
+            break
+        end = body.find(b'"', at)
+        if end < 0:
+            break
+        size -= end - at
+        at = end
+    return max(1, size // _BYTES_PER_TOKEN)
 
 
 class _Message(msgspec.Struct):
     role: str = ""
-    content: msgspec.Raw = msgspec.Raw(b"")
+    content: msgspec.Raw = _ABSENT
 
 
 class _Conversation(msgspec.Struct):
     messages: list[_Message] = []
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
 
 
 _conversation = msgspec.json.Decoder(_Conversation)

@@ -208,6 +208,13 @@ class Overloaded(EdgeError):
     origin = Origin.EDGE
 
 
+class JournalUnavailable(EdgeError):
+    """503: what the request would use cannot be recorded, so it is not begun."""
+
+    status = 503
+    code = "journal_unavailable"
+
+
 class KeyStoreUnavailable(EdgeError):
     """503: who calls cannot be proved now; never a reason to say 401."""
 

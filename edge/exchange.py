@@ -17,6 +17,7 @@ class Phase(enum.Enum):
     CREDENTIAL = "credential"
     BODY = "body"
     ROUTE = "route"
+    ADMISSION = "admission"
     LEASE = "lease"
     WAIT = "wait"
     STREAM = "stream"
@@ -119,5 +120,6 @@ class Exchange(msgspec.Struct):
     first_byte: float = 0.0
     finished: float = 0.0
     error: str = ""
+    limit_headers: bytes = b""
     record_id: str = ""
     usage: Usage = NO_USAGE

@@ -11,14 +11,14 @@ from typing import Final
 
 import orjson
 
-from edge.config import Config, RouteConfig
+from edge.config import Config, LimitConfig, RouteConfig
 from edge.credentials import Caller
 from edge.envelope import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
 from edge.notation import parse_url
 from edge.routing import HostTable, Match, RouteTable, host_matches, host_name, is_loopback
-from edge.schema import duration
+from edge.schema import LIMIT, duration
 
 LOCAL_HOST: Final = "localhost"
 
@@ -37,7 +37,8 @@ class Explanation:
     """What a request for `model` would meet.
 
     `status` is the edge's own answer, 200 when the request would go upstream; `route`, `pool` and `endpoints` are those
-    of the route that wins, also when the key may not use it. `routes` has every route by name and why it wins or loses;
+    of the route that wins, also when the key may not use it. `limits` tells, for people, what limits count its
+    requests. `routes` has every route by name and why it wins or loses;
     `pool_settings` is for people.
     """
 
@@ -51,6 +52,7 @@ class Explanation:
     pool: str | None
     pool_settings: str
     endpoints: tuple[Endpoint, ...]
+    limits: str
     routes: tuple[tuple[str, str], ...]
 
     def as_json(self) -> bytes:
@@ -72,6 +74,8 @@ class Explanation:
             facts.append(("key", self.key))
         if self.route is not None:
             facts.append(("route", self.route))
+        if self.route is not None:
+            facts.append(("limits", self.limits))
         if self.pool is not None:
             facts.append(("pool", f"{self.pool}: {self.pool_settings}"))
         lines = [self.model, *(f"  {name:<8} {value}" for name, value in facts)]
@@ -120,6 +124,7 @@ def explain(
             else ""
         ),
         endpoints=_endpoints(config, match, model) if match else (),
+        limits=_limits(config, match.route, principal) if match else "",
         routes=_contest(config.routes, match, model, None if loopback else host),
     )
 
@@ -202,6 +207,24 @@ def _endpoints(config: Config, match: Match, model: str) -> tuple[Endpoint, ...]
         return (Endpoint(match.filled(route.instance), 1, asked),)
     pool = config.pools[route.pool or ""]
     return tuple(Endpoint(str(each.url), each.weight, each.model or asked) for each in pool.endpoints)
+
+
+def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> str:
+    """Return the limits that count a request of this route and key, the route's and then the key's."""
+    if route.instance is not None:
+        return "none, as for every instance"
+    told = []
+    for name in dict.fromkeys((route.limit, principal.limit if principal is not None else None)):
+        if name is not None:
+            limit = config.limits.get(name)
+            told.append(f"{name}: {_described(limit)}" if limit is not None else f"{name}: not in the file, so none")
+    return "; ".join(told) or "none"
+
+
+def _described(limit: LimitConfig) -> str:
+    """Return what a limit allows, each of its settings as the file names it."""
+    values = ((setting.name, getattr(limit, setting.attribute)) for setting in LIMIT.settings)
+    return ", ".join(f"{name} {value}" for name, value in values if value is not None)
 
 
 def _contest(

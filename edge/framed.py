@@ -1,25 +1,32 @@
 """An answer in chunks of our own: the exception, for what cannot pass as the upstream framed it.
 
-HTTP/1.0 clients, chunk extensions and trailers, bodies that the close ends, `model_echo`, and `heartbeat` where the
-upstream gave a length.
+HTTP/1.0 clients, chunk extensions and trailers, bodies that the close ends, `model_echo`, `heartbeat` where the
+upstream gave a length, and streams with events to hide whose reads end elsewhere than their chunks and events.
 """
 
 from edge.echo import EventEcho
 from edge.events import EVENT_ENDS
+from edge.metering import Meter
 from edge.wire import EVENT_END_BYTES, Framing, Malformed
 
 
 class Framed:
-    """Takes the upstream's framing away and puts ours on; `bare` for a client that knows no chunks."""
+    """Takes the upstream's framing away and puts ours on; `bare` for a client that knows no chunks.
 
-    __slots__ = ("_bare", "_echo", "_framing", "_tail", "broken", "left")
+    `whole_events` says that the client gets no others: `meter` may hide some, or `echo` changes them.
+    """
 
-    def __init__(self, framing: Framing, *, bare: bool, echo: EventEcho | None = None) -> None:
+    __slots__ = ("_bare", "_echo", "_framing", "_meter", "_tail", "broken", "left")
+
+    def __init__(
+        self, framing: Framing, meter: Meter, *, bare: bool, whole_events: bool, echo: EventEcho | None = None
+    ) -> None:
         self._framing = framing
+        self._meter = meter
         self._bare = bare
         self._echo = echo
-        # How what the client got ends. With `echo` it gets whole events only, so it stands between two from the start.
-        self._tail = framing.tail or (EVENT_ENDS[0] if echo is not None else b"")
+        # How what the client got ends; with whole events it stands between two from the start.
+        self._tail = EVENT_ENDS[0] if whole_events else framing.tail
         self.left = b""  # bytes that are not understood yet, to be given again
         self.broken = False  # the upstream broke the rules after what was returned last
 
@@ -30,15 +37,20 @@ class Framed:
             self.left = data[self._framing.scan(data, payload) :]
         except Malformed:
             self.broken, self.left = True, b""
-        content = b"".join(payload)
-        if self._echo is not None:
-            content = self._echo.feed(content)
+        content = self.metered(b"".join(payload))
         return self.chunk(content) + (self.end() if self._framing.done else b"")
+
+    def metered(self, content: bytes) -> bytes:
+        """Return what the client gets of content that the upstream sent."""
+        content = self._meter.feed(content)
+        return content if self._echo is None else self._echo.feed(content)
 
     def end(self) -> bytes:
         """Return what completes the answer."""
-        held = self.chunk(self._echo.close()) if self._echo is not None else b""
-        return held if self._bare else held + b"0\r\n\r\n"
+        held = self._meter.close()
+        if self._echo is not None:
+            held = self._echo.feed(held) + self._echo.close()
+        return self.chunk(held) if self._bare else self.chunk(held) + b"0\r\n\r\n"
 
     def chunk(self, content: bytes) -> bytes:
         """Return content as the client gets it."""
@@ -53,4 +65,4 @@ class Framed:
     @property
     def within_event(self) -> bool:
         """Whether the upstream began an event that it has not ended."""
-        return not self.between_events or (self._echo is not None and self._echo.holds)
+        return not self.between_events or self._meter.holds or (self._echo is not None and self._echo.holds)

@@ -310,7 +310,7 @@ class KeyRegistry:
     ) -> tuple[str, KeyRecord]:
         """Make a key for a user and return it with its record; the key itself is kept nowhere.
 
-        Raises `ValueError` for a user that is no DNS label, a wrong pattern, a lifetime out of range, or a limit.
+        Raises `ValueError` for a user that is no DNS label, a wrong pattern, or a lifetime out of range.
         """
         _check_user(user)
         if not name.isprintable():
@@ -321,17 +321,26 @@ class KeyRegistry:
             raise ValueError(
                 "a key lives for more than 0 s and at most 100 years: leave out --expires for one without end"
             )
-        if limit is not None:
-            raise ValueError("limits of keys are not built yet: leave out --limit")
         key = "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH)
         key_id = "key_" + _random(_ID_ALPHABET, 12)
         created_at = now()
         expires_at = None if expires_in_s is None else created_at + expires_in_s
         with self._write() as revision:
             self._connection.execute(
-                "INSERT INTO keys (id, digest, user, name, allow, deny, expires_at, created_at, revision)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key_id, hash_key(key), user, name, " ".join(allow), " ".join(deny), expires_at, created_at, revision),
+                "INSERT INTO keys (id, digest, user, name, allow, deny, limit_name, expires_at, created_at, revision)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    key_id,
+                    hash_key(key),
+                    user,
+                    name,
+                    " ".join(allow),
+                    " ".join(deny),
+                    limit,
+                    expires_at,
+                    created_at,
+                    revision,
+                ),
             )
             row = self._connection.execute(_SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
         return key, _key_record(row)

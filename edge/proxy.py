@@ -1,6 +1,7 @@
 """One request through its life. READ THIS FIRST.
 
-    credential -> body -> route -> lease -> send -> relay, and a closing step that always runs and never waits
+    credential -> body -> route -> admission -> lease -> send -> relay,
+    and a closing step that always runs and never waits
 
 `Proxy.handle` is the only place that knows this order; the phases do not know each other. A phase that cannot go on
 raises an `EdgeError`, which becomes HTTP in one place, `_refuse`. Once the client has a byte of the answer, only the
@@ -16,13 +17,15 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 from urllib.parse import unquote_to_bytes
 
 import orjson
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from multidict import istr
 
+from edge.admission import UNLIMITED, Admission, Permit
 from edge.client import (
     Body,
     BodyMemory,
@@ -31,11 +34,12 @@ from edge.client import (
     read_body,
     response,
 )
-from edge.config import Config, ServerConfig
+from edge.config import Config, RouteConfig, ServerConfig
 from edge.credentials import Authenticator, Caller, credential_of
 from edge.envelope import (
     Envelope,
     conversation_start,
+    prompt_estimate,
     read_json,
     read_multipart,
     rewrite_json,
@@ -45,6 +49,7 @@ from edge.errors import (
     EdgeError,
     InternalError,
     InvalidRequest,
+    JournalUnavailable,
     MethodNotAllowed,
     MisdirectedRequest,
     ModelNotFound,
@@ -57,8 +62,10 @@ from edge.errors import (
     UpstreamUnavailable,
     from_upstream,
 )
-from edge.exchange import End, Exchange, Phase
+from edge.exchange import End, Exchange, Phase, Principal
 from edge.health import Verdict, judge
+from edge.journal import Journal, JournalFull
+from edge.metering import Metering
 from edge.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.telemetry import AccessLog, Metrics
@@ -86,6 +93,10 @@ _X_REQUEST_ID: Final = istr("X-Request-Id")
 _ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
 _serial = itertools.count()
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_USAGE_OPTIONS: Final = ("chat/completions", "completions")  # their streams tell usage when they are asked to
+_GENERATING: Final = (*_USAGE_OPTIONS, "responses", "messages")
+# Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
+_ASSUMED_ANSWER_TOKENS: Final = 256
 _PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
     ("Access-Control-Allow-Headers", "*, Authorization"),
@@ -127,7 +138,9 @@ class Proxy:
         self,
         generation: Generation,
         authenticator: Authenticator,
+        admission: Admission,
         endpoints: Endpoints,
+        journal: Journal,
         memory: BodyMemory,
         metrics: Metrics,
         access_log: AccessLog,
@@ -138,7 +151,9 @@ class Proxy:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._authenticator = authenticator
+        self._admission = admission
         self._endpoints = endpoints
+        self.journal = journal
         self._memory = memory
         self._metrics = metrics
         self._access_log = access_log
@@ -156,7 +171,7 @@ class Proxy:
         except EdgeError as error:
             keep_alive = _refuse(request, exchange, error, keep_alive)
         except asyncio.CancelledError:
-            exchange.end = exchange.end or (End.DRAINED if self.cutting else End.CLIENT_GONE)
+            exchange.end = exchange.end or self.who_left()
             raise
         except Exception:  # a defect: the caller gets a clean 500, the log the place
             _log.exception("request %s failed", exchange.request_id)
@@ -165,6 +180,10 @@ class Proxy:
         finally:
             self._close(exchange)
         return keep_alive and not self.draining
+
+    def who_left(self) -> End:
+        """Return why a request is cancelled: its client left, unless the drain is over and cuts it."""
+        return End.DRAINED if self.cutting else End.CLIENT_GONE
 
     async def wait_idle(self) -> None:
         """Wait until no request is being answered."""
@@ -220,15 +239,32 @@ class Proxy:
             exchange.phase = Phase.ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = _find_route(table, envelope.model, caller)
-            exchange.route = match.route.name
-            exchange.phase = Phase.LEASE
+            route = match.route
+            exchange.route = route.name
+            exchange.phase = Phase.ADMISSION
             head = _request_head(request, exchange, content_type)
-            keep_alive = await self._forward(
-                request, exchange, generation, match, _Work(operation, envelope, body, head, multipart), keep_alive
-            )
+            metering = _metering(generation, route, operation, envelope, prompt_estimate(body.data))
+            work = _Work(operation, envelope, body, head, multipart, metering)
+            with self._accept(exchange, route, caller.principal, work) as accepted:
+                exchange.phase = Phase.LEASE
+                keep_alive = await self._forward(request, exchange, generation, match, work, accepted, keep_alive)
         finally:
             body.release()
         return keep_alive
+
+    def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: "_Work") -> "_Accepted":
+        """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
+        permit = UNLIMITED
+        if route.instance is None and (route.limit is not None or principal.limit is not None):
+            names = tuple(name for name in (route.limit, principal.limit) if name is not None)
+            permit = self._admission.admit(route.name, names, principal.user, principal.id, work.reservation())
+            exchange.limit_headers = permit.headers
+        try:
+            self.journal.open_record(exchange)
+        except JournalFull:
+            permit.settle(0)
+            raise JournalUnavailable("The edge cannot record usage right now, try again.", retry_after_s=5) from None
+        return _Accepted(self, exchange, permit)
 
     def _models(
         self, request: Request, exchange: Exchange, caller: Caller, table: HostTable, path: str, keep_alive: bool
@@ -253,6 +289,7 @@ class Proxy:
         generation: Generation,
         match: Match,
         work: "_Work",
+        accepted: "_Accepted",
         keep_alive: bool,
     ) -> bool:
         """Pass the request to an endpoint, or to another one while the budget of retries allows.
@@ -296,6 +333,8 @@ class Proxy:
                             limits,
                             head,
                             work.body,
+                            work.metering,
+                            accepted.close,
                             old_client=old_client,
                             keep_alive=keep_alive,
                             heartbeat_s=match.route.heartbeat_s if exchange.stream else 0,
@@ -330,6 +369,45 @@ class Proxy:
             raise ModelNotFound.named("of that name") from None
 
 
+class _Accepted:
+    """What an accepted request holds until it ends: its permit, and its record in the journal."""
+
+    __slots__ = ("_exchange", "_permit", "_proxy")
+
+    def __init__(self, proxy: Proxy, exchange: Exchange, permit: Permit) -> None:
+        self._proxy = proxy
+        self._exchange = exchange
+        self._permit: Permit | None = permit
+
+    def close(self) -> None:
+        """Settle and record, once: before the last bytes of an answer go, or when there was none."""
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            exchange = self._exchange
+            usage = exchange.usage
+            permit.settle(usage.prompt_tokens + usage.completion_tokens)
+            exchange.finished = time.monotonic()
+            self._proxy.journal.close_record(exchange)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._permit is None:
+            return
+        exchange = self._exchange
+        if isinstance(error, EdgeError):
+            exchange.status = error.status
+            exchange.end = exchange.end or End.UPSTREAM_ERROR
+        elif isinstance(error, asyncio.CancelledError):
+            exchange.end = exchange.end or self._proxy.who_left()
+        else:
+            exchange.end = exchange.end or End.INTERNAL_ERROR
+        self.close()
+
+
 @dataclass(slots=True)
 class _Work:
     """What a request asks of whichever endpoint it comes to."""
@@ -339,16 +417,31 @@ class _Work:
     body: Body
     head: bytes
     multipart: bool
+    metering: Metering
+
+    def reservation(self) -> int:
+        """Return how many tokens the request may use, as far as can be told before."""
+        prompt_tokens = self.metering.prompt_estimate
+        if self.operation not in _GENERATING:
+            return prompt_tokens
+        return prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
 
     def head_for(self, model: str, exchange: Exchange) -> bytes:
         """Let the body ask for `model`; return the part of the head that differs from request to request."""
         exchange.upstream_model = model
-        body = self.body
-        if model == self.envelope.model:
+        body, metering = self.body, self.metering
+        if model == self.envelope.model and not metering.changes:
             body.sent = body.data
+        elif self.multipart:
+            body.sent = rewrite_multipart(body.data, self.envelope, model)
         else:
-            rewrite = rewrite_multipart if self.multipart else rewrite_json
-            body.sent = rewrite(body.data, self.envelope, model)
+            body.sent = rewrite_json(
+                body.data,
+                self.envelope,
+                model,
+                include_usage=metering.hide_usage,
+                continuous=metering.hide_running,
+            )
         return b"%bContent-Length: %d\r\n\r\n" % (self.head, len(body.sent))
 
 
@@ -504,6 +597,25 @@ def _request_head(request: Request, exchange: Exchange, content_type: str) -> by
 def _is_plain(value: str) -> bool:
     """Say whether a header's value is visible ASCII, so that every parser reads it alike."""
     return value.isascii() and value.isprintable()
+
+
+# --- what is metered
+
+
+def _metering(
+    generation: Generation, route: RouteConfig, operation: str, envelope: Envelope, prompt_tokens: int
+) -> Metering:
+    """Return how the answer is read, and what of its usage is not for the client, who did not ask for it."""
+    if not (route.metered and envelope.stream and operation in _USAGE_OPTIONS and route.pool is not None):
+        return Metering(operation, envelope.continuous_usage, prompt_estimate=prompt_tokens)
+    continuous = generation.config.pools[route.pool].usage == "continuous"
+    return Metering(
+        operation,
+        continuous or envelope.continuous_usage,
+        hide_usage=not envelope.include_usage,
+        hide_running=continuous and not envelope.continuous_usage,
+        prompt_estimate=prompt_tokens,
+    )
 
 
 # --- the route

@@ -4,6 +4,9 @@ The usual answer is verbatim: what the upstream's socket gave goes to the client
 chunk framing and all, with no task, Future, queue or decoding per event. An exact tracker (`wire.py`) runs before every
 write, finds the end, and lets nothing pass that is not the answer's.
 
+Usage is read in passing (`metering.py`), and all that is known of an answer is recorded before its last bytes go. A
+token costs nothing for that: an event that ends as those before it did says no more than they.
+
 The head is held until the first byte of the body. Servers send it at once and their first token much later; until then
 an error that opens a stream can still become a status, and another endpoint can still be asked. A route's `heartbeat`
 ends that early: once one went out the client has its status, and a failure after it is told as an event.
@@ -22,6 +25,7 @@ from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnava
 from edge.events import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
 from edge.exchange import End, Exchange, Phase
 from edge.framed import Framed
+from edge.metering import Meter, Metering
 from edge.wire import (
     EVENT_END_BYTES,
     MAX_HEAD_BYTES,
@@ -65,6 +69,7 @@ _STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
 _CHUNKED: Final = b"transfer-encoding: chunked"
 _HEARTBEAT_CHUNK: Final = b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT)
 _LOOKS: Final = 4  # for a sign of life, in the time after which its absence counts
+_NO_ENDING: Final = b"\0"  # which no chunk has
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
 _CUT: Final = error_body(
@@ -149,7 +154,11 @@ class Relay(Receiver):
     _beat_timer: asyncio.TimerHandle | None = None
     _beat_seen = -1
     _silent_since = 0.0
-    _between_chunks = False
+    _settled = False
+    _meter: Meter | None = None
+    _passed_unseen = 0
+    _ending = _NO_ENDING
+    _hides = False
     _sent_bytes = 0
     _event_stream = False
     _paused = False
@@ -163,6 +172,8 @@ class Relay(Receiver):
         exchange: Exchange,
         client: ClientConnection,
         limits: Limits,
+        metering: Metering,
+        settle: Callable[[], None],
         *,
         old_client: bool,
         keep_alive: bool,
@@ -172,6 +183,8 @@ class Relay(Receiver):
         self._exchange = exchange
         self._client = client
         self._limits = limits
+        self._metering = metering
+        self._record = settle
         self._old_client = old_client  # HTTP/1.0: no chunks, the end of the connection is the end of the answer
         self.keep_alive = keep_alive
         self._heartbeat_s = heartbeat_s
@@ -311,8 +324,11 @@ class Relay(Receiver):
     def _pass_collected(self, head: ResponseHead, content: bytes) -> None:
         """Pass on a whole JSON answer with the name that was asked."""
         assert self._echo is not None
+        self._meter = self._metering.document()
+        self._meter.feed(content)
         content = echo_json(content, self._echo)
         self._open(head.status)
+        self._settle(End.COMPLETE)
         self._write(self._client_head(head.status, head.headers, b"content-length: %d" % len(content)) + content)
         self._end()
 
@@ -361,6 +377,9 @@ class Relay(Receiver):
         framing = head.framing
         if self._sent_bytes:
             framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
+        readable = self._event_stream and _is_identity(head)
+        meter = self._meter = self._metering.events() if readable else self._metering.document()
+        self._hides = readable and self._metering.changes
         self._framed = self._framed_for(head, collected)
         if self._framed is not None and self._old_client:
             self.keep_alive = False
@@ -381,7 +400,8 @@ class Relay(Receiver):
         if self._connection is not None:  # None: an answer that the close ends, and that was empty
             self._connection.receive = receive
         if self._framed is not None:
-            self._framed_received(data, client_head + self._framed.chunk(collected or b""))
+            content = meter.feed(collected) if collected is not None else b""
+            self._framed_received(data, client_head + self._framed.chunk(content))
         else:
             self._verbatim_received(data, client_head)
         if self._sent_bytes:
@@ -394,10 +414,15 @@ class Relay(Receiver):
         framing = head.framing
         echo: EventEcho | None = None
         needed = isinstance(framing, UntilClose) or (self._old_client and framing.chunked) or collected is not None
-        if (self._heartbeat_s or self._echo is not None) and self._may_change_events(head):
+        if (self._heartbeat_s or self._hides or self._echo is not None) and self._may_change_events(head):
             echo = EventEcho(self._echo) if self._echo is not None else None
             needed = needed or echo is not None or isinstance(framing, Length)
-        return Framed(framing, bare=self._old_client, echo=echo) if needed else None
+        return self._new_framed(framing, echo) if needed else None
+
+    def _new_framed(self, framing: Framing, echo: EventEcho | None = None) -> Framed:
+        assert self._meter is not None  # there is one as soon as an answer begins
+        whole_events = self._hides or echo is not None
+        return Framed(framing, self._meter, bare=self._old_client, whole_events=whole_events, echo=echo)
 
     def _framing_line(self, framing: Framing) -> bytes:
         if isinstance(framing, Length) and self._framed is None:
@@ -416,18 +441,19 @@ class Relay(Receiver):
             lines.append(b"connection: close")
         lines.append(b"x-request-id: " + self._exchange.request_id.encode())
         extra = _NO_BUFFERING if self._event_stream else b""
-        return b"\r\n".join(lines) + b"\r\n" + extra + CORS + b"\r\n"
+        return b"\r\n".join(lines) + b"\r\n" + self._exchange.limit_headers + extra + CORS + b"\r\n"
 
     # --- the hot path
 
     def _chunk_received(self, data: bytes) -> None:
-        """Pass on one whole chunk, which is what a token is; whatever else came takes the general way.
+        """Pass on one whole chunk with an event that ends as its kind does, which is a token; else the general way.
 
         Every line here runs once a token of every stream: no call, clock or allocation that can be spared.
         """
         count = len(data)
-        if whole_chunks.get(data[:SIZE_LINE_BYTES]) == count and self._between_chunks and data.endswith(b"\r\n"):
+        if whole_chunks.get(data[:SIZE_LINE_BYTES]) == count and data.endswith(self._ending):
             self._sent_bytes += count
+            self._passed_unseen += 1
             self._last_chunk = data
             self._client_write(data)
         else:
@@ -442,24 +468,44 @@ class Relay(Receiver):
         if self._last_chunk:
             self._note_last_chunk()
         framing = self._head.framing  # type: ignore[union-attr]  # set since the head came; an assert here costs
+        payload: list[bytes] = []
         try:
-            understood = framing.scan(data)
+            understood = framing.scan(data, payload, plain=True)
         except Irregular:
-            self._become_framed(data, before)
+            self._become_framed(data, before, payload)
             return
         except Malformed:
             assert isinstance(framing, Chunked)  # no other framing has rules to break
-            self._malformed(data[: framing.consumed])
+            self._malformed(self._metered(data[: framing.consumed], payload))
             return
-        count = len(data)
-        if understood != count:
+        if understood != len(data):
             self._held = data[understood:]
             data = data[:understood]
+        data = self._metered(data, payload)
+        if framing.done:
+            self._settle(End.COMPLETE)
         self._write(before + data if before else data)
         if framing.done:
             self._end()
-        else:
-            self._between_chunks = not self._held and framing.between_chunks
+
+    def _metered(self, data: bytes, payload: list[bytes]) -> bytes:
+        """Return what the client gets for `data`, whose content is `payload`; see what it used."""
+        meter, framing = self._meter, self._head.framing  # type: ignore[union-attr]  # as above
+        content = payload[0] if len(payload) == 1 else b"".join(payload)
+        passed = meter.feed(content)  # type: ignore[union-attr]  # there since the answer began
+        between = framing.between_chunks and not meter.holds  # type: ignore[union-attr]
+        ending = meter.ending if between and not self._held else b""  # type: ignore[union-attr]
+        self._ending = ending + b"\r\n" if ending else _NO_ENDING
+        if not self._hides or (between and passed is content):
+            return data
+        if between:
+            chunk = b"%x\r\n%b\r\n" % (len(passed), passed) if passed else b""
+            return chunk + b"0\r\n\r\n" if framing.done else chunk
+        # The read ends within a chunk or an event: how much of it the client may have is not told yet.
+        framed = self._framed = self._new_framed(framing)
+        if self._connection is not None:
+            self._connection.receive = self._framed_received
+        return framed.chunk(passed) + (framed.end() if framing.done else b"")
 
     def _malformed(self, understood: bytes) -> None:
         """End an answer that breaks the rules: with a status of ours as long as the client has none."""
@@ -470,15 +516,16 @@ class Relay(Receiver):
             self._write(understood)
         self._break(End.UPSTREAM_CUT)
 
-    def _become_framed(self, data: bytes, before: bytes) -> None:
+    def _become_framed(self, data: bytes, before: bytes, payload: list[bytes]) -> None:
         """Go on without the upstream's chunk framing, because it has extensions or trailers."""
         assert self._head is not None
         assert isinstance(self._head.framing, Chunked)
         assert self._connection is not None
         consumed = self._head.framing.consumed
-        self._framed = Framed(self._head.framing, bare=self._old_client)
+        passed = self._metered(data[:consumed], payload)
+        self._framed = self._framed or self._new_framed(self._head.framing)
         self._connection.receive = self._framed_received
-        self._framed_received(data[consumed:], before + data[:consumed])
+        self._framed_received(data[consumed:], before + passed)
 
     def _framed_received(self, data: bytes, before: bytes = b"") -> None:
         """Take the upstream's framing away and put ours on, `before` in front."""
@@ -491,6 +538,8 @@ class Relay(Receiver):
         if framed.broken:
             self._malformed(data)
             return
+        if self._head.framing.done:
+            self._settle(End.COMPLETE)
         if data:
             self._write(data)
         if self._head.framing.done:
@@ -536,17 +585,32 @@ class Relay(Receiver):
         if not whole or framed is None or (self._event_stream and framed.within_event):
             self._break(End.UPSTREAM_CUT)
             return
-        self._write(framed.end())
+        last = framed.end()
+        self._settle(End.COMPLETE)
+        self._write(last)
         self._end()
 
     def _end(self) -> None:
         """End a complete answer; bytes after its end never reach a client."""
         head = self._head
         assert head is not None
-        self._exchange.end = End.COMPLETE
         reusable = head.keep_alive and head.framing.self_delimited and not self._held
         self._release(reusable)
-        self._settle()
+        self._let_go()
+
+    def _settle(self, end: End) -> None:
+        """Note how an answer that began ended and what it used, and let it be recorded: once, before its last bytes."""
+        if self._settled:
+            return
+        self._settled = True
+        meter, exchange = self._meter, self._exchange
+        if meter is not None:
+            meter.passed += self._passed_unseen
+            exchange.usage = meter.usage(end is End.COMPLETE)
+            if end is End.COMPLETE and meter.failed:
+                end = End.UPSTREAM_ERROR
+        exchange.end = end
+        self._record()
 
     def _release(self, reusable: bool) -> None:
         """Part from the upstream: give a connection back that can serve again, close any other."""
@@ -561,7 +625,7 @@ class Relay(Receiver):
             transport.resume_reading()
         connection.free(self._head.idle_s if self._head is not None else 0.0)
 
-    def _settle(self) -> None:
+    def _let_go(self) -> None:
         """Let the request end; an answer stays open until its client has room again, so that a dead one is noticed."""
         if self._paused or self._done.done():
             return
@@ -587,11 +651,11 @@ class Relay(Receiver):
         else:
             told = error
         exchange.error = told.error_code
-        exchange.end = exchange.end or End.UPSTREAM_ERROR
+        self._settle(exchange.end or End.UPSTREAM_ERROR)
         self._write_last_event(told.body())
         self._failure = FailedInStream(error, self.keep_alive)
         self._release(reusable)
-        self._settle()
+        self._let_go()
 
     def _write_last_event(self, body: bytes) -> None:
         event = error_event(body)
@@ -605,7 +669,7 @@ class Relay(Receiver):
         """
         if self._state is _State.ENDED:
             return
-        self._exchange.end = end
+        self._settle(end)
         if self._can_speak():
             self._write_last_event(_BROKEN_STREAM.get(end, _CUT))
         else:
@@ -613,7 +677,7 @@ class Relay(Receiver):
             if self._old_client:
                 self._client.reset()  # to such a client an orderly end is a complete answer
         self._release(reusable=False)
-        self._settle()
+        self._let_go()
 
     def _can_speak(self) -> bool:
         """Say whether an event of our own can stand here."""
@@ -660,12 +724,12 @@ class Relay(Receiver):
         if self._connection is not None and self._transport is not None:
             self._transport.resume_reading()
         if self._state is _State.ENDED:
-            self._settle()
+            self._let_go()
 
     def client_gone(self) -> None:
         """Close the upstream in this same call: the GPU slot is what this saves."""
         if self._state is not _State.ENDED:
-            self._exchange.end = End.CLIENT_GONE
+            self._settle(End.CLIENT_GONE)
             self._exchange.response_bytes = self._sent_bytes
             self._state = _State.ENDED
         self._drop_connection()
@@ -737,12 +801,13 @@ class Relay(Receiver):
         self._slow_checks = self._slow_checks + 1 if self._queued_bytes - unread < floor else 0
         self._queued_bytes = unread
         if self._slow_checks >= _SLOW_CLIENT_PATIENCE:
-            self._exchange.end = End.SLOW_CLIENT
+            self._settle(End.SLOW_CLIENT)
+            self._exchange.end = End.SLOW_CLIENT  # also of an answer that was recorded whole: its client never read it
             self.keep_alive = False
             self._paused = False
             self._client.abort()
             self._release(reusable=False)
-            self._settle()
+            self._let_go()
         else:
             self._slow_timer = self._loop.call_later(_SLOW_CLIENT_CHECK_S, self._watch_client)
 
@@ -778,6 +843,8 @@ async def relay(
     limits: Limits,
     head: bytes,
     body: Body,
+    metering: Metering,
+    settle: Callable[[], None],
     *,
     old_client: bool,
     keep_alive: bool,
@@ -788,13 +855,22 @@ async def relay(
 
     A reused connection that dies before it gave a byte is replayed once on a new one. That is safe even for a POST: the
     upstream had closed it before the request came (RFC 9112 section 9.3.1), and no retry, so it takes no budget.
+    `metering` tells how usage is read, and `settle` is called once for an answer that began, before its last bytes go.
     `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
     answer shall have, None for the upstream's own.
     """
     connection = pool.take()
     if connection is not None:
         first = Relay(
-            exchange, client, limits, old_client=old_client, keep_alive=keep_alive, heartbeat_s=heartbeat_s, echo=echo
+            exchange,
+            client,
+            limits,
+            metering,
+            settle,
+            old_client=old_client,
+            keep_alive=keep_alive,
+            heartbeat_s=heartbeat_s,
+            echo=echo,
         )
         try:
             await first.run(connection, head, body)
@@ -802,7 +878,15 @@ async def relay(
         except StaleConnection:
             exchange.replays += 1
     second = Relay(
-        exchange, client, limits, old_client=old_client, keep_alive=keep_alive, heartbeat_s=heartbeat_s, echo=echo
+        exchange,
+        client,
+        limits,
+        metering,
+        settle,
+        old_client=old_client,
+        keep_alive=keep_alive,
+        heartbeat_s=heartbeat_s,
+        echo=echo,
     )
     await second.run(await pool.connect(limits.connect_timeout_s), head, body)
     return second.keep_alive

@@ -18,17 +18,23 @@ from edge.config import (
     ALGORITHMS,
     BALANCES,
     ENGINES,
+    LIMITED,
+    LIMITS_PER,
+    POOL_USAGES,
+    WHEN_FULL,
     EndpointConfig,
     HealthConfig,
     JwtConfig,
     KeysConfig,
     KeyStoreAddress,
+    LimitConfig,
     PoolConfig,
     RouteConfig,
     ServerConfig,
     SharedConfig,
     TlsConfig,
     Url,
+    UsageConfig,
 )
 
 _DRAFT: Final = "http://json-schema.org/draft-04/schema#"
@@ -87,13 +93,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table of the file; `absent` is what its class holds when no key is given, `one_of` keys exclude each other."""
+    """A table of the file; `absent` is what its class holds when no key is given.
+
+    `one_of` keys exclude each other, and of `any_of` there must be one.
+    """
 
     text: str
     absent: object
     settings: tuple[Setting, ...]
     required: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
 
     def default(self, setting: Setting) -> object:
         """Return the value, as the file writes it, that is the same as none; None when there is no such value."""
@@ -107,6 +117,8 @@ class Section:
             schema["required"] = list(self.required)
         if self.one_of:
             schema["oneOf"] = [{"required": [name]} for name in self.one_of]
+        if self.any_of:
+            schema["anyOf"] = [{"required": [name]} for name in self.any_of]
         schema["properties"] = {setting.name: self._property(setting) for setting in self.settings}
         return schema
 
@@ -159,7 +171,6 @@ ADDRESSES: Final = Kind(
     {"anyOf": [_ADDRESS_TEXT, {"type": "array", "items": _ADDRESS_TEXT, "minItems": 1}]}, write=_first_or_all
 )
 STORE: Final = Kind(_string("^sqlite:."), write=lambda path: f"sqlite:{path}")
-NOT_YET: Final = Kind({"type": "boolean", "enum": [False]})
 
 
 # --- the settings
@@ -297,6 +308,61 @@ JWT: Final = Section(
     required=("issuer", "audience", "jwks"),
 )
 
+USAGE: Final = Section(
+    "The record of what was used: two lines a request. A change needs a restart.",
+    UsageConfig(Path("usage")),
+    (
+        Setting("journal", FILE, "The directory of the records, of every process on this machine."),
+        Setting(
+            "rotate", SIZE, "A new file at this size, and every day. Nothing deletes old ones.", field="rotate_bytes"
+        ),
+        Setting(
+            "when_full",
+            _choice(WHEN_FULL),
+            "When the journal cannot be written: serve, the records waiting in memory, where a crash loses them, or "
+            "refuse with a 503.",
+        ),
+        Setting(
+            "sink",
+            Kind(_string("^(https?|rediss?)://"), write=lambda url: url.partition("://")[0]),
+            "Where records are shipped, at least once: a Redis (the stream `edge:usage`) or a URL that takes batches. "
+            "It can be down for as long as the disk holds.",
+            "redis://:${SET}@127.0.0.1:6379/0",
+        ),
+        Setting("sink_token", SECRET, "The bearer token of a sink at http or https.", "${SET}"),
+        Setting("sink_token_file", FILE, "A file that holds sink_token and nothing else.", "secret", ""),
+        Setting("sink_ca_file", FILE, "A PEM file with the authority of a sink at https or rediss.", "tls.crt"),
+    ),
+)
+
+LIMIT: Final = Section(
+    "How much one user, or one key, may do at each route that names it.",
+    LimitConfig(""),
+    (
+        Setting("per", _choice(LIMITS_PER), "Whose requests are counted together: all of a user's, or of one key."),
+        Setting(
+            "requests_per_minute",
+            _count(10**9),
+            "Requests in a sliding minute; absent: no limit. Clients that retry count each try.",
+            60,
+        ),
+        Setting(
+            "tokens_per_minute",
+            _count(10**12),
+            "Tokens in a sliding minute, of prompts and answers; absent: no limit. An answer may use more than was "
+            "reserved for it, when its request names no max_tokens.",
+            100_000,
+        ),
+        Setting(
+            "concurrent_requests",
+            _count(10**6),
+            "Requests at once; absent: no limit. A stream is one for as long as it runs.",
+            8,
+        ),
+    ),
+    any_of=LIMITED,
+)
+
 SHARED: Final = Section(
     "What processes share. A change needs a restart.",
     SharedConfig(),
@@ -304,7 +370,8 @@ SHARED: Final = Section(
         Setting(
             "redis",
             Kind(_string("^rediss?://"), write=lambda url: "(secret)"),
-            "A Redis or Valkey: `POST /keys/purge` at one process reaches all. Needs the extra `redis`.",
+            "A Redis or Valkey: limits count for all processes together, and `POST /keys/purge` at one reaches all. "
+            "While it is down each process counts alone. Needs the extra `redis`.",
             "redis://:${SET}@127.0.0.1:6379/0",
         ),
     ),
@@ -420,6 +487,12 @@ POOL: Final = Section(
             "vllm.pool.svc:8000",
         ),
         Setting("queue_timeout", DURATION, "How long a request waits for its turn before it gets a 503."),
+        Setting(
+            "usage",
+            _choice(POOL_USAGES),
+            "Where a metered stream says what it used: at its end, where a client that leaves before is estimated by "
+            "the frames it got, or in every frame, exact for those too. The latter costs some microseconds a frame.",
+        ),
     ),
     one_of=("endpoints", "dns"),
 )
@@ -468,19 +541,27 @@ ROUTE: Final = Section(
             "Answers carry the model's name that was asked, also in events. Some microseconds of CPU an event. A false "
             "that is written says that another name is meant.",
         ),
-        Setting("metered", NOT_YET, "Counting tokens is not built yet in this version.", False, ""),
+        Setting(
+            "metered",
+            FLAG,
+            "Billed by token: streams of text are asked for their usage, which is hidden from clients that did not ask "
+            "for it. Every other route is recorded with what its upstream says unasked.",
+        ),
+        Setting("limit", TEXT, "One of the tables of limits; instances have none.", "standard"),
     ),
     one_of=("pool", "instance"),
 )
 
 SECTIONS: Final[Mapping[type, Section]] = {
-    type(section.absent): section for section in (SERVER, TLS, KEYS, JWT, SHARED, POOL, ENDPOINT, HEALTH, ROUTE)
+    type(section.absent): section
+    for section in (SERVER, TLS, KEYS, JWT, USAGE, SHARED, LIMIT, POOL, ENDPOINT, HEALTH, ROUTE)
 }
 
 
 def routes_schema() -> dict[str, object]:
     """Return the JSON Schema of a routes.toml."""
-    named = {"type": "object", "description": POOL.text, "additionalProperties": POOL.schema()}
+    limits = {"type": "object", "description": LIMIT.text, "additionalProperties": LIMIT.schema()}
+    pools = {"type": "object", "description": POOL.text, "additionalProperties": POOL.schema()}
     routes = {"type": "object", "description": ROUTE.text, "minProperties": 1, "additionalProperties": ROUTE.schema()}
     return {
         "$schema": _DRAFT,
@@ -493,8 +574,10 @@ def routes_schema() -> dict[str, object]:
             "server": SERVER.schema(),
             "keys": KEYS.schema(),
             "jwt": JWT.schema(),
+            "usage": USAGE.schema(),
             "shared": SHARED.schema(),
-            "pools": named,
+            "limits": limits,
+            "pools": pools,
             "routes": routes,
         },
     }

@@ -21,11 +21,13 @@ from aiohttp import http_parser, web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.admin import Health, admin_handler
+from edge.admission import Admission
 from edge.changes import describe_change
 from edge.client import BodyMemory, ClientServer
-from edge.config import Address, Config, ConfigError, KeysConfig, TlsConfig, load
+from edge.config import Address, Config, ConfigError, KeysConfig, TlsConfig, UsageConfig, load
 from edge.credentials import Authenticator
 from edge.discovery import Discovery
+from edge.journal import Journal
 from edge.keys_http import HttpKeyStore
 from edge.keys_redis import RedisKeyStore
 from edge.keys_sqlite import SqliteKeyStore
@@ -35,6 +37,10 @@ from edge.proxy import Generation, Proxy, new_request_id
 from edge.relay import Relay
 from edge.revocations import RevocationChannel, connect, disconnect, reason_of
 from edge.routing import RouteTable
+from edge.shared_limits import SharedLimits
+from edge.shipping import Shipper, Sink
+from edge.sink_http import HttpSink
+from edge.sink_redis import RedisSink
 from edge.telemetry import AccessLog, Metrics, counter, gauge
 from edge.tokens import TokenVerifier
 from edge.upstream import Endpoint, Endpoints, Pool
@@ -46,6 +52,8 @@ _LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 _SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
 _SHARED_TIMEOUT_S: Final = 2.0
+_SYNC_INTERVAL_S: Final = 1.0  # of the journal: what a crash of the machine can take
+_SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
 _NOT_CONNECTED: Final = "not connected yet"
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
 
@@ -154,6 +162,7 @@ def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
             ("server.tls", old.server.tls is None, new.server.tls is None),
             ("keys.store", old.keys.store, new.keys.store),
             ("jwt", old.jwt is None, new.jwt is None),
+            ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
             ("shared", old.shared, new.shared),
         )
         if before != after
@@ -184,6 +193,9 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._channel: RevocationChannel | None = None
         self._shared_lost = _NOT_CONNECTED
+        self.shared_limits: SharedLimits | None = None
+        self._sink: Sink | None = None
+        self._shipper: Shipper | None = None
         self._listeners: list[asyncio.Server] = []
         self.addresses: list[str] = []
         self.admin_address = ""
@@ -194,7 +206,10 @@ class Server:
         return self.proxy.generation
 
     async def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
-        """Serve until `stop`; raises `ConfigError`, `StartError` or `KeyStoreUnusable` when it cannot start."""
+        """Serve until `stop`.
+
+        Raises: `ConfigError`, `StartError`, `KeyStoreUnusable`, `JournalUnusable` when it cannot start.
+        """
         limit = _raise_descriptor_limit()
         generation = self._reloader.first()
         config = generation.config
@@ -202,10 +217,15 @@ class Server:
         self._tokens = _token_verifier(config, self._loop.time)
         self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
         self.memory = BodyMemory(config.server.body_memory_bytes)
+        self._unix_time = _steady_unix_time()
+        self.admission = Admission(config.limits, self._unix_time)
+        self.journal = self._record(config.usage)
         self.proxy = Proxy(
             generation,
             self.authenticator,
+            self.admission,
             self.endpoints,
+            self.journal,
             self.memory,
             self.metrics,
             self._access_log,
@@ -242,7 +262,12 @@ class Server:
             owned = [
                 tasks.create_task(self._access_log.run(), name="access log"),
                 tasks.create_task(self._watch_file(), name="reload"),
+                tasks.create_task(self._keep_journal(), name="journal"),
             ]
+            if self._shipper is not None:
+                owned.append(tasks.create_task(self._shipper.run(), name="shipper"))
+            if self.shared_limits is not None:
+                owned.append(tasks.create_task(self.shared_limits.run(), name="shared limits"))
             _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
             ready(self)
             await self._stop.wait()
@@ -308,8 +333,11 @@ class Server:
         self.discovery.apply(generation.pools.values())
         self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
+        self.admission.reconfigure(generation.config.limits)
         if isinstance(self._store, HttpKeyStore):
             self._store.reconfigure(generation.config.keys)
+        if isinstance(self._sink, HttpSink):
+            self._sink.reconfigure(generation.config.usage.sink_token)
         if self._tokens is not None and generation.config.jwt is not None:
             self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
@@ -317,12 +345,39 @@ class Server:
         if self._tls is not None and server.tls is not None:
             self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)  # proved when it was built
 
-    # --- keys
+    # --- usage
+
+    def _record(self, config: UsageConfig) -> Journal:
+        """Return the journal, and have it shipped where the file says so."""
+        if config.sink:
+            self._sink = _sink(config)
+        journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
+        if self._sink is not None:
+            self._shipper = Shipper(config.journal, journal.token, journal.adopted, self._sink)
+        return journal
+
+    async def _keep_journal(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_INTERVAL_S)
+            await asyncio.to_thread(self.journal.sync)
+            self.journal.retry()
+
+    async def _end_journal(self) -> None:
+        """Deliver what is left, as far as that goes quickly, and close the journal: the last thing that is done."""
+        self.journal.retry()
+        if self._shipper is not None:
+            await self._shipper.flush(_SHIP_PATIENCE_S)
+        if self._sink is not None:
+            await self._sink.close()
+        self.journal.close()
+
+    # --- what is shared
 
     async def _share(self, config: Config) -> None:
-        """Listen to what other processes say of keys."""
+        """Listen to what other processes say of keys, and count with them."""
         if config.shared.redis:
             self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
+            self.shared_limits = SharedLimits(self._shared_client, self.admission, self._unix_time)
             self._channel = RevocationChannel(self._shared_client)
             self._channel.changed = self.authenticator.forget
             self._channel.outage = self._shared_outage
@@ -407,6 +462,7 @@ class Server:
             await self._admin_server.shutdown(0.1)
         await self.proxy.wait_idle()  # cancelled handlers take their closing step
         await self._access_log.close()
+        await self._end_journal()
 
     # --- what is shown
 
@@ -422,6 +478,12 @@ class Server:
                 else (("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()),)
             ),
             *(() if self._channel is None else (("shared redis", self._shared_lost or "ok"),)),
+            ("journal", f"{self.journal.lines_waiting} lines wait in memory" if self.journal.lines_waiting else "ok"),
+            *(
+                ()
+                if self._shipper is None
+                else (("usage sink", self._shipper.outage or f"ok, {self._shipper.lag_bytes} bytes to go"),)
+            ),
             *((f"endpoint {each.authority}", each.health.describe(self._loop.time())) for each in self._unwell()),
         ]
 
@@ -448,6 +510,18 @@ class Server:
             yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
         if self._channel is not None:
             yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost)
+        journal, shipper = self.journal, self._shipper
+        yield counter("edge_usage_records_opened", "Requests accepted and recorded.", journal.records_open)
+        yield counter("edge_usage_records_closed", "Records that say how a request ended.", journal.records_closed)
+        yield counter("edge_usage_records_recovered", "Records ended for a process that crashed.", journal.recovered)
+        yield counter("edge_usage_write_errors", "Writes to the journal that failed.", journal.write_errors)
+        yield gauge("edge_usage_lines_waiting", "Lines in memory, for a disk with room.", journal.lines_waiting)
+        yield counter("edge_usage_bad_lines", "Lines of crashed processes that cannot be read.", journal.bad_lines)
+        if shipper is not None:
+            yield counter("edge_usage_shipped", "Records that the sink has acknowledged.", shipper.shipped)
+            yield gauge("edge_usage_unshipped_bytes", "What stands in the journal only.", shipper.lag_bytes)
+            yield gauge("edge_usage_unshipped_age_seconds", "The oldest record that is not delivered.", shipper.lag_s)
+            yield gauge("edge_usage_sink_up", "1, or 0 while the sink does not acknowledge.", not shipper.outage)
         yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
         yield gauge(
             "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.health.reload_failed
@@ -485,6 +559,13 @@ def _key_store(config: KeysConfig) -> KeyStore:
     return HttpKeyStore(config) if config.store.scheme.startswith("http") else RedisKeyStore(config)
 
 
+def _sink(config: UsageConfig) -> Sink:
+    """Return the sink that `usage.sink` names."""
+    if config.sink.startswith("http"):
+        return HttpSink(config.sink, config.sink_token, config.sink_ca_file)
+    return RedisSink(config.sink, config.sink_ca_file)
+
+
 def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:
     """Return what verifies tokens, None when there are to be none; raises `StartError`."""
     if config.jwt is None:
@@ -493,6 +574,12 @@ def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier
     if missing:
         raise StartError(f'jwt: {", ".join(missing)} needs the package cryptography: pip install "edge[jwt]"')
     return TokenVerifier(config.jwt, clock)
+
+
+def _steady_unix_time() -> Callable[[], float]:
+    """Return a clock of Unix seconds that no correction of the machine's clock moves."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset_s
 
 
 def _raise_descriptor_limit() -> int:

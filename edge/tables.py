@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import orjson
 
@@ -20,7 +20,6 @@ from edge.positions import KeyPath, Positions
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=str)
 
-NOT_BUILT: Final = "not built yet in this version: remove it"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _VISIBLE_ASCII = re.compile(r"[!-~]+")  # what a header's value may hold whatever the server (RFC 9110 section 5.5)
 
@@ -258,12 +257,10 @@ class Table:
             self.problem(key, f"must be a number of 0 to 1, without quotes: write {key} = {default}")
         return default
 
-    def choice(self, key: str, options: Sequence[Choice], default: Choice, not_built: str = "") -> Choice:
-        """Return one of `options`; `not_built` is one that is planned."""
+    def choice(self, key: str, options: Sequence[Choice], default: Choice) -> Choice:
+        """Return one of `options`."""
         value = self.text(key)
-        if value is not None and value == not_built:
-            self.problem(key, f"{value!r} is {NOT_BUILT}, or write one of {', '.join(options)}")
-        elif value is not None and value not in options:
+        if value is not None and value not in options:
             self.problem(key, f"{value!r} is not known: write one of {', '.join(options)}")
         return next((option for option in options if option == value), default)
 
@@ -334,12 +331,6 @@ class Table:
             return value
         self.problem(key, f"must be true or false, without quotes: write {key} = false")
         return None
-
-    def not_built(self, *keys: str) -> None:
-        """Refuse settings that are planned: ignoring one would be a promise broken in silence."""
-        for key in keys:
-            if self.left.pop(key, None) is not None:
-                self.problem(key, NOT_BUILT)
 
     def close(self) -> None:
         """Refuse what nobody asked for."""

@@ -22,7 +22,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from edge.exchange import End, Exchange, Phase
+from edge.exchange import NO_USAGE, End, Exchange, Phase, UsageSource
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ class _RouteNumbers:
     response_bytes: int = 0
     retries: int = 0
     replays: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Metrics:
@@ -108,6 +110,10 @@ class Metrics:
         numbers.response_bytes += exchange.response_bytes
         numbers.retries += exchange.retries
         numbers.replays += exchange.replays
+        usage = exchange.usage
+        if usage is not NO_USAGE:
+            numbers.prompt_tokens += usage.prompt_tokens
+            numbers.completion_tokens += usage.completion_tokens
 
     def families(self) -> Iterator[Metric]:
         """Yield every metric."""
@@ -123,6 +129,8 @@ class Metrics:
                 ("request_bytes", "Bytes of request bodies."),
                 ("response_bytes", "Bytes of answers, framing included."),
                 ("retries", "Requests that were sent to another endpoint."),
+                ("prompt_tokens", "Tokens of prompts, as recorded."),
+                ("completion_tokens", "Tokens of answers, as recorded."),
                 ("replays", "Requests sent again because a reused connection had been closed."),
             )
         }
@@ -196,6 +204,9 @@ class LogLine(msgspec.Struct):
     response_bytes: int
     retries: int
     replays: int
+    prompt_tokens: int
+    completion_tokens: int
+    usage_source: UsageSource
     ttft_ms: float | None
     duration_ms: float
 
@@ -229,6 +240,9 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.response_bytes,
         exchange.retries,
         exchange.replays,
+        exchange.usage.prompt_tokens,
+        exchange.usage.completion_tokens,
+        exchange.usage.source,
         _ms(exchange.first_byte - begun) if exchange.first_byte else None,
         _ms(exchange.finished - begun),
     )
@@ -252,6 +266,7 @@ class AccessLog:
         self._batches: queue.SimpleQueue[tuple[bytes, int, Future[None]] | None] = queue.SimpleQueue()
         self._queued = asyncio.Event()
         self._unwritten = 0
+        self._flushing = asyncio.Lock()
         self.dropped = 0
         # A daemon, so that a stuck reader does not keep the process from ending.
         self._thread = threading.Thread(target=self._write_batches, name="edge-log", daemon=True)
@@ -276,8 +291,11 @@ class AccessLog:
 
     async def flush(self) -> None:
         """Write what is queued, and return when it is written; cancelled, it loses nothing."""
-        if not self._finished:
-            return
+        async with self._flushing:
+            if self._finished:
+                await self._flush()
+
+    async def _flush(self) -> None:
         lines, parts = 0, []
         try:
             while self._finished:

@@ -124,7 +124,8 @@ class Framing:
     """Where a body ends.
 
     `scan` returns how many bytes of `data` belong to the body and are understood; the caller keeps the rest and gives
-    it again before what comes next. With `payload`, the content without its framing is appended to it.
+    it again before what comes next. With `payload`, the content without its framing is appended to it. `plain` refuses
+    what may not go to a client as it is, and is meant where no `payload` is wanted.
     """
 
     __slots__ = ("done", "tail")
@@ -138,7 +139,7 @@ class Framing:
     def _passed(self, content: bytes) -> None:
         self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
         """Return the count of bytes understood; raises `Malformed`."""
         raise NotImplementedError
 
@@ -157,7 +158,7 @@ class NoBody(Framing):
         super().__init__()
         self.done = True
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
         """Return 0: whatever follows is not part of the answer."""
         return 0
 
@@ -172,7 +173,7 @@ class Length(Framing):
         self.total = self.left = length
         self.done = length == 0
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
         """Return how much of `data` is body."""
         count = min(len(data), self.left)
         self.left -= count
@@ -193,7 +194,7 @@ class UntilClose(Framing):
     __slots__ = ()
     self_delimited = False
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
         """Return all of it."""
         self._passed(data)
         if payload is not None and data:
@@ -218,15 +219,14 @@ def _remember(beginning: bytes, count: int) -> None:
 
 
 class Irregular(Exception):
-    """A chunk extension or a trailer: legal, and to be taken away by reading with `payload`."""
+    """A chunk extension or a trailer: legal, and to be taken away by reading what is not `plain`."""
 
 
 class Chunked(Framing):
     """`Transfer-Encoding: chunked` (RFC 9112 section 7.1).
 
-    Without `payload` only plain chunks are understood, those that may go to the client as they are; an extension or a
-    trailer raises `Irregular`. Whatever raises, `consumed` bytes before it were understood. Extensions and trailers are
-    bounded and dropped.
+    What is `plain` is chunks that may go to the client as they are: an extension or a trailer raises `Irregular`.
+    Whatever raises, `consumed` bytes before it were understood. Extensions and trailers are bounded and dropped.
     """
 
     __slots__ = ("_ending", "_in_trailers", "_left", "_trailer_bytes", "consumed")
@@ -245,8 +245,10 @@ class Chunked(Framing):
         """Whether a chunk could begin here."""
         return not self._left and not self._ending
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
         """Return how many bytes are whole tokens: size lines, data, ends of chunks."""
+        if plain is None:
+            plain = payload is None
         at, end = 0, len(data)
         while at < end and not self.done:
             self.consumed = at
@@ -279,8 +281,10 @@ class Chunked(Framing):
                     if line_bytes <= SIZE_LINE_BYTES and size >= EVENT_END_BYTES:
                         _remember(data[at : at + SIZE_LINE_BYTES], line_bytes + size + 2)
                     stop = line.end() + size
-                    if payload is None and stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
+                    if stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
                         self._passed(data[max(stop - EVENT_END_BYTES, line.end()) : stop])
+                        if payload is not None:
+                            payload.append(data[line.end() : stop])
                         at = stop + 2
                         continue
                     self._left = size
@@ -290,7 +294,7 @@ class Chunked(Framing):
                     at = last.end()
                 elif _PARTIAL.fullmatch(data, at):
                     break
-                elif payload is None:
+                elif plain:
                     raise Irregular
                 else:
                     after = self._irregular_line(data, at)

@@ -130,6 +130,12 @@ class Edge:
         await self.server._access_log.flush()
         return [json.loads(line) for line in self._log_path.read_bytes().splitlines()]
 
+    def records(self, ended: bool = True) -> list[dict[str, Any]]:
+        """The journal so far: the lines that end a record, or those that begin one."""
+        files = sorted((self.config_path.parent / "usage").glob("*.jsonl"))
+        lines = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
+        return [line for line in lines if ("end" in line) == ended]
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self.server.proxy.wait_idle()
@@ -140,6 +146,8 @@ class Edge:
         assert self.server.proxy.in_flight == 0
         assert [repr(each) for each in self.server.endpoints.states() if each.in_flight] == []
         assert self.server.memory.used_bytes == 0
+        assert [repr(each) for each in self.server.admission._counters.values() if each.running] == []
+        assert self.server.journal.records_open == self.server.journal.records_closed
 
     async def stop(self) -> None:
         self.server.stop()

@@ -18,6 +18,8 @@ TESTED_ELSEWHERE = {
     "discovery": "behaviour/test_discovery.py: pools whose members come and go",
     "exchange": "holds facts only; every test of the log reads them",
     "probes": "behaviour/test_retries.py: endpoints that are asked",
+    "sink_http": "unit/test_sinks.py: one suite over both sinks",
+    "sink_redis": "unit/test_sinks.py: one suite over both sinks",
     "proxy": "behaviour tests: it is the order of everything",
 }
 

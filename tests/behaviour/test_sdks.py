@@ -437,9 +437,9 @@ async def test_retries_of_the_sdk_reach_an_upstream_that_recovers(edge: Edge, si
 
 @pytest.fixture
 async def shipped(start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Edge:
-    """An edge with the routes and pools of the repository's routes.toml."""
+    """an edge with the limits, pools and routes of the repository's routes.toml."""
     text = (ROOT / "routes.toml").read_text()
-    routes = text[text.index("[pools.") :]
+    routes = text[text.index("[limits.") :]
     for name in re.findall(r"\$\{(\w+):-", routes):
         monkeypatch.setenv(name, simulator.url)
     return await start_edge(routes)

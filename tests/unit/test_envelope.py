@@ -1,4 +1,4 @@
-"""What a body asks for, and the splice: two parsers that read one body must come to the same model."""
+"""What a body asks for, and the splices: two parsers that read one body must come to the same model."""
 
 import json
 import tracemalloc
@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.envelope import MAX_MODEL_LENGTH, read_json, read_multipart, rewrite_json, rewrite_multipart
+from edge.envelope import (
+    MAX_MODEL_LENGTH,
+    prompt_estimate,
+    read_json,
+    read_multipart,
+    rewrite_json,
+    rewrite_multipart,
+)
 from edge.errors import InvalidRequest, ModelNotFound
 
 MIB = 2**20
@@ -196,15 +203,17 @@ def test_rewritten_body_differs_in_the_models_name_only(body: bytes, name: str) 
         assert rewritten[start:].endswith(body[end:])
 
 
-@given(st.dictionaries(st.text("abc", max_size=3), st.integers(), max_size=3), NAMES.filter(lambda n: '"' not in n))
+@given(
+    st.dictionaries(st.text("abc", max_size=3), st.integers(), max_size=3),
+    NAMES.filter(lambda name: '"' not in name and name.replace("\\", "")[:5] != "model"),
+)
 def test_plain_body_is_spliced(members: dict[str, int], name: str) -> None:
     """The usual body, one `"model"` without escapes, is never written anew."""
     body = json.dumps({**members, "model": name.replace("\\", "")[:5] or "m"}, ensure_ascii=False).encode()
     envelope = read_json(body)
     assert envelope.one_spelling
-    assert rewrite_json(body, envelope, "n") == body.replace(
-        json.dumps(envelope.model, ensure_ascii=False).encode(), b'"n"', 1
-    )
+    written = b'"model": ' + json.dumps(envelope.model, ensure_ascii=False).encode()
+    assert rewrite_json(body, envelope, "n") == body.replace(written, b'"model": "n"')
 
 
 @pytest.mark.parametrize(
@@ -233,6 +242,182 @@ def test_body_written_anew_has_one_model(body: bytes) -> None:
     pairs: list[tuple[str, object]] = []
     json.loads(rewrite_json(body, read_json(body), "new"), object_pairs_hook=pairs.extend)
     assert [value for key, value in pairs if key == "model" and value != "n"] == ["new"]
+
+
+# --- JSON: limits, and what is asked of usage
+
+
+@pytest.mark.parametrize(
+    ("members", "max_tokens"),
+    [
+        (b"", None),
+        (b',"max_tokens":256', 256),
+        (b',"max_completion_tokens": 64', 64),
+        (b',"max_output_tokens":1', 1),
+        (b',"max_tokens":256,"max_completion_tokens":64,"max_output_tokens":128', 64),
+        (b',"max_tokens":null,"max_completion_tokens":64', 64),
+        (b',"max_tok\\u0065ns":5', 5),
+        (b',"max_tokens":0', None),
+        (b',"max_tokens":0,"max_output_tokens":9', 9),
+        (b',"max_tokens":-1', None),
+        (b',"max_tokens":-0', None),
+        (b',"max_tokens":1.0', None),
+        (b',"max_tokens":1e3', None),
+        (b',"max_tokens":"12"', None),
+        (b',"max_tokens":true', None),
+        (b',"max_tokens":[1]', None),
+        (b',"max_tokens":{"max_tokens":1}', None),
+        (b',"max_tokens":' + b"9" * 5000, None),
+        (b',"x":{"max_tokens":1}', None),
+    ],
+)
+def test_smallest_limit_that_is_a_number_counts(members: bytes, max_tokens: int | None) -> None:
+    """What else stands there is for the upstream to refuse."""
+    assert read_json(b'{"model":"m"' + members + b"}").max_tokens == max_tokens
+
+
+@pytest.mark.parametrize(
+    ("value", "n"), [(b"3", 3), (b"1", 1), (b"0", 1), (b"-2", 1), (b"null", 1), (b'"2"', 1), (b"2.5", 1)]
+)
+def test_number_of_answers_is_one_unless_it_says_more(value: bytes, n: int) -> None:
+    assert read_json(b'{"model":"m","n":%b}' % value).n == n
+    assert read_json(b'{"model":"m"}').n == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "include_usage", "continuous"),
+    [
+        (b'{"include_usage":true}', True, False),
+        (b'{"include_usage":true,"continuous_usage_stats":true}', True, True),
+        (b'{ "continuous_usage_stats" : true , "include_usag\\u0065" : true }', True, True),
+        (b'{"include_usage":false,"continuous_usage_stats":true}', False, True),
+        (b'{"include_usage":null}', False, False),
+        (b'{"include_usage":1}', False, False),
+        (b'{"include_usage":"true"}', False, False),
+        (b'{"x":{"include_usage":true}}', False, False),
+        (b"{}", False, False),
+        (b"null", False, False),
+        (b"true", False, False),
+        (b'"include_usage"', False, False),
+        (b'["include_usage"]', False, False),
+        (b'[{"include_usage":true}]', False, False),
+    ],
+)
+def test_what_is_asked_of_usage_is_known_and_nothing_else_is_refused(
+    options: bytes, include_usage: bool, continuous: bool
+) -> None:
+    envelope = read_json(b'{"stream_options":%b,"model":"m","stream":true}' % options)
+    assert envelope.stream_options == options
+    assert (envelope.include_usage, envelope.continuous_usage) == (include_usage, continuous)
+
+
+@pytest.mark.parametrize(
+    ("body", "rewritten"),
+    [
+        (b'{"model":"m"}', b'{"stream_options":{"include_usage":true},"model":"new"}'),
+        (
+            b' \t\r\n{ "messages":[{"stream_options":1}],"model" : "m"}\n',
+            b' \t\r\n{"stream_options":{"include_usage":true}, "messages":[{"stream_options":1}],"model" : "new"}\n',
+        ),
+        (b'{"x":"{\\"model\\":1}","model":"m"}', b'{"stream_options":{"include_usage":true},'
+         b'"x":"{\\"model\\":1}","model":"new"}'),
+    ],
+)  # fmt: skip
+def test_body_that_says_nothing_of_usage_asks_for_it_by_a_splice(body: bytes, rewritten: bytes) -> None:
+    """Every other byte is the client's, and the model is spliced in the same go."""
+    envelope = read_json(body)
+    assert rewrite_json(body, envelope, "new", include_usage=True) == rewritten
+    same = rewritten.replace(b'"new"', b'"m"')
+    assert rewrite_json(body, envelope, "m", include_usage=True) == same
+    both = same.replace(b'"include_usage":true', b'"include_usage":true,"continuous_usage_stats":true')
+    assert rewrite_json(body, envelope, "m", include_usage=True, continuous=True) == both
+
+
+@pytest.mark.parametrize(
+    ("options", "continuous"),
+    [
+        (b'{"include_usage":true}', False),
+        (b'{"include_usage" : true,"x":1}', False),
+        (b'{"include_usage":true,"continuous_usage_stats":true}', True),
+        (b'"yes"', True),
+        (b"[]", True),
+        (b"1", False),
+    ],
+)
+def test_body_that_asks_already_or_asks_nonsense_stays_as_it_is(options: bytes, continuous: bool) -> None:
+    body = b'{ "model" : "m", "stream_options" : %b }' % options
+    envelope = read_json(body)
+    assert rewrite_json(body, envelope, "m", include_usage=True, continuous=continuous) is body
+    assert rewrite_json(body, envelope, "n", include_usage=True, continuous=continuous) == body.replace(b'"m"', b'"n"')
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "merged"),
+    [
+        ("stream_options", "null", {"include_usage": True}),
+        ("stream_options", "{}", {"include_usage": True}),
+        ("stream\\u005foptions", '{"include_usage":false}', {"include_usage": True}),
+        ("stream_options", '{"include_usage":1,"include_obfuscation":false}',
+         {"include_usage": True, "include_obfuscation": False}),
+        ("stream_options", '{"continuous_usage_stats":true}', {"include_usage": True, "continuous_usage_stats": True}),
+    ],
+)  # fmt: skip
+def test_options_that_lack_usage_are_added_to(key: str, options: str, merged: dict[str, Any]) -> None:
+    """In every spelling: a second member of that name could be read instead of ours."""
+    body = f'{{"x":1e400,"{key}":{options},"model":"m"}}'.encode()
+    rewritten = rewrite_json(body, read_json(body), "n", include_usage=True)
+    pairs = json.loads(rewritten, object_pairs_hook=list)
+    assert [name for name, _ in pairs] == ["x", "stream_options", "model"]
+    assert json.loads(rewritten)["stream_options"] == merged
+    assert json.loads(rewritten)["model"] == "n"
+    assert b"1e400" in rewritten
+
+
+OPTIONS = st.one_of(
+    st.none(),
+    st.text(max_size=3),
+    st.lists(st.booleans(), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["include_usage", "continuous_usage_stats", "x"]), st.none() | st.booleans() | st.just(1)
+    ),
+)
+
+
+@given(bodies().filter(is_utf8), NAMES, OPTIONS, st.booleans(), st.booleans(), st.booleans())
+def test_rewritten_body_differs_in_model_and_usage_only(
+    body: bytes, name: str, options: Any, given_options: bool, include_usage: bool, continuous: bool
+) -> None:
+    if given_options:
+        end = body.rindex(b"}")
+        body = body[:end] + b', "stream_opt\\u0069ons" :' + json.dumps(options).encode() + body[end:]
+    expected = {**json.loads(body), "model": name}
+    wanted = [("include_usage", include_usage), ("continuous_usage_stats", continuous)]
+    asked = options if given_options and options is not None else {}
+    if isinstance(asked, dict) and any(want and asked.get(key) is not True for key, want in wanted):
+        expected["stream_options"] = asked | {key: True for key, want in wanted if want}
+    rewritten = rewrite_json(body, read_json(body), name, include_usage=include_usage, continuous=continuous)
+    assert json.loads(rewritten) == expected
+    assert len(json.loads(rewritten, object_pairs_hook=list)) == len(expected)
+
+
+# --- JSON: the size of the prompt
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b"", 1),
+        (b"{}", 1),
+        (b"x" * 400, 100),
+        (b'{"text":"%b"}' % (b"x" * 4000), 1002),
+        (b'{"url":"data:image/png;base64,%b","b":"%b"}' % (b"A" * 10**6, b"x" * 4000), 1004),
+        (b'["data:image/png;base64,AAAA","data:image/png;base64,BBBB"]', 1),
+        (b"x" * 400 + b"data:image/png", 103),
+        (b'"data:image/' * 1_000_000, 2_999_725),
+    ],
+)
+def test_size_of_the_prompt_is_guessed_from_text_and_not_from_images(body: bytes, tokens: int) -> None:
+    assert prompt_estimate(body) == tokens
 
 
 # --- JSON: bombs

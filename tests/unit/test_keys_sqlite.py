@@ -529,10 +529,9 @@ def test_lifetime_out_of_range_is_refused(registry: KeyRegistry, expires_in_s: f
         registry.create(USER, expires_in_s=expires_in_s)
 
 
-def test_limit_is_refused_rather_than_stored_and_ignored(registry: KeyRegistry) -> None:
-    """Who sets a limit must not believe that it holds."""
-    with pytest.raises(ValueError, match="limits of keys are not built yet: leave out --limit"):
-        registry.create(USER, limit="standard")
+def test_limit_of_a_key_is_kept(registry: KeyRegistry) -> None:
+    _, record = registry.create(USER, limit="standard")
+    assert (record.limit, registry.list()[0].limit) == ("standard", "standard")
 
 
 def test_name_of_more_than_one_line_is_refused(registry: KeyRegistry) -> None:

@@ -18,6 +18,7 @@ from edge.client import CORS, Body, BodyMemory
 from edge.echo import MAX_JSON_BYTES, EventEcho
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange, Phase
+from edge.metering import Metering
 from edge.notation import parse_url
 from edge.relay import FailedInStream, Limits, Relay, StaleConnection, UpstreamAnsweredError
 from edge.wire import ConnectionPool, UpstreamConnection
@@ -97,6 +98,7 @@ class Running:
         keep_alive: bool = True,
         heartbeat_s: float = 0,
         echo: str | None = None,
+        metering: Metering = Metering("chat/completions"),  # noqa: B008  # frozen
     ) -> None:
         self.client = Client()
         self.upstream = Transport()
@@ -106,10 +108,14 @@ class Running:
         self.connection.connection_made(cast(Any, self.upstream))
         self.connection.uses = int(reused)
         limits = Limits(1.0, 60.0, 60.0, 0)
+        # Each time it was settled: how it had ended then, and how much the client had got.
+        self.settled: list[tuple[End | None, int]] = []
         self.relay = Relay(
             self.exchange,
             cast(Any, self.client),
             limits,
+            metering,
+            lambda: self.settled.append((self.exchange.end, len(self.client.transport.written))),
             old_client=old_client,
             keep_alive=keep_alive,
             heartbeat_s=heartbeat_s,

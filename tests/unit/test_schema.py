@@ -24,7 +24,11 @@ tls = { zzzzzz = 1 }
 zzzzzz = 1
 [jwt]
 zzzzzz = 1
+[usage]
+zzzzzz = 1
 [shared]
+zzzzzz = 1
+[limits.l]
 zzzzzz = 1
 [pools.p]
 endpoints = [{ zzzzzz = 1 }]
@@ -38,7 +42,9 @@ SECTIONS = {
     "server.tls": schema.TLS,
     "keys": schema.KEYS,
     "jwt": schema.JWT,
+    "usage": schema.USAGE,
     "shared": schema.SHARED,
+    "limits.l": schema.LIMIT,
     "pools.p": schema.POOL,
     "pools.p.endpoints[0]": schema.ENDPOINT,
     "pools.p.health": schema.HEALTH,
@@ -106,6 +112,7 @@ def test_what_the_edge_accepts_fits_the_schema(case: str) -> None:
         ("[routes.a]\npool = 'p'\n[pools.p]\nendpoints = ['http://a']\nbalance = 'random'", "'random'"),
         ("[routes.a]\npool = 'p'\n[pools.p]\nendpoints = ['http://a']\nretry_budget = 2", "2"),
         ("[routes.a]\npool = 'p'\n[server]\nmax_body = '1 MB'", "'1 MB'"),
+        ("[routes.a]\npool = 'p'\n[limits.a]\nper = 'user'", "is not valid under any of"),
         ("[server]\nmax_body = '1MB'", "'routes' is a required property"),
     ],
 )

@@ -1,0 +1,153 @@
+"""The directory of usage records: names of its files, who may write them, and how far they are delivered.
+
+`<token>.NNNN.jsonl` are the records of one process, `<token>.lock` is locked (flock) by whoever may write them, and
+`<token>.shipped` says how far they are delivered. Source: https://man7.org/linux/man-pages/man2/flock.2.html
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple, Self
+
+import msgspec
+
+MAX_LINE_BYTES: Final = 2**19  # far over any line of ours; a damaged file may have no newline at all
+_TOKEN: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}")
+_FILE: Final = re.compile(rf"({_TOKEN.pattern})\.([0-9]{{4,}})\.jsonl")
+
+
+class TokenLock:
+    """The right to a token's files, held until `release` or `finish`."""
+
+    def __init__(self, directory: Path, token: str, descriptor: int) -> None:
+        self.token = token
+        self._directory = directory
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, directory: Path, token: str, flags: int = 0) -> Self | None:
+        """Return the lock of a token, None while another process has it or when it is done with."""
+        path = directory / f"{token}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags, 0o640)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):  # else it was removed between open and flock
+                return cls(directory, token, descriptor)
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+        return None
+
+    def release(self) -> None:
+        """Leave the token to whoever starts next; again, or after `finish`, it does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def finish(self) -> None:
+        """Give the token up for good: nothing is left to do with its files."""
+        if self._descriptor >= 0:
+            (self._directory / f"{self.token}.lock").unlink(missing_ok=True)
+            position_path(self._directory, self.token).unlink(missing_ok=True)
+            self.release()
+
+
+def lock_new_token(directory: Path, now: float) -> TokenLock:
+    """Return the lock of a new token: its time and 64 random bits."""
+    while True:
+        token = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now)) + "-" + secrets.token_hex(8)
+        lock = TokenLock.take(directory, token, os.O_CREAT)
+        if lock is not None:  # else one that starts at the same moment took it for a dead one's, and removes it
+            return lock
+
+
+class Position(NamedTuple):
+    """A place between two lines of a token's files."""
+
+    number: int
+    offset: int
+
+
+class _SavedPosition(msgspec.Struct):
+    file: str
+    offset: int
+
+
+START: Final = Position(1, 0)
+
+
+def position_path(directory: Path, token: str) -> Path:
+    """Return the file that says how far a token's records are delivered."""
+    return directory / f"{token}.shipped"
+
+
+def load_position(directory: Path, token: str) -> Position | None:
+    """Return how far a token's records are delivered, None when that is not known."""
+    try:
+        saved = msgspec.json.decode(position_path(directory, token).read_bytes(), type=_SavedPosition)
+    except (OSError, ValueError):
+        return None
+    file = _FILE.fullmatch(saved.file)
+    return Position(int(file[2]), saved.offset) if file is not None and saved.offset >= 0 else None
+
+
+def save_position(directory: Path, token: str, position: Position) -> None:
+    """Note how far a token's records are delivered; a crash leaves the old note or the new one."""
+    saved = _SavedPosition(file_path(directory, token, position.number).name, position.offset)
+    draft = directory / f"{token}.shipped.tmp"
+    draft.write_bytes(msgspec.json.encode(saved))
+    draft.rename(position_path(directory, token))
+
+
+def file_path(directory: Path, token: str, number: int) -> Path:
+    """Return the path of one file of a token, the first being 1."""
+    return directory / f"{token}.{number:04d}.jsonl"
+
+
+def file_numbers(directory: Path, token: str) -> list[int]:
+    """Return which files of a token exist, in order."""
+    found = (_FILE.fullmatch(path.name) for path in directory.glob(f"{token}.*.jsonl"))
+    return sorted(int(each[2]) for each in found if each is not None)
+
+
+def lines_in(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file with their newlines; one that is too long to be one of ours comes in pieces."""
+    return iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names of files that were made or renamed outlive a crash of the machine."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tokens_left(directory: Path) -> list[str]:
+    """Return the tokens that are not done with, in the order of their starts; their processes may live."""
+    return sorted(path.stem for path in directory.glob("*.lock") if _TOKEN.fullmatch(path.stem))
+
+
+__all__ = [
+    "MAX_LINE_BYTES",
+    "START",
+    "Position",
+    "TokenLock",
+    "file_numbers",
+    "file_path",
+    "lines_in",
+    "load_position",
+    "lock_new_token",
+    "position_path",
+    "save_position",
+    "sync_directory",
+    "tokens_left",
+]

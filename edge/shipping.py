@@ -1,0 +1,262 @@
+"""Delivers the ends of usage records to a sink, each at least once.
+
+What is read is what stands in the files of the journal, so the sink may be down for as long as the disk has room. How
+far they are delivered is noted after the sink has acknowledged: whoever is stopped in between delivers once more, with
+the same ids, and a sink that must not count twice keeps the first of each id.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from edge.journal_files import (
+    MAX_LINE_BYTES,
+    START,
+    Position,
+    TokenLock,
+    file_numbers,
+    file_path,
+    load_position,
+    save_position,
+)
+
+_log = logging.getLogger(__name__)
+
+_MAX_RECORDS: Final = 500
+_POLL_INTERVAL_S: Final = 0.2
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+
+
+class SinkUnavailable(Exception):
+    """A sink did not acknowledge; the message is for the log and holds no secret."""
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    async def deliver(self, lines: Sequence[bytes]) -> None:
+        """Hand records over, JSON without newlines; returns when they are safe there. Raises `SinkUnavailable`."""
+
+    async def close(self) -> None:
+        """Free everything."""
+
+
+class _Line(msgspec.Struct, gc=False):
+    id: str
+    time: str
+    end: str | None = None
+    duration_ms: float = 0
+
+
+_decoder: Final = msgspec.json.Decoder(_Line)
+
+
+class _Batch(NamedTuple):
+    lines: list[bytes]
+    end: Position
+    oldest_at: float  # Unix seconds, 0 of an empty batch
+
+
+class Shipper:
+    """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
+
+    `outage` is why the last attempt failed, "" when it did not. `locks` are those of adopted tokens; a token that is
+    delivered to its end is finished.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        token: str,
+        locks: Sequence[TokenLock],
+        sink: Sink,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.shipped = 0
+        self.outage = ""
+        self._sink = sink
+        self._clock = clock
+        self._oldest_at = 0.0
+        self._unsaved = ""
+        self._spools = deque([*(_Spool(directory, lock.token, lock) for lock in locks), _Spool(directory, token, None)])
+
+    @property
+    def lag_bytes(self) -> int:
+        """What stands in the files and is not delivered."""
+        return sum(spool.lag_bytes() for spool in self._spools)
+
+    @property
+    def lag_s(self) -> float:
+        """The age of the oldest record that could not be delivered yet."""
+        return max(self._clock() - self._oldest_at, 0.0) if self._oldest_at else 0.0
+
+    async def run(self) -> None:
+        """Deliver until cancelled; a sink that is down is asked again after pauses that grow."""
+        failures = 0
+        while True:
+            try:
+                delivered = await self._deliver_some()
+            except (SinkUnavailable, OSError) as error:
+                self._lost(error)
+                await asyncio.sleep(pause_s(failures, random.random()))
+                failures += 1
+            else:
+                failures = 0
+                if not delivered:
+                    await asyncio.sleep(_POLL_INTERVAL_S)
+
+    async def flush(self, patience_s: float) -> None:
+        """Deliver what is left, in at most `patience_s`, when `run` has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                delivered = True
+                while delivered:
+                    try:
+                        delivered = await self._deliver_some()
+                    except (SinkUnavailable, OSError) as error:
+                        self._lost(error)
+                        await asyncio.sleep(_POLL_INTERVAL_S)
+        if self.lag_bytes:
+            _log.warning("usage sink: %d bytes of the journal are left to the next start", self.lag_bytes)
+
+    async def _deliver_some(self) -> bool:
+        """Deliver a batch of each token that has one; return whether there was any."""
+        found = False
+        for _ in range(len(self._spools)):
+            spool = self._spools[0]
+            self._spools.rotate(-1)  # first, so that one that cannot be read holds up no other
+            if spool.lag_bytes():
+                found = await self._deliver(spool) or found
+            if spool.lock is not None and not spool.lag_bytes():
+                self._spools.remove(spool)
+                await asyncio.to_thread(spool.lock.finish)
+        return found
+
+    async def _deliver(self, spool: "_Spool") -> bool:
+        batch = await asyncio.to_thread(spool.read)
+        if batch.lines:
+            self._oldest_at = min(self._oldest_at or batch.oldest_at, batch.oldest_at)
+            await self._sink.deliver(batch.lines)
+            self._oldest_at = 0.0
+            self.shipped += len(batch.lines)
+            self._answered()
+        if batch.end == spool.position:
+            return False
+        spool.position = batch.end
+        try:
+            await asyncio.to_thread(spool.save)
+        except OSError as error:  # a full disk is no reason to deliver less
+            self._not_saved(error.strerror or type(error).__name__)
+        else:
+            self._not_saved("")
+        return True
+
+    def _lost(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        if not self.outage:
+            _log.error("usage sink: records are not delivered (%s) and wait in the journal", reason)
+        self.outage = reason
+
+    def _answered(self) -> None:
+        if self.outage:
+            _log.warning("usage sink: records are delivered again")
+            self.outage = ""
+
+    def _not_saved(self, reason: str) -> None:
+        if reason and not self._unsaved:
+            _log.error("usage sink: how far records are delivered cannot be noted (%s), a crash repeats them", reason)
+        self._unsaved = reason
+
+
+class _Spool:
+    """The files of one token from a position on; `lock` is that of an adopted one. Its methods may run in threads."""
+
+    def __init__(self, directory: Path, token: str, lock: TokenLock | None) -> None:
+        self.position = load_position(directory, token) or START
+        self.lock = lock
+        self._directory = directory
+        self._token = token
+        self._saving = Lock()
+
+    def lag_bytes(self) -> int:
+        """Return how many bytes follow the position."""
+        self._pass_removed()
+        number, offset = self.position
+        found = 0
+        with contextlib.suppress(FileNotFoundError):
+            while True:
+                found += max(self._path(number).stat().st_size - offset, 0)
+                number, offset = number + 1, 0
+        return found
+
+    def read(self) -> _Batch:
+        """Return the whole lines that follow the position and are ends; raises `OSError`."""
+        self._pass_removed()
+        number, offset = self.position
+        complete = self._path(number + 1).exists()  # asked first: what has a successor grows no more
+        with self._path(number).open("rb") as file:
+            file.seek(offset)
+            data = file.read(MAX_LINE_BYTES)
+        lines: list[bytes] = []
+        start, unreadable, oldest_at = 0, 0, 0.0
+        while len(lines) < _MAX_RECORDS and (newline := data.find(b"\n", start)) >= 0:
+            line, start = data[start:newline], newline + 1
+            try:
+                head = _decoder.decode(line)
+            except (ValueError, RecursionError):
+                unreadable += 1
+                continue
+            if head.end is not None:
+                lines.append(line)
+                oldest_at = oldest_at or _ended_at(head)
+        if not start and len(data) == MAX_LINE_BYTES:  # no line of ours
+            start, unreadable = len(data), 1
+        if unreadable:
+            _log.error("%s: %d lines cannot be read and are not delivered", self._path(number), unreadable)
+        if not start and complete:
+            return _Batch([], Position(number + 1, 0), 0.0)
+        return _Batch(lines, Position(number, offset + start), oldest_at)
+
+    def save(self) -> None:
+        """Note the position; raises `OSError`. Of two that save at once the last to do it notes the newest."""
+        with self._saving:
+            save_position(self._directory, self._token, self.position)
+
+    def _path(self, number: int) -> Path:
+        return file_path(self._directory, self._token, number)
+
+    def _pass_removed(self) -> None:
+        """Go on to the next file when somebody took away the one that was to be read."""
+        if not self._path(self.position.number).exists():
+            later = [each for each in file_numbers(self._directory, self._token) if each > self.position.number]
+            if later:
+                self.position = Position(later[0], 0)
+
+
+def _ended_at(head: _Line) -> float:
+    """Return Unix seconds."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(head.time).timestamp() + head.duration_ms / 1000
+    return 0.0
+
+
+def pause_s(failures: int, chance: float) -> float:
+    """Return how long to leave a sink alone after so many failures, from 0.5 to 30 s; `chance` is from 0 to 1.
+
+    It spreads what a sink that comes back is asked by many processes.
+    """
+    return float(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S)) * (1 + chance) / 2
+
+
+__all__ = ["Shipper", "Sink", "SinkUnavailable", "pause_s"]

@@ -1,0 +1,252 @@
+"""Limits hold, say so in time, and give back what was not used; also over several processes."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.keys_sqlite import KeyRegistry
+from edge.simulator import Simulator
+from tests.conftest import USER, Edge, StartEdge
+from tests.keybackends import PATIENCE_S, ValkeyServer
+
+MODEL = "public/deepseek-r1"
+LIMITED = """
+[limits.standard]
+{limit}
+[limits.small]
+requests_per_minute = 1
+[pools.r1]
+endpoints = ["{upstream}"]
+[routes."public/deepseek-r1"]
+pool = "r1"
+metered = true
+limit = "standard"
+[routes."public/free"]
+pool = "r1"
+[routes."u-*"]
+instance = "{upstream}"
+"""
+HEADERS = [f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")]
+
+
+def limited(url: str, limit: str) -> str:
+    return LIMITED.replace("{upstream}", url).replace("{limit}", limit)
+
+
+def ask(stream: bool = False, **members: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [], "stream": stream, **members}
+
+
+def another_key(edge: Edge, **facts: Any) -> str:
+    with KeyRegistry(edge.keys_path) as registry:
+        key, _ = registry.create(facts.pop("user", USER), **facts)
+    return key
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(body)["error"]
+    return error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_answer_tells_what_is_left(start_edge: StartEdge, simulator: Simulator, stream: bool) -> None:
+    edge = await start_edge(limited(simulator.url, "requests_per_minute = 3\ntokens_per_minute = 1000"))
+    seen = []
+    for _ in range(4):
+        status, headers, body = await edge.ask(ask(stream, max_tokens=8, simulate={"tokens": 8}))
+        seen.append((status, *(headers[name] for name in HEADERS[:2]), headers[HEADERS[3]]))
+        assert all(headers[name] for name in HEADERS)
+    assert [each[:2] for each in seen] == [(200, "3"), (200, "3"), (200, "3"), (429, "3")]
+    assert [each[2] for each in seen] == ["2", "1", "0", "0"]
+    assert {each[3] for each in seen} == {"1000"}
+    error = error_of(body)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert 1 <= int(headers["retry-after"]) <= 60
+    assert int(headers["retry-after-ms"]) == int(headers["retry-after"]) * 1000
+    assert len(edge.records()) == 3, "what is refused was not accepted"
+
+
+async def test_tokens_that_were_used_are_what_counts(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Not those that were reserved: after two answers of 32 there are 36 left."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100"))
+    answers = [await edge.ask(ask(max_tokens=30, simulate={"tokens": 20})) for _ in range(4)]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 429]
+    assert answers[-1][1]["x-ratelimit-remaining-tokens"] == str(100 - 2 * (12 + 20))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_parallel_callers_stay_within_the_limit(
+    start_edge: StartEdge, simulator: Simulator, stream: bool
+) -> None:
+    """Five callers that ask as fast as they can: what is in flight is reserved, so none of it is over."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100"))
+
+    async def call() -> None:
+        for _ in range(40):
+            await edge.ask(ask(stream, max_tokens=20, simulate={"tokens": 20, "prompt_tokens": 5}))
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(call())
+    used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in edge.records())
+    assert 0 < used <= 100
+    await edge.consistent()
+
+
+async def test_answers_without_max_tokens_exceed_the_limit_by_no_more_than_runs_at_once(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """Each is reserved as much as an answer is assumed to take, here all there is: so one runs at a time."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100"))
+    asked = [edge.ask(ask(simulate={"tokens": 150})) for _ in range(20)]
+    statuses = Counter(status for status, _, _ in await asyncio.gather(*asked))
+    assert statuses == {200: 1, 429: 19}
+
+
+@pytest.mark.parametrize("how", ["complete", "error", "cut", "refused", "gone", "gone mid-stream"])
+async def test_place_is_given_back_however_a_request_ends(
+    start_edge: StartEdge, simulator: Simulator, how: str
+) -> None:
+    edge = await start_edge(limited(simulator.url, "concurrent_requests = 1"))
+    faults = {"error": {"fault": "error"}, "cut": {"fault": "cut", "after": 2}, "refused": {"fault": "rubbish"}}
+    stalls = {"gone": {"fault": "stall", "after": -1}, "gone mid-stream": {"fault": "stall", "after": 2}}
+    for _ in range(3):
+        client = await edge.connect()
+        simulated = (faults | stalls).get(how, {})
+        client.send(edge.request(ask(True, simulate=simulated), headers=("Connection: close",)))
+        if how in stalls:
+            count = len(simulator.requests)
+            await simulator.wait_for(lambda count=count: simulator.active == 1)
+            status, _, body = await edge.ask(ask())
+            assert (status, "concurrent" in error_of(body)["message"]) == (429, True)
+            client.abort()
+        else:
+            await client.rest()
+        await edge.consistent()
+    assert (await edge.ask(ask()))[0] == 200
+
+
+async def test_users_do_not_share_a_limit_and_the_keys_of_one_do(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(limited(simulator.url, "requests_per_minute = 1"))
+    mine, others = another_key(edge), another_key(edge, user="u-2200b")
+    assert [(await edge.ask(ask(), key=key))[0] for key in (edge.key, mine, others)] == [200, 429, 200]
+
+
+async def test_keys_of_a_limit_per_key_do_not_share_it(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(limited(simulator.url, 'per = "key"\nrequests_per_minute = 1'))
+    mine = another_key(edge)
+    assert [(await edge.ask(ask(), key=key))[0] for key in (edge.key, mine, mine)] == [200, 200, 429]
+
+
+async def test_limit_of_a_key_holds_beside_that_of_the_route(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(limited(simulator.url, "requests_per_minute = 10"))
+    small = another_key(edge, limit="small")
+    for model in (MODEL, "public/free"):
+        answers = [await edge.ask(ask() | {"model": model}, key=small) for _ in range(2)]
+        assert [status for status, _, _ in answers] == [200, 429]
+        assert {headers["x-ratelimit-limit-requests"] for _, headers, _ in answers} == {"1"}
+    assert (await edge.ask(ask()))[1]["x-ratelimit-remaining-requests"] == "8", "a refusal charges nothing"
+    status, headers, _ = await edge.ask(ask() | {"model": "public/free"})
+    assert (status, "x-ratelimit-limit-requests" in headers) == (200, False)
+
+
+async def test_instances_are_never_limited(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(limited(simulator.url, "requests_per_minute = 1"))
+    small = another_key(edge, limit="small")
+    statuses = {(await edge.ask(ask() | {"model": f"{USER}/qwen2"}, key=small))[0] for _ in range(20)}
+    assert statuses == {200}
+
+
+async def test_limit_of_a_reload_holds_for_what_was_counted_before(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(limited(simulator.url, "requests_per_minute = 100"))
+    for _ in range(3):
+        assert (await edge.ask(ask()))[0] == 200
+    text = edge.config_path.read_text()
+    edge.config_path.write_text(text.replace("requests_per_minute = 100", "requests_per_minute = 4"))
+    edge.server.reload()
+    while edge.server.generation.number == 1:
+        await asyncio.sleep(0.01)
+    answers = [await edge.ask(ask()) for _ in range(2)]
+    assert [status for status, _, _ in answers] == [200, 429]
+
+
+# --- several processes
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Any:
+    server = ValkeyServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+async def merged(edges: list[Edge]) -> None:
+    """Wait until each process has told and heard all that was counted so far."""
+    before = [edge.server.shared_limits.merges for edge in edges]
+    async with asyncio.timeout(PATIENCE_S):
+        while any(edge.server.shared_limits.merges < count + 2 for edge, count in zip(edges, before, strict=True)):
+            await asyncio.sleep(0.01)
+
+
+async def test_three_processes_hold_one_limit(
+    start_edge: StartEdge, simulator: Simulator, valkey: ValkeyServer
+) -> None:
+    """What one has let in the others know after a merge, and together they are over by what they could not know."""
+    shared = f'[shared]\nredis = "{valkey.url}"\n'
+    routes = shared + limited(simulator.url, "requests_per_minute = 30")
+    edges = [await start_edge(routes) for _ in range(3)]
+    for edge in edges[1:]:
+        with KeyRegistry(edge.keys_path) as registry:
+            key, _ = registry.create(USER)
+        edge.key = key
+    await merged(edges)
+    for _ in range(8):
+        for edge in edges:
+            assert (await edge.ask(ask()))[0] == 200
+    await merged(edges)
+    left = 30 - 3 * 8
+    statuses = Counter()
+    for edge in edges:  # each knows of what is left, and not of what the others do meanwhile
+        answers = await asyncio.gather(*(edge.ask(ask()) for _ in range(20)))
+        statuses.update(status for status, _, _ in answers)
+    assert left <= statuses[200] <= 3 * left
+    await merged(edges)
+    assert [(await edge.ask(ask()))[0] for edge in edges] == [429, 429, 429]
+
+
+async def test_redis_that_goes_and_comes_back_fails_no_request(
+    start_edge: StartEdge, simulator: Simulator, valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = f'[shared]\nredis = "{valkey.url}"\n'
+    edge = await start_edge(shared + limited(simulator.url, "requests_per_minute = 1000000"))
+    await merged([edge])
+    ended = asyncio.Event()
+    statuses: Counter[int] = Counter()
+
+    async def call() -> None:
+        while not ended.is_set():
+            statuses[(await edge.ask(ask(stream=True)))[0]] += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(call())
+        valkey.stop()
+        async with asyncio.timeout(PATIENCE_S):
+            while not edge.server.shared_limits.outage:
+                await asyncio.sleep(0.01)
+            count = statuses.total()
+            while statuses.total() < count + 50:
+                await asyncio.sleep(0.01)
+        valkey.start()
+        async with asyncio.timeout(PATIENCE_S):
+            while edge.server.shared_limits.outage:
+                await asyncio.sleep(0.01)
+        ended.set()
+    assert set(statuses) == {200}
+    told = [each.message for each in caplog.records if each.name == "edge.shared_limits"]
+    assert len(told) == 2

@@ -1,0 +1,318 @@
+"""What was used is recorded, once and to the token, and a client sees of it what it asked for."""
+
+import asyncio
+import json
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.simulator import Behaviour, Simulator
+from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
+
+METERED = """
+[pools.r1]
+endpoints = ["{upstream}"]
+{pool}
+[routes."public/deepseek-r1"]
+pool = "r1"
+metered = true
+{route}
+[routes."u-*"]
+instance = "{upstream}"
+"""
+MODEL = "public/deepseek-r1"
+DIALECTS = ["vllm", "sglang", "llamacpp", "openai"]
+SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+TOKENS = 5
+PROMPT_TOKENS = 12
+
+
+def metered(url: str, pool: str = "", route: str = "") -> str:
+    return METERED.replace("{upstream}", url).replace("{pool}", pool).replace("{route}", route)
+
+
+def ask(path: str = "chat/completions", **members: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [], "prompt": "Hello", "input": "Hello", **members}
+
+
+def simulate(**members: Any) -> dict[str, Any]:
+    return {"simulate": {"tokens": TOKENS, "prompt_tokens": PROMPT_TOKENS, **members}}
+
+
+def events(body: bytes) -> list[Any]:
+    return [json.loads(data) for data in re.findall(rb"^data: (\{.*)$", body, re.MULTILINE)]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_answer_is_recorded_with_what_its_upstream_counted(
+    start_edge: StartEdge, simulator: Simulator, dialect: str, path: str, stream: bool
+) -> None:
+    edge = await start_edge(metered(simulator.url))
+    body = ask(stream=stream, max_tokens=50, **simulate(dialect=dialect))
+    status, headers, _ = await edge.ask(body, path=f"/v1/{path}")
+    assert status == 200
+    (record,) = edge.records()
+    assert record | {"id": "", "time": "", "ttft_ms": 0, "duration_ms": 0, "key_id": ""} == {
+        "id": "",
+        "time": "",
+        "request_id": headers["x-request-id"],
+        "key_id": "",
+        "user": USER,
+        "route": MODEL,
+        "path": f"/v1/{path}",
+        "model": MODEL,
+        "upstream_model": MODEL,
+        "endpoint": simulator.url.removeprefix("http://"),
+        "stream": stream,
+        "status": 200,
+        "end": "complete",
+        "prompt_tokens": PROMPT_TOKENS,
+        "completion_tokens": TOKENS,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+        "units": 0,
+        "usage_source": "final",
+        "ttft_ms": 0,
+        "duration_ms": 0,
+        "retries": 0,
+    }
+    assert [begun["id"] for begun in edge.records(ended=False)] == [record["id"]]
+    await edge.consistent()
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"include_usage": False, "other": 1}])
+async def test_client_that_did_not_ask_for_usage_sees_the_stream_as_it_is_without(
+    start_edge: StartEdge, simulator: Simulator, path: str, options: dict[str, Any] | None
+) -> None:
+    plain, edge = (
+        await start_edge(metered(simulator.url).replace("metered = true", "")),
+        await start_edge(metered(simulator.url)),
+    )
+    body = ask(stream=True, seed=1, **simulate())
+    _, _, expected = await plain.ask(body, path=f"/v1/{path}")
+    if options is not None:
+        body["stream_options"] = options
+    _, _, received = await edge.ask(body, path=f"/v1/{path}")
+    assert received == expected
+    sent = json.loads(simulator.requests[-1].body)
+    assert sent == body | {"stream_options": (options or {}) | {"include_usage": True}}
+    assert [record["completion_tokens"] for record in edge.records()] == [TOKENS]
+    # Without it there is still the count of the frames.
+    assert [(each["usage_source"], each["completion_tokens"]) for each in plain.records()] == [("estimated", TOKENS)]
+
+
+@pytest.mark.parametrize("usage", ["final", "continuous"])
+async def test_client_that_asked_for_usage_gets_it_as_the_upstream_sent_it(
+    start_edge: StartEdge, simulator: Simulator, usage: str
+) -> None:
+    edge = await start_edge(metered(simulator.url, f'usage = "{usage}"'))
+    for asked in ({"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}):
+        _, _, body = await edge.ask(ask(stream=True, stream_options=asked, **simulate()))
+        *others, last = events(body)
+        assert (last["choices"], last["usage"]["completion_tokens"]) == ([], TOKENS)
+        assert all(("usage" in each) == ("continuous_usage_stats" in asked) for each in others)
+    assert [each["completion_tokens"] for each in edge.records()] == [TOKENS, TOKENS]
+
+
+async def test_instance_is_recorded_and_its_request_left_as_it_is(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(metered(simulator.url))
+    body = ask(stream=True, **simulate()) | {"model": f"{USER}/qwen2"}
+    await edge.ask(body)
+    assert json.loads(simulator.requests[-1].body) == body
+    (record,) = edge.records()
+    assert (record["route"], record["usage_source"], record["completion_tokens"]) == ("u-*", "estimated", TOKENS)
+
+
+async def recorded_stream(simulator: Simulator, dialect: str) -> bytes:
+    """The content of a stream with usage, as the dialect writes it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", simulator.port)
+    body = json.dumps(
+        ask(stream=True, seed=1, stream_options={"include_usage": True}, **simulate(dialect=dialect))
+    ).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    answer = await reader.read()
+    writer.close()
+    content, rest = b"", answer.partition(b"\r\n\r\n")[2]
+    while size := int(rest.partition(b"\r\n")[0], 16):
+        rest = rest.partition(b"\r\n")[2]
+        content += rest[:size]
+        rest = rest[size + 2 :]
+    return content
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("asked", [True, False])
+async def test_usage_is_read_however_the_stream_is_cut(
+    start_edge: StartEdge, start_upstream: StartUpstream, simulator: Simulator, dialect: str, asked: bool
+) -> None:
+    """Into chunks and into segments, each at places of its own; the client's content does not depend on it."""
+    content = await recorded_stream(simulator, dialect)
+    parts: list[bytes] = []
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(SSE, *parts)
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url))
+    body = ask(stream=True, **({"stream_options": {"include_usage": True}} if asked else {}))
+    shown = content if asked else b"\n\n".join(each for each in content.split(b"\n\n") if b'"choices":[]' not in each)
+    loop = asyncio.get_running_loop()
+    done = 0
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        chunks=st.lists(st.integers(1, len(content) - 1), max_size=12),
+        segments=st.lists(st.integers(1, len(content)), max_size=12),
+        aligned=st.booleans(),
+    )
+    def cut(chunks: list[int], segments: list[int], aligned: bool) -> None:
+        ends = [each.end() for each in re.finditer(b"\n\n", content)] if aligned else []
+        at = sorted({0, len(content), *chunks, *ends})
+        framed = b"".join(chunk(content[a:b]) for a, b in pairwise(at)) + b"0\r\n\r\n"
+        places = sorted({0, len(framed), *segments})
+        parts[:] = [framed[a:b] for a, b in pairwise(places)]
+        found.append(asyncio.run_coroutine_threadsafe(edge.ask(body), loop).result())
+
+    found: list[tuple[int, dict[str, str], bytes]] = []
+    await asyncio.to_thread(cut)
+    assert {each for _, _, each in found} == {shown}
+    for record in edge.records():
+        counted = record["prompt_tokens"], record["completion_tokens"], record["usage_source"], record["end"]
+        assert counted == (PROMPT_TOKENS, TOKENS, "final", "complete")
+        done += 1
+    assert done == len(found)
+    await edge.consistent()
+
+
+@pytest.mark.parametrize("usage", ["final", "continuous"])
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+async def test_stream_that_its_client_leaves_is_recorded_as_far_as_it_came(
+    start_edge: StartEdge, simulator: Simulator, usage: str, dialect: str
+) -> None:
+    """The upstream stalls behind a known frame, so that what was read is what was sent."""
+    edge = await start_edge(metered(simulator.url, f'usage = "{usage}"'))
+    for tokens in range(1, TOKENS):
+        client = await edge.connect()
+        fault = simulate(dialect=dialect, fault="stall", after=tokens + 1)  # behind the frame with the role
+        client.send(edge.request(ask(stream=True, **fault)))
+        while b'%d"}' % (tokens - 1) not in (line := await client.reader.readuntil(b"\n")):
+            assert b"[DONE]" not in line
+        client.abort()
+        await edge.idle()
+        record = edge.records()[-1]
+        assert (record["end"], record["completion_tokens"]) == ("client_gone", tokens)
+        assert record["usage_source"] == ("running" if usage == "continuous" else "estimated")
+        assert record["prompt_tokens"] == PROMPT_TOKENS or usage == "final"
+    await edge.consistent()
+
+
+@pytest.mark.parametrize(
+    ("fault", "end", "status"),
+    [
+        ({"fault": "cut", "after": 3}, "upstream_cut", 200),
+        ({"fault": "reset", "after": 3}, "upstream_cut", 200),
+        ({"fault": "error_mid", "after": 3}, "upstream_error", 200),
+        ({"fault": "error", "status": 400}, "upstream_error", 400),
+        ({"fault": "error", "status": 500}, "upstream_error", 502),
+        ({"fault": "error_first"}, "upstream_error", 502),
+        ({"fault": "rubbish"}, "upstream_error", 502),
+        ({"fault": "stall", "after": -1}, "first_byte_timeout", 504),
+        ({"fault": "stall", "after": 3}, "idle_timeout", 200),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+async def test_record_says_how_a_request_ended(
+    start_edge: StartEdge, simulator: Simulator, fault: dict[str, Any], end: str, status: int
+) -> None:
+    timeouts = 'first_byte_timeout = "200ms"\nidle_timeout = "200ms"'
+    edge = await start_edge(metered(simulator.url, timeouts))
+    client = await edge.connect()
+    client.send(edge.request(ask(stream=True, **simulate(**fault)), headers=("Connection: close",)))
+    await client.rest()
+    await edge.idle()
+    (record,) = edge.records()
+    (line,) = await edge.log()
+    assert (record["end"], record["status"]) == (end, status) == (line["end"], line["status"])
+    expected = (2, "estimated") if status == 200 else (0, "none")
+    assert (record["completion_tokens"], record["usage_source"]) == expected
+    await edge.consistent()
+
+
+async def test_record_is_complete_before_the_client_can_have_read_the_end(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(metered(simulator.url))
+    client = await edge.connect()
+    for stream in (True, False) * 20:
+        client.send(edge.request(ask(stream=stream, **simulate())))
+        await client.response()
+        ids = {each["id"] for each in edge.records(ended=False)}
+        assert {each["id"] for each in edge.records()} == ids
+
+
+async def test_request_that_is_refused_before_it_is_accepted_is_not_recorded(edge: Edge) -> None:
+    assert (await edge.ask({"model": "public/unknown"}))[0] == 404
+    assert (await edge.ask({"model": MODEL}, key="sk-unknown-0000"))[0] == 401
+    assert edge.records(ended=False) == []
+
+
+async def test_images_are_counted_in_units(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(metered(simulator.url))
+    await edge.ask({"model": MODEL, "prompt": "a cat", "n": 3}, path="/v1/images/generations")
+    assert [record["units"] for record in edge.records()] == [3]
+
+
+async def test_usage_is_metered_with_the_name_put_in(start_edge: StartEdge, simulator: Simulator) -> None:
+    """`model_echo`, a heartbeat and a meter change the same events."""
+    edge = await start_edge(metered(simulator.url, route='model = "r1"\nmodel_echo = true\nheartbeat = "15s"'))
+    for stream in (True, False):
+        _, _, body = await edge.ask(ask(stream=stream, **simulate()))
+        assert {each["model"] for each in (events(body) if stream else [json.loads(body)])} == {MODEL}
+        assert not stream or all(each["choices"] for each in events(body))
+    assert [each["completion_tokens"] for each in edge.records()] == [TOKENS, TOKENS]
+
+
+async def test_client_of_http_1_0_gets_no_usage_either(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(metered(simulator.url))
+    client = await edge.connect()
+    client.send(edge.request(ask(stream=True, **simulate()), version="1.0"))
+    body = (await client.rest()).partition(b"\r\n\r\n")[2]
+    assert all(each["choices"] for each in events(body))
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert [each["completion_tokens"] for each in edge.records()] == [TOKENS]
+
+
+async def test_behaviour_without_usage_is_estimated_and_says_so(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    """A server that knows nothing of `stream_options`."""
+    frames = [b'data: {"choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % each for each in range(7)]
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(SSE, *map(chunk, frames), chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url))
+    _, _, body = await edge.ask(ask(stream=True))
+    assert body == b"".join(frames) + b"data: [DONE]\n\n"
+    (record,) = edge.records()
+    assert (record["completion_tokens"], record["usage_source"], record["end"]) == (7, "estimated", "complete")
+    assert record["prompt_tokens"] > 0
+
+
+def test_behaviour_of_the_simulator_is_what_is_counted_against() -> None:
+    assert Behaviour().prompt_tokens == PROMPT_TOKENS
