@@ -241,6 +241,9 @@ class Server:
         self.discovery = Discovery(self.endpoints, self._members_changed)
         self.metrics.gauges.append(self._gauges)
         self.health.details = self._details
+        # Before anybody can connect: who is told to stop in its first milliseconds drains too.
+        for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
+            self._loop.add_signal_handler(name, act)
         try:
             await store.open()
             await self._share(config)
@@ -256,8 +259,6 @@ class Server:
             await self._end()
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
-        for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
-            self._loop.add_signal_handler(name, act)
         async with asyncio.TaskGroup() as tasks:
             owned = [
                 tasks.create_task(self._access_log.run(), name="access log"),

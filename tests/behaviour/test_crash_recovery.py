@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ class Chaos:
 
     async def end(self, how: signal.Signals) -> int:
         assert self._process is not None
-        self._process.send_signal(how)
+        if self._process.returncode is None:
+            self._process.send_signal(how)
         return await self._process.wait()
 
     async def kill_and_restart(self) -> None:
@@ -105,9 +107,10 @@ class Chaos:
 
     async def call(self) -> None:
         while (number := next(self._ids)) < REQUESTS:
-            while not await self._ask(f"chaos-{number}"):
+            for attempt in itertools.count():
+                if await self._ask(f"chaos-{number}-{attempt}"):
+                    break
                 await asyncio.sleep(0.02)  # nobody listens: the next process is on its way
-                number = f"{number}-again"  # type: ignore[assignment]
 
     async def _ask(self, request_id: str) -> bool:
         """Make one request; return whether somebody was there."""
@@ -164,13 +167,21 @@ def lines_of(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 async def test_kills_and_a_flapping_sink_lose_nothing_and_count_nothing_twice(
     tmp_path: Path, unused_tcp_port: int, usage: str
 ) -> None:
+    async with AsyncExitStack() as stack:
+        await _chaos(stack, tmp_path, unused_tcp_port, usage)
+
+
+async def _chaos(stack: AsyncExitStack, tmp_path: Path, unused_tcp_port: int, usage: str) -> None:
     simulator, sink = Simulator(keep_requests=10**6), Sink()
     await simulator.start()
+    stack.push_async_callback(simulator.close)
+    stack.push_async_callback(sink.close)
     config = CONFIG.format(port=unused_tcp_port, sink=await sink.start(), upstream=simulator.url, usage=usage)
     (tmp_path / "routes.toml").write_text(config)
     with KeyRegistry(tmp_path / "keys.db") as registry:
         key, _ = registry.create(USER)
     chaos = Chaos(tmp_path, unused_tcp_port, key)
+    stack.push_async_callback(chaos.end, signal.SIGKILL)
     await chaos.start()
     killer = asyncio.get_running_loop().create_task(chaos.kill_and_restart())
     try:
@@ -209,8 +220,6 @@ async def test_kills_and_a_flapping_sink_lose_nothing_and_count_nothing_twice(
     assert sink.records == {each["id"]: each for each in ended}
     assert chaos.starts > 2
     assert ends["crashed"] > 0
-    await sink.close()
-    await simulator.close()
 
 
 async def _answers(port: int) -> bool:

@@ -109,7 +109,7 @@ async def processes(
         admission = Admission(limits(**numbers), clock)
         made.append(Process(admission, RecordedLimits(client, admission, clock), client))
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(2 * PATIENCE_S):
             yield made
     finally:
         for process in made:
@@ -288,7 +288,7 @@ async def try_until_refused(process: Process, pause: Callable[[], Awaitable[obje
 
 
 async def test_processes_that_try_as_fast_as_they_can_keep_to_the_bound(server: ValkeyServer) -> None:
-    allowed = 60_000
+    allowed = 40_000
     async with processes(server.url, 3, requests=allowed) as members, merging(*members):
         for process in members:
             await process.shared.merge_again()
