@@ -262,25 +262,13 @@ def _own(module: str) -> Callable[[str, Scene], Launch]:
 
 
 def _edge(root: Path, program: str, scene: Scene) -> Launch:
-    config = f"""
-[server]
-listen = "127.0.0.1:{scene.port}"
-admin = "127.0.0.1:{scene.second_port}"
-shutdown_delay = "0s"
-drain_timeout = "1s"
-
-[keys]
-store = "sqlite:keys.db"
-
-[pools.r1]
-endpoints = ["{scene.upstream}"]
-
-[routes."{MODEL}"]
-pool = "r1"
-hosts = ["{HOST}"]
-"""
-    path = scene.file("routes.toml", config)
-    environment = {"PYTHONPATH": str(root)}  # the checkout's edge, whatever is installed
+    path = scene.file("routes.toml", (root / "loadtest" / "edge.toml").read_text())
+    environment = {
+        "PYTHONPATH": str(root),  # the checkout's edge, whatever is installed
+        "PORT": str(scene.port),
+        "ADMIN_PORT": str(scene.second_port),
+        "UPSTREAM": scene.upstream,
+    }
     made = subprocess.run(
         [program, "-m", "edge", "keys", "create", "--config", path, "--user", "u-loadtest", "--json"],
         capture_output=True,
@@ -294,7 +282,7 @@ hosts = ["{HOST}"]
 
 def edge(root: Path, name: str = "edge") -> Peer:
     """Return the edge of a checkout."""
-    text = "keys, route, metrics and log on"
+    text = "keys, route, limit, metering, journal, metrics and log on"
     return Peer(name, text, partial(_edge, root), package="aiohttp uvloop", checks_keys=True)
 
 
