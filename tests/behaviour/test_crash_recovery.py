@@ -201,8 +201,8 @@ async def _chaos(stack: AsyncExitStack, tmp_path: Path, unused_tcp_port: int, us
             break
     opened, ended = lines_of(tmp_path)
     ends = Counter(each["end"] for each in ended)
-    print(f"\n{usage}: {chaos.starts} starts, {len(opened)} accepted, {dict(ends)}, sink got {sink.received}")
     ids = [each["id"] for each in opened]
+    print(f"\n{usage}: {chaos.starts} starts, {len(set(ids))} accepted, {dict(ends)}, sink got {sink.received}")
     # A file that follows another begins with what is open, so an open line may stand twice, but not a record.
     assert sorted(each["id"] for each in ended) == sorted(set(ids))
     assert ends.total() == len(set(ids))

@@ -70,7 +70,7 @@ def test_every_peer_is_told_its_port_and_the_upstream(peer: peers.Peer, tmp_path
     written = "".join(
         path.read_text() for path in tmp_path.iterdir() if path.suffix != ".db" and "db-" not in path.name
     )
-    told = " ".join(launch.command) + written
+    told = " ".join((*launch.command, *launch.environment.values())) + written
     assert "18080" in told
     assert "19000" in told
     assert launch.key
