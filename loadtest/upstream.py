@@ -18,18 +18,17 @@ from typing import Final, Self, cast
 import orjson
 import uvloop
 
-EVENT_BYTES: Final = 230  # of a token's event as vLLM sends it, its end included
 DONE: Final = b"data: [DONE]"
 _BEFORE_STAMP: Final = (
     b'data: {"id":"chatcmpl-6f1c0c7e8f0b4a5d9d1c","object":"chat.completion.chunk","created":1763000000,'
     b'"model":"deepseek-ai/DeepSeek-R1","choices":[{"index":0,"delta":{"content":"'
 )
-_AFTER_STAMP: Final = b'"}}]'
+_AFTER_STAMP: Final = b'"},"logprobs":null,"finish_reason":null}]'  # as vLLM
 _NUMBER_DIGITS: Final = 6
 _TIME_DIGITS: Final = 19
 _STAMP_BYTES: Final = _NUMBER_DIGITS + 1 + _TIME_DIGITS
-_PADDING: Final = b" " * (EVENT_BYTES - len(_BEFORE_STAMP) - _STAMP_BYTES - len(_AFTER_STAMP) - len(b"}\n\n"))
-_END: Final = _AFTER_STAMP + _PADDING + b"}"
+_END: Final = _AFTER_STAMP + b"}"
+EVENT_BYTES: Final = len(_BEFORE_STAMP) + _STAMP_BYTES + len(_END) + 2  # as vLLM sends it, its end included
 _STAMP = re.compile(rb'"content": ?"([0-9]{%d}) ([0-9]{%d})"' % (_NUMBER_DIGITS, _TIME_DIGITS))
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 17:00:00 GMT\r\nserver: uvicorn\r\n"
