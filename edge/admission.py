@@ -210,7 +210,7 @@ class Admission:
         self._refreshed_at = 0.0
         self._in_turn: list[Counter] = []
         self._limits: dict[str, _Limit] = {}
-        self._applying: dict[tuple[str, ...], tuple[_Limit, ...]] = {}  # by the names that are given
+        self._applying: dict[tuple[str | None, ...], tuple[_Limit, ...]] = {}  # by the names that are given
         self._unknown: set[str] = set()
         self.reconfigure(limits)
 
@@ -227,8 +227,8 @@ class Admission:
 
     # --- requests
 
-    def admit(self, route: str, names: tuple[str, ...], user: str, key_id: str, tokens: int) -> Permit:
-        """Charge one request, the `tokens` that it may use and one place, to each of the named limits.
+    def admit(self, route: str, names: tuple[str | None, ...], user: str, key_id: str, tokens: int) -> Permit:
+        """Charge one request, the `tokens` that it may use and one place, to each of the named limits (None: none).
 
         More tokens than a limit has are taken for all of it: such a request runs when nothing else was used. Raises:
         `RateLimited`.
@@ -288,13 +288,13 @@ class Admission:
                 counter.touched = True
                 self._touched.append(counter)
 
-    def _resolve(self, names: tuple[str, ...]) -> tuple[_Limit, ...]:
+    def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
         limits = []
         for name in dict.fromkeys(names):
-            limit = self._limits.get(name)
+            limit = self._limits.get(name) if name is not None else None
             if limit is not None:
                 limits.append(limit)
-            elif name not in self._unknown and len(self._unknown) < _MAX_NAMES:
+            elif name is not None and name not in self._unknown and len(self._unknown) < _MAX_NAMES:
                 self._unknown.add(name)
                 _log.warning("limit %r, named by a key, is not in [limits]: it limits nothing", name)
         if len(self._applying) >= _MAX_NAMES:

@@ -20,6 +20,7 @@ _START_MESSAGES: Final = 8
 _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _BYTES_PER_TOKEN: Final = 4
 _IMAGE: Final = b"data:image/"
+_SMALL_BODY_BYTES: Final = 4096  # of a body in which an image would not matter
 _MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
@@ -180,9 +181,11 @@ def prompt_estimate(body: bytes) -> int:
     """Return how many tokens a body may ask a model to read, at least 1: a guess from its size.
 
     Four bytes are taken for a token, which suits English and Chinese in UTF-8. Escaped text counts for up to twice as
-    much, and sound in base64 as if it were text; an image in a `data:` URL counts for nothing.
+    much, and sound in base64 as if it were text; an image in a `data:` URL counts for nothing, in a body over 4 KiB.
     """
     size = len(body)
+    if size <= _SMALL_BODY_BYTES:
+        return max(1, size // _BYTES_PER_TOKEN)
     at = 0
     for _ in range(_MAX_IMAGES):
         at = body.find(_IMAGE, at)

@@ -256,8 +256,9 @@ class Proxy:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
         permit = UNLIMITED
         if route.instance is None and (route.limit is not None or principal.limit is not None):
-            names = tuple(name for name in (route.limit, principal.limit) if name is not None)
-            permit = self._admission.admit(route.name, names, principal.user, principal.id, work.reservation())
+            permit = self._admission.admit(
+                route.name, (route.limit, principal.limit), principal.user, principal.id, work.reservation()
+            )
             exchange.limit_headers = permit.headers
         try:
             self.journal.open_record(exchange)

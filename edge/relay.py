@@ -493,6 +493,8 @@ class Relay(Receiver):
         meter, framing = self._meter, self._head.framing  # type: ignore[union-attr]  # as above
         content = payload[0] if len(payload) == 1 else b"".join(payload)
         passed = meter.feed(content)  # type: ignore[union-attr]  # there since the answer began
+        if not self._event_stream:
+            return data
         between = framing.between_chunks and not meter.holds  # type: ignore[union-attr]
         ending = meter.ending if between and not self._held else b""  # type: ignore[union-attr]
         self._ending = ending + b"\r\n" if ending else _NO_ENDING

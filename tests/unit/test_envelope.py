@@ -411,7 +411,7 @@ def test_rewritten_body_differs_in_model_and_usage_only(
         (b"x" * 400, 100),
         (b'{"text":"%b"}' % (b"x" * 4000), 1002),
         (b'{"url":"data:image/png;base64,%b","b":"%b"}' % (b"A" * 10**6, b"x" * 4000), 1004),
-        (b'["data:image/png;base64,AAAA","data:image/png;base64,BBBB"]', 1),
+        (b'["data:image/png;base64,AAAA","data:image/png;base64,BBBB"]', 14),  # too small to be looked through
         (b"x" * 400 + b"data:image/png", 103),
         (b'"data:image/' * 1_000_000, 2_999_725),
     ],
