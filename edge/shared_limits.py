@@ -109,6 +109,8 @@ class SharedLimits:
                     if task is not None and task.cancelling():  # which redis-py takes for a failure to connect
                         raise asyncio.CancelledError from None
                     self._tell(reason_of(error))
+                    # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 await asyncio.sleep(pause_s)
         finally:
@@ -162,7 +164,9 @@ class SharedLimits:
     def _tell(self, outage: str) -> None:
         """Tell once when Redis goes, and once when it is back."""
         if outage and not self.outage:
-            _log.error("shared.redis is unavailable, limits count what this process serves: %s", outage)
+            _log.error(
+                "shared.redis is unavailable, limits count what this process serves, news of keys waits: %s", outage
+            )
         elif self.outage and not outage:
             _log.warning("shared.redis answers again, limits are shared")
         self.outage = outage
