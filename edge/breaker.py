@@ -31,24 +31,23 @@ class Breaker:
         self._trying = False
 
     def admits(self, now: float) -> bool:
-        """Return whether one may ask now; follow it with `begin`."""
+        """Return whether one may ask now; who does while it is open begins with `begin` and ends with `abandon`."""
         return not self.is_open or (not self._trying and now >= self._ask_again_at)
 
     def begin(self) -> None:
-        """Note that one asks."""
-        if self.is_open:
-            self._trying = True
+        """Note that one tries, while it is open."""
+        self._trying = True
 
     def abandon(self) -> None:
-        """Note that one stopped asking before there was an answer."""
+        """Note that the one who tried has ended, with or without an answer."""
         self._trying = False
 
-    def fail(self, now: float) -> None:
-        """Note that there was no answer."""
-        if self.is_open and not self._trying:
-            return  # of those who asked before it opened
-        if self.is_open:
+    def fail(self, now: float, *, is_try: bool = False) -> None:
+        """Note that there was no answer, for one who tried or for one who asked while it was closed."""
+        if is_try:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self._trying = False
+            self._trying = False
+        elif self.is_open:
+            return
         self._failures += 1
         self._ask_again_at = now + self._pause_s

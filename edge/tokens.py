@@ -22,7 +22,7 @@ import orjson
 
 from edge.config import JwtConfig
 from edge.exchange import Principal
-from edge.keystores import Changes, ignore_changes, unavailable
+from edge.keystores import Changes, StoreFailed, ignore_changes
 from edge.notation import is_dns_label, is_pattern
 
 _log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class TokenVerifier:
                 key = self._find(kid)
         if key is None:
             if self.outage:  # it may be a new key, and nobody can tell
-                raise unavailable(f"jwt.jwks: {self.outage}")
+                raise StoreFailed(f"jwt.jwks: {self.outage}")
             raise TokenRefused("The token is signed with a key that its issuer does not publish.")
         if key.data.get("alg", algorithm) != algorithm:
             raise TokenRefused("The token is signed in a way that its key is not for.")

@@ -279,6 +279,38 @@ class ValkeyServer:
         return redis_package.Redis(port=self.port)
 
 
+# What no Redis answers to these commands; each trips the client's parser in its own way.
+NO_REDIS = (
+    b":5\r\n",
+    b"+OK\r\n",
+    b"$abc\r\n",
+    b"*1\r\n" * 3000,
+    b"*1\r\n:1\r\n",
+    b"#t\r\n",
+    b"-MOVED 1 127.0.0.1:1\r\n",
+    b"-LOADING wait\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\xff\r\n",
+)
+
+
+@contextlib.asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """Something that answers the same to everything; gives its URL as if it were a Redis."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(2**16):
+                writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        server.close()
+
+
 class RedisBackend(Backend):
     """A Valkey server, filled by hand as the documentation says."""
 

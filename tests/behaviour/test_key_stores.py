@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import string
 import time
 from collections.abc import AsyncIterator
@@ -52,11 +53,28 @@ def start(start_edge: StartEdge, simulator: Simulator) -> Start:
     return Start(start_edge, simulator)
 
 
+REASONS = {
+    ("sqlite", "dead"): "cannot be used|No such file",
+    ("sqlite", "rubbish"): "no such table",
+    ("http", "dead"): "ClientConnectorError",
+    ("http", "500"): "status 500",
+    ("http", "rubbish"): "an answer that is no JSON",
+    ("http", "wrong type"): 'without one "active"',
+    ("http", "redirect"): "status 307",
+    ("redis", "dead"): "Connect|Connection",
+    ("redis", "rubbish"): "a record without a DNS label as user",
+    ("redis", "wrong type"): "ResponseError",
+}
+
+
 @pytest.mark.parametrize(("kind", "how"), HARMS)
 async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
-    start: Start, simulator: Simulator, tmp_path: Path, kind: str, how: str
+    start: Start, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, how: str
 ) -> None:
-    """Unknown is 503, never 401: an SDK gives up on a 401. A stream that runs is untouched; a mended store is asked."""
+    """Unknown is 503, never 401: an SDK gives up on a 401. A stream that runs is untouched; a mended store is asked.
+
+    The log says what is wrong, in one line, and in another that it is over.
+    """
     async with running(kind, tmp_path) as backend:
         await backend.create(KEY, Facts("key_1", USER))
         # Believed for a moment only, so that nearly every request asks the store.
@@ -89,6 +107,12 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         assert await status_of(edge, KEY) == 200
         await until(edge, "sk-never-heard-of", 401, (503,))
         await edge.consistent()
+        async with asyncio.timeout(PATIENCE_S):
+            while edge.server.authenticator.outage:
+                await asyncio.sleep(0.01)
+    lines = [record for record in caplog.records if record.name == "edge.credentials"]
+    assert [record.levelname for record in lines] == ["ERROR", "WARNING"]
+    assert re.search(REASONS.get((kind, how), "no answer|does not answer|Timeout"), lines[0].getMessage())
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
@@ -256,6 +280,19 @@ async def test_suspended_user_does_not_get_in_with_a_token_either(
         await until(edge, given, 402, (401,))
         await backend.mark_user(USER)
         await until(edge, given, 200, (402,))
+
+
+async def test_token_needs_no_introspection_server(
+    start: Start, issuer: Issuer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nothing to ask of it: while it is dead tokens get in, and the log does not say that it is back."""
+    async with running("http", tmp_path) as backend:
+        edge = await start.over(backend, more=jwt_table(issuer))
+        await backend.harm("dead")
+        for number in range(6):
+            assert await status_of(edge, f"sk-unknown-{number}") == 503
+            assert await status_of(edge, token(iat=int(time.time()) - number)) == 200
+        assert [record.levelname for record in caplog.records if record.name == "edge.credentials"] == ["ERROR"]
 
 
 async def test_withdrawn_key_of_the_issuer_ends_its_tokens(start: Start, issuer: Issuer, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ def opened(now: float = 0.0) -> Breaker:
     breaker = Breaker()
     for _ in range(FAILURES_TO_OPEN):
         assert breaker.admits(now)
-        breaker.begin()
         breaker.fail(now)
     assert breaker.is_open
     return breaker
@@ -41,7 +40,8 @@ def test_each_failed_try_doubles_the_pause_up_to_a_bound() -> None:
         pauses.append(at - now)
         now = at
         breaker.begin()
-        breaker.fail(now)
+        breaker.fail(now, is_try=True)
+        breaker.abandon()
     assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
 
 
@@ -57,6 +57,9 @@ def test_failures_of_those_who_asked_before_do_not_prolong_the_pause() -> None:
     for _ in range(50):
         breaker.fail(0.4)
     assert breaker.admits(0.5)
+    breaker.begin()
+    breaker.fail(0.6)
+    assert not breaker.admits(0.6), "the one who tries is still under way"
 
 
 def test_one_answer_closes_it() -> None:
