@@ -44,7 +44,7 @@ _MAX_KEY_LENGTH: Final = 512  # what is longer can only be a token
 _MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
 _MAX_RENEWALS: Final = 1000  # known keys asked of the store beside those
 _GUESSES_PER_S: Final = 500  # look-ups that find nobody; past this and the burst an unknown key is told to come back
-_GUESS_BURST_S: Final = 10.0  # that many seconds' worth at once
+_GUESS_BURST_S: Final = 2.0  # that many seconds' worth at once
 _MAX_VERDICTS: Final = 256  # models remembered per key
 _MAX_TRIES: Final = 3  # of a look-up that changes overtake
 _RENEWAL_SHARE: Final = 0.8  # of its time after which a key that is still used is looked up again, ahead of need
@@ -406,7 +406,7 @@ class Authenticator:
     def _proved(self, digest: bytes, look_up: _LookUp) -> None:
         del self._look_ups[digest]
         if look_up.is_try:
-            self._breaker.abandon()
+            self._breaker.end()
         if not look_up.task.cancelled():
             look_up.task.exception()  # seen, also when everybody who waited has left
 
