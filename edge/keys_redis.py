@@ -42,7 +42,7 @@ class RedisKeyStore:
         self._client = client
         self._channel = RevocationChannel(client)
         self._channel.changed = self.changed
-        self._channel.outage = self.outage
+        self._channel.outage = self._unheard
         self._channel.open()
 
     async def close(self) -> None:
@@ -53,6 +53,12 @@ class RedisKeyStore:
             await channel.close()
         if client is not None:
             await disconnect(client)
+
+    def _unheard(self, reason: str) -> None:
+        """Tell of an outage; while no change can be heard of, answers are believed from one attempt to the next."""
+        self.outage(reason)
+        if reason:
+            self.changed(Changes(everything=True))
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key of this SHA-256 digest; raises `StoreFailed`."""

@@ -67,7 +67,11 @@ def reason_of(error: Exception) -> str:
 
 
 class RevocationChannel:
-    """A subscription that is taken up again whenever it is lost."""
+    """A subscription that is taken up again whenever it is lost.
+
+    `outage` is called at every attempt that fails, and with "" when it listens; everything may have changed each time
+    that it begins or ceases to listen.
+    """
 
     def __init__(self, client: "Redis") -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
@@ -94,15 +98,17 @@ class RevocationChannel:
         return heard
 
     async def _listen(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause_s, heard = _FIRST_PAUSE_S, False
         while True:
             try:
                 async for message in self._messages():
-                    pause_s = _FIRST_PAUSE_S
+                    pause_s, heard = _FIRST_PAUSE_S, True
                     self.changed(message)
             except Exception as error:  # whatever it is: who does not listen any more misses every revocation
                 self.outage(reason_of(error))
-                self.changed(Changes(everything=True))
+                if heard:
+                    heard = False
+                    self.changed(Changes(everything=True))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

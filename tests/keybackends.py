@@ -45,6 +45,7 @@ class Backend(ABC):
     """A place with keys; what it is told is there at once for whoever asks it."""
 
     reports = True  # whether a store over it hears of changes by itself
+    harms: tuple[str, ...] = ()  # the ways to break it
 
     @property
     @abstractmethod

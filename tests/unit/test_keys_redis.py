@@ -1,5 +1,6 @@
 """What a hash in Redis may hold; the rest is in `test_keystores.py`."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from edge.config import KeysConfig, KeyStoreAddress
 from edge.exchange import Principal
 from edge.keys_redis import KEY_PREFIX, RedisKeyStore, principal_of
-from edge.keystores import AnswerUnusable, StoreFailed, UserState, hash_key
-from tests.keybackends import NO_REDIS, RedisBackend, saying
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, hash_key
+from tests.keybackends import NO_REDIS, PATIENCE_S, RedisBackend, saying
 
 USER = "u-1100a15812cc"
 LEAST = {"id": "key_1", "user": USER}
@@ -53,6 +54,19 @@ async def test_answer_that_no_redis_gives_is_a_failure(answer: bytes) -> None:
             await store.look_up(hash_key("sk-one-0123456789"), "")
         await store.close()
     assert failed.value.reason
+
+
+async def test_answers_are_doubted_again_and_again_while_no_change_can_be_heard_of() -> None:
+    """Who may read but not subscribe would else believe a revoked key for as long as the cache does."""
+    doubts: asyncio.Queue[Changes] = asyncio.Queue()
+    async with saying(b"-NOPERM no permission to access the channel\r\n") as url:
+        store = RedisKeyStore(KeysConfig(KeyStoreAddress(url=url)))
+        store.changed = doubts.put_nowait
+        await store.open()
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                assert (await doubts.get()).everything
+        await store.close()
 
 
 async def test_value_of_another_type_is_the_failure_of_one_key(tmp_path: Path) -> None:

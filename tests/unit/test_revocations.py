@@ -117,6 +117,27 @@ async def test_what_comes_in_a_burst_is_told_as_one(server: ValkeyServer) -> Non
         await client.aclose()
 
 
+async def test_channel_that_stays_away_is_one_reason_to_doubt_and_no_more(server: ValkeyServer) -> None:
+    """While shared.redis is down every key would else be asked for again and again, of a store that is well."""
+    heard: asyncio.Queue[Changes] = asyncio.Queue()
+    outages: asyncio.Queue[str] = asyncio.Queue()
+    client = connect(server.url, 1.0)
+    channel = RevocationChannel(client)
+    channel.changed, channel.outage = heard.put_nowait, outages.put_nowait
+    channel.open()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await heard.get()).everything
+            assert not await outages.get()
+            server.stop()
+            for _ in range(4):
+                assert await outages.get()
+            assert heard.qsize() == 1
+    finally:
+        await channel.close()
+        await client.aclose()
+
+
 @pytest.mark.parametrize("answer", NO_REDIS)
 async def test_what_speaks_another_protocol_does_not_end_the_listening(answer: bytes) -> None:
     """A listener that ended would miss every revocation from then on, and say nothing."""
