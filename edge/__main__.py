@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from edge.config import (
     SharedConfig,
     UsageConfig,
     load,
+    load_keys,
     parse,
     problems_json,
     render_problems,
@@ -241,7 +243,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     config = load(parsed.config)
     keys: list[KeyRecord] = []
     if parsed.key_id is not None:
-        path = _key_file(config)
+        path = _key_file(config.keys)
         if path.exists():  # a registry would make the file
             with KeyRegistry(path) as registry:
                 keys = registry.list()
@@ -301,9 +303,10 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     create = verb("create", "make a key; it is shown once", _create_key)
     create.add_argument("--user", required=True, metavar="U", help="the namespace that owns it, such as u-1100a15812cc")
     create.add_argument("--name", default="", metavar="N", help="for people")
-    create.add_argument("--allow", nargs="+", default=[], metavar="GLOB", help="instead of public/* and the user's own")
-    create.add_argument("--deny", nargs="+", default=[], metavar="GLOB", help="models refused whatever is allowed")
-    create.add_argument("--expires", type=parse_lifetime, metavar="TIME", help="a lifetime such as 12h or 30d")
+    globs: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "GLOB"}
+    create.add_argument("--allow", **globs, help="instead of public/** and the user's own; as often as wanted")
+    create.add_argument("--deny", **globs, help="models refused whatever is allowed")
+    create.add_argument("--expires", type=_lifetime, metavar="TIME", help="a lifetime such as 12h or 30d")
     create.add_argument("--limit", metavar="NAME", help="a table of [limits]")
     _add_json(create)
     listing = verb("list", "show the keys, never the secrets", _list_keys)
@@ -326,16 +329,23 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def _with_registry(parsed: argparse.Namespace, act: Callable[[KeyRegistry, argparse.Namespace], None]) -> int:
-    with KeyRegistry(_key_file(load(parsed.config))) as registry:
+    with KeyRegistry(_key_file(load_keys(parsed.config))) as registry:
         act(registry, parsed)
     return 0
 
 
-def _key_file(config: Config) -> Path:
+def _key_file(config: KeysConfig) -> Path:
     """Return the file of the embedded key store; raises `ValueError` when keys are kept elsewhere."""
-    if config.keys.store.path is None:
-        raise ValueError(f"keys.store is {config.keys.store}: its keys are made and listed there, not by this command")
-    return config.keys.store.path
+    if config.store.path is None:
+        raise ValueError(f"keys.store is {config.store}: its keys are made and listed there, not by this command")
+    return config.store.path
+
+
+def _lifetime(text: str) -> int:
+    try:
+        return parse_lifetime(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _switch(
@@ -387,14 +397,23 @@ def _list_keys(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(orjson.dumps([record.as_json() for record in records], option=orjson.OPT_INDENT_2).decode())
         return
-    rows = [("ID", "USER", "NAME", "STATE", "EXPIRES", "ALLOW", "DENY"), *map(_row, records)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    now = time.time()
+    rows = [("ID", "USER", "NAME", "STATE", "EXPIRES", "ALLOW", "DENY"), *(_row(record, now) for record in records)]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
-def _row(record: KeyRecord) -> tuple[str, ...]:
-    state = "suspended" if record.suspended else "enabled" if record.enabled else "disabled"
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese characters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF") for each in text)
+
+
+def _row(record: KeyRecord, now: float) -> tuple[str, ...]:
+    is_over = record.expires_at is not None and record.expires_at <= now
+    states = ("disabled", not record.enabled), ("suspended", record.suspended), ("expired", is_over)
+    state = ", ".join(name for name, holds in states if holds) or "enabled"
     state += ", out of quota" if record.out_of_quota else ""
     expires = record.as_json()["expires_at"] or "never"
     return record.id, record.user, record.name, state, expires, " ".join(record.allow), " ".join(record.deny)

@@ -6,14 +6,13 @@ No clock in here: `now` is seconds of the loop's clock.
 from typing import Final
 
 FAILURES_TO_OPEN: Final = 3
-_FIRST_PAUSE_S: Final = 0.5
-_LONGEST_PAUSE_S: Final = 8.0
+_PAUSE_S: Final = 1.0  # costs a dead store's askers nothing, and one that is back keeps nobody out for longer
 
 
 class Breaker:
-    """Closed, all may ask. A few failures in a row open it: then one asks at a time, after pauses that double."""
+    """Closed, all may ask. A few failures in a row open it: then one asks at a time, a second after the last."""
 
-    __slots__ = ("_ask_again_at", "_failures", "_pause_s", "_trying")
+    __slots__ = ("_ask_again_at", "_failures", "_trying")
 
     def __init__(self) -> None:
         self.reset()
@@ -26,29 +25,23 @@ class Breaker:
     def reset(self) -> None:
         """Close it."""
         self._failures = 0
-        self._pause_s = _FIRST_PAUSE_S
         self._ask_again_at = 0.0
         self._trying = False
 
     def admits(self, now: float) -> bool:
-        """Return whether one may ask now; follow it with `begin`."""
+        """Return whether one may ask now; who does while it is open begins with `begin` and ends with `end`."""
         return not self.is_open or (not self._trying and now >= self._ask_again_at)
 
     def begin(self) -> None:
-        """Note that one asks."""
-        if self.is_open:
-            self._trying = True
+        """Note that one tries, while it is open."""
+        self._trying = True
 
-    def abandon(self) -> None:
-        """Note that one stopped asking before there was an answer."""
+    def end(self) -> None:
+        """Note that the one who tried has ended, with or without an answer."""
         self._trying = False
 
-    def fail(self, now: float) -> None:
-        """Note that there was no answer."""
-        if self.is_open and not self._trying:
-            return  # of those who asked before it opened
-        if self.is_open:
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self._trying = False
-        self._failures += 1
-        self._ask_again_at = now + self._pause_s
+    def fail(self, now: float, *, is_try: bool = False) -> None:
+        """Note that there was no answer, for one who tried or for one who asked while it was closed."""
+        if is_try or not self.is_open:
+            self._failures += 1
+            self._ask_again_at = now + _PAUSE_S

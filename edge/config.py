@@ -6,13 +6,13 @@ have no unit, since their values carry one (`connect_timeout = "2s"`); the field
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from edge.notation import (
@@ -59,6 +59,7 @@ __all__ = [
     "Url",
     "UsageConfig",
     "load",
+    "load_keys",
     "parse",
     "problems_json",
     "render_problems",
@@ -70,6 +71,7 @@ WhenFull = Literal["serve", "refuse"]
 LimitPer = Literal["user", "key"]
 PoolUsage = Literal["final", "continuous"]
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 
 BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
 ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp", "openai")
@@ -320,8 +322,20 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
 
     Raises: `ConfigError`, also for a file that cannot be read or is not UTF-8.
     """
+    return parse(_text_of(path), path, env)
+
+
+def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> KeysConfig:
+    """Return only `[keys]` of the file at `path`: what else is wrong with it must not keep a key from being revoked.
+
+    Raises: `ConfigError`.
+    """
+    return _read(_text_of(path), path, env, lambda reader, root: _keys(root.section("keys")))
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None
@@ -329,7 +343,6 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
         reason = error.strerror if isinstance(error, OSError) else error
         message = f"cannot be read ({reason}): name a readable file with --config FILE"
         raise ConfigError(path, [Problem(1, "", message)]) from None
-    return parse(text, path, env)
 
 
 def parse(text: str, path: Path, env: Mapping[str, str]) -> Config:
@@ -337,15 +350,20 @@ def parse(text: str, path: Path, env: Mapping[str, str]) -> Config:
 
     Raises: `ConfigError`.
     """
+    return _read(text, path, env, _config)
+
+
+def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Reader, Table], T]) -> T:
     try:
         data = read_toml(text, path)
         reader = Reader(path, env, Positions(text))
-        config = _config(reader, Table(reader, (), data))
+        found = read(reader, Table(reader, (), data))
     except RecursionError:
         raise ConfigError(path, [Problem(1, "", "nested too deeply: write fewer brackets within brackets")]) from None
     if reader.problems:
-        raise ConfigError(path, sorted(reader.problems, key=lambda problem: problem.line), config.watched)
-    return config
+        watched = tuple(dict.fromkeys(reader.watched))
+        raise ConfigError(path, sorted(reader.problems, key=lambda problem: problem.line), watched)
+    return found
 
 
 def _config(reader: Reader, root: Table) -> Config:

@@ -67,6 +67,9 @@ class Credential(NamedTuple):
     key: str
     digest: bytes
 
+    def __repr__(self) -> str:
+        return "<Credential>"
+
 
 NO_CREDENTIAL: Final = Credential("", "", b"")
 

@@ -17,13 +17,14 @@ import math
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import quote_plus
 
 import aiohttp
 import orjson
 
 from edge.config import KeysConfig
 from edge.exchange import Principal
-from edge.keystores import Changes, UserState, ignore_changes, ignore_outage, unavailable
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage
 from edge.notation import is_dns_label, is_pattern
 
 _MAX_ANSWER_BYTES: Final = 2**16
@@ -33,6 +34,8 @@ _ID_LENGTH: Final = 12
 
 class HttpKeyStore:
     """Asks an introspection server about each key."""
+
+    knows_users = False
 
     def __init__(self, config: KeysConfig) -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
@@ -60,34 +63,53 @@ class HttpKeyStore:
         self._config = config
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
-        """Return who owns a key; raises `KeyStoreUnavailable` for every answer but a clear one."""
+        """Return who owns a key; raises `StoreFailed` for every answer but a clear one."""
+        try:
+            content = await self._ask(key)
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise StoreFailed(type(error).__name__) from None
+        try:
+            return principal_of(orjson.loads(content), digest)
+        except orjson.JSONDecodeError:
+            raise AnswerUnusable("an answer that is no JSON") from None
+        except ValueError as error:
+            raise AnswerUnusable(f"an answer that is {error}") from None
+
+    async def _ask(self, key: str) -> bytes:
+        """Return the body of an answer.
+
+        A server closes connections that are idle, and a request that crosses this on its way is answered by nobody: it
+        is sent once more, since asking changes nothing.
+        """
+        try:
+            return await self._ask_once(key)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self._ask_once(key)
+
+    async def _ask_once(self, key: str) -> bytes:
         if self._session is None:
-            raise unavailable("the store is closed")
+            raise StoreFailed("the store is closed")
         config = self._config
         headers = {"Accept": "application/json"}
         if config.store_token is not None:
             headers["Authorization"] = f"Bearer {config.store_token}"
         elif config.store_client_id is not None:
-            secret = config.store_client_secret or ""
-            headers["Authorization"] = aiohttp.encode_basic_auth(config.store_client_id, secret)
-        try:
-            async with self._session.post(
-                config.store.url, data={"token": key}, headers=headers, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    raise unavailable(f"status {response.status}")
-                content = bytearray()
-                async for piece in response.content.iter_any():
-                    content += piece
-                    if len(content) > _MAX_ANSWER_BYTES:
-                        raise unavailable("an answer of more than 64 KiB")
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise unavailable(type(error).__name__) from None
-        try:
-            return principal_of(orjson.loads(content), digest)
-        except ValueError as error:
-            reason = "not JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
-            raise unavailable(f"an answer that is {reason}") from None
+            # Both are encoded as in a form before they are joined (RFC 6749 section 2.3.1).
+            client_id, secret = quote_plus(config.store_client_id), quote_plus(config.store_client_secret or "")
+            headers["Authorization"] = aiohttp.encode_basic_auth(client_id, secret)
+        async with self._session.post(
+            config.store.url, data={"token": key}, headers=headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                raise AnswerUnusable(f"status {response.status}")
+            content = bytearray()
+            async for piece in response.content.iter_any():
+                content += piece
+                if len(content) > _MAX_ANSWER_BYTES:
+                    raise AnswerUnusable("an answer of more than 64 KiB")
+            return bytes(content)
 
     async def look_up_user(self, user: str) -> UserState:
         """Return that nothing is known: there is no such question in RFC 7662."""
@@ -98,10 +120,10 @@ def principal_of(answer: object, digest: bytes) -> Principal | None:
     """Return the record of an answer, None for one that says no; raises `ValueError` with what is wrong with it."""
     if not isinstance(answer, Mapping):
         raise ValueError("no JSON object")
-    verdict = answer.get("active", answer.get("is_valid"))
-    if not isinstance(verdict, bool):
-        raise ValueError('neither "active" nor "is_valid", true or false')
-    if not verdict:
+    verdicts = [answer[name] for name in ("active", "is_valid") if name in answer]
+    if not verdicts or not all(isinstance(each, bool) for each in verdicts) or len(set(verdicts)) > 1:
+        raise ValueError('without one "active" or "is_valid", true or false')
+    if not verdicts[0]:
         return None
     user = answer.get("user_id", answer.get("sub"))
     if not isinstance(user, str) or not is_dns_label(user):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge.config import KeysConfig
 from edge.exchange import Principal
-from edge.keystores import Changes, UserState, ignore_changes, ignore_outage, unavailable
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage
 from edge.notation import is_dns_label, is_pattern
 from edge.revocations import RevocationChannel, connect, disconnect, reason_of
 
@@ -25,6 +25,8 @@ _FLAGS: Final = {"0": False, "1": True}
 
 class RedisKeyStore:
     """Looks keys up in Redis, and hears of changes by its channel."""
+
+    knows_users = True
 
     def __init__(self, config: KeysConfig) -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
@@ -40,7 +42,7 @@ class RedisKeyStore:
         self._client = client
         self._channel = RevocationChannel(client)
         self._channel.changed = self.changed
-        self._channel.outage = self.outage
+        self._channel.outage = self._unheard
         self._channel.open()
 
     async def close(self) -> None:
@@ -52,38 +54,46 @@ class RedisKeyStore:
         if client is not None:
             await disconnect(client)
 
+    def _unheard(self, reason: str) -> None:
+        """Tell of an outage; while no change can be heard of, answers are believed from one attempt to the next."""
+        self.outage(reason)
+        if reason:
+            self.changed(Changes(everything=True))
+
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
-        """Return who owns the key of this SHA-256 digest; raises `KeyStoreUnavailable`."""
+        """Return who owns the key of this SHA-256 digest; raises `StoreFailed`."""
         facts = await self._read(KEY_PREFIX + digest.hex())
         if not facts:
             return None
         try:
             principal = principal_of(facts, UserState())
         except ValueError as error:
-            raise unavailable(f"a record {error}") from None
+            raise AnswerUnusable(f"a record {error}") from None
         state = await self.look_up_user(principal.user)
         return principal_of(facts, state)
 
     async def look_up_user(self, user: str) -> UserState:
-        """Return what is recorded of a user; raises `KeyStoreUnavailable`."""
+        """Return what is recorded of a user; raises `StoreFailed`."""
         facts = await self._read(USER_PREFIX + user)
         try:
             return UserState(_flag(facts, "suspended", False), _flag(facts, "out_of_quota", False))
         except ValueError as error:
-            raise unavailable(f"a user's record {error}") from None
+            raise AnswerUnusable(f"a user's record {error}") from None
 
     async def _read(self, name: str) -> dict[str, str]:
-        from redis.exceptions import RedisError
+        from redis.exceptions import ResponseError
 
         if self._client is None:
-            raise unavailable("the store is closed")
+            raise StoreFailed("the store is closed")
         try:
             fields = await self._client.hgetall(name)
             return {_decoded(field): _decoded(value) for field, value in fields.items()}
         except UnicodeDecodeError:
-            raise unavailable("a record that is not UTF-8") from None
-        except (RedisError, OSError, TimeoutError) as error:
-            raise unavailable(reason_of(error)) from None
+            raise AnswerUnusable("a record that is not UTF-8") from None
+        except ResponseError as error:
+            raise AnswerUnusable(reason_of(error)) from None
+        except Exception as error:  # from something that is no Redis the client raises whatever its parsing stumbles on
+            raise StoreFailed(reason_of(error)) from None
 
 
 def _decoded(text: bytes | str) -> str:

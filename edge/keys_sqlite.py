@@ -32,11 +32,11 @@ from edge.exchange import Principal
 from edge.keystores import (
     Changes,
     KeyStoreUnusable,
+    StoreFailed,
     UserState,
     hash_key,
     ignore_changes,
     ignore_outage,
-    unavailable,
 )
 from edge.notation import check_pattern, is_dns_label
 
@@ -146,6 +146,8 @@ class SqliteKeyStore:
     restart is needed. Only `open` creates a missing file: one that vanishes later is a fault, not an empty store.
     """
 
+    knows_users = True
+
     def __init__(self, path: Path, watch_interval_s: float = 0.25) -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
         self.outage: Callable[[str], None] = ignore_outage
@@ -186,19 +188,19 @@ class SqliteKeyStore:
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key of this SHA-256 digest, None if it is unknown or revoked.
 
-        Raises `KeyStoreUnavailable` when the file cannot be read now.
+        Raises `StoreFailed` when the file cannot be read now.
         """
         found: Principal | None = await self._ask(lambda file: file.find(digest))
         return found
 
     async def look_up_user(self, user: str) -> UserState:
-        """Return what is recorded of a user; raises `KeyStoreUnavailable` when the file cannot be read now."""
+        """Return what is recorded of a user; raises `StoreFailed` when the file cannot be read now."""
         found: UserState = await self._ask(lambda file: file.find_user(user))
         return found
 
     async def _ask(self, question: "Callable[[_KeyFile], Any]") -> Any:
         if self._thread is None:
-            raise unavailable("the store is closed")
+            raise StoreFailed("the store is closed")
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._questions.put((question, answer))
         return await answer
@@ -231,7 +233,7 @@ class SqliteKeyStore:
 
     def _answer(self, question: "Callable[[_KeyFile], Any]", answer: asyncio.Future[Any]) -> None:
         if not self._file.is_open:  # the next watch tries again; until then nobody queues behind it
-            self._post(_fail, answer, unavailable("the file is not open"))
+            self._post(_fail, answer, StoreFailed("the file is not open"))
             return
         try:
             if self._file.was_replaced():
@@ -239,7 +241,7 @@ class SqliteKeyStore:
             found = question(self._file)
         except Exception as error:  # whatever it was, who waits must hear of it
             self._lost(error)
-            self._post(_fail, answer, unavailable(str(error)))
+            self._post(_fail, answer, StoreFailed(str(error)))
         else:
             self._post(_settle, answer, found)
 

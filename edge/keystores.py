@@ -19,6 +19,18 @@ class KeyStoreUnusable(Exception):
     """A key store cannot be used as it is; the message tells an operator what to change."""
 
 
+class StoreFailed(KeyStoreUnavailable):
+    """503: the store gave no answer. `reason` is for the log and reaches no client; it holds no key and no digest."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__("API keys cannot be checked right now, try again in a moment.", retry_after_s=1)
+        self.reason = reason
+
+
+class AnswerUnusable(StoreFailed):
+    """503: what the store answered says neither yes nor no; the fault may be in what it holds of this one key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What a cache of look-ups must forget: keys by digest or id, the keys of users, or `everything`.
@@ -31,6 +43,15 @@ class Changes:
     ids: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
     everything: bool = False
+
+    def __or__(self, other: "Changes") -> "Changes":
+        """Return both as one."""
+        return Changes(
+            self.digests | other.digests,
+            self.ids | other.ids,
+            self.users | other.users,
+            self.everything or other.everything,
+        )
 
     def name(self, principal: Principal) -> bool:
         """Say whether a key is named by its id or its user."""
@@ -66,10 +87,12 @@ class KeyStore(Protocol):
     changes; a store that was down and answers again reports `everything`. An answer may arrive after the report that
     makes it stale: whoever keeps answers must not keep one whose look-up began before the last report. `outage` is
     called by a store that notices by itself that it is down, with the reason for the log, and with "" when it is back.
+    `knows_users` says whether there is something to learn from `look_up_user`.
     """
 
     changed: Callable[[Changes], object]
     outage: Callable[[str], None]
+    knows_users: bool
 
     async def open(self) -> None:
         """Begin to answer; raises `KeyStoreUnusable` when a person must act first."""
@@ -80,12 +103,12 @@ class KeyStore(Protocol):
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key, by its SHA-256 digest; None if it is unknown or revoked.
 
-        Raises `KeyStoreUnavailable` when the answer cannot be known now. `key` is for stores that must send it on; it
+        Raises `StoreFailed` when the answer cannot be known now. `key` is for stores that must send it on; it
         is kept nowhere.
         """
 
     async def look_up_user(self, user: str) -> UserState:
-        """Return what is recorded of a user who shows a token instead of a key; raises `KeyStoreUnavailable`."""
+        """Return what is recorded of a user who shows a token instead of a key; raises `StoreFailed`."""
 
 
 def hash_key(key: str | bytes) -> bytes:
@@ -95,11 +118,3 @@ def hash_key(key: str | bytes) -> bytes:
     A str is read as a header's value: bytes that are no UTF-8 come as surrogates and go back as they were.
     """
     return hashlib.sha256(key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape")).digest()
-
-
-def unavailable(reason: str = "") -> KeyStoreUnavailable:
-    """Return the error of a look-up without an answer; `reason` is for the log and reaches no client."""
-    error = KeyStoreUnavailable("API keys cannot be checked right now, try again in a moment.", retry_after_s=1)
-    if reason:
-        error.__cause__ = ValueError(reason)
-    return error

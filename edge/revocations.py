@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CHANNEL: Final = "edge:keys"
 _PING_INTERVAL_S: Final = 0.5  # a subscription that is silently dead would miss revocations
+_GATHER_S: Final = 0.05
+_MAX_GATHERED: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
 _MAX_CONNECTIONS: Final = 32
@@ -65,7 +67,11 @@ def reason_of(error: Exception) -> str:
 
 
 class RevocationChannel:
-    """A subscription that is taken up again whenever it is lost."""
+    """A subscription that is taken up again whenever it is lost.
+
+    `outage` is called at every attempt that fails, and with "" when it listens; everything may have changed each time
+    that it begins or ceases to listen.
+    """
 
     def __init__(self, client: "Redis") -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
@@ -92,17 +98,17 @@ class RevocationChannel:
         return heard
 
     async def _listen(self) -> None:
-        from redis.exceptions import RedisError
-
-        pause_s = _FIRST_PAUSE_S
+        pause_s, heard = _FIRST_PAUSE_S, False
         while True:
             try:
                 async for message in self._messages():
-                    pause_s = _FIRST_PAUSE_S
+                    pause_s, heard = _FIRST_PAUSE_S, True
                     self.changed(message)
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # whatever it is: who does not listen any more misses every revocation
                 self.outage(reason_of(error))
-                self.changed(Changes(everything=True))
+                if heard:
+                    heard = False
+                    self.changed(Changes(everything=True))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -111,7 +117,7 @@ class RevocationChannel:
         subscription = self._client.pubsub()
         async with contextlib.aclosing(subscription):
             await subscription.subscribe(CHANNEL)
-            unanswered = 0
+            unanswered, subscribed = 0, False
             while unanswered < 2:
                 message = await subscription.get_message(timeout=_PING_INTERVAL_S)
                 if message is None:
@@ -119,12 +125,33 @@ class RevocationChannel:
                     await subscription.ping()
                     continue
                 unanswered = 0
-                if message["type"] == "subscribe":
-                    self.outage("")
-                    yield Changes(everything=True)
-                elif message["type"] == "message":
-                    yield changes_of(message["data"])
+                match message["type"]:
+                    case "subscribe":
+                        subscribed = True
+                        self.outage("")
+                        yield Changes(everything=True)
+                    case "message":
+                        yield await self._with_what_follows(changes_of(message["data"]), subscription)
+                    case "pong" if subscribed:
+                        pass
+                    case _:
+                        raise ConnectionError("what answers is no subscription")
             raise TimeoutError("the subscription does not answer")
+
+    async def _with_what_follows(self, changes: Changes, subscription: Any) -> Changes:
+        """Return changes with those that come right behind, as one.
+
+        To find the keys of a user is a walk through the whole cache: one for a thousand users, not a thousand.
+        """
+        await asyncio.sleep(_GATHER_S)
+        with contextlib.suppress(Exception):  # the next read finds it again; what was heard must be told
+            for _ in range(_MAX_GATHERED):
+                message = await subscription.get_message(timeout=0)
+                if message is None:
+                    break
+                if message["type"] == "message":
+                    changes |= changes_of(message["data"])
+        return changes
 
 
 def messages_of(changes: Changes) -> list[str]:

@@ -161,7 +161,9 @@ def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
             ("server.admin", old.server.admin, new.server.admin),
             ("server.tls", old.server.tls is None, new.server.tls is None),
             ("keys.store", old.keys.store, new.keys.store),
+            ("keys.store_ca_file", old.keys.store_ca_file, new.keys.store_ca_file),
             ("jwt", old.jwt is None, new.jwt is None),
+            ("jwt.ca_file", old.jwt and old.jwt.ca_file, new.jwt and new.jwt.ca_file),
             ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
             ("shared", old.shared, new.shared),
         )
@@ -385,11 +387,8 @@ class Server:
             self._channel.open()
 
     def _shared_outage(self, reason: str) -> None:
-        before, self._shared_lost = self._shared_lost, reason
-        if reason and before in ("", _NOT_CONNECTED):
-            _log.error("shared.redis is unavailable, revocations by other processes wait: %s", reason)
-        elif before not in ("", _NOT_CONNECTED) and not reason:
-            _log.warning("shared.redis answers again")
+        """Note whether news of keys arrives; that Redis itself is gone is told where limits are shared."""
+        self._shared_lost = reason
 
     async def purge(self, changes: Changes) -> dict[str, object]:
         """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""
@@ -504,6 +503,8 @@ class Server:
         yield counter("edge_key_cache_negative_hits", "Keys known to be unknown.", counts.negative_hits)
         yield counter("edge_key_lookups", "Keys asked of the store.", counts.misses)
         yield counter("edge_key_lookup_failures", "Look-ups the store could not answer.", counts.failures)
+        declined = "Keys told to come back without a look-up: the store is down, or too many are guessed."
+        yield counter("edge_key_lookups_declined", declined, counts.declined)
         yield counter("edge_key_stale_answers", "Known keys that went on while the store was down.", counts.stale)
         yield gauge("edge_key_store_up", "1, or 0 while the key store does not answer.", not self.authenticator.outage)
         if self._tokens is not None:

@@ -22,7 +22,7 @@ import orjson
 
 from edge.config import JwtConfig
 from edge.exchange import Principal
-from edge.keystores import Changes, ignore_changes, unavailable
+from edge.keystores import Changes, StoreFailed, ignore_changes
 from edge.notation import is_dns_label, is_pattern
 
 _log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class TokenVerifier:
         return isinstance(payload, dict) and payload.get("iss") == self._config.issuer
 
     async def verify(self, token: str) -> Principal:
-        """Return who a token was made for; raises `TokenRefused`, and `KeyStoreUnavailable` while there is no key."""
+        """Return who a token was made for; raises `TokenRefused`, and `StoreFailed` while there is no key."""
         config = self._config
         algorithm, key = await self._key_for(_header(token))
         try:
@@ -121,13 +121,13 @@ class TokenVerifier:
                 leeway=config.leeway_s,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            return self._principal(payload)
         except jwt.ExpiredSignatureError:
             raise TokenRefused("The token has expired: get a new one.") from None
         except jwt.InvalidAudienceError:
             raise TokenRefused("The token was made for another audience.") from None
         except (jwt.PyJWTError, ValueError, OverflowError, TypeError):
             raise TokenRefused("The token is not valid.") from None
-        return self._principal(payload)
 
     def _principal(self, payload: Mapping[str, Any]) -> Principal:
         config = self._config
@@ -143,7 +143,10 @@ class TokenVerifier:
             if not all(isinstance(each, str) and is_pattern(each) for each in patterns):
                 raise TokenRefused("The token allows models by a pattern that means nothing here.")
             allow = tuple(patterns)
-        return Principal(f"jwt:{user}", user, allow=allow, expires_at=float(payload["exp"]) + config.leeway_s)
+        expires_at = payload["exp"]
+        if not isinstance(expires_at, int | float):  # the library takes text too (RFC 7519 section 2: a number)
+            raise TokenRefused("The token is not valid.")
+        return Principal(f"jwt:{user}", user, allow=allow, expires_at=float(expires_at) + config.leeway_s)
 
     # --- the keys
 
@@ -165,7 +168,7 @@ class TokenVerifier:
                 key = self._find(kid)
         if key is None:
             if self.outage:  # it may be a new key, and nobody can tell
-                raise unavailable(f"jwt.jwks: {self.outage}")
+                raise StoreFailed(f"jwt.jwks: {self.outage}")
             raise TokenRefused("The token is signed with a key that its issuer does not publish.")
         if key.data.get("alg", algorithm) != algorithm:
             raise TokenRefused("The token is signed in a way that its key is not for.")
@@ -179,18 +182,21 @@ class TokenVerifier:
 
     def _fetch_soon(self) -> "asyncio.Task[None] | None":
         """Return the fetch that runs, or is begun when the last one was long enough ago."""
-        now = self._clock()
-        if self._fetching is None and self._session is not None and now - self._attempted_at >= _MIN_FETCH_INTERVAL_S:
-            self._attempted_at = now
-            if self._next is not None:
-                self._next.cancel()
-            self._fetching = asyncio.get_running_loop().create_task(self._fetch(), name="fetch jwks")
+        if self._fetching is None and self._clock() - self._attempted_at >= _MIN_FETCH_INTERVAL_S:
+            self._begin_fetch()
         return self._fetching
 
+    def _begin_fetch(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._attempted_at = self._clock()
+        self._fetching = asyncio.get_running_loop().create_task(self._fetch(), name="fetch jwks")
+
     async def _fetch(self) -> None:
+        config = self._config
         try:
-            keys = read_key_set(await self._read(), self._config.algorithms)
-        except (JwksError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            keys = read_key_set(await self._read(config.jwks), config.algorithms)
+        except Exception as error:  # whatever it is, the keys that are known go on, and it is tried again
             self._told(str(error) or type(error).__name__)
         else:
             self._told("")
@@ -200,11 +206,12 @@ class TokenVerifier:
                 self.changed(Changes(everything=True))
         finally:
             self._fetching = None
-        pause_s = _MIN_FETCH_INTERVAL_S if self.outage else self._config.jwks_ttl_s
-        self._next = asyncio.get_running_loop().call_later(pause_s, self._fetch_soon)
+        pause_s = _MIN_FETCH_INTERVAL_S if self.outage else max(config.jwks_ttl_s, _MIN_FETCH_INTERVAL_S)
+        if self._config != config:  # by a reload in between
+            pause_s = 0
+        self._next = asyncio.get_running_loop().call_later(pause_s, self._begin_fetch)
 
-    async def _read(self) -> bytes:
-        jwks = self._config.jwks
+    async def _read(self, jwks: str | Path) -> bytes:
         if isinstance(jwks, Path):
             return await asyncio.to_thread(jwks.read_bytes)
         assert self._session is not None

@@ -73,7 +73,7 @@ class Issuer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.fetches += 1
-        match self.harm:
+        match self.harm if not request.query_string else "":
             case "500":
                 return web.Response(status=500)
             case "rubbish":
@@ -83,7 +83,7 @@ class Issuer:
             case "huge":
                 return web.Response(body=b" " * (2**20 + 1) + b"{}")
             case "redirect":
-                return web.Response(status=302, headers={"Location": self.url})
+                return web.Response(status=302, headers={"Location": f"{self.url}?followed"})
         return web.Response(text=json.dumps({"keys": self.keys}), content_type="application/json")
 
     async def close(self) -> None:

@@ -45,6 +45,7 @@ class Backend(ABC):
     """A place with keys; what it is told is there at once for whoever asks it."""
 
     reports = True  # whether a store over it hears of changes by itself
+    harms: tuple[str, ...] = ()  # the ways to break it
 
     @property
     @abstractmethod
@@ -277,6 +278,38 @@ class ValkeyServer:
 
     def client(self) -> "redis_package.Redis":
         return redis_package.Redis(port=self.port)
+
+
+# What no Redis answers to these commands; each trips the client's parser in its own way.
+NO_REDIS = (
+    b":5\r\n",
+    b"+OK\r\n",
+    b"$abc\r\n",
+    b"*1\r\n" * 3000,
+    b"*1\r\n:1\r\n",
+    b"#t\r\n",
+    b"-MOVED 1 127.0.0.1:1\r\n",
+    b"-LOADING wait\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\xff\r\n",
+)
+
+
+@contextlib.asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """Something that answers the same to everything; gives its URL as if it were a Redis."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(2**16):
+                writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        server.close()
 
 
 class RedisBackend(Backend):

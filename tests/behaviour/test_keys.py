@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge.__main__ import main
 from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
@@ -144,6 +147,103 @@ async def test_key_of_another_user_reaches_no_instance(edge: Edge, simulator: Si
     assert others.decode().replace(own, "NAME") == unknown.decode().replace("public/none", "NAME")
     assert await status_of(edge, key) == 403
     assert len(simulator.requests) == 1
+
+
+# --- the command
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`edge keys` over a file whose other settings are unusable: nobody but [keys] is asked."""
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[keys]\nstore = "sqlite:keys.db"\n[pools.r1]\nendpoints = [{ url = "ftp://x", api_key = "${NOT_SET}" }]\n'
+    )
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(["keys", *arguments, "--config", str(path)])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_key_is_revoked_whatever_else_is_wrong_with_the_file(command: Command) -> None:
+    """The shell of who revokes has no secrets of upstreams in its environment, and somebody may be editing the file."""
+    code, out, _ = command("create", "--user", USER, "--json")
+    assert code == 0
+    code, out, _ = command("revoke", json.loads(out)["id"])
+    assert (code, "every edge knows within a second" in out) == (0, True)
+    assert json.loads(command("list", "--json")[1]) == []
+
+
+def test_problem_of_the_keys_table_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text('[keys]\nstore = "mysql:x"\n')
+    assert main(["keys", "list", "--config", str(path)]) == 1
+    assert "routes.toml:2: keys.store: not a key store" in capsys.readouterr().err
+
+
+def test_patterns_that_are_given_one_by_one_all_hold(command: Command) -> None:
+    """A deny that was silently dropped would let in."""
+    _, out, _ = command(
+        "create", "--user", USER, "--json",
+        "--allow", "public/a", "public/b", "--allow", "public/c", "--deny", "public/x", "--deny", "public/y",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert (record["allow"], record["deny"]) == (["public/a", "public/b", "public/c"], ["public/x", "public/y"])
+
+
+@pytest.mark.parametrize("lifetime", ["1y", "30", "0d", "soon"])
+def test_lifetime_that_is_none_is_wrong_usage_with_advice(command: Command, lifetime: str) -> None:
+    code, out, told = command("create", "--user", USER, "--expires", lifetime)
+    assert (code, out) == (2, "")
+    assert "write a number above 0 and one of s, m, h, d, w, such as 30d" in told
+
+
+def test_table_says_in_what_state_each_key_is(command: Command, tmp_path: Path) -> None:
+    """Its columns are straight on a terminal, where a Chinese character is two columns wide."""
+    with KeyRegistry(tmp_path / "keys.db") as registry:
+        registry.create(USER, "生产环境")
+        registry.create(USER, "old", expires_in_s=60, now=lambda: 1000.0)
+        registry.create(USER, "off")
+        registry.disable(id_of(registry, 2))
+        registry.create("u-2200b", "late")
+        registry.disable_user("u-2200b")
+    _, out, _ = command("list")
+    head, *rows = out.splitlines()
+    assert [re.split(r"  +", row)[3] for row in rows] == ["enabled", "expired", "disabled", "suspended"]
+    assert [row.index(state) for row, state in zip(rows[1:], ("expired", "disabled", "suspended"), strict=True)] == [
+        head.index("STATE")
+    ] * 3
+    assert rows[0].index("enabled") == head.index("STATE") - 4
+
+
+def test_commands_at_once_lose_nothing(command: Command, tmp_path: Path) -> None:
+    """Two operators, or an operator and a script: each change is there, and revoking twice says so once."""
+    command("list")
+    path = str(tmp_path / "routes.toml")
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edge", "keys", *arguments, "--config", path],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    creating = [start("create", "--user", f"u-{number}", "--json") for number in range(4)]
+    ids = [json.loads(process.communicate()[0])["id"] for process in creating]
+    assert sorted(record["id"] for record in json.loads(command("list", "--json")[1])) == sorted(ids)
+    revoking = [start("revoke", ids[0]) for _ in range(2)]
+    told = [process.communicate() for process in revoking]
+    assert sorted(process.returncode for process in revoking) == [0, 1]
+    assert (
+        "".join(err for _, err in told) == f"edge: {ids[0]} is revoked and stays so: create a new key for this user\n"
+    )
 
 
 # --- the store is down

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from edge.breaker import FAILURES_TO_OPEN
 from edge.config import KeysConfig, KeyStoreAddress
-from edge.credentials import Authenticator, Caller, KeyCache, credential_of, glob
+from edge.credentials import Authenticator, Caller, KeyCache, _Entry, credential_of, glob
 from edge.errors import (
     EdgeError,
     InvalidRequest,
@@ -25,7 +25,7 @@ from edge.errors import (
     Unauthenticated,
 )
 from edge.exchange import Credential, Principal
-from edge.keystores import Changes, UserState, hash_key, ignore_changes, ignore_outage, unavailable
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, hash_key, ignore_changes, ignore_outage
 
 ME = "u-1100a15812cc"
 KEY = "sk-" + "k" * 45
@@ -249,6 +249,8 @@ class Clock:
 class FakeStore:
     """A key store that answers what `keys` says when its gate is open."""
 
+    knows_users = True
+
     def __init__(self) -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
         self.outage: Callable[[str], None] = ignore_outage
@@ -256,6 +258,8 @@ class FakeStore:
         self.keys: dict[bytes, Principal] = {}
         self.asked: list[bytes] = []
         self.down = False
+        self.unusable: set[str] = set()  # keys of which the answer makes no sense
+        self.defect: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.before_answer: Callable[[], Awaitable[None] | None] = lambda: None
@@ -266,7 +270,7 @@ class FakeStore:
 
     async def look_up_user(self, user: str) -> UserState:
         if self.down:
-            raise unavailable("down")
+            raise StoreFailed("down")
         return self.users.get(user, UserState())
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
@@ -275,8 +279,12 @@ class FakeStore:
         await self.gate.wait()
         if (waiting := self.before_answer()) is not None:
             await waiting
+        if self.defect is not None:
+            raise self.defect
+        if key in self.unusable:
+            raise AnswerUnusable("rubbish")
         if down:
-            raise unavailable("down")
+            raise StoreFailed("down")
         return answer
 
     def put(self, key: str = KEY, **facts: Any) -> None:
@@ -557,6 +565,25 @@ async def test_key_expires_while_it_is_cached() -> None:
     assert await scene.ask() == 401
 
 
+async def test_cache_lets_go_of_what_serves_nobody_any_more() -> None:
+    """A flood leaves as much as its last seconds hold, not as much as fits."""
+    cache = KeyCache(1000)
+    for number in range(500):
+        cache.put(b"%d" % number, entry_until(number + 10), number)
+    assert len(cache) == 10
+    cache.max_entries = 4
+    cache.put(b"x", entry_until(600), 500)
+    assert len(cache) == 4
+
+
+async def test_reload_changes_the_bound_of_the_cache() -> None:
+    scene = Scene(cache_entries=50)
+    scene.auth.reconfigure(replace(scene.auth._config, cache_entries=5))
+    for number in range(20):
+        assert await scene.ask(f"bad-key-{number}") == 401
+    assert len(scene.auth._unknown) == 5
+
+
 async def test_bad_key_is_refused_without_a_look_up_when_it_comes_again() -> None:
     scene = Scene()
     assert await scene.ask(OTHER_KEY) == 401
@@ -589,12 +616,15 @@ async def test_flood_of_different_keys_at_once_is_bounded_and_is_no_401() -> Non
     assert (statuses.count(401), statuses.count(503)) == (1000, 500)
 
 
+def entry_until(time: float) -> _Entry:
+    return _Entry(None, time, time, time)
+
+
 async def test_cache_evicts_by_insertion() -> None:
     """The newest stay; a key that is put again is new again."""
     cache = KeyCache(3)
-    entry: Any = object()
     for digest in (b"a", b"b", b"c", b"a", b"d"):
-        cache.put(digest, entry)
+        cache.put(digest, entry_until(10), 0)
     assert [digest for digest in (b"a", b"b", b"c", b"d") if cache.peek(digest)] == [b"a", b"c", b"d"]
     assert len(cache) == 3
 
@@ -602,7 +632,7 @@ async def test_cache_evicts_by_insertion() -> None:
 async def test_cache_sets_no_timer() -> None:
     """One timer per key would be a hundred thousand; aiocache sets one where it is given a time to live."""
     cache = KeyCache(10)
-    cache.put(b"a", object())  # type: ignore[arg-type]
+    cache.put(b"a", entry_until(10), 0)
     assert cache._handlers == {}
     assert cache.timeout == 0
 
@@ -808,3 +838,255 @@ async def test_late_answer_never_revives_a_revoked_key() -> None:
         await settled(scene)
         assert await scene.ask() == 401, round_number
         assert len(scene.auth._known) == 0
+
+
+# --- a flood, and a store that fails for some
+
+
+def guess(scene: Scene, number: int) -> "asyncio.Task[int]":
+    return asyncio.get_running_loop().create_task(scene.ask(f"bad-key-{number}"))
+
+
+async def test_known_key_is_looked_up_again_however_many_unknown_ones_are() -> None:
+    """And when not even that has room, it goes on with what is known of it: guessing shuts out nobody."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    scene.store.gate.clear()
+    guesses = [guess(scene, number) for number in range(1500)]
+    while len(scene.store.asked) < 1001:
+        await asyncio.sleep(0)
+    scene.store.asked.clear()
+    renewal = asyncio.get_running_loop().create_task(scene.ask())
+    while not scene.store.asked:
+        await asyncio.sleep(0)
+    assert scene.store.asked == [hash_key(KEY)]
+    scene.store.gate.set()
+    assert await renewal == 200
+    await asyncio.gather(*guesses)
+    assert scene.auth.counts.stale == 0
+
+    scene.clock.now += 10.1
+    scene.store.gate.clear()
+    await asyncio.sleep(0)
+    scene.auth._look_ups.update((b"%d" % number, None) for number in range(2000))  # type: ignore[misc]
+    assert await scene.ask() == 200
+    assert scene.auth.counts.stale == 1
+    scene.auth._look_ups.clear()
+
+
+async def test_guesses_reach_the_store_only_in_part() -> None:
+    """A thousand at once, then 500 a second; the rest is told to come back, and known keys notice nothing."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    statuses = [await scene.ask(f"bad-key-{number}") for number in range(2000)]
+    assert set(statuses[:1000]) == {401}
+    assert set(statuses[1001:]) == {503}
+    assert scene.auth.counts.declined == statuses.count(503)
+    for _ in range(3):
+        scene.clock.now += 1
+        asked = len(scene.store.asked)
+        for number in range(1000):
+            await scene.ask(f"again-{scene.clock.now}-{number}")
+        assert 499 <= len(scene.store.asked) - asked <= 501
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    assert await scene.ask() == 200
+
+
+async def test_cold_keys_that_are_good_are_no_guesses() -> None:
+    """A process that starts anew under full load knows nobody, and lets everybody in."""
+    scene = Scene()
+    for number in range(6000):
+        scene.store.put(f"sk-good-{number}", id=f"key_{number}")
+        assert await scene.ask(f"sk-good-{number}") == 200
+
+
+async def test_answer_without_sense_is_asked_for_no_more_often_than_an_unknown_key() -> None:
+    """It is 503 all the while, never 401."""
+    scene = Scene()
+    scene.store.unusable.add(OTHER_KEY)
+    assert [await scene.ask(OTHER_KEY) for _ in range(20)] == [503] * 20
+    assert len(scene.store.asked) == 1
+    scene.clock.now += 2.1
+    scene.store.unusable.clear()
+    assert await scene.ask(OTHER_KEY) == 401
+
+
+async def test_keys_that_the_store_stumbles_on_keep_no_other_key_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Who owns such a key, or finds one, would else open the breaker and hold it open for everybody."""
+    scene = Scene()
+    scene.store.put(OTHER_KEY)
+    assert await scene.ask() == 200
+    for number in range(50):
+        poison = f"sk-poison-{number}"
+        scene.store.unusable.add(poison)
+        assert await scene.ask(poison) == 503
+    assert await scene.ask(OTHER_KEY) == 200
+    assert caplog.records == []
+    # A known key of which the answer has become senseless goes on, and is asked for now and then.
+    scene.store.unusable.add(KEY)
+    scene.clock.now += 10.1
+    scene.store.asked.clear()
+    assert [await scene.ask() for _ in range(50)] == [200] * 50
+    await settled(scene)
+    assert scene.store.asked == [hash_key(KEY)]
+
+
+async def test_store_that_never_made_sense_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong address or credential shows at the first requests, when no key is known yet."""
+    scene = Scene()
+    for number in range(9):
+        scene.store.unusable.add(f"sk-any-{number}")
+        assert await scene.ask(f"sk-any-{number}") == 503
+    assert len(scene.store.asked) == FAILURES_TO_OPEN
+    assert [record.getMessage() for record in caplog.records] == ["key store is unavailable: rubbish"]
+
+
+async def test_store_that_makes_no_sense_any_more_is_down() -> None:
+    """Keys that were known tell it from one that stumbles on some."""
+    scene = Scene()
+    keys = [f"sk-known-{number}" for number in range(9)]
+    for key in keys:
+        scene.store.put(key)
+        assert await scene.ask(key) == 200
+    scene.clock.now += 10.1
+    scene.store.unusable.update(keys)
+    scene.store.asked.clear()
+    assert [await scene.ask(key) for key in keys] == [200] * 9
+    assert len(scene.store.asked) == FAILURES_TO_OPEN
+    assert scene.auth.outage == "rubbish"
+
+
+async def test_known_key_waits_for_a_slow_store_once() -> None:
+    """After that it goes on with what is known, and the store is asked beside it."""
+    scene = Scene(store_timeout_s=0.01)
+    assert await scene.ask() == 200
+    scene.clock.now += 10.1
+    scene.store.gate.clear()
+    assert await scene.ask() == 200
+    waited = scene.auth.counts.failures
+    for _ in range(20):
+        scene.clock.now += 0.5
+        assert scene.auth.recall(Credential("", KEY, hash_key(KEY))) is not None
+    assert waited == 1
+
+
+async def test_defect_of_a_store_is_a_failure_like_others(caplog: pytest.LogCaptureFixture) -> None:
+    """Known keys go on and unknown ones get 503; what it says may hold a key, so its name is logged and no more."""
+    scene = Scene()
+    assert await scene.ask() == 200
+    scene.store.defect = RuntimeError(f"HGETALL {KEY}")
+    scene.clock.now += 10.1
+    assert [await scene.ask() for _ in range(3)] == [200] * 3
+    assert [await scene.ask(f"sk-unknown-{n}") for n in range(3)] == [503] * 3
+    assert [record.getMessage() for record in caplog.records] == ["key store is unavailable: RuntimeError"]
+
+
+async def test_key_that_was_out_before_the_store_went_down_is_503() -> None:
+    """It may have been enabled, or paid for, since; nobody can say."""
+    for facts in ({"enabled": False}, {"suspended": True}, {"out_of_quota": True}):
+        scene = Scene()
+        scene.store.put(**facts)
+        assert await scene.ask() in (401, 402)
+        scene.store.down = True
+        scene.clock.now += 2.1
+        assert await scene.ask() == 503
+
+
+async def test_late_failure_is_not_taken_for_that_of_the_one_who_tries() -> None:
+    """Of requests that asked before the breaker opened; the try goes on, and nobody tries beside it."""
+    scene = Scene()
+    gates = [asyncio.Event() for _ in range(6)]
+    waiting = iter(gates)
+    scene.store.before_answer = lambda: next(waiting).wait()  # type: ignore[assignment,return-value]
+    scene.store.down = True
+    early = [guess(scene, number) for number in range(5)]
+    while len(scene.store.asked) < 5:
+        await asyncio.sleep(0)
+    for gate, task in zip(gates[:4], early[:4], strict=True):
+        gate.set()
+        assert await task == 503
+    scene.clock.now += 1.1
+    trying = guess(scene, 6)
+    while len(scene.store.asked) < 6:
+        await asyncio.sleep(0)
+    gates[4].set()
+    assert await early[4] == 503
+    scene.clock.now += 20
+    assert await scene.ask(OTHER_KEY) == 503
+    assert len(scene.store.asked) == 6
+    gates[5].set()
+    assert await trying == 503
+
+
+# --- tokens beside keys
+
+
+class FakeTokens:
+    """Proves every token that begins with `ey.`."""
+
+    def __init__(self) -> None:
+        self.changed: Callable[[Changes], object] = ignore_changes
+
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def claims(self, credential: str) -> bool:
+        return credential.startswith("ey.")
+
+    async def verify(self, token: str) -> Principal:
+        await self.gate.wait()
+        return Principal(f"jwt:{ME}", ME, expires_at=5000.0)
+
+
+def with_tokens(scene: Scene, *, knows_users: bool) -> FakeTokens:
+    scene.store.knows_users = knows_users
+    tokens = FakeTokens()
+    scene.auth = Authenticator(scene.auth._config, scene.store, scene.clock, scene.wall, tokens)  # type: ignore[arg-type]
+    return tokens
+
+
+async def test_token_needs_no_store_that_knows_nothing_of_users(caplog: pytest.LogCaptureFixture) -> None:
+    """While that is dead new tokens get in, and their success is not taken for the store's."""
+    scene = Scene()
+    with_tokens(scene, knows_users=False)
+    scene.store.down = True
+    for number in range(9):
+        assert await scene.ask(f"sk-unknown-{number}") == 503
+        assert await scene.ask(f"ey.{number}.xxxx") == 200
+    assert len(scene.store.asked) == FAILURES_TO_OPEN
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_token_that_needs_no_store_takes_the_try_from_no_key() -> None:
+    scene = Scene()
+    tokens = with_tokens(scene, knows_users=False)
+    scene.store.down = True
+    assert [await scene.ask(f"sk-unknown-{number}") for number in range(9)] == [503] * 9
+    scene.store.down = False
+    scene.clock.now += 20
+    tokens.gate.clear()
+    proving = asyncio.get_running_loop().create_task(scene.ask("ey.slow.xxxx"))
+    await asyncio.sleep(0)
+    assert await scene.ask() == 200
+    tokens.gate.set()
+    assert await proving == 200
+
+
+async def test_token_waits_for_a_store_that_knows_of_users() -> None:
+    """Its user may be suspended."""
+    scene = Scene()
+    with_tokens(scene, knows_users=True)
+    scene.store.down = True
+    assert [await scene.ask(f"ey.{number}.xxxx") for number in range(9)] == [503] * 9
+    scene.store.down = False
+    scene.store.users[ME] = UserState(suspended=True)
+    scene.clock.now += 20
+    assert await scene.ask("ey.new.xxxx") == 401
+
+
+def test_credential_shows_nothing_of_itself() -> None:
+    shown = repr(Credential(f"Bearer {KEY}", KEY, hash_key(KEY)))
+    assert KEY not in shown
+    assert repr(hash_key(KEY))[2:-1] not in shown

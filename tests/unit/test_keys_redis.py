@@ -1,10 +1,15 @@
 """What a hash in Redis may hold; the rest is in `test_keystores.py`."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
+from edge.config import KeysConfig, KeyStoreAddress
 from edge.exchange import Principal
-from edge.keys_redis import principal_of
-from edge.keystores import UserState
+from edge.keys_redis import KEY_PREFIX, RedisKeyStore, principal_of
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, hash_key
+from tests.keybackends import NO_REDIS, PATIENCE_S, RedisBackend, saying
 
 USER = "u-1100a15812cc"
 LEAST = {"id": "key_1", "user": USER}
@@ -37,3 +42,43 @@ def test_whole_record() -> None:
 def test_record_that_is_not_understood_is_no_answer(facts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"with"):
         principal_of(facts, UserState())
+
+
+@pytest.mark.parametrize("answer", NO_REDIS)
+async def test_answer_that_no_redis_gives_is_a_failure(answer: bytes) -> None:
+    """Whatever the client's parser makes of it."""
+    async with saying(answer) as url:
+        store = RedisKeyStore(KeysConfig(KeyStoreAddress(url=url), store_timeout_s=0.2))
+        await store.open()
+        with pytest.raises(StoreFailed) as failed:
+            await store.look_up(hash_key("sk-one-0123456789"), "")
+        await store.close()
+    assert failed.value.reason
+
+
+async def test_answers_are_doubted_again_and_again_while_no_change_can_be_heard_of() -> None:
+    """Who may read but not subscribe would else believe a revoked key for as long as the cache does."""
+    doubts: asyncio.Queue[Changes] = asyncio.Queue()
+    async with saying(b"-NOPERM no permission to access the channel\r\n") as url:
+        store = RedisKeyStore(KeysConfig(KeyStoreAddress(url=url)))
+        store.changed = doubts.put_nowait
+        await store.open()
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                assert (await doubts.get()).everything
+        await store.close()
+
+
+async def test_value_of_another_type_is_the_failure_of_one_key(tmp_path: Path) -> None:
+    backend = RedisBackend(tmp_path)
+    store = backend.store()
+    await store.open()
+    try:
+        with backend.server.client() as client:
+            client.set(KEY_PREFIX + hash_key("sk-one-0123456789").hex(), "text")
+        with pytest.raises(AnswerUnusable) as failed:
+            await store.look_up(hash_key("sk-one-0123456789"), "")
+        assert failed.value.reason == "ResponseError"
+    finally:
+        await store.close()
+        await backend.close()

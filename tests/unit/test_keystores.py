@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import KeyStoreUnavailable
 from edge.exchange import Principal
-from edge.keystores import Changes, KeyStore, UserState, hash_key
+from edge.keystores import Changes, KeyStore, StoreFailed, UserState, hash_key
 from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, running
 
 USER = "u-1100a15812cc"
@@ -194,6 +193,23 @@ async def test_abandoned_look_up_disturbs_nobody(setting: Setting) -> None:
     assert await setting.find(KEY) is not None
 
 
+async def test_look_up_that_is_given_up_leaves_its_answer_to_nobody(setting: Setting) -> None:
+    """Wherever it was, connections that are shared must not hand one caller's answer to the next."""
+    for number in range(20):
+        await setting.backend.create(f"sk-mine-{number:08}", Facts(f"key_{number}", f"u-{number}"))
+    for number in range(20):
+        async with asyncio.TaskGroup() as group:
+            left = [group.create_task(setting.find(f"sk-mine-{each:08}")) for each in range(20)]
+            for _ in range(number):
+                await asyncio.sleep(0)
+            for each in left:
+                each.cancel()
+        assert await setting.find("sk-of-nobody") is None
+        found = await setting.find(f"sk-mine-{number:08}")
+        assert found is not None
+        assert found.user == f"u-{number}"
+
+
 async def test_many_at_once_get_each_their_own_answer(setting: Setting) -> None:
     """No answer goes to who asked something else."""
     made = [await setting.backend.create(f"sk-many-{n:08}", Facts(f"key_{n}", f"u-{n}")) for n in range(40)]
@@ -208,7 +224,7 @@ async def test_closed_store_is_unavailable(setting: Setting) -> None:
     await setting.store.close()
     await setting.store.close()
 
-    with pytest.raises(KeyStoreUnavailable):
+    with pytest.raises(StoreFailed):
         await setting.find("sk-any-01234567")
 
 
@@ -221,16 +237,19 @@ async def test_broken_store_is_unavailable_and_never_says_unknown(kind: str, how
             assert await setting.find(KEY) is not None
             await backend.harm(how)
             for _ in range(3):
-                with pytest.raises((KeyStoreUnavailable, TimeoutError)) as failure:
+                with pytest.raises((StoreFailed, TimeoutError)) as failure:
                     async with asyncio.timeout(1):
                         await setting.find(KEY)
-                told = str(failure.value) + repr(failure.value.__cause__)
-                assert KEY not in told
-                assert hash_key(KEY).hex() not in told
+                if how != "slow":
+                    assert isinstance(failure.value, StoreFailed)
+                    assert failure.value.reason, "the log has nothing to say"
+                    told = str(failure.value) + failure.value.reason
+                    assert KEY not in told
+                    assert hash_key(KEY).hex() not in told
             await backend.mend()
             async with asyncio.timeout(PATIENCE_S):
                 while True:
-                    with contextlib.suppress(KeyStoreUnavailable):
+                    with contextlib.suppress(StoreFailed):
                         assert await setting.find(KEY) is not None
                         break
                     await asyncio.sleep(0.01)
@@ -270,6 +289,11 @@ def test_a_change_concerns_what_it_names_and_what_nobody_knows_yet(
     changes: Changes, principal: Principal | None, concerned: bool
 ) -> None:
     assert changes.concern(b"d", principal) is concerned
+
+
+def test_changes_are_joined() -> None:
+    both = Changes(frozenset((b"d",)), frozenset(("key_1",))) | Changes(users=frozenset((USER,)), everything=True)
+    assert both == Changes(frozenset((b"d",)), frozenset(("key_1",)), frozenset((USER,)), everything=True)
 
 
 def test_digest_is_the_raw_sha256() -> None:

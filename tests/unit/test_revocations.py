@@ -9,7 +9,7 @@ import pytest
 
 from edge.keystores import Changes, KeyStoreUnusable
 from edge.revocations import CHANNEL, RevocationChannel, changes_of, connect, messages_of
-from tests.keybackends import PATIENCE_S, ValkeyServer
+from tests.keybackends import NO_REDIS, PATIENCE_S, ValkeyServer, saying
 
 
 @pytest.fixture
@@ -91,6 +91,69 @@ async def test_subscription_that_is_silently_dead_is_noticed(server: ValkeyServe
     finally:
         await channel.close()
         await client.aclose()
+
+
+async def test_what_comes_in_a_burst_is_told_as_one(server: ValkeyServer) -> None:
+    """A thousand users who are suspended must not be a thousand walks through the cache."""
+    heard: asyncio.Queue[Changes] = asyncio.Queue()
+    client = connect(server.url, 1.0)
+    channel = RevocationChannel(client)
+    channel.changed = heard.put_nowait
+    channel.open()
+    users = {f"u-{number}" for number in range(1000)}
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await heard.get()).everything
+            with server.client() as other:
+                for user in users:
+                    await asyncio.to_thread(other.publish, CHANNEL, f"user:{user}")
+            told = [await heard.get()]
+            while users - told[-1].users:
+                told.append(await heard.get() | told[-1])
+        assert told[-1] == Changes(users=frozenset(users))
+        assert len(told) < 200
+    finally:
+        await channel.close()
+        await client.aclose()
+
+
+async def test_channel_that_stays_away_is_one_reason_to_doubt_and_no_more(server: ValkeyServer) -> None:
+    """While shared.redis is down every key would else be asked for again and again, of a store that is well."""
+    heard: asyncio.Queue[Changes] = asyncio.Queue()
+    outages: asyncio.Queue[str] = asyncio.Queue()
+    client = connect(server.url, 1.0)
+    channel = RevocationChannel(client)
+    channel.changed, channel.outage = heard.put_nowait, outages.put_nowait
+    channel.open()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await heard.get()).everything
+            assert not await outages.get()
+            server.stop()
+            for _ in range(4):
+                assert await outages.get()
+            assert heard.qsize() == 1
+    finally:
+        await channel.close()
+        await client.aclose()
+
+
+@pytest.mark.parametrize("answer", NO_REDIS)
+async def test_what_speaks_another_protocol_does_not_end_the_listening(answer: bytes) -> None:
+    """A listener that ended would miss every revocation from then on, and say nothing."""
+    outages: asyncio.Queue[str] = asyncio.Queue()
+    async with saying(answer) as url:
+        client = connect(url, 0.2)
+        channel = RevocationChannel(client)
+        channel.outage = outages.put_nowait
+        channel.open()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                for _ in range(2):
+                    assert await outages.get()
+        finally:
+            await channel.close()
+            await client.aclose()
 
 
 @pytest.mark.parametrize("url", ["redis://host:notaport/0", "http://127.0.0.1"])

@@ -111,6 +111,10 @@ async def test_claims_are_read_as_configured(scene: Scene) -> None:
         ({"exp": None}, "not valid"),
         ({"exp": "soon"}, "not valid"),
         ({"exp": 1e400}, "not valid"),
+        ({"exp": 10**400}, "not valid"),
+        ({"exp": str(int(time.time()) + 300)}, "not valid"),
+        ({"exp": True}, "expired"),
+        ({"iat": int(time.time()) + 3600}, "not valid"),
         ({"exp": None, "iat": None}, "not valid"),
         ({"nbf": int(time.time()) + 3600}, "not valid"),
         ({"aud": "portal"}, "another audience"),
@@ -213,6 +217,32 @@ async def test_forged_token_proves_nothing(scene: Scene, make: Callable[[], str]
     assert given not in told
 
 
+@pytest.mark.parametrize(
+    "header", [{"jku": "https://evil.example/"}, {"x5u": "x"}, {"jwk": {}}, {"x5c": []}, {"crit": ["exp"]}]
+)
+async def test_header_that_changes_what_proves_a_token_is_refused_before_anything_is_verified(
+    scene: Scene, header: dict[str, Any]
+) -> None:
+    """Whatever the library makes of it: nothing here ever understands more than its own headers."""
+    assert "has a header that is not accepted" in await scene.refusal(token(headers=header))
+
+
+async def test_algorithm_is_one_that_is_configured_although_the_key_could_do_others(scene: Scene) -> None:
+    """RFC 8725 section 3.1; a published key need not say what it is for."""
+    keys = [public_jwk(RSA_KEY, "RS256", "rsa"), public_jwk(OTHER_RSA_KEY, "RS256", "pinned")]
+    del keys[0]["alg"]
+    scene.issuer.keys = keys
+    await scene.fetched()
+    assert await scene.verifier.verify(token("rsa"))
+    for algorithm in ("RS384", "RS512", "PS256"):
+        assert "in a way that is not accepted" in await scene.refusal(token("rsa", algorithm=algorithm))
+    scene.verifier.reconfigure(replace(scene.config, algorithms=("RS256", "RS512")))
+    await scene.fetched()
+    assert await scene.verifier.verify(token("rsa", algorithm="RS512"))
+    with_other = token("pinned", key=OTHER_RSA_KEY, algorithm="RS512")
+    assert "in a way that its key is not for" in await scene.refusal(with_other)
+
+
 async def test_token_may_name_the_very_key_set_that_is_configured(scene: Scene) -> None:
     assert await scene.verifier.verify(token(headers={"jku": scene.issuer.url}))
 
@@ -309,6 +339,51 @@ async def test_before_there_is_a_key_nobody_can_tell() -> None:
     finally:
         await scene.verifier.close()
         await issuer.close()
+
+
+@pytest.mark.parametrize("harm", ["", "500"])
+async def test_keys_are_fetched_again_and_again(scene: Scene, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when they are wanted more often than may be, and while the issuer is down: a key may have been withdrawn."""
+    monkeypatch.setattr("edge.tokens._MIN_FETCH_INTERVAL_S", 0.01)
+    scene.issuer.harm = harm
+    scene.verifier.reconfigure(replace(scene.config, jwks_ttl_s=0.001))
+    async with asyncio.timeout(PATIENCE_S):
+        while scene.issuer.fetches < 5:
+            await asyncio.sleep(0.01)
+
+
+async def test_reload_while_keys_are_fetched_fetches_those_of_the_new_set(scene: Scene) -> None:
+    """What is on its way comes from where the keys were before."""
+    other = Issuer()
+    other.keys = [public_jwk(OTHER_RSA_KEY, "RS256", "new")]
+    await other.start()
+    try:
+        assert await scene.verifier.verify(token())
+        scene.clock.now += 11
+        scene.verifier._fetch_soon()
+        scene.verifier.reconfigure(replace(scene.config, jwks=other.url))
+        async with asyncio.timeout(PATIENCE_S):
+            while scene.verifier._find("new") is None:
+                await asyncio.sleep(0.01)
+        assert await scene.refusal(token())
+    finally:
+        await other.close()
+
+
+async def test_fetch_outlives_what_nobody_expected(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key set that trips the library must not be the last that was fetched."""
+    assert await scene.verifier.verify(token())
+
+    def trip(text: bytes, algorithms: tuple[str, ...]) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.tokens.read_key_set", trip)
+        await scene.fetched()
+    assert scene.verifier.outage == "a defect"
+    assert await scene.verifier.verify(token())
+    await scene.fetched()
+    assert scene.verifier.outage == ""
 
 
 async def test_key_set_of_a_file(tmp_path: Path) -> None:
