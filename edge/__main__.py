@@ -378,8 +378,7 @@ def _set_quota(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
 
 
 def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
-    limits = load(parsed.config).limits
-    if parsed.limit is not None and parsed.limit not in limits:
+    if parsed.limit is not None and parsed.limit not in (limits := load(parsed.config).limits):
         raise ValueError(f"there is no limit {parsed.limit!r} in {parsed.config}: use {', '.join(limits) or 'none'}")
     key, record = registry.create(
         parsed.user, parsed.name, parsed.allow, parsed.deny, parsed.expires, limit=parsed.limit

@@ -318,3 +318,14 @@ async def test_store_that_comes_back_is_asked_again(impatient: Edge) -> None:
     await until_status(edge, 200, (503,), new)
     assert await status_of(edge) == 200
     assert await status_of(edge, gone) == 401
+
+
+def test_limit_of_a_key_must_be_one_of_the_file(tmp_path: Path) -> None:
+    """Who sets a limit must not believe in one that does not hold."""
+    text = '[limits.small]\nrequests_per_minute = 1\n[pools.p]\nendpoints = ["http://p"]\n[routes.r]\npool = "p"\n'
+    (tmp_path / "routes.toml").write_text(text)
+    command = (sys.executable, "-m", "edge", "keys", "create", "--user", USER, "--json", "--limit")
+    made = subprocess.run([*command, "small"], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(made.stdout)["limit"] == "small"
+    refused = subprocess.run([*command, "smal"], cwd=tmp_path, capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr) == (1, "edge: there is no limit 'smal' in routes.toml: use small\n")
