@@ -861,9 +861,10 @@ async def relay(
     `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
     answer shall have, None for the upstream's own.
     """
-    connection = pool.take()
-    if connection is not None:
-        first = Relay(
+    reused = pool.take()
+    while True:
+        connection = reused or await pool.connect(limits.connect_timeout_s)
+        answer = Relay(
             exchange,
             client,
             limits,
@@ -875,20 +876,9 @@ async def relay(
             echo=echo,
         )
         try:
-            await first.run(connection, head, body)
-            return first.keep_alive
-        except StaleConnection:
+            await answer.run(connection, head, body)
+        except StaleConnection:  # never of a new one
             exchange.replays += 1
-    second = Relay(
-        exchange,
-        client,
-        limits,
-        metering,
-        settle,
-        old_client=old_client,
-        keep_alive=keep_alive,
-        heartbeat_s=heartbeat_s,
-        echo=echo,
-    )
-    await second.run(await pool.connect(limits.connect_timeout_s), head, body)
-    return second.keep_alive
+            reused = None
+        else:
+            return answer.keep_alive

@@ -512,6 +512,12 @@ class Server:
             yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
         if self._channel is not None:
             yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost)
+        yield gauge(
+            "edge_limit_counters", "Users and keys that are counted now, by limit and route.", len(self.admission)
+        )
+        if self.shared_limits is not None:
+            shared_up = not self.shared_limits.outage
+            yield gauge("edge_shared_limits_up", "1, or 0 while limits count this process alone.", shared_up)
         journal, shipper = self.journal, self._shipper
         yield counter("edge_usage_records_opened", "Requests accepted and recorded.", journal.records_open)
         yield counter("edge_usage_records_closed", "Records that say how a request ended.", journal.records_closed)
