@@ -513,7 +513,9 @@ class Server:
         if self._channel is not None:
             yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost)
         yield gauge(
-            "edge_limit_counters", "Users and keys that are counted now, by limit and route.", len(self.admission)
+            "edge_limit_counters",
+            "Users and keys that are counted now, by limit and route.",
+            self.admission.counter_count,
         )
         if self.shared_limits is not None:
             shared_up = not self.shared_limits.outage
