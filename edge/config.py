@@ -81,6 +81,8 @@ POOL_USAGES: Final[tuple[PoolUsage, ...]] = ("final", "continuous")
 LIMITED: Final = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can prove a token make one.
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
+_IS_TLS: Final = ("https", "rediss")
 EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics and the status page are for operators only
 
@@ -181,7 +183,7 @@ class JwtConfig:
 
 @dataclass(frozen=True, slots=True)
 class SharedConfig:
-    """`[shared]`: the Redis or Valkey by which processes hear of revoked keys at once."""
+    """`[shared]`: the Redis or Valkey by which processes count limits together and hear of revoked keys at once."""
 
     redis: str = field(default="", repr=False)
 
@@ -484,21 +486,27 @@ def _keys(table: Table) -> KeysConfig:
 
 def _check_store_settings(config: KeysConfig, table: Table) -> None:
     """Refuse settings that the store has no use for."""
-    given = (
-        ("store_token", config.store_token, ("http", "https")),
-        ("store_client_id", config.store_client_id, ("http", "https")),
-        ("store_client_secret", config.store_client_secret, ("http", "https")),
-        ("store_ca_file", config.store_ca_file, ("https", "rediss")),
-    )
-    for name, value, schemes in given:
-        if value is not None and config.store.scheme not in schemes:
-            table.problem(_as_given(table, name), f"does nothing for a store at {config.store.scheme}: remove it")
+    scheme = config.store.scheme
+    what = f"for a store at {scheme}"
+    for name, value in (
+        ("store_token", config.store_token),
+        ("store_client_id", config.store_client_id),
+        ("store_client_secret", config.store_client_secret),
+    ):
+        _refuse_unused(table, name, value, scheme in _TAKES_CREDENTIALS, what)
+    _refuse_unused(table, "store_ca_file", config.store_ca_file, scheme in _IS_TLS, what)
     if config.store_token is not None and config.store_client_id is not None:
         table.problem(_as_given(table, "store_token"), "store_client_id is given too: remove one of the two")
     elif (config.store_client_id is None) != (config.store_client_secret is None):
         name = "store_client_secret" if config.store_client_id is None else "store_client_id"
         message = "store_client_id and store_client_secret belong together: write both, or remove it"
         table.problem(_as_given(table, name), message)
+
+
+def _refuse_unused(table: Table, name: str, value: object, is_used: bool, what: str) -> None:
+    """Refuse a setting that is given and does nothing; `what` says with what it would not."""
+    if value is not None and not is_used:
+        table.problem(_as_given(table, name), f"does nothing {what}: remove it")
 
 
 def _as_given(table: Table, name: str) -> str:
@@ -605,14 +613,10 @@ def _usage(table: Table) -> UsageConfig:
         sink_token=table.secret("sink_token"),
         sink_ca_file=table.file("sink_ca_file"),
     )
-    scheme = config.sink.partition(":")[0] or "no sink"
-    for name, value, schemes in (
-        ("sink_token", config.sink_token, ("http", "https")),
-        ("sink_ca_file", config.sink_ca_file, ("https", "rediss")),
-    ):
-        # What is wrong itself is not measured by.
-        if value is not None and scheme not in schemes and (config.sink or not has_sink):
-            table.problem(_as_given(table, name), f"does nothing with {scheme}: remove it")
+    if config.sink or not has_sink:  # what is wrong itself is not measured by
+        scheme = config.sink.partition(":")[0] or "no sink"
+        _refuse_unused(table, "sink_token", config.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
+        _refuse_unused(table, "sink_ca_file", config.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
     table.close()
     return config
 

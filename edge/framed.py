@@ -7,7 +7,7 @@ upstream gave a length, and streams with events to hide whose reads end elsewher
 from edge.echo import EventEcho
 from edge.events import EVENT_ENDS
 from edge.metering import Meter
-from edge.wire import EVENT_END_BYTES, Framing, Malformed
+from edge.wire import EVENT_END_BYTES, LAST_CHUNK, Framing, Malformed, chunk
 
 
 class Framed:
@@ -50,12 +50,12 @@ class Framed:
         held = self._meter.close()
         if self._echo is not None:
             held = self._echo.feed(held) + self._echo.close()
-        return self.chunk(held) if self._bare else self.chunk(held) + b"0\r\n\r\n"
+        return self.chunk(held) if self._bare else self.chunk(held) + LAST_CHUNK
 
     def chunk(self, content: bytes) -> bytes:
         """Return content as the client gets it."""
         self._tail = (self._tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
-        return content if self._bare or not content else b"%x\r\n%b\r\n" % (len(content), content)
+        return content if self._bare else chunk(content)
 
     @property
     def between_events(self) -> bool:

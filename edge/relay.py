@@ -28,6 +28,7 @@ from edge.framed import Framed
 from edge.metering import Meter, Metering
 from edge.wire import (
     EVENT_END_BYTES,
+    LAST_CHUNK,
     MAX_HEAD_BYTES,
     SIZE_LINE_BYTES,
     Chunked,
@@ -41,6 +42,7 @@ from edge.wire import (
     ResponseHead,
     UntilClose,
     UpstreamConnection,
+    chunk,
     parse_head,
     whole_chunks,
 )
@@ -67,7 +69,7 @@ _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has said nothing yet; vLLM and SGLang send the same content type.
 _STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
 _CHUNKED: Final = b"transfer-encoding: chunked"
-_HEARTBEAT_CHUNK: Final = b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT)
+_HEARTBEAT_CHUNK: Final = chunk(HEARTBEAT)
 _LOOKS: Final = 4  # for a sign of life, in the time after which its absence counts
 _NO_ENDING: Final = b"\0"  # which no chunk has
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
@@ -501,8 +503,7 @@ class Relay(Receiver):
         if not self._hides or (between and passed is content):
             return data
         if between:
-            chunk = b"%x\r\n%b\r\n" % (len(passed), passed) if passed else b""
-            return chunk + b"0\r\n\r\n" if framing.done else chunk
+            return chunk(passed) + LAST_CHUNK if framing.done else chunk(passed)
         # The read ends within a chunk or an event: how much of it the client may have is not told yet.
         framed = self._framed = self._new_framed(framing)
         if self._connection is not None:
@@ -661,7 +662,7 @@ class Relay(Receiver):
 
     def _write_last_event(self, body: bytes) -> None:
         event = error_event(body)
-        self._write(event if self._old_client else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+        self._write(event if self._old_client else chunk(event) + LAST_CHUNK)
 
     def _break(self, end: End) -> None:
         """End an answer that began, so that no client takes it for complete.

@@ -218,6 +218,14 @@ def _remember(beginning: bytes, count: int) -> None:
     whole_chunks[beginning] = count
 
 
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def chunk(content: bytes) -> bytes:
+    """Return content as one chunk; nothing for none, since an empty chunk would be the last."""
+    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""
+
+
 class Irregular(Exception):
     """A chunk extension or a trailer: legal, and to be taken away by reading what is not `plain`."""
 
