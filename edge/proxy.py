@@ -243,7 +243,9 @@ class Proxy:
             exchange.route = route.name
             exchange.phase = Phase.ADMISSION
             head = _request_head(request, exchange, content_type)
-            metering = _metering(generation, route, operation, envelope, prompt_estimate(body.data))
+            # A form holds sound or an image, whose size says nothing of tokens.
+            prompt_tokens = 0 if multipart else prompt_estimate(body.data)
+            metering = _metering(generation, route, operation, envelope, prompt_tokens)
             work = _Work(operation, envelope, body, head, multipart, metering)
             with self._accept(exchange, route, caller.principal, work) as accepted:
                 exchange.phase = Phase.LEASE

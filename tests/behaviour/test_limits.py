@@ -250,3 +250,21 @@ async def test_redis_that_goes_and_comes_back_fails_no_request(
     assert set(statuses) == {200}
     told = [each.message for each in caplog.records if "shared.redis" in each.message]
     assert len(told) == 2
+
+
+async def test_size_of_a_recording_is_no_count_of_tokens(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Reserved by its bytes, one form would take the whole minute of its user: a second at once would be refused."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 1000"))
+    parts = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % MODEL.encode(),
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n%b\r\n--b--\r\n' % bytes(100_000),
+    )
+    body = b"".join(parts)
+    head = (
+        f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {edge.key}\r\n"
+        f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    client = await edge.connect()
+    client.send(head.encode() + body)
+    status, headers, _ = await client.response()
+    assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "1000")
