@@ -2,23 +2,22 @@
 
 A record is two lines of JSON in an append-only file: one when the request is accepted, before anything goes upstream,
 and one when it has ended. The second has `end` and is the whole record; the first only says, after a crash, that there
-is one to write. Each line is one `write(2)`, so that it outlives the process; what the machine's crash can take is what
-was written since the last `sync`.
+is one to write. A line is put into a mapped buffer (`journal_buffer.py`), where it outlives the process, and from there
+`drain` writes to the file ten times a second. What the machine's crash can take is what came since the last `sync`.
 
 A process has a token of its own, which sorts by the time of its start, and alone writes `<token>.0001.jsonl`, then
 `.0002` and so on: a new file when one is full, and every UTC day. Each begins with the open lines of the requests that
 are running, so the last one says all that a crash left open, and older ones may be taken away. A line that ends in a
 newline stays; one that could be written only in part is undone.
 
-`<token>.lock` is locked (flock) for the life of the process. A process that starts takes every lock that is free and
-ends what its owner left open with a line whose `end` is "crashed". Where records are shipped the lock is kept until all
-were (`shipping.py`, which notes in `<token>.shipped` how far it came); then, as without a sink, the lock's file is
-removed and the token is done with.
+`<token>.lock` is locked (flock) for the life of the process. A process that starts takes every lock that is free,
+writes what stands in `<token>.buffer`, and ends what is open with a line whose `end` is "crashed". Where records are
+shipped the lock is kept until all were (`shipping.py`, which notes in `<token>.shipped` how far it came); then, as
+without a sink, the lock's file is removed and the token is done with.
 """
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 import threading
@@ -32,10 +31,12 @@ import msgspec
 
 from edge.config import WhenFull
 from edge.exchange import End, Exchange, UsageSource
+from edge.journal_buffer import LineBuffer, left_lines
 from edge.journal_files import (
     START,
     Position,
     TokenLock,
+    buffer_path,
     file_numbers,
     file_path,
     lines_in,
@@ -48,9 +49,9 @@ from edge.journal_files import (
 
 _log = logging.getLogger(__name__)
 
+_BUFFER_BYTES: Final = 2**18  # some 600 lines; full, it is written at once
 _MAX_WAITING: Final = 100_000  # lines in memory while the disk is full: some 60 MB
-_BATCH_LINES: Final = 500
-_RETRY_BYTES: Final = 2**23  # what one retry writes: some 30 ms of the loop, twenty thousand lines
+_RETRY_WRITES: Final = 32  # of a full buffer each, at one retry: some 30 ms of the loop, twenty thousand lines
 _DAY_S: Final = 86_400
 _MILLISECONDS: Final = tuple(f".{number:03d}Z" for number in range(1000))
 
@@ -143,10 +144,11 @@ class Journal:
         self._refuses = when_full == "refuse"
         self._ships = ships
         self._clock = clock
-        self._buffer = bytearray()
+        self._line = bytearray()
         self._second, self._second_text = -1, ""
         self._open: dict[str, bytes] = {}  # first lines of records whose last does not stand in the file yet
         self._waiting: deque[tuple[bytes, str]] = deque()  # lines, and the id of the record that one closes
+        self._failing = False  # the last write did, and the next retry says whether it is over
         self._torn = False
         self._trouble = ""
         self._errors_seen = 0
@@ -161,8 +163,13 @@ class Journal:
             self._number = 0
             self._descriptor, self._size = -1, 0
             try:
-                self._rotate()
-                sync_directory(directory)
+                self._buffer = LineBuffer(buffer_path(directory, self.lock.token), _BUFFER_BYTES)
+                try:
+                    self._rotate()
+                    sync_directory(directory)
+                except OSError:
+                    self._buffer.close()
+                    raise
             except OSError:
                 self.lock.finish()
                 raise
@@ -177,6 +184,11 @@ class Journal:
     def token(self) -> str:
         """The name of this process in the journal."""
         return self.lock.token
+
+    @property
+    def outage(self) -> str:
+        """Why lines cannot be written, "" when they can."""
+        return self._trouble
 
     @property
     def lines_waiting(self) -> int:
@@ -200,13 +212,12 @@ class Journal:
             exchange.model or None,
             exchange.stream,
         )
-        buffer = self._buffer
-        _encoder.encode_into(opened, buffer)
-        buffer.append(10)
-        line = bytes(buffer)
-        if self._waiting or self._unsafe or not self._append(line):
+        line = _encoder.encode(opened) + b"\n"
+        if self._refuses and (self._failing or self._waiting or self._unsafe):
+            raise JournalFull(self._trouble or self._sync_error)
+        if self._waiting or not self._keep(line):
             if self._refuses or len(self._waiting) >= _MAX_WAITING:
-                raise JournalFull(self._trouble or self._sync_error)
+                raise JournalFull(self._trouble)
             self._waiting.append((line, ""))
         exchange.record_id = record_id
         self.records_open += 1
@@ -216,7 +227,7 @@ class Journal:
         """Write how a request ended, once, when its `end`, `status`, `usage` and `finished` are set; raises nothing."""
         principal, usage, begun = exchange.principal, exchange.usage, exchange.begun
         first_byte, record_id = exchange.first_byte, exchange.record_id
-        buffer = self._buffer
+        line = self._line
         _encoder.encode_into(
             _Closed(
                 record_id,
@@ -242,12 +253,12 @@ class Journal:
                 int((exchange.finished - begun) * 1e5 + 0.5) / 100,
                 exchange.retries,
             ),
-            buffer,
+            line,
         )
-        buffer.append(10)
+        line.append(10)
         self.records_closed += 1
-        if self._waiting or not self._append(buffer):
-            self._waiting.append((bytes(buffer), record_id))
+        if self._waiting or not self._keep(line):
+            self._waiting.append((bytes(line), record_id))
         else:
             self._open.pop(record_id, None)
 
@@ -260,28 +271,43 @@ class Journal:
 
     # --- the file
 
-    def _append(self, lines: bytes | bytearray) -> int:
-        """Write whole lines and return how many bytes of them stand: all, or as many lines as there was room for."""
+    def _keep(self, line: bytes | bytearray) -> bool:
+        """Put a line where it outlives the process; say whether there was room, once the disk was asked for it."""
+        return self._buffer.put(line) or (not self._failing and self._write() and self._buffer.put(line))
+
+    def drain(self) -> None:
+        """Write what came since the last time to the file; a disk that failed is left to `retry`."""
+        if not self._failing:
+            self._write()
+
+    def _write(self) -> bool:
+        """Write what the buffer holds to the file; say whether all of it stands there."""
+        buffer = self._buffer
+        if not buffer.length:
+            return True
         try:
             if self._torn:
                 self._mend()
-            if self._size >= self._rotate_at or self._clock() >= self._day_ends:
+            begun = self._size > buffer.offset  # when there was no room for all, the last time
+            if not begun and (self._size >= self._rotate_at or self._clock() >= self._day_ends):
                 self._rotate()
+            lines = buffer.lines(self._size - buffer.offset)
             written = os.write(self._descriptor, lines)
         except OSError as error:
             self._torn = True  # a write that failed promises nothing
             self._fail(error)
-            return 0
-        if written == len(lines):
-            self._size += written
-            return written
-        kept = lines.rfind(b"\n", 0, written) + 1
-        self._size += kept
-        self._torn = True
-        with contextlib.suppress(OSError):
-            self._mend()
-        self._fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        return kept
+            return False
+        if written < len(lines):
+            self._size += lines.rfind(b"\n", 0, written) + 1
+            self._torn = True
+            with contextlib.suppress(OSError):
+                self._mend()
+            self._fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            return False
+        self._size += written
+        buffer.clear(self._size)
+        self._failing = False
+        return True
 
     def _mend(self) -> None:
         """Take away what a failed write left after the last whole line."""
@@ -292,6 +318,7 @@ class Journal:
         """Begin the next file; it gets its name when it holds the open lines, so that no crash finds half of them."""
         draft = self.directory / f"{self.lock.token}.tmp"
         lines = b"".join(self._open.values())
+        self._buffer.move(self._number + 1, len(lines))
         descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
             if os.write(descriptor, lines) != len(lines):
@@ -300,6 +327,7 @@ class Journal:
         except BaseException:
             os.close(descriptor)
             draft.unlink(missing_ok=True)
+            self._buffer.move(self._number, self._size)
             raise
         if self._number:
             self._replaced.append(self._descriptor)
@@ -310,6 +338,7 @@ class Journal:
 
     def _fail(self, error: OSError) -> None:
         self.write_errors += 1
+        self._failing = True
         if not self._trouble:
             self._trouble = error.strerror or type(error).__name__
             _log.error(
@@ -321,21 +350,21 @@ class Journal:
 
     def retry(self) -> None:
         """Write what waits in memory, and tell of a fault that is over."""
-        self._write_waiting(_RETRY_BYTES)
+        for _ in range(_RETRY_WRITES):
+            if not (self._write() and self._refill()):
+                break
         if self._trouble and not self._waiting and self.write_errors == self._errors_seen:
             _log.warning("usage journal: %s is written again", self.directory)
             self._trouble = ""
         self._errors_seen = self.write_errors
 
-    def _write_waiting(self, max_bytes: float) -> None:
-        while self._waiting and max_bytes > 0:
-            lines = b"".join(line for line, _ in itertools.islice(self._waiting, _BATCH_LINES))
-            kept = self._append(lines)
-            max_bytes = max_bytes - kept if kept == len(lines) else 0
-            while kept:
-                line, closed_id = self._waiting.popleft()
-                self._open.pop(closed_id, None)
-                kept -= len(line)
+    def _refill(self) -> bool:
+        """Put into the buffer what waits in memory; say whether that was anything."""
+        before = len(self._waiting)
+        while self._waiting and self._buffer.put(self._waiting[0][0]):
+            _, closed_id = self._waiting.popleft()
+            self._open.pop(closed_id, None)
+        return len(self._waiting) < before
 
     def sync(self) -> None:
         """Make what was written outlive a crash of the machine."""
@@ -374,18 +403,21 @@ class Journal:
 
     def close(self) -> None:
         """Write the rest, and leave to the next start what is not delivered."""
-        self._write_waiting(float("inf"))
+        while self._write() and self._refill():
+            pass
         if self._waiting:
             _log.error("usage journal: %d lines could not be written and are lost", len(self._waiting))
         self.sync()
         with self._syncing:
             os.close(self._descriptor)
             self._descriptor = -1
+        self._buffer.close()
         end = Position(self._number, self._size)
         empty = end == START
         if empty:
             file_path(self.directory, self.token, self._number).unlink(missing_ok=True)
-        if not self._open and (empty or not self._ships or load_position(self.directory, self.token) == end):
+        unfinished = self._open or self._buffer.length
+        if not unfinished and (empty or not self._ships or load_position(self.directory, self.token) == end):
             self.lock.finish()
         else:
             self.lock.release()
@@ -402,6 +434,7 @@ class Journal:
                 lock = TokenLock.take(self.directory, token)
                 if lock is None:  # this process itself, or another that lives
                     continue
+                self._write_left(token)
                 empty = self._end_crashed(token)
             except OSError as error:  # the next start tries again
                 _log.error("usage journal: %s.*.jsonl cannot be adopted (%s)", self.directory / token, error.strerror)
@@ -412,6 +445,32 @@ class Journal:
                 self.adopted.append(lock)
             else:
                 lock.finish()
+
+    def _write_left(self, token: str) -> None:
+        """Write what stands in a token's buffer to where it belongs, again if it was."""
+        path = buffer_path(self.directory, token)
+        try:
+            left = left_lines(path)
+        except FileNotFoundError:
+            return
+        if left is None:
+            self.bad_lines += 1
+        elif left.lines:
+            numbers = file_numbers(self.directory, token)
+            known = left.number in numbers  # else its file was about to begin, or was taken away
+            number = left.number if known else (numbers or [START.number])[-1]
+            descriptor = os.open(file_path(self.directory, token, number), os.O_WRONLY | os.O_CREAT, 0o640)
+            try:
+                size = os.fstat(descriptor).st_size
+                lines, at = left.lines, left.offset if known else size
+                if at > size:  # the machine's crash took what was before, maybe the half of a line
+                    lines, at = b"\n" + lines, size
+                if os.pwrite(descriptor, lines, at) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        path.unlink()
 
     def _end_crashed(self, token: str) -> bool:
         """Append a line for each request that was left open; return whether the token has no line at all."""

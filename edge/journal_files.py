@@ -1,7 +1,7 @@
 """The directory of usage records: names of its files, who may write them, and how far they are delivered.
 
-`<token>.NNNN.jsonl` are the records of one process, `<token>.lock` is locked (flock) by whoever may write them, and
-`<token>.shipped` says how far they are delivered. Source: https://man7.org/linux/man-pages/man2/flock.2.html
+`<token>.NNNN.jsonl` are the records of one process, `<token>.buffer` what is on its way there, `<token>.lock` is locked
+(flock) by whoever may write them, and `<token>.shipped` says how far they are delivered. Source: https://man7.org/linux/man-pages/man2/flock.2.html
 """
 
 import fcntl
@@ -111,6 +111,11 @@ def file_path(directory: Path, token: str, number: int) -> Path:
     return directory / f"{token}.{number:04d}.jsonl"
 
 
+def buffer_path(directory: Path, token: str) -> Path:
+    """Return the file behind the lines of a token that do not stand in its files yet."""
+    return directory / f"{token}.buffer"
+
+
 def file_numbers(directory: Path, token: str) -> list[int]:
     """Return which files of a token exist, in order."""
     found = (_FILE.fullmatch(path.name) for path in directory.glob(f"{token}.*.jsonl"))
@@ -141,6 +146,7 @@ __all__ = [
     "START",
     "Position",
     "TokenLock",
+    "buffer_path",
     "file_numbers",
     "file_path",
     "lines_in",

@@ -52,7 +52,8 @@ _LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 _SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
 _SHARED_TIMEOUT_S: Final = 2.0
-_SYNC_INTERVAL_S: Final = 1.0  # of the journal: what a crash of the machine can take
+_DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
+_DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
 _NOT_CONNECTED: Final = "not connected yet"
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
@@ -361,7 +362,9 @@ class Server:
 
     async def _keep_journal(self) -> None:
         while True:
-            await asyncio.sleep(_SYNC_INTERVAL_S)
+            for _ in range(_DRAINS_A_SYNC):
+                await asyncio.sleep(_DRAIN_INTERVAL_S)
+                self.journal.drain()
             await asyncio.to_thread(self.journal.sync)
             self.journal.retry()
 
@@ -478,7 +481,12 @@ class Server:
                 else (("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()),)
             ),
             *(() if self._channel is None else (("shared redis", self._shared_lost or "ok"),)),
-            ("journal", f"{self.journal.lines_waiting} lines wait in memory" if self.journal.lines_waiting else "ok"),
+            (
+                "journal",
+                f"{self.journal.outage}, {self.journal.lines_waiting} lines wait in memory"
+                if self.journal.outage
+                else "ok",
+            ),
             *(
                 ()
                 if self._shipper is None

@@ -132,6 +132,7 @@ class Edge:
 
     def records(self, ended: bool = True) -> list[dict[str, Any]]:
         """The journal so far: the lines that end a record, or those that begin one."""
+        self.server.journal.drain()
         files = sorted((self.config_path.parent / "usage").glob("*.jsonl"))
         lines = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
         return [line for line in lines if ("end" in line) == ended]

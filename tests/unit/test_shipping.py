@@ -84,6 +84,7 @@ def write(journal: Journal, count: int = 1, **facts: Any) -> list[str]:
         exchange = accepted(**facts)
         journal.open_record(exchange)
         journal.close_record(ended(exchange))
+        journal.drain()
         ids.append(exchange.record_id)
     return ids
 
@@ -91,6 +92,8 @@ def write(journal: Journal, count: int = 1, **facts: Any) -> list[str]:
 def crash(journal: Journal) -> None:
     os.close(journal._descriptor)
     journal._descriptor = -1
+    journal._buffer._words.release()
+    journal._buffer._map.close()
     for lock in (journal.lock, *journal.adopted):
         lock.release()
 
@@ -112,6 +115,7 @@ async def test_ends_are_delivered_in_order_as_they_stand(journal: Journal) -> No
     journal.open_record(running)
     ids = write(journal, 3)
     journal.close_record(ended(running))
+    journal.drain()
     sink = MemorySink()
     shipper = shipper_of(journal, sink)
     await shipper.flush(PATIENCE_S)
@@ -190,7 +194,7 @@ async def test_torn_end_of_a_file_that_has_a_successor_is_passed_over(tmp_path: 
 async def test_file_that_was_taken_away_is_passed_over(tmp_path: Path) -> None:
     journal = start(tmp_path, rotate_bytes=1)
     ids = write(journal, 5)
-    for path in journal_files(tmp_path)[:4]:
+    for path in journal_files(tmp_path)[:2]:
         path.unlink()
     sink = MemorySink()
     shipper = shipper_of(journal, sink)
@@ -328,12 +332,15 @@ async def main():
         running.append(exchange)
         if turn % 3:
             journal.close_record(ended(running.pop(0)))
+        if turn % 5 == 0:
+            journal.drain()
         os.write(1, b".")
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait((task,))
     for exchange in running:
         journal.close_record(ended(exchange))
+    journal.drain()
     await shipper.flush(20)
     journal.close()
 asyncio.run(main())

@@ -226,6 +226,7 @@ async def test_journal_reaches_the_sink_through_an_outage(receiver: Receiver, tm
             journal.open_record(exchange)
             journal.close_record(ended(exchange))
             ids.append(exchange.record_id)
+        journal.drain()
 
     sink = receiver.sink()
     shipper = Shipper(journal.directory, journal.token, journal.adopted, sink)
