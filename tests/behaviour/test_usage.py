@@ -1,7 +1,9 @@
 """What was used is recorded, once and to the token, and a client sees of it what it asked for."""
 
 import asyncio
+import errno
 import json
+import os
 import re
 from itertools import pairwise
 from typing import Any
@@ -268,6 +270,40 @@ async def test_request_that_is_refused_before_it_is_accepted_is_not_recorded(edg
     assert (await edge.ask({"model": "public/unknown"}))[0] == 404
     assert (await edge.ask({"model": MODEL}, key="sk-unknown-0000"))[0] == 401
     assert edge.records(ended=False) == []
+
+
+@pytest.mark.parametrize("when_full", ["serve", "refuse"])
+async def test_disk_that_cannot_be_written_refuses_requests_only_where_that_is_wanted(
+    start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, when_full: str
+) -> None:
+    """Those that were accepted before it was noticed are recorded all the same, and a stream that runs goes on."""
+    edge = await start_edge(metered(simulator.url) + f'[usage]\nwhen_full = "{when_full}"\n')
+    journal, real = edge.server.journal, os.write
+
+    def write(descriptor: int, data: bytes) -> int:
+        if descriptor == journal._descriptor:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    client = await edge.connect()
+    client.send(edge.request(ask(stream=True, **simulate(fault="stall", after=2))))
+    await client.head()
+    journal.drain()
+    status, headers, body = await edge.ask(ask(**simulate()))
+    assert status == (503 if when_full == "refuse" else 200)
+    if when_full == "refuse":
+        assert json.loads(body)["error"]["code"] == "journal_unavailable"
+        assert headers["retry-after"] == "5"
+    assert (journal.outage, journal.lines_waiting) == ("No space left on device", 0)
+    monkeypatch.undo()
+    journal.retry()
+    assert (await edge.ask(ask(**simulate())))[0] == 200
+    client.close()
+    await edge.idle()
+    ends = [record["end"] for record in edge.records()]
+    assert sorted(ends) == ["client_gone", "complete", *["complete"] * (when_full == "serve")]
+    await edge.consistent()
 
 
 async def test_images_are_counted_in_units(start_edge: StartEdge, simulator: Simulator) -> None:
