@@ -65,7 +65,7 @@ class JournalFull(Exception):
 
 
 class _Opened(msgspec.Struct, gc=False):
-    """The first line of a record."""
+    """The first line of a record; `time` is when the request began."""
 
     id: str
     time: str
@@ -78,17 +78,9 @@ class _Opened(msgspec.Struct, gc=False):
     stream: bool
 
 
-class _Closed(msgspec.Struct, gc=False):
-    """The line that is the whole record; `time` is when the request began."""
+class _Ended(msgspec.Struct, gc=False):
+    """What the last line of a record has after the fields of the first, the last of which moves in between."""
 
-    id: str
-    time: str
-    request_id: str
-    key_id: str | None
-    user: str | None
-    route: str | None
-    path: str
-    model: str | None
     upstream_model: str | None
     endpoint: str | None
     stream: bool
@@ -115,6 +107,7 @@ class _Head(msgspec.Struct, gc=False):
 _encoder: Final = msgspec.json.Encoder()
 _head_decoder: Final = msgspec.json.Decoder(_Head)
 _opened_decoder: Final = msgspec.json.Decoder(_Opened)
+_STREAM_BYTES: Final = {True: len('"stream":true}\n'), False: len('"stream":false}\n')}  # at the end of a first line
 
 
 class Journal:
@@ -144,7 +137,6 @@ class Journal:
         self._refuses = when_full == "refuse"
         self._ships = ships
         self._clock = clock
-        self._line = bytearray()
         self._second, self._second_text = -1, ""
         self._open: dict[str, bytes] = {}  # first lines of records whose last does not stand in the file yet
         self._waiting: deque[tuple[bytes, str]] = deque()  # lines, and the id of the record that one closes
@@ -176,7 +168,7 @@ class Journal:
         except OSError as error:
             raise JournalUnusable(
                 f"usage.journal: records cannot be kept in {directory} ({error.strerror}): make it a directory in which"
-                " this user may write, on a disk with room"
+                " this user may write, on a local disk with room"
             ) from None
         self._adopt()
 
@@ -225,42 +217,29 @@ class Journal:
 
     def close_record(self, exchange: Exchange) -> None:
         """Write how a request ended, once, when its `end`, `status`, `usage` and `finished` are set; raises nothing."""
-        principal, usage, begun = exchange.principal, exchange.usage, exchange.begun
-        first_byte, record_id = exchange.first_byte, exchange.record_id
-        line = self._line
-        _encoder.encode_into(
-            _Closed(
-                record_id,
-                self._time(exchange.started_at),
-                exchange.request_id,
-                principal.id if principal is not None else None,
-                principal.user if principal is not None else None,
-                exchange.route or None,
-                exchange.path,
-                exchange.model or None,
-                exchange.upstream_model or None,
-                exchange.endpoint or None,
-                exchange.stream,
-                exchange.status,
-                exchange.end or End.INTERNAL_ERROR,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.cached_tokens,
-                usage.reasoning_tokens,
-                usage.units,
-                usage.source,
-                int((first_byte - begun) * 1e5 + 0.5) / 100 if first_byte else None,
-                int((exchange.finished - begun) * 1e5 + 0.5) / 100,
-                exchange.retries,
-            ),
-            line,
+        usage, begun, first_byte, record_id = exchange.usage, exchange.begun, exchange.first_byte, exchange.record_id
+        ended = _Ended(
+            exchange.upstream_model or None,
+            exchange.endpoint or None,
+            exchange.stream,
+            exchange.status,
+            exchange.end or End.INTERNAL_ERROR,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            usage.units,
+            usage.source,
+            int((first_byte - begun) * 1e5 + 0.5) / 100 if first_byte else None,
+            int((exchange.finished - begun) * 1e5 + 0.5) / 100,
+            exchange.retries,
         )
-        line.append(10)
+        line = _last_line(self._open[record_id], ended)
         self.records_closed += 1
         if self._waiting or not self._keep(line):
-            self._waiting.append((bytes(line), record_id))
+            self._waiting.append((line, record_id))
         else:
-            self._open.pop(record_id, None)
+            del self._open[record_id]
 
     def _time(self, at: float) -> str:
         """Return RFC 3339 in UTC with milliseconds: of one width, so that it sorts as text."""
@@ -271,7 +250,7 @@ class Journal:
 
     # --- the file
 
-    def _keep(self, line: bytes | bytearray) -> bool:
+    def _keep(self, line: bytes) -> bool:
         """Put a line where it outlives the process; say whether there was room, once the disk was asked for it."""
         return self._buffer.put(line) or (not self._failing and self._write() and self._buffer.put(line))
 
@@ -318,9 +297,9 @@ class Journal:
         """Begin the next file; it gets its name when it holds the open lines, so that no crash finds half of them."""
         draft = self.directory / f"{self.lock.token}.tmp"
         lines = b"".join(self._open.values())
-        self._buffer.move(self._number + 1, len(lines))
         descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
+            self._buffer.move(self._number + 1, len(lines))  # before the file has its name, and so can be shipped
             if os.write(descriptor, lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             draft.rename(file_path(self.directory, self.lock.token, self._number + 1))
@@ -510,7 +489,7 @@ class Journal:
             except ValueError:
                 self.bad_lines += 1
                 continue
-            lines.append(_encoder.encode(_crashed(opened)) + b"\n")
+            lines.append(_last_line(_encoder.encode(opened) + b"\n", _crashed(opened.stream)))
         if not lines:
             return
         data = b"".join(lines)
@@ -525,20 +504,17 @@ class Journal:
         self.recovered += len(lines) - torn
 
 
-def _crashed(opened: _Opened) -> _Closed:
+def _last_line(first: bytes, ended: _Ended) -> bytes:
+    """Return the line that is the whole record."""
+    return first[: -_STREAM_BYTES[ended.stream]] + _encoder.encode(ended)[1:] + b"\n"
+
+
+def _crashed(stream: bool) -> _Ended:
     """Return the end of a request of which nothing more is known."""
-    return _Closed(
-        opened.id,
-        opened.time,
-        opened.request_id,
-        opened.key_id,
-        opened.user,
-        opened.route,
-        opened.path,
-        opened.model,
+    return _Ended(
         upstream_model=None,
         endpoint=None,
-        stream=opened.stream,
+        stream=stream,
         status=0,
         end="crashed",
         prompt_tokens=0,

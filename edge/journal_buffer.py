@@ -3,6 +3,9 @@
 To put a line costs a copy, not a system call, and the kernel keeps what a killed process had put. What a crash of the
 machine leaves may be of two moments; a checksum tells, and then nothing of it is believed.
 
+The file has all its blocks from the start, since a page that gets none ends the process (SIGBUS, mmap(2)). File systems
+that copy on write look for a new block all the same.
+
 The first 32 bytes are four words: a mark, the length of the lines and their CRC-32 in one (one store, so that they are
 always of the same lines), and the number and offset of the file where the lines are to stand. Whoever finds the lines
 writes them there: it is the same bytes again where that had been done in part or in full.
@@ -56,7 +59,7 @@ class LineBuffer:
         self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
         self._words[0] = _MARK
 
-    def put(self, line: bytes | bytearray) -> bool:
+    def put(self, line: bytes) -> bool:
         """Keep a line; say whether there was room for it."""
         length = self.length + len(line)
         if length > self._max_bytes:

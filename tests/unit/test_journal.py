@@ -270,6 +270,37 @@ def test_file_that_cannot_begin_leaves_no_draft(
     assert len(journal_files(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("step", ["open", "write", "rename"])
+def test_file_that_cannot_begin_keeps_the_lines_of_the_one_before(
+    tmp_path: Path, start: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whichever step fails, what was on its way is written where it belongs, once; also by the next start."""
+    ids = []
+    for crashes in (False, True):
+        journal = start()
+        ids.append(write(journal).record_id)
+        exchange = accepted()
+        journal.open_record(exchange)
+        journal.close_record(ended(exchange))
+        ids.append(exchange.record_id)
+        journal._rotate_at = 0
+
+        def fail(*arguments: object, **options: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path if step == "rename" else os, step, fail)
+            journal.drain()
+        assert journal.outage == "Too many open files"
+        if crashes:
+            crash(journal)
+            start()
+        else:
+            journal.retry()
+            assert len(journal_files(tmp_path)) == 2
+    assert set(ends_of(tmp_path)) == set(ids)
+
+
 # --- crashes
 
 
@@ -516,7 +547,6 @@ def test_threads_that_start_at_once_never_meet(tmp_path: Path) -> None:
             if len(journals) % 2:
                 crash(journal)
             else:
-                journal._open.clear()
                 journal.close_record(ended(accepted(record_id=f"{journal.token}-2")))
                 journal.close()
 
