@@ -45,6 +45,8 @@ from edge.journal_files import (
     position_path,
     sync_directory,
     tokens_left,
+    write_at,
+    write_whole,
 )
 
 _log = logging.getLogger(__name__)
@@ -151,20 +153,16 @@ class Journal:
         self._unsafe = False  # what is written might not last, and that is a reason to refuse
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self.lock = lock_new_token(directory, clock())
             self._number = 0
             self._descriptor, self._size = -1, 0
-            try:
+            with contextlib.ExitStack() as undo:
+                self.lock = lock_new_token(directory, clock())
+                undo.callback(self.lock.finish)
                 self._buffer = LineBuffer(buffer_path(directory, self.lock.token), _BUFFER_BYTES)
-                try:
-                    self._rotate()
-                    sync_directory(directory)
-                except OSError:
-                    self._buffer.close()
-                    raise
-            except OSError:
-                self.lock.finish()
-                raise
+                undo.callback(self._buffer.close)
+                self._rotate()
+                sync_directory(directory)
+                undo.pop_all()
         except OSError as error:
             raise JournalUnusable(
                 f"usage.journal: records cannot be kept in {directory} ({error.strerror}): make it a directory in which"
@@ -191,6 +189,8 @@ class Journal:
 
     def open_record(self, exchange: Exchange) -> None:
         """Write that a request was accepted, and set its `record_id`; raises `JournalFull`, and then sets nothing."""
+        if self._refuses and (self._failing or self._waiting or self._unsafe):
+            raise JournalFull(self._trouble or self._sync_error)
         record_id = f"{self.lock.token}-{self.records_open + 1}"
         principal = exchange.principal
         opened = _Opened(
@@ -205,8 +205,6 @@ class Journal:
             exchange.stream,
         )
         line = _encoder.encode(opened) + b"\n"
-        if self._refuses and (self._failing or self._waiting or self._unsafe):
-            raise JournalFull(self._trouble or self._sync_error)
         if self._waiting or not self._keep(line):
             if self._refuses or len(self._waiting) >= _MAX_WAITING:
                 raise JournalFull(self._trouble)
@@ -300,8 +298,7 @@ class Journal:
         descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
             self._buffer.move(self._number + 1, len(lines))  # before the file has its name, and so can be shipped
-            if os.write(descriptor, lines) != len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_whole(descriptor, lines)
             draft.rename(file_path(self.directory, self.lock.token, self._number + 1))
         except BaseException:
             os.close(descriptor)
@@ -437,18 +434,12 @@ class Journal:
         elif left.lines:
             numbers = file_numbers(self.directory, token)
             known = left.number in numbers  # else its file was about to begin, or was taken away
-            number = left.number if known else (numbers or [START.number])[-1]
-            descriptor = os.open(file_path(self.directory, token, number), os.O_WRONLY | os.O_CREAT, 0o640)
-            try:
-                size = os.fstat(descriptor).st_size
-                lines, at = left.lines, left.offset if known else size
-                if at > size:  # the machine's crash took what was before, maybe the half of a line
-                    lines, at = b"\n" + lines, size
-                if os.pwrite(descriptor, lines, at) != len(lines):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            file = file_path(self.directory, token, left.number if known else (numbers or [START.number])[-1])
+            size = file.stat().st_size if numbers else 0
+            lines, at = left.lines, left.offset if known else size
+            if at > size:  # the machine's crash took what was before, maybe the half of a line
+                lines, at = b"\n" + lines, size
+            write_at(file, at, lines)
         path.unlink()
 
     def _end_crashed(self, token: str) -> bool:
@@ -492,15 +483,7 @@ class Journal:
             lines.append(_last_line(_encoder.encode(opened) + b"\n", _crashed(opened.stream)))
         if not lines:
             return
-        data = b"".join(lines)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        try:
-            if os.write(descriptor, data) != len(data):
-                os.ftruncate(descriptor, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_at(path, size, b"".join(lines))
         self.recovered += len(lines) - torn
 
 

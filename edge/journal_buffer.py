@@ -11,12 +11,13 @@ always of the same lines), and the number and offset of the file where the lines
 writes them there: it is the same bytes again where that had been done in part or in full.
 """
 
-import errno
 import mmap
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
+
+from edge.journal_files import write_whole
 
 _MARK: Final = int.from_bytes(b"edgebuf1", "big")
 _HEADER_BYTES: Final = 32
@@ -47,8 +48,7 @@ class LineBuffer:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
             blank = bytes(_HEADER_BYTES + max_bytes)
-            if os.write(descriptor, blank) != len(blank):  # blocks of its own: a full disk is found here, not later
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_whole(descriptor, blank)  # blocks of its own: a full disk is found here, not later
             self._map = mmap.mmap(descriptor, len(blank))
         except BaseException:
             path.unlink()

@@ -1,9 +1,11 @@
 """The directory of usage records: names of its files, who may write them, and how far they are delivered.
 
 `<token>.NNNN.jsonl` are the records of one process, `<token>.buffer` what is on its way there, `<token>.lock` is locked
-(flock) by whoever may write them, and `<token>.shipped` says how far they are delivered. Source: https://man7.org/linux/man-pages/man2/flock.2.html
+(flock) by whoever may write them, and `<token>.shipped` says how far they are delivered.
+Source: https://man7.org/linux/man-pages/man2/flock.2.html
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -127,6 +129,31 @@ def lines_in(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.readline(MAX_LINE_BYTES), b"")
 
 
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write all of `data` with one call; raises `OSError`, also when there was room for a part only."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write into a file, for good, and make it where there is none.
+
+    Raises `OSError`; the file is then no longer than it was.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o640)
+    try:
+        size = os.fstat(descriptor).st_size
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        try:
+            write_whole(descriptor, data)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names of files that were made or renamed outlive a crash of the machine."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -156,4 +183,6 @@ __all__ = [
     "save_position",
     "sync_directory",
     "tokens_left",
+    "write_at",
+    "write_whole",
 ]

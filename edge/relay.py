@@ -138,8 +138,7 @@ class _State(enum.Enum):
 class Relay(Receiver):
     """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
 
-    # More fields than CPython keeps in an instance without a dict of its own (30, PEP 659's inline values), and the hot
-    # path reads seven of them for each token.
+    # More fields than an instance keeps without a dict of its own (30, SHARED_KEYS_MAX_SIZE of CPython 3.11).
     __slots__ = (
         "_answered", "_beat_seen", "_beat_timer", "_body", "_client", "_client_write", "_connection", "_done",
         "_echo", "_ending", "_error_bytes", "_event_stream", "_exchange", "_failure", "_framed", "_head",
@@ -187,7 +186,6 @@ class Relay(Receiver):
         self._interim = 0
         self._framed: Framed | None = None
         self._parts: list[bytes] | None = None
-        self._error_bytes: list[bytes] = []
         self._failure: FailedInStream | None = None
         self._event_stream = False
         self._last_read = 0.0
@@ -281,6 +279,7 @@ class Relay(Receiver):
                 receive = self._collect
         else:
             self._state = _State.FAILING
+            self._error_bytes: list[bytes] = []
             receive = self._error_received
         self._connection.receive = receive
         if data or head.framing.done:
@@ -310,6 +309,7 @@ class Relay(Receiver):
         self._held = b""
         if is_error:
             self._state = _State.FAILING
+            self._error_bytes = []
             assert self._connection is not None
             self._connection.receive = self._error_received
             self._error_received(data)

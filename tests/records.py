@@ -1,11 +1,14 @@
 """Requests as the proxy hands them to the journal, and what stands in the journal afterwards."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from edge.exchange import End, Exchange, Principal, Usage, UsageSource
+from edge.journal import Journal
+from edge.journal_buffer import LineBuffer
 
 STARTED_AT = 1_763_000_000.25  # 2025-11-13T02:13:20.250Z
 TOKEN = "20251113T000000Z-0123456789abcdef"
@@ -29,6 +32,21 @@ def ended(exchange: Exchange, **facts: Any) -> Exchange:
     for name, value in facts.items():
         setattr(exchange, name, value)
     return exchange
+
+
+def crash(journal: Journal) -> None:
+    """What the kernel does to the journal of a process that is killed."""
+    os.close(journal._descriptor)
+    journal._descriptor = -1
+    crash_buffer(journal._buffer)
+    for lock in (journal.lock, *journal.adopted):
+        lock.release()
+
+
+def crash_buffer(buffer: LineBuffer) -> None:
+    """The same to a buffer."""
+    buffer._words.release()
+    buffer._map.close()
 
 
 def journal_files(directory: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from edge.config import WhenFull
 from edge.exchange import End, Exchange, UsageSource
 from edge.journal import Journal, JournalFull, JournalUnusable
 from edge.journal_files import Position, load_position, save_position
-from tests.records import accepted, ended, ends_of, journal_files, lines_of
+from tests.records import accepted, crash, ended, ends_of, journal_files, lines_of
 
 OPEN_FIELDS = ["id", "time", "request_id", "key_id", "user", "route", "path", "model", "stream"]
 MEGABYTE = 2**20
@@ -46,17 +46,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
         if journal._descriptor >= 0:
             journal._waiting.clear()
             journal.close()
-
-
-def crash(journal: Journal) -> None:
-    """What the kernel does for a process that is killed."""
-    os.close(journal._descriptor)
-    journal._descriptor = -1
-    journal._buffer._words.release()
-    journal._buffer._map.close()
-    journal.lock.release()
-    for lock in journal.adopted:
-        lock.release()
 
 
 def write(journal: Journal, **facts: Any) -> Exchange:
@@ -485,6 +474,23 @@ def test_adoption_that_the_disk_refuses_is_left_to_the_next_start(
     third = start()
     assert third.recovered == 10
     assert len(ends_of(tmp_path)) == 10
+
+
+def test_buffer_that_the_disk_refuses_is_left_to_the_next_start(
+    tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start()
+    exchange = accepted()
+    first.open_record(exchange)
+    first.close_record(ended(exchange))
+    crash(first)
+    disk.room = 32 + module._BUFFER_BYTES + 300  # for its own buffer, and half of what it would write
+    start()
+    assert "cannot be adopted" in caplog.text
+    assert lines_of(tmp_path) == []
+    disk.room = None
+    assert start().recovered == 0
+    assert [record["end"] for record in ends_of(tmp_path).values()] == ["complete"]
 
 
 STARTER = """

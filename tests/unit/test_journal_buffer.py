@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.journal_buffer import LeftLines, LineBuffer, left_lines
+from tests.records import crash_buffer
 
 LINES = st.lists(st.binary(max_size=40).map(lambda content: content + b"\n"), max_size=12)
 
@@ -19,12 +20,6 @@ LINES = st.lists(st.binary(max_size=40).map(lambda content: content + b"\n"), ma
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "lines.buffer"
-
-
-def crash(buffer: LineBuffer) -> None:
-    """What the kernel does for a process that is killed."""
-    buffer._words.release()
-    buffer._map.close()
 
 
 @settings(max_examples=100, deadline=None, database=None)
@@ -44,7 +39,7 @@ def test_what_was_put_since_the_last_clear_is_left(
     content = b"".join(lines)
     assert (buffer.lines(), buffer.length, buffer.offset) == (content, len(content), offset)
     assert buffer.lines(len(content) // 2) == content[len(content) // 2 :]
-    crash(buffer)
+    crash_buffer(buffer)
     assert left_lines(path) == LeftLines(content, 7, offset)
 
 
@@ -54,7 +49,7 @@ def test_line_without_room_is_not_put_and_harms_nothing(path: Path) -> None:
     assert not buffer.put(b"1234\n")
     assert buffer.put(b"123\n")
     assert not buffer.put(b"\n")
-    crash(buffer)
+    crash_buffer(buffer)
     assert left_lines(path) == LeftLines(b"12345\n123\n", 0, 0)
 
 
@@ -75,7 +70,7 @@ def test_lines_that_are_about_to_move_have_no_file_or_the_right_one(path: Path) 
     buffer.move(2, 9)
     buffer._words = real
     assert stores == [(0, 50), (0, 9), (2, 9)]
-    crash(buffer)
+    crash_buffer(buffer)
 
 
 def test_closed_buffer_keeps_its_file_only_for_lines(path: Path) -> None:
@@ -98,7 +93,7 @@ def test_content_of_two_moments_is_not_believed(path: Path) -> None:
     buffer.move(3, 1000)
     buffer.put(b"a line\n")
     buffer.put(b"another\n")
-    crash(buffer)
+    crash_buffer(buffer)
     content = path.read_bytes()
     used = 32 + len(b"a line\nanother\n")
     for at in (*range(16), *range(32, used)):

@@ -22,7 +22,7 @@ from edge import shipping
 from edge.journal import Journal
 from edge.journal_files import Position, load_position, position_path
 from edge.shipping import Shipper, SinkUnavailable, pause_s
-from tests.records import STARTED_AT, accepted, ended, ends_of, journal_files
+from tests.records import STARTED_AT, accepted, crash, ended, ends_of, journal_files
 
 PATIENCE_S = 20
 
@@ -87,15 +87,6 @@ def write(journal: Journal, count: int = 1, **facts: Any) -> list[str]:
         journal.drain()
         ids.append(exchange.record_id)
     return ids
-
-
-def crash(journal: Journal) -> None:
-    os.close(journal._descriptor)
-    journal._descriptor = -1
-    journal._buffer._words.release()
-    journal._buffer._map.close()
-    for lock in (journal.lock, *journal.adopted):
-        lock.release()
 
 
 def shipper_of(journal: Journal, sink: MemorySink, **options: Any) -> Shipper:
