@@ -16,7 +16,7 @@ _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+td, th { padding: .25rem .5rem; font-size: .9em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } th { font-weight: 600 }
 figure { margin: 1rem 0 } svg { width: 100%; height: auto } .bad { color: #b00020; font-weight: 600 }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem } .tiles div { background: #f3f5f8; border-radius: .4rem;
