@@ -37,10 +37,11 @@ from edge.client import (
 from edge.config import Config, RouteConfig, ServerConfig
 from edge.credentials import Authenticator, Caller, credential_of
 from edge.envelope import (
+    LONG_BODY_BYTES,
     Envelope,
     conversation_start,
-    prompt_estimate,
     read_json,
+    read_long_json,
     read_multipart,
     rewrite_json,
     rewrite_multipart,
@@ -235,7 +236,12 @@ class Proxy:
         try:
             exchange.request_bytes = len(body.data)
             multipart = operation in MULTIPART_OPERATIONS
-            envelope = read_multipart(body.data, content_type) if multipart else read_json(body.data)
+            if multipart:
+                envelope = read_multipart(body.data, content_type)
+            elif len(body.data) <= LONG_BODY_BYTES:
+                envelope = read_json(body.data)
+            else:
+                envelope = await read_long_json(body.data)
             exchange.phase = Phase.ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = _find_route(table, envelope.model, caller)
@@ -243,9 +249,7 @@ class Proxy:
             exchange.route = route.name
             exchange.phase = Phase.ADMISSION
             head = _request_head(request, exchange, content_type)
-            # A form holds sound or an image, whose size says nothing of tokens.
-            prompt_tokens = 0 if multipart else prompt_estimate(body.data)
-            metering = _metering(generation, route, operation, envelope, prompt_tokens)
+            metering = _metering(generation, route, operation, envelope)
             work = _Work(operation, envelope, body, head, multipart, metering)
             with self._accept(exchange, route, caller.principal, work) as accepted:
                 exchange.phase = Phase.LEASE
@@ -424,7 +428,7 @@ class _Work:
 
     def reservation(self) -> int:
         """Return how many tokens the request may use, as far as can be told before."""
-        prompt_tokens = self.metering.prompt_estimate
+        prompt_tokens = self.envelope.prompt_tokens
         if self.operation not in _GENERATING:
             return prompt_tokens
         return prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
@@ -605,19 +609,17 @@ def _is_plain(value: str) -> bool:
 # --- what is metered
 
 
-def _metering(
-    generation: Generation, route: RouteConfig, operation: str, envelope: Envelope, prompt_tokens: int
-) -> Metering:
+def _metering(generation: Generation, route: RouteConfig, operation: str, envelope: Envelope) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it."""
     if not (route.metered and envelope.stream and operation in _USAGE_OPTIONS and route.pool is not None):
-        return Metering(operation, envelope.continuous_usage, prompt_estimate=prompt_tokens)
+        return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens)
     continuous = generation.config.pools[route.pool].usage == "continuous"
     return Metering(
         operation,
         continuous or envelope.continuous_usage,
         hide_usage=not envelope.include_usage,
         hide_running=continuous and not envelope.continuous_usage,
-        prompt_estimate=prompt_tokens,
+        prompt_estimate=envelope.prompt_tokens,
     )
 
 

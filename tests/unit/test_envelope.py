@@ -1,6 +1,8 @@
 """What a body asks for, and the splices: two parsers that read one body must come to the same model."""
 
+import asyncio
 import json
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +12,44 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edge import envelope as envelopes
 from edge.envelope import (
     MAX_MODEL_LENGTH,
+    Envelope,
     prompt_estimate,
-    read_json,
+    read_long_json,
     read_multipart,
     rewrite_json,
     rewrite_multipart,
 )
-from edge.errors import InvalidRequest, ModelNotFound
+from edge.errors import EdgeError, InvalidRequest, ModelNotFound
 
 MIB = 2**20
+
+
+def read_json(body: bytes) -> Envelope:
+    """Read a body at once, and in steps: both must say the same."""
+    try:
+        at_once = envelopes.read_json(body)
+    except EdgeError as error:
+        with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+            in_steps(body)
+        raise
+    assert in_steps(body) == at_once
+    return at_once
+
+
+def in_steps(body: bytes) -> Envelope:
+    async def read() -> Envelope:
+        return await read_long_json(body)
+
+    reading = read()
+    while True:
+        try:
+            reading.send(None)
+        except StopIteration as done:
+            envelope: Envelope = done.value
+            return envelope
 
 
 @contextmanager
@@ -418,6 +447,39 @@ def test_rewritten_body_differs_in_model_and_usage_only(
 )
 def test_size_of_the_prompt_is_guessed_from_text_and_not_from_images(body: bytes, tokens: int) -> None:
     assert prompt_estimate(body) == tokens
+
+
+# --- JSON: long bodies
+
+
+def test_character_may_stand_across_the_pieces_in_which_a_long_body_is_checked() -> None:
+    begins = b'{"model":"m","x":"'
+    for shift in range(3):
+        text = b"x" * shift + "界".encode() * (2 * MIB)
+        assert read_json(begins + text + b'"}').model == "m"
+        with pytest.raises(InvalidRequest, match="UTF-8"):
+            read_json(begins + text[:-1] + b'"}')
+        with pytest.raises(InvalidRequest, match="UTF-8"):
+            read_json(begins + text[:-1])
+
+
+async def test_others_have_their_turn_between_the_steps_of_a_long_body() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read() -> None:
+        envelope = await read_long_json(b'{"model":"m","x":"%b"}' % ("界".encode() * MIB))
+        assert envelope.model == "m"
+
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(read())
+        await take_turns()
+    assert turns >= 9  # three pieces of text, and six steps over all of it
 
 
 # --- JSON: bombs
