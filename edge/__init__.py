@@ -4,7 +4,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
 (`pyproject.toml` states it as contracts):
 
     __main__.py      the commands                      over  usage_report.py, explain.py
-    server.py        the process: listeners, reload, drain; wires the parts
+    server.py        the process: start, reload, drain; wires the parts   over  listeners.py, reloading.py, status.py
     proxy.py         one request through its life
     admin.py         health and metrics
     simulator.py     a model server to test against

@@ -34,8 +34,10 @@ from edge.explain import LOCAL_HOST, explain
 from edge.journal import JournalUnusable
 from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
 from edge.keystores import KeyStoreUnusable
+from edge.listeners import StartError
 from edge.notation import parse_address, parse_url
-from edge.server import Server, StartError, listening_on, log_to_stderr, refuse_what_needs_a_restart
+from edge.reloading import refuse_what_needs_a_restart
+from edge.server import Server, listening_on, log_to_stderr
 
 _DEMO_USER: Final = "u-1100a15812cc"
 _DEMO_ADDRESS: Final = Address("127.0.0.1", 8080)

@@ -20,7 +20,8 @@ class Health:
     draining: bool = False
     generation: int = 0
     loaded_at: float = 0.0
-    reload_failed: str = ""
+    reload_failed: str = ""  # why the file is not in force, "" when it is
+    reload_failures: int = 0  # since the start
     details: Callable[[], list[tuple[str, str]]] = field(default=list)
 
     @property

@@ -3,14 +3,12 @@
 import asyncio
 import gc
 import logging
-import os
 import resource
 import signal
-import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +16,11 @@ from typing import Any, Final
 import jwt
 import orjson
 from aiohttp import http_parser, web
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.admin import Health, admin_handler
 from edge.admission import Admission
-from edge.changes import describe_change
 from edge.client import BodyMemory, ClientServer
-from edge.config import Address, Config, ConfigError, KeysConfig, TlsConfig, UsageConfig, load
+from edge.config import Address, Config, KeysConfig, UsageConfig
 from edge.credentials import Authenticator
 from edge.discovery import Discovery
 from edge.journal import Journal
@@ -32,148 +28,31 @@ from edge.keys_http import HttpKeyStore
 from edge.keys_redis import RedisKeyStore
 from edge.keys_sqlite import SqliteKeyStore
 from edge.keystores import Changes, KeyStore
+from edge.listeners import StartError, bind, listener_tls, name_of, passed_sockets
 from edge.probes import HealthProbes
 from edge.proxy import Generation, Proxy, new_request_id
 from edge.relay import Relay
+from edge.reloading import Reloader
 from edge.revocations import RevocationChannel, connect, disconnect, reason_of
-from edge.routing import RouteTable
 from edge.shared_limits import SharedLimits
 from edge.shipping import Shipper, Sink
 from edge.sink_http import HttpSink
 from edge.sink_redis import RedisSink
-from edge.telemetry import AccessLog, Metrics, counter, gauge
+from edge.status import Status
+from edge.telemetry import AccessLog, Metrics
 from edge.tokens import TokenVerifier
-from edge.upstream import Endpoint, Endpoints, Pool
+from edge.upstream import Endpoints
 
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy; capped by net.core.somaxconn
-_LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 _SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
-_FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
 _SHARED_TIMEOUT_S: Final = 2.0
 _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
 _NOT_CONNECTED: Final = "not connected yet"
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
-
-FileState = tuple[str, int, int, int]  # path, time of change in ns, size, inode
-
-
-class StartError(Exception):
-    """The process cannot start; the message tells an operator what to change."""
-
-
-class Reloader:
-    """Reads the file again when it changed, and keeps the generation that works.
-
-    `adapt` is what the command line changes of the file. Raises nothing: a bad file is told in the log and in `health`.
-    """
-
-    def __init__(self, path: Path, adapt: Callable[[Config], Config], endpoints: Endpoints, health: Health) -> None:
-        self._path = path
-        self._adapt = adapt
-        self._endpoints = endpoints
-        self._health = health
-        self._seen: tuple[FileState, ...] = ()
-        self.failures = 0
-
-    def first(self) -> Generation:
-        """Return the first generation; raises `ConfigError` or `StartError`."""
-        config = self._adapt(load(self._path))
-        self._seen = self._look(config.watched)
-        for warning in config.warnings:
-            _log.warning("%s:%d: %s", self._path, warning.line, warning)
-        return self._accept(self._build(config, 1))
-
-    def reload(self, current: Generation) -> Generation:
-        """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
-        before = {state[0]: state for state in self._look(self._watched(current))}
-        try:
-            config = self._adapt(load(self._path))
-            refuse_what_needs_a_restart(current.config, config)
-            generation = self._build(config, current.number + 1)
-        except (ConfigError, StartError) as error:
-            self.failures += 1
-            self._health.reload_failed = str(error)
-            watched = (*current.config.watched, *(error.watched if isinstance(error, ConfigError) else ()))
-            self._note(watched, before)
-            _log.error("reload refused, generation %d goes on: %s", current.number, error)
-            return current
-        self._note(config.watched, before)
-        _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
-        return self._accept(generation)
-
-    def _note(self, watched: Sequence[Path], before: Mapping[str, FileState]) -> None:
-        """Remember the files as they were before they were read, so that a change since then is seen."""
-        self._seen = tuple(before.get(state[0], state) for state in self._look(watched))
-
-    def _accept(self, generation: Generation) -> Generation:
-        self._health.generation = generation.number
-        self._health.loaded_at = generation.loaded_at
-        self._health.reload_failed = ""
-        return generation
-
-    def _build(self, config: Config, number: int) -> Generation:
-        pools = {}
-        for name, pool in config.pools.items():
-            try:
-                pools[name] = Pool(pool, [self._endpoints.member(each.url, pool.ca_file) for each in pool.endpoints])
-            except OSError as error:
-                raise StartError(f"pools.{name}.ca_file: cannot be used as PEM certificates ({error})") from None
-        if config.server.tls is not None:
-            _listener_tls(config.server.tls)
-        return Generation(number, config, RouteTable(config.routes), pools, time.time())
-
-    async def changed(self, current: Generation) -> None:
-        """Return when the file or one it names has changed and two looks agree."""
-        previous = self._seen
-        while True:
-            await asyncio.sleep(_LOOK_INTERVAL_S)
-            now = await asyncio.to_thread(self._look, self._watched(current))
-            if now != self._seen and now == previous:
-                return
-            previous = now
-
-    def _watched(self, current: Generation) -> Sequence[Path]:
-        known = [Path(name) for name, *_ in self._seen[1:]]
-        return tuple(dict.fromkeys((*current.config.watched, *known)))
-
-    def _look(self, watched: Sequence[Path]) -> tuple[FileState, ...]:
-        """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
-        return tuple(_look_at(path) for path in (self._path, *dict.fromkeys(watched)))
-
-
-def _look_at(path: Path) -> FileState:
-    try:
-        found = path.stat()
-    except OSError:
-        return str(path), 0, 0, 0
-    return str(path), found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
-    """Raise `StartError` for a change that a running process cannot make."""
-    changed = [
-        name
-        for name, before, after in (
-            ("server.listen", old.server.listen, new.server.listen),
-            ("server.admin", old.server.admin, new.server.admin),
-            ("server.tls", old.server.tls is None, new.server.tls is None),
-            ("keys.store", old.keys.store, new.keys.store),
-            ("keys.store_ca_file", old.keys.store_ca_file, new.keys.store_ca_file),
-            ("jwt", old.jwt is None, new.jwt is None),
-            ("jwt.ca_file", old.jwt and old.jwt.ca_file, new.jwt and new.jwt.ca_file),
-            ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
-            ("shared", old.shared, new.shared),
-        )
-        if before != after
-    ]
-    if changed:
-        raise StartError(f"{', '.join(changed)} changed: that needs a restart")
-    if not {route.name for route in old.routes} & {route.name for route in new.routes}:
-        raise StartError("routes: every route of before is gone: restart if that is meant")
 
 
 class Server:
@@ -242,8 +121,6 @@ class Server:
         )
         self.probes = HealthProbes()
         self.discovery = Discovery(self.endpoints, self._members_changed)
-        self.metrics.gauges.append(self._gauges)
-        self.health.details = self._details
         # Before anybody can connect: who is told to stop in its first milliseconds drains too.
         for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             self._loop.add_signal_handler(name, act)
@@ -252,6 +129,7 @@ class Server:
             await self._share(config)
             if self._tokens is not None:
                 await self._tokens.open()
+            self._tell()
             await self.discovery.learn(generation.pools.values())
             await self._listen(config)
             _spare_the_collector()
@@ -295,18 +173,18 @@ class Server:
     async def _listen(self, config: Config) -> None:
         server = config.server
         if server.tls is not None:
-            self._tls = _listener_tls(server.tls)
+            self._tls = listener_tls(server.tls)
         try:
-            for sock in _passed_sockets() or [_bind(address) for address in server.listen]:
+            for sock in passed_sockets() or [bind(address) for address in server.listen]:
                 listener = await self._loop.create_server(
                     self.clients, sock=sock, ssl=self._tls, backlog=_BACKLOG, start_serving=False
                 )
                 self._listeners.append(listener)
-                self.addresses.append(_name_of(sock))
-            admin_socket = _bind(server.admin)
+                self.addresses.append(name_of(sock))
+            admin_socket = bind(server.admin)
         except OSError as error:
             raise StartError(f"cannot listen: {error.strerror or error}") from None
-        self.admin_address = _name_of(admin_socket)
+        self.admin_address = name_of(admin_socket)
         handler = admin_handler(self.health, self.metrics, self.purge)
         self._admin_server = web.Server(handler, access_log=None)
         self._admin = await self._loop.create_server(self._admin_server, sock=admin_socket)
@@ -389,6 +267,27 @@ class Server:
             self._channel.outage = self._shared_outage
             self._channel.open()
 
+    def _tell(self) -> None:
+        """Have the metrics and the status page tell of everything there is."""
+        status = Status(
+            self.health,
+            self.proxy,
+            self.clients,
+            self.authenticator,
+            self._tokens,
+            self.admission,
+            self.shared_limits,
+            None if self._channel is None else lambda: self._shared_lost,
+            self.endpoints,
+            self.journal,
+            self._shipper,
+            self.memory,
+            self._access_log,
+            self._loop.time,
+        )
+        self.metrics.gauges.append(status.gauges)
+        self.health.details = status.details
+
     def _shared_outage(self, reason: str) -> None:
         """Note whether news of keys arrives; that Redis itself is gone is told where limits are shared."""
         self._shared_lost = reason
@@ -467,108 +366,6 @@ class Server:
         await self._access_log.close()
         await self._end_journal()
 
-    # --- what is shown
-
-    def _details(self) -> list[tuple[str, str]]:
-        return [
-            ("routes", str(len(self.generation.config.routes))),
-            ("requests in flight", str(self.proxy.in_flight)),
-            ("connections", str(len(self.clients.clients))),
-            ("key store", f"down: {self.authenticator.outage}" if self.authenticator.outage else "ok"),
-            *(
-                ()
-                if self._tokens is None
-                else (("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()),)
-            ),
-            *(() if self._channel is None else (("shared redis", self._shared_lost or "ok"),)),
-            (
-                "journal",
-                f"{self.journal.outage}, {self.journal.lines_waiting} lines wait in memory"
-                if self.journal.outage
-                else "ok",
-            ),
-            *(
-                ()
-                if self._shipper is None
-                else (("usage sink", self._shipper.outage or f"ok, {self._shipper.lag_bytes} bytes to go"),)
-            ),
-            *((f"endpoint {each.authority}", each.health.describe(self._loop.time())) for each in self._unwell()),
-        ]
-
-    def _unwell(self) -> list[Endpoint]:
-        now = self._loop.time()
-        return [each for each in self.endpoints.states() if not each.health.admits(now)]
-
-    def _gauges(self) -> Iterable[Metric]:
-        counts = self.authenticator.counts
-        yield gauge("edge_requests_in_flight", "Requests being answered.", self.proxy.in_flight)
-        yield gauge("edge_client_connections", "Open connections of clients.", len(self.clients.clients))
-        yield counter("edge_connections_accepted", "Connections accepted.", self.clients.accepted_connections)
-        yield counter("edge_connections_refused", "Connections over max_connections.", self.clients.refused_connections)
-        yield counter("edge_malformed_requests", "Requests that are no HTTP.", self.clients.malformed_requests)
-        yield gauge("edge_request_body_bytes", "Request bodies held now.", self.memory.used_bytes)
-        yield counter("edge_key_cache_hits", "Keys found in the cache.", counts.hits)
-        yield counter("edge_key_cache_negative_hits", "Keys known to be unknown.", counts.negative_hits)
-        yield counter("edge_key_lookups", "Keys asked of the store.", counts.misses)
-        yield counter("edge_key_lookup_failures", "Look-ups the store could not answer.", counts.failures)
-        declined = "Keys told to come back without a look-up: the store is down, or too many are guessed."
-        yield counter("edge_key_lookups_declined", declined, counts.declined)
-        yield counter("edge_key_stale_answers", "Known keys that went on while the store was down.", counts.stale)
-        yield gauge("edge_key_store_up", "1, or 0 while the key store does not answer.", not self.authenticator.outage)
-        if self._tokens is not None:
-            yield gauge("edge_token_keys", "Keys of the issuer that can prove tokens.", self._tokens.key_count)
-            yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
-        if self._channel is not None:
-            yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost)
-        yield gauge(
-            "edge_limit_counters",
-            "Users and keys that are counted now, by limit and route.",
-            self.admission.counter_count,
-        )
-        if self.shared_limits is not None:
-            shared_up = not self.shared_limits.outage
-            yield gauge("edge_shared_limits_up", "1, or 0 while limits count this process alone.", shared_up)
-        journal, shipper = self.journal, self._shipper
-        yield counter("edge_usage_records_opened", "Requests accepted and recorded.", journal.records_open)
-        yield counter("edge_usage_records_closed", "Records that say how a request ended.", journal.records_closed)
-        yield counter("edge_usage_records_recovered", "Records ended for a process that crashed.", journal.recovered)
-        yield counter("edge_usage_write_errors", "Writes to the journal that failed.", journal.write_errors)
-        yield gauge("edge_usage_lines_waiting", "Lines in memory, for a disk with room.", journal.lines_waiting)
-        yield counter("edge_usage_bad_lines", "Lines of crashed processes that cannot be read.", journal.bad_lines)
-        if shipper is not None:
-            yield counter("edge_usage_shipped", "Records that the sink has acknowledged.", shipper.shipped)
-            yield gauge("edge_usage_unshipped_bytes", "What stands in the journal only.", shipper.lag_bytes)
-            yield gauge("edge_usage_unshipped_age_seconds", "The oldest record that is not delivered.", shipper.lag_s)
-            yield gauge("edge_usage_sink_up", "1, or 0 while the sink does not acknowledge.", not shipper.outage)
-        yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
-        yield gauge(
-            "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.health.reload_failed
-        )
-        yield counter("edge_config_reload_failures", "Reloads refused.", self._reloader.failures)
-        yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.health.loaded_at)
-        yield gauge("edge_config_generation", "Configurations loaded since the start.", self.health.generation)
-        in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=("endpoint",))
-        idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=("endpoint",))
-        out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=("endpoint",))
-        ejections = CounterMetricFamily("edge_upstream_ejections", "Times it was ejected.", labels=("endpoint",))
-        now = self._loop.time()
-        totals: dict[str, list[int]] = {}
-        for endpoint in self.endpoints.states():
-            total = totals.setdefault(endpoint.authority, [0, 0, 0, 0])
-            total[0] += endpoint.in_flight
-            total[1] += len(endpoint.connections)
-            total[2] |= not endpoint.health.admits(now)
-            total[3] += endpoint.health.total_ejections
-        for name, numbers in totals.items():
-            in_flight.add_metric((name,), numbers[0])
-            idle.add_metric((name,), numbers[1])
-            out.add_metric((name,), numbers[2])
-            ejections.add_metric((name,), numbers[3])
-        waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
-        for name, pool in self.generation.pools.items():
-            waiting.add_metric((name,), pool.waiting)
-        yield from (in_flight, idle, out, ejections, waiting)
-
 
 def _key_store(config: KeysConfig) -> KeyStore:
     """Return the store that `keys.store` names."""
@@ -614,55 +411,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-def _passed_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd hands over (sd_listen_fds(3)): no connection is lost at a restart."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
-    sockets = [socket.socket(fileno=_FIRST_PASSED_DESCRIPTOR + index) for index in range(count)]
-    for sock in sockets:
-        sock.setblocking(False)
-    return sockets
-
-
-def _bind(address: Address) -> socket.socket:
-    if address.path is not None:
-        if address.path.is_socket():
-            address.path.unlink()
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(str(address.path))
-    else:
-        family, kind, protocol, _, at = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(at)
-        except OSError as error:
-            sock.close()
-            raise OSError(error.errno, f"{address}: {error.strerror}") from None
-    sock.setblocking(False)
-    return sock
-
-
-def _name_of(sock: socket.socket) -> str:
-    name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    return str(Address(name[0], name[1]))
-
-
-def _listener_tls(tls: TlsConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(tls.certificate, tls.private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"server.tls: the certificate and key cannot be used ({error})") from None
-    return context
 
 
 # --- the log of the process itself

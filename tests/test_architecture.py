@@ -18,9 +18,11 @@ TESTED_ELSEWHERE = {
     "discovery": "behaviour/test_discovery.py: pools whose members come and go",
     "exchange": "holds facts only; every test of the log reads them",
     "probes": "behaviour/test_retries.py: endpoints that are asked",
+    "reloading": "behaviour/test_reload.py: a running process and its file",
     "sink_http": "unit/test_sinks.py: one suite over both sinks",
     "sink_redis": "unit/test_sinks.py: one suite over both sinks",
     "proxy": "behaviour tests: it is the order of everything",
+    "status": "behaviour/test_admin.py: what a running process shows",
 }
 
 

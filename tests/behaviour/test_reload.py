@@ -32,10 +32,9 @@ async def reload(edge: Edge, text: str | None = None) -> None:
     """Write the file if there is a text, let the edge read it, and wait until it has."""
     if text is not None:
         edge.config_path.write_text(text)
-    reloader = edge.server._reloader
-    before = (edge.server.generation.number, reloader.failures)
+    before = (edge.server.generation.number, edge.server.health.reload_failures)
     edge.server.reload()
-    await until(lambda: (edge.server.generation.number, reloader.failures) != before)
+    await until(lambda: (edge.server.generation.number, edge.server.health.reload_failures) != before)
 
 
 async def status_of(edge: Edge, model: str, **kwargs: str) -> int:
@@ -51,7 +50,7 @@ async def metric(edge: Edge, name: str) -> float:
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the file ten times a second, so that nobody waits for a second."""
-    monkeypatch.setattr("edge.server._LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("edge.reloading._LOOK_INTERVAL_S", 0.1)
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge) 
 
 async def test_bad_file_is_told_once_not_every_second(edge: Edge) -> None:
     edge.config_path.write_text("[routes")
-    await until(lambda: edge.server._reloader.failures)
+    await until(lambda: edge.server.health.reload_failures)
     looks = 0
     look = edge.server._reloader._look
 
@@ -198,7 +197,7 @@ async def test_bad_file_is_told_once_not_every_second(edge: Edge) -> None:
 
     edge.server._reloader._look = counted  # type: ignore[assignment,method-assign]
     await until(lambda: looks >= 3)
-    assert edge.server._reloader.failures == 1
+    assert edge.server.health.reload_failures == 1
 
 
 async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: StartEdge, tmp_path: Path) -> None:
@@ -299,7 +298,7 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
             await asyncio.sleep(0)  # to what the beat woke
         if number == 9:
             tasks = len(asyncio.all_tasks())
-    assert (refused, server._reloader.failures) == (332, 332)  # a file with an error, and an emptied one
+    assert (refused, server.health.reload_failures) == (332, 332)  # a file with an error, and an emptied one
     assert server.generation.number == 669
     assert len(server.probes) == 1
     assert len(list(server.endpoints.states())) == 1

@@ -1,21 +1,17 @@
 """The process's own decisions: what a reload changes, where it listens, what it refuses to start with."""
 
-import asyncio
 import json
 import logging
-import os
-import socket
-import stat
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge.changes import describe_change
 from edge.config import Address, Config, ConfigError, KeyStoreAddress, parse
 from edge.keys_sqlite import KeyFileError
-from edge.server import JsonFormatter, Server, StartError, describe_change, listening_on
-from edge.simulator import Simulator
-from tests.conftest import ROUTES, RawClient, StartEdge
+from edge.server import JsonFormatter, listening_on
+from tests.conftest import ROUTES, StartEdge
 
 TEXT = """
 [pools.a]
@@ -70,38 +66,6 @@ def test_record_of_the_log_is_one_json_object(message: str) -> None:
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00Z", "level": "error", "event": "edge.server", "message": message,
     }  # fmt: skip
-
-
-async def test_unix_socket_is_listened_on_and_a_left_one_replaced(start_edge: StartEdge, simulator: Simulator) -> None:
-    """A process that was killed leaves its socket behind."""
-    routes = ROUTES.replace("{upstream}", simulator.url)
-    edge = await start_edge(routes, server='listen = ["unix:edge.sock", "127.0.0.1:0"]\n')
-    path = edge.config_path.parent / "edge.sock"
-    assert stat.S_ISSOCK(path.stat().st_mode)
-    client = RawClient(*await asyncio.open_unix_connection(str(path)))
-    client.send(edge.request({"model": "public/deepseek-r1"}))
-    assert (await client.response())[0] == 200
-    await edge.consistent()
-    assert (await edge.log())[-1]["client"] == "unix"
-    client.close()
-    await edge.stop()
-    with socket.socket(socket.AF_UNIX) as left:
-        path.unlink(missing_ok=True)
-        left.bind(str(path))
-    again = Server(edge.config_path, log_to=os.open(os.devnull, os.O_WRONLY))
-    ready = asyncio.Event()
-    task = asyncio.get_running_loop().create_task(again.run(lambda _: ready.set()))
-    await ready.wait()
-    again.stop()
-    await task
-
-
-@pytest.mark.parametrize("which", ["listen", "admin"])
-async def test_address_that_is_taken_ends_the_start_and_names_it(start_edge: StartEdge, which: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(StartError, match=address):
-            await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=f'{which} = "{address}"\n')
 
 
 async def test_file_that_is_bad_at_the_start_ends_it(start_edge: StartEdge) -> None:

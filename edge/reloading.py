@@ -1,0 +1,133 @@
+"""routes.toml read again while the process runs: whole or not at all, at SIGHUP and when a file has changed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from edge.admin import Health
+from edge.changes import describe_change
+from edge.config import Config, ConfigError, load
+from edge.listeners import StartError, listener_tls
+from edge.proxy import Generation
+from edge.routing import RouteTable
+from edge.upstream import Endpoints, Pool
+
+_log = logging.getLogger(__name__)
+
+_LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
+
+FileState = tuple[str, int, int, int]  # path, time of change in ns, size, inode
+
+
+class Reloader:
+    """Reads the file again when it changed, and keeps the generation that works.
+
+    `adapt` is what the command line changes of the file. Raises nothing: a bad file is told in the log and in `health`.
+    """
+
+    def __init__(self, path: Path, adapt: Callable[[Config], Config], endpoints: Endpoints, health: Health) -> None:
+        self._path = path
+        self._adapt = adapt
+        self._endpoints = endpoints
+        self._health = health
+        self._seen: tuple[FileState, ...] = ()
+
+    def first(self) -> Generation:
+        """Return the first generation; raises `ConfigError` or `StartError`."""
+        config = self._adapt(load(self._path))
+        self._seen = self._look(config.watched)
+        for warning in config.warnings:
+            _log.warning("%s:%d: %s", self._path, warning.line, warning)
+        return self._accept(self._build(config, 1))
+
+    def reload(self, current: Generation) -> Generation:
+        """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
+        before = {state[0]: state for state in self._look(self._watched(current))}
+        try:
+            config = self._adapt(load(self._path))
+            refuse_what_needs_a_restart(current.config, config)
+            generation = self._build(config, current.number + 1)
+        except (ConfigError, StartError) as error:
+            self._health.reload_failures += 1
+            self._health.reload_failed = str(error)
+            watched = (*current.config.watched, *(error.watched if isinstance(error, ConfigError) else ()))
+            self._note(watched, before)
+            _log.error("reload refused, generation %d goes on: %s", current.number, error)
+            return current
+        self._note(config.watched, before)
+        _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
+        return self._accept(generation)
+
+    def _note(self, watched: Sequence[Path], before: Mapping[str, FileState]) -> None:
+        """Remember the files as they were before they were read, so that a change since then is seen."""
+        self._seen = tuple(before.get(state[0], state) for state in self._look(watched))
+
+    def _accept(self, generation: Generation) -> Generation:
+        self._health.generation = generation.number
+        self._health.loaded_at = generation.loaded_at
+        self._health.reload_failed = ""
+        return generation
+
+    def _build(self, config: Config, number: int) -> Generation:
+        pools = {}
+        for name, pool in config.pools.items():
+            try:
+                pools[name] = Pool(pool, [self._endpoints.member(each.url, pool.ca_file) for each in pool.endpoints])
+            except OSError as error:
+                raise StartError(f"pools.{name}.ca_file: cannot be used as PEM certificates ({error})") from None
+        if config.server.tls is not None:
+            listener_tls(config.server.tls)
+        return Generation(number, config, RouteTable(config.routes), pools, time.time())
+
+    async def changed(self, current: Generation) -> None:
+        """Return when the file or one it names has changed and two looks agree."""
+        previous = self._seen
+        while True:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            now = await asyncio.to_thread(self._look, self._watched(current))
+            if now != self._seen and now == previous:
+                return
+            previous = now
+
+    def _watched(self, current: Generation) -> Sequence[Path]:
+        known = [Path(name) for name, *_ in self._seen[1:]]
+        return tuple(dict.fromkeys((*current.config.watched, *known)))
+
+    def _look(self, watched: Sequence[Path]) -> tuple[FileState, ...]:
+        """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
+        return tuple(_look_at(path) for path in (self._path, *dict.fromkeys(watched)))
+
+
+def _look_at(path: Path) -> FileState:
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0
+    return str(path), found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
+    """Raise `StartError` for a change that a running process cannot make."""
+    changed = [
+        name
+        for name, before, after in (
+            ("server.listen", old.server.listen, new.server.listen),
+            ("server.admin", old.server.admin, new.server.admin),
+            ("server.tls", old.server.tls is None, new.server.tls is None),
+            ("keys.store", old.keys.store, new.keys.store),
+            ("keys.store_ca_file", old.keys.store_ca_file, new.keys.store_ca_file),
+            ("jwt", old.jwt is None, new.jwt is None),
+            ("jwt.ca_file", old.jwt and old.jwt.ca_file, new.jwt and new.jwt.ca_file),
+            ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
+            ("shared", old.shared, new.shared),
+        )
+        if before != after
+    ]
+    if changed:
+        raise StartError(f"{', '.join(changed)} changed: that needs a restart")
+    if not {route.name for route in old.routes} & {route.name for route in new.routes}:
+        raise StartError("routes: every route of before is gone: restart if that is meant")
