@@ -270,7 +270,8 @@ class Relay(Receiver):
         if 200 <= head.status < 300:
             media_type = head.headers.get(b"content-type", b"")[:17].lower()
             self._event_stream = media_type == b"text/event-stream"
-            receive = self._first_bytes
+            # Only where there is framing can bytes come that are none of the content, and only events are looked into.
+            receive = self._first_bytes if self._event_stream or head.framing.chunked else self._begin
             if self._sent_bytes and not self._may_change_events(head):
                 self._fail(UpstreamError("The model's server did not answer with a stream."))
                 return
