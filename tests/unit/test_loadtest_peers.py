@@ -78,7 +78,7 @@ def test_every_peer_is_told_its_port_and_the_upstream(peer: peers.Peer, tmp_path
 
 def test_envoy_and_litellm_get_json_which_is_yaml_too(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 18080, 18081, 19000)
-    for name, file in (("envoy", "envoy.json"), ("litellm", "litellm.yaml")):
+    for name, file in (("envoy", "envoy.json"), ("envoy-working", "envoy.json"), ("litellm", "litellm.yaml")):
         PEERS[name].launch("/bin/true", scene)
         assert orjson.loads((tmp_path / file).read_bytes())
 
