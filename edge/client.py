@@ -518,9 +518,10 @@ class Body:
 
     def release(self) -> None:
         """Let go of the bytes; the answer has begun, so nobody is asked again."""
-        self._memory.release(self._reserved)
-        self._reserved = 0
-        self.data = self.sent = b""
+        if self._reserved:
+            self._memory.release(self._reserved)
+            self._reserved = 0
+            self.data = self.sent = b""
 
 
 NOTHING: Final = Body(b"", BodyMemory(0))

@@ -528,7 +528,7 @@ def _is_error(kind: str, error: msgspec.Raw, event: bytes) -> bool:
 
 
 class _Used(msgspec.Struct):
-    usage: msgspec.Raw = _ABSENT
+    usage: _Tokens | None = None
 
 
 _used = msgspec.json.Decoder(_Used)
@@ -577,7 +577,10 @@ class _Document(msgspec.Struct):
             parts = self._parts
             document = parts[0] if len(parts) == 1 else b"".join(parts)
             try:
-                return _usage_in(_used.decode(document).usage)
+                tokens = _used.decode(document).usage
+                return _usage_of(tokens) if tokens is not None else None
+            except msgspec.ValidationError:
+                return None
             except _UNREADABLE:
                 if not document.lstrip().startswith(b"{"):  # no JSON, but text or sound
                     return None

@@ -237,7 +237,8 @@ class Relay(Receiver):
                 self._beat_timer.cancel()
             if self._slow_timer is not None:
                 self._slow_timer.cancel()
-            self._drop_connection()
+            if self._connection is not None:
+                self._drop_connection()
 
     # --- what the upstream sends
 
