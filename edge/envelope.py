@@ -25,6 +25,7 @@ _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _BYTES_PER_TOKEN: Final = 4
 _IMAGE: Final = b"data:image/"
 _SMALL_BODY_BYTES: Final = 4096  # of a body in which an image would not matter
+_MAX_OBJECTS: Final = 50_000  # in a body whose messages are listed; a tree of them is built
 _MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
 _BACKSLASH: Final = ord("\\")
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
@@ -283,8 +284,10 @@ def conversation_start(body: bytes) -> bytes:
     """Return what stays the same of a conversation's body from turn to turn: the messages up to the user's first.
 
     A system prompt alone would not do: everybody who shares it would be taken for one conversation. Each message counts
-    with its first KiB. Returns nothing for a body of another shape.
+    with its first KiB. Returns nothing for a body of another shape, or of more messages than anybody has.
     """
+    if body.count(b"{") > _MAX_OBJECTS:
+        return b""
     try:
         asked = _conversation.decode(body)
     except (msgspec.DecodeError, RecursionError):

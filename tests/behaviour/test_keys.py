@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -222,6 +223,17 @@ def test_table_says_in_what_state_each_key_is(command: Command, tmp_path: Path) 
         head.index("STATE")
     ] * 3
     assert rows[0].index("enabled") == head.index("STATE") - 4
+
+
+def test_reader_that_has_enough_of_a_table_gets_no_complaint() -> None:
+    """As `head` does; and a failure is still told by the exit code."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge", "schema"], stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_commands_at_once_lose_nothing(command: Command, tmp_path: Path) -> None:

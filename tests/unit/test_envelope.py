@@ -16,6 +16,7 @@ from edge import envelope as envelopes
 from edge.envelope import (
     MAX_MODEL_LENGTH,
     Envelope,
+    conversation_start,
     prompt_estimate,
     read_long_json,
     read_multipart,
@@ -524,6 +525,12 @@ def test_many_keys_beside_an_escaped_model_stay_bounded() -> None:
     with memory_below(64 * MIB):
         envelope = read_json(body)
         assert envelope.model == "m"
+
+
+def test_conversation_of_millions_of_messages_is_not_built() -> None:
+    body = b'{"model":"m","messages":[' + b"{}," * 3_000_000 + b"{}]}"
+    with memory_below(MIB):
+        assert conversation_start(body) == b""
 
 
 # --- multipart
