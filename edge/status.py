@@ -1,6 +1,6 @@
 """What a running process tells of itself: gauges for Prometheus, and the lines of the status page."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -14,7 +14,7 @@ from edge.shared_limits import SharedLimits
 from edge.shipping import Shipper
 from edge.telemetry import AccessLog, counter, gauge
 from edge.tokens import TokenVerifier
-from edge.upstream import Endpoint, Endpoints
+from edge.upstream import Endpoints
 
 
 class Status:
@@ -58,46 +58,47 @@ class Status:
 
     def details(self) -> list[tuple[str, str]]:
         """Return the lines of the status page, name and value."""
-        return [
-            ("routes", str(len(self._proxy.generation.config.routes))),
-            ("requests in flight", str(self._proxy.in_flight)),
+        proxy, journal, shipper = self._proxy, self._journal, self._shipper
+        key_store_lost = self._authenticator.outage
+        lines = [
+            ("routes", str(len(proxy.generation.config.routes))),
+            ("requests in flight", str(proxy.in_flight)),
             ("connections", str(len(self._clients.clients))),
-            ("key store", f"down: {self._authenticator.outage}" if self._authenticator.outage else "ok"),
-            *(
-                ()
-                if self._tokens is None
-                else (("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()),)
-            ),
-            *(() if self._shared_lost is None else (("shared redis", self._shared_lost() or "ok"),)),
-            (
-                "journal",
-                f"{self._journal.outage}, {self._journal.lines_waiting} lines wait in memory"
-                if self._journal.outage
-                else "ok",
-            ),
-            *(
-                ()
-                if self._shipper is None
-                else (("usage sink", self._shipper.outage or f"ok, {self._shipper.lag_bytes} bytes to go"),)
-            ),
-            *((f"endpoint {each.authority}", each.health.describe(self._clock())) for each in self._unwell()),
+            ("key store", f"down: {key_store_lost}" if key_store_lost else "ok"),
         ]
-
-    def _unwell(self) -> list[Endpoint]:
+        if self._tokens is not None:
+            lines.append(("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()))
+        if self._shared_lost is not None:
+            lines.append(("shared redis", self._shared_lost() or "ok"))
+        waiting = f"{journal.outage}, {journal.lines_waiting} lines wait in memory"
+        lines.append(("journal", waiting if journal.outage else "ok"))
+        if shipper is not None:
+            lines.append(("usage sink", shipper.outage or f"ok, {shipper.lag_bytes} bytes to go"))
         now = self._clock()
-        return [each for each in self._endpoints.states() if not each.health.admits(now)]
+        unwell = [each for each in self._endpoints.states() if not each.health.admits(now)]
+        return lines + [(f"endpoint {each.authority}", each.health.describe(now)) for each in unwell]
 
-    def gauges(self) -> Iterable[Metric]:
+    def gauges(self) -> Iterator[Metric]:
         """Yield what is so now, and what was counted outside of requests."""
-        counts = self._authenticator.counts
+        yield from self._of_clients()
+        yield from self._of_keys()
+        yield from self._of_limits()
+        yield from self._of_usage()
+        yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
+        yield from self._of_configuration()
+        yield from self._of_upstreams()
+
+    def _of_clients(self) -> Iterator[Metric]:
+        clients = self._clients
         yield gauge("edge_requests_in_flight", "Requests being answered.", self._proxy.in_flight)
-        yield gauge("edge_client_connections", "Open connections of clients.", len(self._clients.clients))
-        yield counter("edge_connections_accepted", "Connections accepted.", self._clients.accepted_connections)
-        yield counter(
-            "edge_connections_refused", "Connections over max_connections.", self._clients.refused_connections
-        )
-        yield counter("edge_malformed_requests", "Requests that are no HTTP.", self._clients.malformed_requests)
+        yield gauge("edge_client_connections", "Open connections of clients.", len(clients.clients))
+        yield counter("edge_connections_accepted", "Connections accepted.", clients.accepted_connections)
+        yield counter("edge_connections_refused", "Connections over max_connections.", clients.refused_connections)
+        yield counter("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
         yield gauge("edge_request_body_bytes", "Request bodies held now.", self._memory.used_bytes)
+
+    def _of_keys(self) -> Iterator[Metric]:
+        counts = self._authenticator.counts
         yield counter("edge_key_cache_hits", "Keys found in the cache.", counts.hits)
         yield counter("edge_key_cache_negative_hits", "Keys known to be unknown.", counts.negative_hits)
         yield counter("edge_key_lookups", "Keys asked of the store.", counts.misses)
@@ -111,14 +112,15 @@ class Status:
             yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
         if self._shared_lost is not None:
             yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost())
-        yield gauge(
-            "edge_limit_counters",
-            "Users and keys that are counted now, by limit and route.",
-            self._admission.counter_count,
-        )
+
+    def _of_limits(self) -> Iterator[Metric]:
+        counted = "Users and keys that are counted now, by limit and route."
+        yield gauge("edge_limit_counters", counted, self._admission.counter_count)
         if self._shared_limits is not None:
             shared_up = not self._shared_limits.outage
             yield gauge("edge_shared_limits_up", "1, or 0 while limits count this process alone.", shared_up)
+
+    def _of_usage(self) -> Iterator[Metric]:
         journal, shipper = self._journal, self._shipper
         yield counter("edge_usage_records_opened", "Requests accepted and recorded.", journal.records_open)
         yield counter("edge_usage_records_closed", "Records that say how a request ended.", journal.records_closed)
@@ -131,13 +133,15 @@ class Status:
             yield gauge("edge_usage_unshipped_bytes", "What stands in the journal only.", shipper.lag_bytes)
             yield gauge("edge_usage_unshipped_age_seconds", "The oldest record that is not delivered.", shipper.lag_s)
             yield gauge("edge_usage_sink_up", "1, or 0 while the sink does not acknowledge.", not shipper.outage)
-        yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
-        yield gauge(
-            "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self._health.reload_failed
-        )
-        yield counter("edge_config_reload_failures", "Reloads refused.", self._health.reload_failures)
-        yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self._health.loaded_at)
-        yield gauge("edge_config_generation", "Configurations loaded since the start.", self._health.generation)
+
+    def _of_configuration(self) -> Iterator[Metric]:
+        health = self._health
+        yield gauge("edge_config_last_reload_successful", "1, or 0 when the file is bad.", not health.reload_failed)
+        yield counter("edge_config_reload_failures", "Reloads refused.", health.reload_failures)
+        yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", health.loaded_at)
+        yield gauge("edge_config_generation", "Configurations loaded since the start.", health.generation)
+
+    def _of_upstreams(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=("endpoint",))
         idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=("endpoint",))
         out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=("endpoint",))
