@@ -7,7 +7,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     server.py        the process: start, reload, drain; wires the parts   over  listeners.py, reloading.py, status.py
     proxy.py         one request through its life
     admin.py         health and metrics
-    simulator.py     a model server to test against
+    simulator.py     a model server to test against    over  dialects.py, what it says
     credentials.py   who calls, through a cache        over  keystores.py (keys_*.py), tokens.py, revocations.py
     admission.py     may it start now                  over  shared_limits.py, for all processes together
     upstream.py      which endpoint                    over  wire.py, health.py, balancing.py, queueing.py

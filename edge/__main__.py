@@ -30,6 +30,7 @@ from edge.config import (
     problems_json,
     render_problems,
 )
+from edge.dialects import Behaviour
 from edge.explain import LOCAL_HOST, explain
 from edge.journal import JournalUnusable
 from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
@@ -146,7 +147,7 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 async def _demonstrate(path: Path, listen: Address, directory: Path) -> None:
-    models = simulator.Simulator(simulator.Behaviour(ttft_ms=200, interval_ms=20, tokens=64), keep_requests=0)
+    models = simulator.Simulator(Behaviour(ttft_ms=200, interval_ms=20, tokens=64), keep_requests=0)
     await models.start()
     try:
         with KeyRegistry(directory / "keys.db") as registry:

@@ -13,9 +13,10 @@ import pytest
 import uvloop
 
 from edge.config import Config
+from edge.dialects import Behaviour
 from edge.keys_sqlite import KeyRegistry
 from edge.server import Server
-from edge.simulator import Behaviour, Simulator
+from edge.simulator import Simulator
 
 USER = "u-1100a15812cc"
 

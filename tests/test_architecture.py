@@ -15,6 +15,7 @@ TESTED_ELSEWHERE = {
     "__init__": "holds no code",
     "__main__": "commands are run as processes",
     "admin": "behaviour/test_admin.py",
+    "dialects": "unit/test_simulator.py: what a simulated server says, as it says it",
     "discovery": "behaviour/test_discovery.py: pools whose members come and go",
     "exchange": "holds facts only; every test of the log reads them",
     "probes": "behaviour/test_retries.py: endpoints that are asked",

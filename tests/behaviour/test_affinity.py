@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from edge.simulator import Behaviour, Simulator
+from edge.dialects import Behaviour
+from edge.simulator import Simulator
 from tests.conftest import StartEdge
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant. " * 100}  # shared by all, as in practice

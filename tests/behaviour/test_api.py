@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from edge.dialects import error_document
 from edge.keys_sqlite import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
-from edge.simulator import Simulator, error_document
+from edge.simulator import Simulator
 from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream
 
 PUBLIC = "public/deepseek-r1"

@@ -8,7 +8,8 @@ import pytest
 
 from edge import discovery, wire
 from edge.config import Url
-from edge.simulator import Behaviour, Simulator
+from edge.dialects import Behaviour
+from edge.simulator import Simulator
 from tests.conftest import Edge, StartEdge
 
 BODY = {"model": "public/deepseek-r1", "messages": []}

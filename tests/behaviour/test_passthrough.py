@@ -16,7 +16,8 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.simulator import Behaviour, Simulator
+from edge.dialects import Behaviour
+from edge.simulator import Simulator
 from edge.wire import UpstreamConnection
 from tests.conftest import (
     ROUTES,

@@ -13,8 +13,9 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge.dialects import Behaviour
 from edge.proxy import Generation
-from edge.simulator import Behaviour, Simulator
+from edge.simulator import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
 PATIENCE_S = 20

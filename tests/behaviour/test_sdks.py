@@ -16,8 +16,9 @@ from typing import Any
 import openai
 import pytest
 
+from edge.dialects import Behaviour, answer_text
 from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Behaviour, Simulator, answer_text
+from edge.simulator import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 
 pytestmark = pytest.mark.usefixtures("no_environment")

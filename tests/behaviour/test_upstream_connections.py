@@ -16,8 +16,9 @@ import pytest
 import trustme
 
 from edge import wire
+from edge.dialects import Behaviour
 from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Behaviour, Simulator
+from edge.simulator import Simulator
 from edge.wire import UpstreamConnection
 from tests.conftest import (
     ROUTES,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.simulator import Behaviour, Simulator
+from edge.dialects import Behaviour
+from edge.simulator import Simulator
 from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
 
 METERED = """

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge import dialects
+from edge.dialects import Ask, Dialect, Question, error_frames
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering import (
     MAX_DOCUMENT_BYTES,
@@ -24,7 +26,6 @@ from edge.metering import (
     Meter,
     Metering,
 )
-from edge.simulator import _DOCUMENTS, _STREAMS, Dialect, _Ask, _error_frames, _Question
 
 FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 CHAT, TEXT, MESSAGES, RESPONSES = "chat/completions", "completions", "messages", "responses"
@@ -34,13 +35,13 @@ KINDS.append((RESPONSES, "vllm"))
 CASES = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 
 
-def question(dialect: Any = "vllm", tokens: int = 5, usage: bool = False, running: bool = False) -> _Question:
-    return _Question(dialect, "m", tokens, "stop", 12, usage=usage, running_usage=running)
+def question(dialect: Any = "vllm", tokens: int = 5, usage: bool = False, running: bool = False) -> Question:
+    return Question(dialect, "m", tokens, "stop", 12, usage=usage, running_usage=running)
 
 
 def simulated(operation: str, *args: Any, **kwargs: Any) -> list[bytes]:
     """Return the frames that a model server sends."""
-    return list(_STREAMS[f"/v1/{operation}"](question(*args, **kwargs)).frames)
+    return list(dialects.STREAMS[f"/v1/{operation}"](question(*args, **kwargs)).frames)
 
 
 def events(operation: str = CHAT, **options: Any) -> Meter:
@@ -105,7 +106,7 @@ def test_stream_without_usage_used_its_frames(operation: str, dialect: str) -> N
 def test_frames_that_carry_a_token_are_counted_as_the_server_counts_them(
     operation: str, dialect: str, tokens: int
 ) -> None:
-    script = _STREAMS[f"/v1/{operation}"](question(dialect, tokens))
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect, tokens))
     prompt = 12 if operation == MESSAGES else 7  # `message_start` tells
     for sent in range(len(script.frames)):
         used = read(script.frames[:sent], operation, whole=False)
@@ -202,7 +203,7 @@ def test_running_usage_is_never_summed() -> None:
 @pytest.mark.parametrize("operation", [CHAT, TEXT])
 def test_stream_that_is_cut_used_what_was_running(operation: str, dialect: str) -> None:
     frames = simulated(operation, dialect, tokens=9, usage=True, running=True)
-    script = _STREAMS[f"/v1/{operation}"](question(dialect, 9))
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect, 9))
     for sent in range(1, len(frames) - 2):
         meter = fed(events(operation, continuous=True), frames[:sent])
         assert meter.usage(False) == Usage(12, script.tokens_in(sent), source=RUNNING)
@@ -424,7 +425,7 @@ def test_stream_failed_whose_last_data_is_an_error(error: bytes) -> None:
 @pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_errors_of_every_server_are_known(operation: str, dialect: Any) -> None:
-    frames = [*simulated(operation, dialect)[:5], *_error_frames(f"/v1/{operation}", dialect, 500)]
+    frames = [*simulated(operation, dialect)[:5], *error_frames(f"/v1/{operation}", dialect, 500)]
     meter = fed(events(operation), frames)
     assert meter.failed
     assert meter.usage(True).source is ESTIMATED
@@ -455,7 +456,7 @@ def test_frames_that_end_alike_need_not_be_seen(operation: str, dialect: Any, as
     """Wherever the stream is cut or fails, what is known is the same as if all of it had been seen."""
     frames = simulated(operation, dialect, tokens=12, usage=asked)
     if fault:
-        frames[fault:] = _error_frames(f"/v1/{operation}", dialect, 500)
+        frames[fault:] = error_frames(f"/v1/{operation}", dialect, 500)
     every, some = events(operation), events(operation)
     unseen = 0
     for frame in frames:
@@ -744,7 +745,7 @@ def test_little_is_kept_of_what_is_long() -> None:
 
 
 def answer(operation: str, dialect: Any = "vllm", **ask: Any) -> bytes:
-    return orjson.dumps(_DOCUMENTS[f"/v1/{operation}"](_Ask(**ask), question(dialect)))
+    return orjson.dumps(dialects.DOCUMENTS[f"/v1/{operation}"](Ask(**ask), question(dialect)))
 
 
 @pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])

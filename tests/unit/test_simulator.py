@@ -18,7 +18,8 @@ import pytest
 import trustme
 import uvloop
 
-from edge.simulator import Behaviour, Simulator, add_arguments, answer_text, behaviour_from, error_document, run
+from edge.dialects import Behaviour, answer_text, error_document
+from edge.simulator import Simulator, add_arguments, behaviour_from, run
 
 CHAT = "/v1/chat/completions"
 HOUR_MS = 3_600_000
