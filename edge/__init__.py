@@ -12,7 +12,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     admission.py     may it start now                  over  shared_limits.py, for all processes together
     upstream.py      which endpoint                    over  wire.py, health.py, balancing.py, queueing.py
     relay.py         moves the bytes                   over  wire.py, client.py, framed.py, echo.py, events.py
-    metering.py      what it used
+    metering.py      what it used                      over  event_meters.py, document_meters.py, usage_objects.py
     journal.py       the records, kept until delivered over  shipping.py (sink_*.py), journal_files.py
     telemetry.py     metrics and the access log
     client.py        the client's side of a connection

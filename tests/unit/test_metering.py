@@ -16,16 +16,11 @@ from hypothesis import strategies as st
 
 from edge import dialects
 from edge.dialects import Ask, Dialect, Question, error_frames
+from edge.document_meters import MAX_DOCUMENT_BYTES
+from edge.event_meters import MAX_ENDING_BYTES, MAX_EVENT_BYTES, MAX_HELD_BYTES
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.metering import (
-    MAX_DOCUMENT_BYTES,
-    MAX_ENDING_BYTES,
-    MAX_EVENT_BYTES,
-    MAX_HELD_BYTES,
-    TAIL_BYTES,
-    Meter,
-    Metering,
-)
+from edge.metering import Meter, Metering
+from edge.usage_objects import TAIL_BYTES
 
 FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 CHAT, TEXT, MESSAGES, RESPONSES = "chat/completions", "completions", "messages", "responses"
