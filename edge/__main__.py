@@ -50,19 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads, as `head` does, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
-        return 1
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     except (StartError, KeyStoreUnusable, JournalUnusable, ValueError, OSError) as error:
-        print(f"edge: {error}", file=sys.stderr)
+        if _has_reader():
+            print(f"edge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 1
-    return code
+    return code if _has_reader() else 1
+
+
+def _has_reader() -> bool:
+    """Say whether all that was printed could be: who reads it, as `head` does, may have enough."""
+    if sys.stdout is None:  # closed by who started us
+        return True
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -565,8 +565,8 @@ async def read_body(
         async with asyncio.timeout(timeout_s) as deadline:
             while part := await payload.readany():
                 memory.reserve(len(part))
-                content.write(part)
                 count += len(part)
+                content.write(part)
                 if count > max_body_bytes:
                     raise _too_large(max_body_bytes)
                 floor = count / min_rate_bytes_per_s if min_rate_bytes_per_s else float("inf")

@@ -8,9 +8,8 @@ as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
 
 import codecs
 import re
-import secrets
 import types
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 import msgspec
@@ -18,22 +17,29 @@ import msgspec
 from edge.errors import InvalidRequest, ModelNotFound
 
 MAX_MODEL_LENGTH: Final = 512  # characters; the longest published names have under 100
-LONG_BODY_BYTES: Final = 1 << 20  # a shorter body is read in 3 ms at most
+LONG_BODY_BYTES: Final = (
+    1 << 18
+)  # a shorter one takes 1 ms, or 5 where it is built to be slow; so does a step of so many
 _START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
 _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _BYTES_PER_TOKEN: Final = 4
 _IMAGE: Final = b"data:image/"
 _SMALL_BODY_BYTES: Final = 4096  # of a body in which an image would not matter
-_MAX_OBJECTS: Final = 50_000  # in a body whose messages are listed; a tree of them is built
+_MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
 _MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
-_BACKSLASH: Final = ord("\\")
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
-# The six letters of the key in every spelling that JSON allows (RFC 8259 section 7). A quote behind a backslash does
-# not begin a key; to say that here would make the search ten times as long.
-_MODEL_KEY = re.compile(rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"(?=[ \t\r\n]*:)')
+# A member with a text, by the six letters of its key in every spelling that JSON allows (RFC 8259 section 7). Within a
+# text it may be found as well, behind a backslash, where it means nothing.
+_MODEL_MEMBER = re.compile(
+    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")'
+)
+_MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
+_HYPHEN: Final = ord("-")
 _MODEL: Final = b'"model"'
+_ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
 _MODEL_VALUE = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
 
 
@@ -74,7 +80,12 @@ class _Members(msgspec.Struct):
     stream_options: msgspec.Raw = _ABSENT
 
 
+class _OnlyModel(msgspec.Struct):
+    model: msgspec.Raw = _ABSENT
+
+
 _members = msgspec.json.Decoder(_Members)
+_only_model = msgspec.json.Decoder(_OnlyModel)
 _text = msgspec.json.Decoder(str)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -90,10 +101,11 @@ def read_json(body: bytes) -> Envelope:
         except UnicodeDecodeError:
             raise _not_text() from None
     members = _decode(body)
-    one_spelling = body.count(_MODEL) == 1 and not _spells_in_escapes(body)
+    one_spelling = body.count(_MODEL) == 1 and not (b"\\" in body and _ESCAPED in body)
     envelope = _envelope(members, one_spelling, prompt_estimate(body))
     if not one_spelling:
-        _refuse_two_models(members.model, *_tell_models_apart(body))
+        for _ in _refuse_two_models(body, envelope.model):
+            pass
     return envelope
 
 
@@ -101,42 +113,34 @@ def read_json(body: bytes) -> Envelope:
 def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps.
 
-    10 MB would keep all streams waiting for 20 to 40 ms. A step takes about 5, and 10 where a second key is `model`.
+    10 MB would keep all streams waiting for 20 to 40 ms; of these the longest step takes about 5.
     """
+    decoder = None if body.isascii() else codecs.getincrementaldecoder("utf-8")()
+    models, escaped = 0, False
+    for start in range(0, len(body), LONG_BODY_BYTES):
+        yield
+        stop = start + LONG_BODY_BYTES
+        if decoder is not None:
+            try:
+                decoder.decode(body[start:stop], final=stop >= len(body))
+            except UnicodeDecodeError:
+                raise _not_text() from None
+        models += body.count(_MODEL, start, stop + len(_MODEL) - 1)
+        escaped = escaped or body.find(_ESCAPED, start, stop + len(_ESCAPED) - 1) >= 0
+    one_spelling = models == 1 and not escaped
     yield
-    if not body.isascii():
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            for start in range(0, len(body), LONG_BODY_BYTES):
-                decoder.decode(body[start : start + LONG_BODY_BYTES])
-                yield
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            raise _not_text() from None
     members = _decode(body)
-    yield
-    one_spelling = body.count(_MODEL) == 1
-    yield
-    one_spelling = one_spelling and not _spells_in_escapes(body)
     yield
     prompt_tokens = prompt_estimate(body)
     yield
     envelope = _envelope(members, one_spelling, prompt_tokens)
     if not one_spelling:
-        apart = _tell_models_apart(body)
-        yield
-        _refuse_two_models(members.model, *apart)
-        yield
+        yield from _refuse_two_models(body, envelope.model)
     return envelope
 
 
 def _not_text() -> InvalidRequest:
     return InvalidRequest("the body is not valid UTF-8")
-
-
-def _spells_in_escapes(body: bytes) -> bool:
-    """Say whether a letter of `model` may be written as an escape."""
-    return b"\\" in body and b"\\u006" in body
 
 
 def _envelope(members: _Members, one_spelling: bool, prompt_tokens: int) -> Envelope:
@@ -271,12 +275,19 @@ class _Message(msgspec.Struct):
     content: msgspec.Raw = _ABSENT
 
 
+class _Opening(msgspec.Struct):
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+
+
 class _Conversation(msgspec.Struct):
     messages: list[_Message] = []
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
 
 
+_opening = msgspec.json.Decoder(_Opening)
 _conversation = msgspec.json.Decoder(_Conversation)
 
 
@@ -284,11 +295,14 @@ def conversation_start(body: bytes) -> bytes:
     """Return what stays the same of a conversation's body from turn to turn: the messages up to the user's first.
 
     A system prompt alone would not do: everybody who shares it would be taken for one conversation. Each message counts
-    with its first KiB. Returns nothing for a body of another shape, or of more messages than anybody has.
+    with its first KiB. Where there may be millions of messages none is told from another, and all of them count with
+    their first KiB. Returns nothing for a body of another shape.
     """
-    if body.count(b"{") > _MAX_OBJECTS:
-        return b""
     try:
+        if body.count(b"{") > _MAX_OBJECTS:
+            opening = _opening.decode(body)
+            begins = (opening.prompt, opening.input, opening.messages)
+            return b"\0".join(bytes(memoryview(raw)[:_START_BYTES]) for raw in begins)
         asked = _conversation.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return b""
@@ -323,35 +337,34 @@ def _model_name(name: str) -> str:
     return name
 
 
-def _tell_models_apart(body: bytes) -> tuple[bytes, str]:
-    """Return the body with a name of its own for each key `model`, in any spelling and at any depth; and their prefix.
+def _refuse_two_models(body: bytes, model: str) -> Iterator[None]:
+    """Refuse two different `model` members at the top level, in any spelling; `model` is the last one's value.
 
-    One more decoding then shows which of them stand at the top level; a plain one keeps only the last.
+    Each member of that value gets another key, at any depth. Where a decoding then still finds a `model`, its value is
+    another one. Yields between its steps, for who lets others run there.
     """
-    prefix = secrets.token_hex(8).encode()  # a guessed name, escaped, would take the place of a renamed one
-    number = 0
-
-    def rename(key: re.Match[bytes]) -> bytes:
-        nonlocal number
-        if body[key.start() - 1] == _BACKSLASH:
-            return key[0]
-        number += 1
-        if number > _MAX_SPELLINGS:
-            raise InvalidRequest("the body has too many members named model", param="model")
-        return b'"%s%d"' % (prefix, number)
-
-    return _MODEL_KEY.sub(rename, body), prefix.decode()
-
-
-def _refuse_two_models(raw: msgspec.Raw, apart: bytes, prefix: str) -> None:
-    """Refuse two different `model` members at the top level; `raw` is the last one's value."""
-    values = {
-        _text.decode(value) if bytes(value)[:1] == b'"' else None
-        for name, value in _top_level.decode(apart).items()
-        if name.startswith(prefix)
-    }
-    if values != {_text.decode(raw)}:
+    renamed, number = bytearray(body), 0
+    for start in range(0, len(body), LONG_BODY_BYTES):
+        yield
+        stop = start + LONG_BODY_BYTES
+        for member in _MODEL_MEMBER.finditer(renamed, start, stop + _MAX_MEMBER_BYTES):
+            if member.start() >= stop:
+                break
+            number += 1
+            if number > _MAX_SPELLINGS:
+                raise InvalidRequest("the body has too many members named model", param="model")
+            if _is_text(member[1], model):
+                renamed[member.start() + 1] = _HYPHEN
+    yield
+    if _only_model.decode(renamed).model:
         raise InvalidRequest("the body has two different model members", param="model")
+
+
+def _is_text(raw: bytes, text: str) -> bool:
+    try:
+        return _text.decode(raw) == text
+    except msgspec.DecodeError:  # within a text that is not JSON
+        return False
 
 
 # --- multipart/form-data (RFC 7578), for audio and image edits -------------------------------------------------------

@@ -3,7 +3,7 @@
 import os
 import socket
 import ssl
-from typing import Final
+from typing import Any, Final
 
 from edge.config import Address, TlsConfig
 
@@ -27,22 +27,22 @@ def passed_sockets() -> list[socket.socket]:
 
 def bind(address: Address) -> socket.socket:
     """Return a socket bound to an address; a unix socket that a killed process left is replaced. Raises `OSError`."""
+    at: Any
     if address.path is not None:
         if address.path.is_socket():
             address.path.unlink()
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(str(address.path))
+        sock, at = socket.socket(socket.AF_UNIX), str(address.path)
     else:
         family, kind, protocol, _, at = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(at)
-        except OSError as error:
-            sock.close()
-            raise OSError(error.errno, f"{address}: {error.strerror}") from None
+    try:
+        sock.bind(at)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"{address}: {error.strerror}") from None
     sock.setblocking(False)
     return sock
 

@@ -151,6 +151,7 @@ class Proxy:
         self.cutting = False  # the drain is over: who is cut now did not leave by itself
         self.in_flight = 0
         self._idle = asyncio.Event()
+        self._long_body = asyncio.Lock()  # one is read at a time: ten at once would be ten steps in one go
         self._authenticator = authenticator
         self._admission = admission
         self._endpoints = endpoints
@@ -241,7 +242,8 @@ class Proxy:
             elif len(body.data) <= LONG_BODY_BYTES:
                 envelope = read_json(body.data)
             else:
-                envelope = await read_long_json(body.data)
+                async with self._long_body:
+                    envelope = await read_long_json(body.data)
             exchange.phase = Phase.ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = _find_route(table, envelope.model, caller)

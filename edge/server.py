@@ -270,20 +270,20 @@ class Server:
     def _tell(self) -> None:
         """Have the metrics and the status page tell of everything there is."""
         status = Status(
-            self.health,
-            self.proxy,
-            self.clients,
-            self.authenticator,
-            self._tokens,
-            self.admission,
-            self.shared_limits,
-            None if self._channel is None else lambda: self._shared_lost,
-            self.endpoints,
-            self.journal,
-            self._shipper,
-            self.memory,
-            self._access_log,
-            self._loop.time,
+            health=self.health,
+            proxy=self.proxy,
+            clients=self.clients,
+            authenticator=self.authenticator,
+            tokens=self._tokens,
+            admission=self.admission,
+            shared_limits=self.shared_limits,
+            shared_lost=None if self._channel is None else lambda: self._shared_lost,
+            endpoints=self.endpoints,
+            journal=self.journal,
+            shipper=self._shipper,
+            memory=self.memory,
+            access_log=self._access_log,
+            clock=self._loop.time,
         )
         self.metrics.gauges.append(status.gauges)
         self.health.details = status.details

@@ -26,6 +26,7 @@ class Status:
 
     def __init__(
         self,
+        *,
         health: Health,
         proxy: Proxy,
         clients: ClientServer,

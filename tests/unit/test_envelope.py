@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge import envelope as envelopes
 from edge.envelope import (
+    LONG_BODY_BYTES,
     MAX_MODEL_LENGTH,
     Envelope,
     conversation_start,
@@ -480,7 +481,7 @@ async def test_others_have_their_turn_between_the_steps_of_a_long_body() -> None
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read())
         await take_turns()
-    assert turns >= 9  # three pieces of text, and six steps over all of it
+    assert turns > 12  # one for each 256 KiB, and some over all of it
 
 
 # --- JSON: bombs
@@ -530,7 +531,39 @@ def test_many_keys_beside_an_escaped_model_stay_bounded() -> None:
 def test_conversation_of_millions_of_messages_is_not_built() -> None:
     body = b'{"model":"m","messages":[' + b"{}," * 3_000_000 + b"{}]}"
     with memory_below(MIB):
-        assert conversation_start(body) == b""
+        assert conversation_start(body).endswith(b"[{},{},{}" + b",{}" * 338 + b",")
+
+
+def test_conversation_full_of_braces_begins_as_it_did_a_turn_ago() -> None:
+    first = [{"role": "user", "content": "{" * 60_000}]
+    more = [*first, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "go on"}]
+    begins = [conversation_start(json.dumps({"model": "m", "messages": each}).encode()) for each in (first, more)]
+    assert begins[0] == begins[1] != b""
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"\\u0061":1' + b"".join(b',"%07x":1' % number for number in range(300_000)),
+        b'"\\u0061":"' + b'\\"' * MIB + b'"',
+        b'"x":[' + b'"",' * MIB + b'""],"\\u0061":1',
+    ],
+    ids=["members", "quotes in a text", "texts"],
+)
+def test_looking_for_a_second_model_builds_nothing(members: bytes) -> None:
+    body = b'{"model":"m",%b}' % members
+    with memory_below(3 * len(body)):
+        assert read_json(body).model == "m"
+
+
+def test_second_model_is_found_wherever_a_step_ends() -> None:
+    """Each step looks a little into the next one; what stands across both is found once."""
+    for shift in range(-30, 5):
+        text = b"x" * (LONG_BODY_BYTES + shift)
+        assert read_json(b'{"model":"m","x":"%b","mod\\u0065l":"\\u006d"}' % text).model == "m"
+        for first, last in ((b"m", b"n"), (b"n", b"m")):
+            with pytest.raises(InvalidRequest, match="two different"):
+                read_json(b'{"model":"%b","x":"%b","mod\\u0065l":"%b"}' % (first, text, last))
 
 
 # --- multipart

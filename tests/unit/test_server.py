@@ -1,4 +1,4 @@
-"""The process's own decisions: what a reload changes, where it listens, what it refuses to start with."""
+"""The process's own decisions: what a reload changes, what it refuses to start with."""
 
 import json
 import logging
