@@ -98,6 +98,7 @@ class ClientConnection(RequestHandler):
         "_head_bytes",
         "_header_timer",
         "_parked",
+        "_parser_full",
         "_parser_reads",
         "_server",
         "_wire",
@@ -116,6 +117,7 @@ class ClientConnection(RequestHandler):
         self.peer = ""  # the client's address, "unix" on a unix socket
         self.credential = NO_CREDENTIAL  # that was shown last
         self._parser_reads = True
+        self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
 
@@ -263,6 +265,9 @@ class ClientConnection(RequestHandler):
         if self._messages:
             self._stop_header_timer()
             self._check_head_sizes()
+            # The parser counts a request from its last byte on, also the one that is being answered: hence one less.
+            if len(self._messages) >= self._max_msg_queue_size - 1:
+                self._parser_full = True
             if not isinstance(self._messages[-1][0], RawRequestMessage):
                 self._fail_body()
         elif self._waiter is None or self._force_close:
@@ -325,7 +330,9 @@ class ClientConnection(RequestHandler):
                         self._waiter = None
                     continue
                 message, payload = self._messages.popleft()
-                self._message_taken()
+                is_whole = payload.is_eof()
+                if is_whole:
+                    self._message_taken()
                 if isinstance(message, RawRequestMessage):
                     request = self._current_request = Request(message, payload, self)
                     try:
@@ -338,6 +345,8 @@ class ClientConnection(RequestHandler):
                 if not payload.is_eof() or not isinstance(message, RawRequestMessage):
                     self._close_lingering()
                     return
+                if not is_whole:
+                    self._message_taken()
                 if not keep_alive or self._close:
                     break
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
@@ -359,11 +368,15 @@ class ClientConnection(RequestHandler):
             self._drop_timer = self._loop.call_later(self._keepalive_timeout, self._wire.abort)
 
     def _message_taken(self) -> None:
-        """Make room for one more pipelined request."""
+        """Make room for one more pipelined request, once the parser has counted this one; take what it held back."""
         if self._parser is not None:
             self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
+        if len(self._messages) <= self._msg_queue_resume_size:
+            if self._buffer_paused:
+                self._resume_reading_if_drained()
+            elif self._parser_full:
+                self._parser_full = False
+                self.data_received(b"")
 
     def _close_lingering(self) -> None:
         """Close for a client that may still be sending: with its bytes unread it would get a reset, not the answer."""

@@ -654,6 +654,28 @@ async def test_pipelined_requests_are_answered_in_order(edge: Edge) -> None:
     await edge.consistent()
 
 
+@pytest.mark.parametrize("behind", [1, 31, 32, 40, 200])
+async def test_every_request_behind_a_late_body_is_answered(edge: Edge, behind: int) -> None:
+    """The parser counts a request when its last byte comes, which is after it began to be answered.
+
+    Behind many such requests the count must still be right: else the parser holds back what nobody asks it for.
+    """
+    client = await edge.connect()
+    body = json.dumps({"model": OWN}).encode()
+    late = edge.request(body, headers=("Expect: 100-continue",)).removesuffix(body)
+    for _ in range(40):
+        client.send(late)
+        assert (await client.response())[0] == 100
+        client.send(body)
+        assert (await client.response())[0] == 200
+    client.send(late)
+    assert (await client.response())[0] == 100
+    client.send(body + edge.request(path="/v1/models", method="GET") * behind)
+    for _ in range(1 + behind):
+        assert (await client.response())[0] == 200
+    await edge.consistent()
+
+
 async def test_chunked_body_of_the_client_goes_upstream_with_its_length(
     start_edge: StartEdge, start_upstream: StartUpstream
 ) -> None:
