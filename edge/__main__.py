@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ _NO_PREFERENCE: Final = Address("127.0.0.1", 0)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_standard_descriptors()
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except (StartError, KeyStoreUnusable, JournalUnusable, ValueError, OSError) as error:
-        if _has_reader():
+        if not isinstance(error, BrokenPipeError) or _has_reader():
             print(f"edge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -62,16 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if _has_reader() else 1
 
 
+def _open_standard_descriptors() -> None:
+    """Fill 0, 1 and 2 when who started us had closed them: else a socket, or the loop's own, takes their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def _has_reader() -> bool:
-    """Say whether all that was printed could be: who reads it, as `head` does, may have enough."""
-    if sys.stdout is None:  # closed by who started us
-        return True
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
-        return False
-    return True
+    """Say whether standard output is still read: who does, as `head` does, may have enough."""
+    output = select.poll()
+    output.register(1, 0)  # an error is told whatever is asked for
+    has_reader = not any(events & select.POLLERR for _, events in output.poll(0))
+    if not has_reader:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it writes what is left
+    return has_reader
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,14 +9,16 @@ as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
 import codecs
 import re
 import types
-from collections.abc import Generator, Iterator
-from typing import Final
+from collections.abc import Generator
+from typing import Final, TypeVar
 
 import msgspec
 
 from edge.errors import InvalidRequest, ModelNotFound
 
 MAX_MODEL_LENGTH: Final = 512  # characters; the longest published names have under 100
+_T = TypeVar("_T")
+
 LONG_BODY_BYTES: Final = (
     1 << 18
 )  # a shorter one takes 1 ms, or 5 where it is built to be slow; so does a step of so many
@@ -31,13 +33,16 @@ _MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
 _MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
 # A member with a text, by the six letters of its key in every spelling that JSON allows (RFC 8259 section 7). Within a
-# text it may be found as well, behind a backslash, where it means nothing.
+# text it may be found as well, behind a backslash, where it means nothing. No name has more than 1024 escapes, two a
+# character; and nothing is tried twice.
 _MODEL_MEMBER = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
-    rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")'
+    rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+){0,1024}+")'
 )
+_MAX_QUOTES: Final = 100_000  # that begin or end a text or a key
 _MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
 _HYPHEN: Final = ord("-")
+_OPTIONS_KEY = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*')
 _MODEL: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
 _MODEL_VALUE = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
@@ -46,7 +51,7 @@ _MODEL_VALUE = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
 class Envelope(msgspec.Struct, frozen=True):
     """What a body asks for.
 
-    `span` is where the model's name stands in a form; `one_spelling` says that JSON names no second `model`.
+    `span` is where the model's name stands, where that was found; `one_spelling` says that JSON names no other `model`.
     `prompt_tokens` is a guess (`prompt_estimate`), and 0 for a form: it holds sound or an image, whose size says
     nothing of tokens. `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is
     the client's own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in
@@ -84,8 +89,13 @@ class _OnlyModel(msgspec.Struct):
     model: msgspec.Raw = _ABSENT
 
 
+class _OnlyOptions(msgspec.Struct):
+    stream_options: msgspec.Raw = _ABSENT
+
+
 _members = msgspec.json.Decoder(_Members)
 _only_model = msgspec.json.Decoder(_OnlyModel)
+_only_options = msgspec.json.Decoder(_OnlyOptions)
 _text = msgspec.json.Decoder(str)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -101,19 +111,18 @@ def read_json(body: bytes) -> Envelope:
         except UnicodeDecodeError:
             raise _not_text() from None
     members = _decode(body)
+    model = _model_in(members)
     one_spelling = body.count(_MODEL) == 1 and not (b"\\" in body and _ESCAPED in body)
-    envelope = _envelope(members, one_spelling, prompt_estimate(body))
-    if not one_spelling:
-        for _ in _refuse_two_models(body, envelope.model):
-            pass
-    return envelope
+    span = None if one_spelling else _at_once(_place_of_model(body, model))
+    return _envelope(members, model, span, one_spelling, prompt_estimate(body))
 
 
 @types.coroutine
 def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps.
 
-    10 MB would keep all streams waiting for 20 to 40 ms; of these the longest step takes about 5.
+    10 MB would keep all streams waiting for 20 to 40 ms; their longest step takes 3, or 12 where they are built to be
+    slow.
     """
     decoder = None if body.isascii() else codecs.getincrementaldecoder("utf-8")()
     models, escaped = 0, False
@@ -127,29 +136,42 @@ def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
                 raise _not_text() from None
         models += body.count(_MODEL, start, stop + len(_MODEL) - 1)
         escaped = escaped or body.find(_ESCAPED, start, stop + len(_ESCAPED) - 1) >= 0
-    one_spelling = models == 1 and not escaped
     yield
     members = _decode(body)
+    model = _model_in(members)
     yield
     prompt_tokens = prompt_estimate(body)
     yield
-    envelope = _envelope(members, one_spelling, prompt_tokens)
-    if not one_spelling:
-        yield from _refuse_two_models(body, envelope.model)
-    return envelope
+    one_spelling = models == 1 and not escaped
+    span = None if one_spelling else (yield from _place_of_model(body, model))
+    return _envelope(members, model, span, one_spelling, prompt_tokens)
+
+
+def _at_once(steps: Generator[None, None, _T]) -> _T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
 
 
 def _not_text() -> InvalidRequest:
     return InvalidRequest("the body is not valid UTF-8")
 
 
-def _envelope(members: _Members, one_spelling: bool, prompt_tokens: int) -> Envelope:
+def _model_in(members: _Members) -> str:
     raw = bytes(members.model)
     if not raw:
         raise InvalidRequest("you must provide a model parameter", param="model")
     if raw[:1] != b'"':
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
-    model = _model_name(_text.decode(raw))
+    return _model_name(_text.decode(raw))
+
+
+def _envelope(
+    members: _Members, model: str, span: tuple[int, int] | None, one_spelling: bool, prompt_tokens: int
+) -> Envelope:
     options, include_usage, continuous_usage = _NOTHING_ASKED
     if members.stream_options:
         options, include_usage, continuous_usage = _asked_of_usage(members.stream_options)
@@ -160,7 +182,7 @@ def _envelope(members: _Members, one_spelling: bool, prompt_tokens: int) -> Enve
     return Envelope(
         model,
         members.stream is True,
-        None,
+        span,
         one_spelling,
         prompt_tokens,
         max_tokens,
@@ -177,18 +199,43 @@ def rewrite_json(
     """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
 
     `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
-    client said of them; an upstream takes that only of a body with `"stream":true`.
+    client said of them; an upstream takes that only of a body with `"stream":true`. A long body in which the place of
+    the client's own `stream_options` is not certain stays without: its usage is estimated.
     """
+    splices: list[tuple[int, int, bytes]] = []
+    is_certain = True
+    if model != envelope.model:
+        span = _model_span(body, envelope)
+        if span is not None:
+            splices.append((*span, msgspec.json.encode(model)[1:-1]))
+        else:
+            is_certain = False
     options = _stream_options(envelope, include_usage, continuous)
-    span = (0, 0) if model == envelope.model else _model_span(body, envelope)
-    if span is not None and (options is None or not envelope.stream_options):
-        start, end = span
-        name = msgspec.json.encode(model)[1:-1] if end else b""
-        if options is None:
-            return b"".join((body[:start], name, body[end:])) if end else body
+    if options is not None and not envelope.stream_options:
         inside = body.find(b"{") + 1  # nothing but space stands before; and a member follows, the model
-        first = b'"stream_options":%b,' % options
-        return b"".join((body[:inside], first, body[inside:start], name, body[max(inside, end) :]))
+        splices.append((inside, inside, b'"stream_options":%b,' % options))
+    elif options is not None:
+        span = _place_of_options(body, envelope.stream_options)
+        if span is not None:
+            splices.append((*span, options))
+        elif len(body) <= LONG_BODY_BYTES:
+            is_certain = False
+        else:
+            options = None
+    return _spliced(body, splices) if is_certain else _written_anew(body, model, options)
+
+
+def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
+    parts: list[bytes] = []
+    at = 0
+    for start, end, replacement in sorted(splices):
+        parts += (body[at:start], replacement)
+        at = end
+    return b"".join((*parts, body[at:])) if parts else body
+
+
+def _written_anew(body: bytes, model: str, options: bytes | None) -> bytes:
+    """Return the body with its top level written anew, each other value as the client's own bytes."""
     members = _top_level.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(model))
     if options is not None:
@@ -202,7 +249,19 @@ def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
         value = _MODEL_VALUE.search(body, body.find(_MODEL))
         if value is not None and value[1] == envelope.model.encode():
             return value.span(1)
-    return None
+    return envelope.span
+
+
+def _place_of_options(body: bytes, raw: bytes) -> tuple[int, int] | None:
+    """Return where the client's own `stream_options` stand; None where that is not certain."""
+    renamed, places = bytearray(body), []
+    for key in _OPTIONS_KEY.finditer(body):
+        if body.startswith(raw, key.end()):
+            places.append((key.end(), key.end() + len(raw)))
+            renamed[key.start() + 1] = _HYPHEN
+    if len(places) != 1 or _only_options.decode(renamed).stream_options:
+        return None
+    return places[0]
 
 
 def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
@@ -337,13 +396,14 @@ def _model_name(name: str) -> str:
     return name
 
 
-def _refuse_two_models(body: bytes, model: str) -> Iterator[None]:
-    """Refuse two different `model` members at the top level, in any spelling; `model` is the last one's value.
+def _place_of_model(body: bytes, model: str) -> Generator[None, None, tuple[int, int] | None]:
+    """Return where `model` stands, the value of the last member of that name; None where it stands at several places.
 
-    Each member of that value gets another key, at any depth. Where a decoding then still finds a `model`, its value is
-    another one. Yields between its steps, for who lets others run there.
+    Raises: `InvalidRequest` for another value at the top level, in any spelling of the key. Each member of this value
+    gets another key, at any depth; where a decoding then still finds a `model`, its value is another one. Yields
+    between its steps, for who lets others run there.
     """
-    renamed, number = bytearray(body), 0
+    renamed, places, number = bytearray(body), [], 0
     for start in range(0, len(body), LONG_BODY_BYTES):
         yield
         stop = start + LONG_BODY_BYTES
@@ -354,10 +414,17 @@ def _refuse_two_models(body: bytes, model: str) -> Iterator[None]:
             if number > _MAX_SPELLINGS:
                 raise InvalidRequest("the body has too many members named model", param="model")
             if _is_text(member[1], model):
+                places.append((member.start(1) + 1, member.end(1) - 1))
                 renamed[member.start() + 1] = _HYPHEN
     yield
     if _only_model.decode(renamed).model:
         raise InvalidRequest("the body has two different model members", param="model")
+    if len(places) == 1:
+        return places[0]
+    yield
+    if body.count(b'"') - body.count(b'\\"') > _MAX_QUOTES:  # and so too many members to be written anew
+        raise InvalidRequest("so large a body can name its model only once", param="model")
+    return None
 
 
 def _is_text(raw: bytes, text: str) -> bool:

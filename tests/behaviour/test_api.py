@@ -1,12 +1,16 @@
 """The API: every path, what goes upstream, what comes back, and whose fault an upstream's error is."""
 
+import asyncio
 import json
 import re
+import types
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from edge.dialects import error_document
+from edge.envelope import LONG_BODY_BYTES, Envelope, read_long_json
 from edge.keys_sqlite import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
 from edge.simulator import Simulator
@@ -626,6 +630,29 @@ async def test_refused_request_gets_no_continue(edge: Edge, wanted: int, argumen
     status, headers, body = await client.response()
     assert (status, headers["connection"]) == (wanted, "close")
     error_of(body)
+    await edge.consistent()
+
+
+@pytest.mark.parametrize("long", [False, True])
+async def test_long_body_is_read_in_steps_and_alone(edge: Edge, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    """Two at once would take their steps in the same turn of the loop."""
+    reading, most = 0, 0
+
+    @types.coroutine
+    def counted(body: bytes) -> Generator[None, None, Envelope]:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        envelope = yield from read_long_json(body)
+        reading -= 1
+        return envelope
+
+    monkeypatch.setattr("edge.proxy.read_long_json", counted)
+    content = "x" * (2 * LONG_BODY_BYTES if long else 10)
+    asked = {"model": OWN, "messages": [{"role": "user", "content": content}]}
+    answers = await asyncio.gather(*(edge.ask(asked) for _ in range(4)))
+    assert [status for status, *_ in answers] == [200] * 4
+    assert (most, reading) == (int(long), 0)
     await edge.consistent()
 
 

@@ -225,15 +225,25 @@ def test_table_says_in_what_state_each_key_is(command: Command, tmp_path: Path) 
     assert rows[0].index("enabled") == head.index("STATE") - 4
 
 
-def test_reader_that_has_enough_of_a_table_gets_no_complaint() -> None:
+@pytest.mark.parametrize("command", [["schema"], ["check", "routes.toml"]], ids=["more than a buffer", "less"])
+def test_reader_that_has_enough_of_a_table_gets_no_complaint(command: list[str]) -> None:
     """As `head` does; and a failure is still told by the exit code."""
     reader, writer = os.pipe()
     os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with os.fdopen(writer, "w") as output:
         done = subprocess.run(
-            [sys.executable, "-m", "edge", "schema"], stdout=output, stderr=subprocess.PIPE, text=True, check=False
-        )
+            [sys.executable, "-m", "edge", *command],
+            stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=buffered,
+        )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_command_does_its_work_without_a_standard_output() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m edge check routes.toml >&-', sys.executable], stderr=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_commands_at_once_lose_nothing(command: Command, tmp_path: Path) -> None:

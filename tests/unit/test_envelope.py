@@ -556,6 +556,39 @@ def test_looking_for_a_second_model_builds_nothing(members: bytes) -> None:
         assert read_json(body).model == "m"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{ "model":"m" , "tools":[{"model":{"type":"string"}}]}',
+        b'{"x":{"model":"n"},"mod\\u0065l" : "\\u006d"}',
+        b'{"x":"\\"model\\": \\"m\\"","y":{"model":"n"},"model":"m"}',
+    ],
+)
+def test_only_model_of_its_value_is_spliced_whatever_else_is_called_so(body: bytes) -> None:
+    written = b'"\\u006d"' if b"\\u006d" in body else b'"m"'
+    assert rewrite_json(body, read_json(body), "new") == b'"new"'.join(body.rsplit(written, 1))
+
+
+def test_large_body_that_names_its_model_twice_is_not_written_anew() -> None:
+    """It would build all of its members; few of them may stay."""
+    few = b'{"model":"m","x":[{"model":"m"}],"y":"%b"}' % (b'\\"' * 200_000)
+    assert json.loads(rewrite_json(few, read_json(few), "new"))["model"] == "new"
+    many = b'{"model":"m","x":[{"model":"m"}]%b}' % b"".join(b',"%d":1' % number for number in range(60_000))
+    with pytest.raises(InvalidRequest, match="only once"):
+        read_json(many)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_options_whose_place_is_not_certain_are_written_anew_in_a_short_body_only(long: bool) -> None:
+    text = b"x" * (LONG_BODY_BYTES if long else 1)
+    body = b'{"model":"m","stream":true,"x":"%b","stream_\\u006fptions":{"a":1},"y":{"stream_options":{"a":1}}}' % text
+    rewritten = rewrite_json(body, read_json(body), "n", include_usage=True)
+    asked = json.loads(rewritten)
+    assert asked["model"] == "n"
+    assert asked["y"] == {"stream_options": {"a": 1}}
+    assert asked["stream_options"] == ({"a": 1} if long else {"a": 1, "include_usage": True})
+
+
 def test_second_model_is_found_wherever_a_step_ends() -> None:
     """Each step looks a little into the next one; what stands across both is found once."""
     for shift in range(-30, 5):
