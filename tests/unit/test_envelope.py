@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from edge import envelope as envelopes
 from edge.envelope import (
-    LONG_BODY_BYTES,
     MAX_MODEL_LENGTH,
+    STEP_BYTES,
     Envelope,
     conversation_start,
     prompt_estimate,
@@ -580,7 +580,7 @@ def test_large_body_that_names_its_model_twice_is_not_written_anew() -> None:
 
 @pytest.mark.parametrize("long", [False, True])
 def test_options_whose_place_is_not_certain_are_written_anew_in_a_short_body_only(long: bool) -> None:
-    text = b"x" * (LONG_BODY_BYTES if long else 1)
+    text = b"x" * (STEP_BYTES if long else 1)
     body = b'{"model":"m","stream":true,"x":"%b","stream_\\u006fptions":{"a":1},"y":{"stream_options":{"a":1}}}' % text
     rewritten = rewrite_json(body, read_json(body), "n", include_usage=True)
     asked = json.loads(rewritten)
@@ -592,7 +592,7 @@ def test_options_whose_place_is_not_certain_are_written_anew_in_a_short_body_onl
 def test_second_model_is_found_wherever_a_step_ends() -> None:
     """Each step looks a little into the next one; what stands across both is found once."""
     for shift in range(-30, 5):
-        text = b"x" * (LONG_BODY_BYTES + shift)
+        text = b"x" * (STEP_BYTES + shift)
         assert read_json(b'{"model":"m","x":"%b","mod\\u0065l":"\\u006d"}' % text).model == "m"
         for first, last in ((b"m", b"n"), (b"n", b"m")):
             with pytest.raises(InvalidRequest, match="two different"):
