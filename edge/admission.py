@@ -107,13 +107,23 @@ class Counter:
         self.minute = minute
 
     def correct(self, minute: int, tokens: int) -> None:
-        """Add tokens, or take them back, in the minute they were reserved in; in one that is gone only add."""
+        """Add tokens, or take them back, in the minute they were reserved in; in one that is gone only add.
+
+        No more is taken back than is here: minutes are counted anew when a clock is set back.
+        """
         if minute == self.minute:
-            self.tokens += tokens
+            self.tokens = max(self.others_tokens, self.tokens + tokens)
         elif minute == self.minute - 1:
-            self.previous_tokens += tokens
+            self.previous_tokens = max(self.others_previous_tokens, self.previous_tokens + tokens)
         elif tokens > 0:
             self.tokens += tokens
+
+    def uncount(self, minute: int) -> None:
+        """Take one request back."""
+        if minute == self.minute:
+            self.requests = max(self.others_requests, self.requests - 1)
+        elif minute == self.minute - 1:
+            self.previous_requests = max(self.others_previous_requests, self.previous_requests - 1)
 
     def own(self) -> Told:
         """Return what this process has to tell: absolute counts, so that telling them twice changes nothing."""
@@ -164,6 +174,12 @@ class Permit:
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.settle(self._held, self._minute, tokens)
+
+    def cancel(self) -> None:
+        """Charge nothing, in place of `settle`."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.cancel(self._held, self._minute)
 
 
 UNLIMITED: Final = Permit(None, (), 0, b"")
@@ -274,6 +290,12 @@ class Admission:
             counter.tokens += reserved
             counter.running += 1
         return Permit(self, held, minute, _headers(limits, held, elapsed_s))
+
+    def cancel(self, held: Sequence[tuple[Counter, int]], minute: int) -> None:
+        """Take back all that a permit charged: its request was refused after all."""
+        self.settle(held, minute, 0)
+        for counter, _ in held:
+            counter.uncount(minute)
 
     def settle(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int) -> None:
         """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit."""

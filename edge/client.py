@@ -485,11 +485,11 @@ class ClientServer(web.Server):
         """Whether there is one connection too many."""
         return len(self.clients) > self.max_connections
 
-    def reconfigure(self, client_idle_timeout_s: float, header_timeout_s: float, max_connections: int | None) -> None:
+    def reconfigure(self, client_idle_timeout_s: float, header_timeout_s: float, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
         self._options["keepalive_timeout"] = client_idle_timeout_s
         self.header_timeout_s = header_timeout_s
-        self.max_connections = max_connections or self.max_connections
+        self.max_connections = max_connections
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open."""

@@ -1,5 +1,6 @@
-"""The facts of one request with its response, each set once, by the proxy.
+"""The facts of one request with its response.
 
+The proxy sets what was asked and where it went, the relay what came of it, the journal the id of its record.
 No dict of extras and no context variables: whoever wants to know something of a request finds it here by name.
 Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds), except `started_at`: Unix time.
 """

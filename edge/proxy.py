@@ -223,7 +223,7 @@ class Proxy:
         exchange.principal = caller.principal
         table = _routes_of(generation, request, host)
         if operation is None:
-            return self._models(request, exchange, caller, table, path, keep_alive)
+            return _show_models(request, exchange, generation, caller, table, path, keep_alive)
 
         exchange.phase = Phase.BODY
         content_type = _content_type(request, operation)
@@ -271,25 +271,9 @@ class Proxy:
         try:
             self.journal.open_record(exchange)
         except JournalFull:
-            permit.settle(0)
+            permit.cancel()
             raise JournalUnavailable("The edge cannot record usage right now, try again.", retry_after_s=5) from None
         return _Accepted(self, exchange, permit)
-
-    def _models(
-        self, request: Request, exchange: Exchange, caller: Caller, table: HostTable, path: str, keep_alive: bool
-    ) -> bool:
-        """List the models this key may call on this host, or show one: any name that would route and is allowed."""
-        exchange.phase = Phase.ROUTE
-        created = int(self.generation.loaded_at)
-        if path in _MODELS:
-            names = sorted({name for name in table.names() if caller.may_call(name)})
-            document: object = {"object": "list", "data": [_model(name, created) for name in names]}
-        else:
-            name = _model_in_path(path)
-            exchange.model = name
-            exchange.route = _find_route(table, name, caller).route.name
-            document = _model(name, created)
-        return _send(request, exchange, 200, orjson.dumps(document), keep_alive)
 
     async def _forward(
         self,
@@ -549,10 +533,17 @@ def _client_address(request: Request, server: ServerConfig) -> str:
     while hops and _is_trusted(address, server):
         hop = hops.pop().strip()
         try:
-            address = str(ipaddress.ip_address(hop))
+            address = _address_without_scope(hop)
         except ValueError:
             break
     return address
+
+
+def _address_without_scope(text: str) -> str:
+    """Return an address as it is usually written; raises `ValueError`, also for a scope: it may be any text."""
+    if "%" in text:
+        raise ValueError("a scope means nothing on another machine")
+    return str(ipaddress.ip_address(text))
 
 
 def _is_trusted(address: str, server: ServerConfig) -> bool:
@@ -685,6 +676,29 @@ def _affinity_key(exchange: Exchange, work: _Work) -> bytes:
 def _user(exchange: Exchange) -> str:
     assert exchange.principal is not None  # nobody gets to an upstream without
     return exchange.principal.user
+
+
+def _show_models(
+    request: Request,
+    exchange: Exchange,
+    generation: Generation,
+    caller: Caller,
+    table: HostTable,
+    path: str,
+    keep_alive: bool,
+) -> bool:
+    """List the models this key may call on this host, or show one: any name that would route and is allowed."""
+    exchange.phase = Phase.ROUTE
+    created = int(generation.loaded_at)
+    if path in _MODELS:
+        names = sorted({name for name in table.names() if caller.may_call(name)})
+        document: object = {"object": "list", "data": [_model(name, created) for name in names]}
+    else:
+        name = _model_in_path(path)
+        exchange.model = name
+        exchange.route = _find_route(table, name, caller).route.name
+        document = _model(name, created)
+    return _send(request, exchange, 200, orjson.dumps(document), keep_alive)
 
 
 def _model_in_path(path: str) -> str:

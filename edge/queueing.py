@@ -31,10 +31,6 @@ class FairQueue(Generic[T]):
         self._arrivals += 1
         heapq.heappush(self._heap, (turn, self._arrivals, user, item))
 
-    def first(self) -> T:
-        """Return the item whose turn it is; raises `IndexError` when there is none."""
-        return self._heap[0][3]
-
     def pop(self) -> T:
         """Remove and return the item whose turn it is; raises `IndexError` when there is none."""
         self._turn, _, user, item = heapq.heappop(self._heap)

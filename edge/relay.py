@@ -70,6 +70,7 @@ _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
 _CHUNKED: Final = b"transfer-encoding: chunked"
 _HEARTBEAT_CHUNK: Final = chunk(HEARTBEAT)
+_STALE_WITHIN_S: Final = 1.0  # of a request: a connection that the upstream had closed tells so at once
 _LOOKS: Final = 4  # for a sign of life, in the time after which its absence counts
 _NO_ENDING: Final = b"\0"  # which no chunk has
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
@@ -93,7 +94,7 @@ def _discard(data: bytes) -> None:
 
 
 class StaleConnection(Exception):
-    """A reused connection died before it gave a byte: the upstream had closed it, and nothing was processed."""
+    """A reused connection died at once, before it gave a byte: it had been closed, and nothing was processed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,8 @@ class Relay(Receiver):
         self._body = body
         self._reused = connection.uses > 0
         transport = self._transport = connection.lend(self)
-        connection.expect_by(self._loop.time() + self._limits.first_byte_timeout_s)
+        now = self._last_read = self._loop.time()
+        connection.expect_by(now + self._limits.first_byte_timeout_s)
         self._exchange.phase = Phase.WAIT
         self._client.attach(self)
         try:
@@ -579,7 +581,8 @@ class Relay(Receiver):
         self._connection = None
         if self._state is _State.WAITING:
             head = self._head
-            if self._reused and not self._answered and not self._sent_bytes:
+            at_once = self._loop.time() - self._last_read < _STALE_WITHIN_S
+            if self._reused and at_once and not self._answered and not self._sent_bytes:
                 self._fail(StaleConnection())
             elif head is not None and not head.framing.self_delimited and eof and not self._held:
                 head.framing.done = True
@@ -870,11 +873,11 @@ async def relay(
 ) -> bool:
     """Pass a request to an endpoint and its answer to the client; return whether the client's connection can go on.
 
-    A reused connection that dies before it gave a byte is replayed once on a new one. That is safe even for a POST: the
-    upstream had closed it before the request came (RFC 9112 section 9.3.1), and no retry, so it takes no budget.
-    `metering` tells how usage is read, and `settle` is called once for an answer that began, before its last bytes go.
-    `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
-    answer shall have, None for the upstream's own.
+    A request whose reused connection dies at once, before it gave a byte, is sent again, once, on a new one. That is
+    safe even for a POST, since the upstream had closed it before the request came (RFC 9112 section 9.3.1), and no
+    retry, so it takes no budget. `metering` tells how usage is read, and `settle` is called once for an answer that
+    began, before its last bytes go. `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none;
+    `echo` the model's name that the answer shall have, None for the upstream's own.
     """
     reused = pool.take()
     while True:

@@ -52,15 +52,20 @@ class Reloader:
             refuse_what_needs_a_restart(current.config, config)
             generation = self._build(config, current.number + 1)
         except (ConfigError, StartError) as error:
-            self._health.reload_failures += 1
-            self._health.reload_failed = str(error)
             watched = (*current.config.watched, *(error.watched if isinstance(error, ConfigError) else ()))
             self._note(watched, before)
-            _log.error("reload refused, generation %d goes on: %s", current.number, error)
+            self.refuse(current, str(error))
             return current
         self._note(config.watched, before)
         _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
         return self._accept(generation)
+
+    def refuse(self, current: Generation, reason: str) -> None:
+        """Say that the file is not in force, and why; the current generation goes on."""
+        self._health.reload_failures += 1
+        self._health.reload_failed = reason
+        self._health.generation, self._health.loaded_at = current.number, current.loaded_at
+        _log.error("reload refused, generation %d goes on: %s", current.number, reason)
 
     def _note(self, watched: Sequence[Path], before: Mapping[str, FileState]) -> None:
         """Remember the files as they were before they were read, so that a change since then is seen."""

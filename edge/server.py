@@ -8,7 +8,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from aiohttp import http_parser, web
 from edge.admin import Health, admin_handler
 from edge.admission import Admission
 from edge.client import BodyMemory, ClientServer
-from edge.config import Address, Config, KeysConfig, UsageConfig
+from edge.config import Address, Config, KeysConfig, ServerConfig, UsageConfig
 from edge.credentials import Authenticator
 from edge.discovery import Discovery
 from edge.journal import Journal
@@ -51,6 +51,7 @@ _SHARED_TIMEOUT_S: Final = 2.0
 _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
+_RESTART_PAUSE_S: Final = 1.0  # of a part that failed
 _NOT_CONNECTED: Final = "not connected yet"
 _CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
 
@@ -73,6 +74,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
+        self._coming: Generation | None = None  # that is made ready, or in force already
         self._channel: RevocationChannel | None = None
         self._shared_lost = _NOT_CONNECTED
         self.shared_limits: SharedLimits | None = None
@@ -92,7 +94,7 @@ class Server:
 
         Raises: `ConfigError`, `StartError`, `KeyStoreUnusable`, `JournalUnusable` when it cannot start.
         """
-        limit = _raise_descriptor_limit()
+        self._descriptors = _raise_descriptor_limit()
         generation = self._reloader.first()
         config = generation.config
         store = self._store = _key_store(config.keys)
@@ -117,7 +119,7 @@ class Server:
             new_request_id=new_request_id,
             client_idle_timeout_s=config.server.client_idle_timeout_s,
             header_timeout_s=config.server.header_timeout_s,
-            max_connections=config.server.max_connections or max((limit - _SPARE_DESCRIPTORS) // 2 - 1, 1),
+            max_connections=self._most_connections(config.server),
         )
         self.probes = HealthProbes()
         self.discovery = Discovery(self.endpoints, self._members_changed)
@@ -139,17 +141,18 @@ class Server:
         finally:
             await self._end()
 
+    def _most_connections(self, server: ServerConfig) -> int:
+        """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
+        return server.max_connections or max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
+
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
-            owned = [
-                tasks.create_task(self._access_log.run(), name="access log"),
-                tasks.create_task(self._watch_file(), name="reload"),
-                tasks.create_task(self._keep_journal(), name="journal"),
-            ]
+            parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
             if self._shipper is not None:
-                owned.append(tasks.create_task(self._shipper.run(), name="shipper"))
+                parts["shipper"] = self._shipper.run
             if self.shared_limits is not None:
-                owned.append(tasks.create_task(self.shared_limits.run(), name="shared limits"))
+                parts["shared limits"] = self.shared_limits.run
+            owned = [tasks.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
             _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
             ready(self)
             await self._stop.wait()
@@ -201,7 +204,7 @@ class Server:
                 changed.cancel()
                 asked.cancel()
             self._reload_now.clear()
-            generation = self._reloader.reload(self.generation)
+            generation = self._coming = self._reloader.reload(self.generation)
             await self.discovery.learn(generation.pools.values())
             self._apply(generation)
 
@@ -210,6 +213,12 @@ class Server:
         if generation is self.generation:
             return
         server = generation.config.server
+        if self._tls is not None and server.tls is not None:
+            try:
+                self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)
+            except OSError as error:  # proved when it was built, and replaced in the meantime
+                self._reloader.refuse(self.generation, f"server.tls: the certificate and key cannot be used ({error})")
+                return
         self.proxy.generation = generation
         self.endpoints.keep_only(generation.pools.values())
         self.discovery.apply(generation.pools.values())
@@ -223,9 +232,8 @@ class Server:
         if self._tokens is not None and generation.config.jwt is not None:
             self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
-        self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, server.max_connections)
-        if self._tls is not None and server.tls is not None:
-            self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)  # proved when it was built
+        most = self._most_connections(server)
+        self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, most)
 
     # --- usage
 
@@ -305,7 +313,8 @@ class Server:
 
     def _members_changed(self) -> None:
         """Take over the members that DNS names now."""
-        self.endpoints.keep_only(self.generation.pools.values())
+        coming = self._coming.pools.values() if self._coming is not None else ()
+        self.endpoints.keep_only((*self.generation.pools.values(), *coming))
         self.probes.apply(self.generation.pools.values())
 
     # --- the end
@@ -365,6 +374,16 @@ class Server:
         await self.proxy.wait_idle()  # cancelled handlers take their closing step
         await self._access_log.close()
         await self._end_journal()
+
+
+async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a part of the process until it is cancelled; a defect of one ends neither the others nor the streams."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("%s failed, and begins again", name)
+        await asyncio.sleep(_RESTART_PAUSE_S)
 
 
 def _key_store(config: KeysConfig) -> KeyStore:

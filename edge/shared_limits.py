@@ -110,7 +110,8 @@ class SharedLimits:
                         raise asyncio.CancelledError from None
                     self._tell(reason_of(error))
                     # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
-                    await self._client.connection_pool.disconnect(inuse_connections=False)
+                    with contextlib.suppress(RedisError, OSError, TimeoutError):
+                        await self._client.connection_pool.disconnect(inuse_connections=False)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 await asyncio.sleep(pause_s)
         finally:

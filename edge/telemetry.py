@@ -301,8 +301,9 @@ class AccessLog:
             while self._finished:
                 batch = self._finished[:_BATCH]
                 del self._finished[:_BATCH]
-                parts.append(self._encoder.encode_lines(map(log_line, batch)))
-                lines += len(batch)
+                encoded, count = self._encode(batch)
+                parts.append(encoded)
+                lines += count
                 await asyncio.sleep(0)
         finally:
             # One hand-over for all: each wakes the thread, which then wants the interpreter from the loop.
@@ -310,6 +311,19 @@ class AccessLog:
             self._unwritten += lines
             self._batches.put((b"".join(parts), lines, written))
         await asyncio.shield(asyncio.wrap_future(written))
+
+    def _encode(self, batch: list[Exchange]) -> tuple[bytes, int]:
+        """Return lines and their count; one that cannot be a line costs no other its place."""
+        try:
+            return self._encoder.encode_lines(map(log_line, batch)), len(batch)
+        except ValueError:  # a lone surrogate, which is no text
+            lines = []
+            for exchange in batch:
+                try:
+                    lines.append(self._encoder.encode(log_line(exchange)) + b"\n")
+                except ValueError:
+                    self.dropped += 1
+            return b"".join(lines), len(lines)
 
     async def close(self, patience_s: float = 1.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""

@@ -304,6 +304,7 @@ class Endpoints:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._members: dict[tuple[object, ...], Endpoint] = {}
+        self._tls: dict[tuple[Path | None, int], ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
         self._instances: dict[str, Member] = {}
 
     def member(self, url: Url, ca_file: Path | None) -> Endpoint:
@@ -325,8 +326,15 @@ class Endpoints:
         return Lease(member)
 
     def _new(self, url: Url, ca_file: Path | None) -> Endpoint:
-        tls = tls_context(ca_file) if url.scheme == "https" else None
-        return Endpoint(url, ConnectionPool(url, tls, self._loop))
+        return Endpoint(url, ConnectionPool(url, self._tls_for(ca_file) if url.scheme == "https" else None, self._loop))
+
+    def _tls_for(self, ca_file: Path | None) -> ssl.SSLContext:
+        state = (ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
+        context = self._tls.get(state)
+        if context is None:
+            self._tls = {known: each for known, each in self._tls.items() if known[0] != ca_file}
+            context = self._tls[state] = tls_context(ca_file)
+        return context
 
     def keep_only(self, pools: Iterable[Pool]) -> None:
         """Close the idle connections of endpoints that no pool names any more; requests in flight end as they will."""

@@ -48,7 +48,6 @@ class ResponseHead:
     """The head of a response; `headers` has lower-case names, each value as it came (RFC 9110 section 5)."""
 
     status: int
-    minor_version: int
     headers: dict[bytes, bytes]
     framing: "Framing"
     keep_alive: bool
@@ -78,7 +77,7 @@ def parse_head(block: bytes) -> ResponseHead:
     idle_s = DEFAULT_IDLE_S
     if b"keep-alive" in headers and (promised := _KEEP_ALIVE_TIMEOUT.search(headers[b"keep-alive"])):
         idle_s = min(int(promised[1]) * _KEEP_ALIVE_SHARE, _LONGEST_IDLE_S)
-    return ResponseHead(status, minor_version, headers, framing, keep_alive, idle_s)
+    return ResponseHead(status, headers, framing, keep_alive, idle_s)
 
 
 @functools.lru_cache(maxsize=64)

@@ -89,11 +89,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `compare`."""
     add = parser.add_argument
     add("--peers", default=",".join(PEERS), metavar="A,B", help="default: %(default)s")
-    add("--rounds", type=int, metavar="N", help=f"default: {DEFAULT_ROUNDS}, or {QUICK_ROUNDS} with --quick")
+    add("--rounds", type=_rounds, metavar="N", help=f"default: {DEFAULT_ROUNDS}, or {QUICK_ROUNDS} with --quick")
     add("--quick", action="store_true", help="less load, fewer rounds: wider intervals")
     add("--json", type=Path, metavar="FILE", help="every round's raw numbers, and what they come to")
     add("--html", type=Path, metavar="FILE", help="a page with plots")
     add_rig_arguments(parser)
+
+
+def _rounds(text: str) -> int:
+    rounds = int(text)
+    if rounds < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return rounds
 
 
 def add_rig_arguments(parser: argparse.ArgumentParser) -> None:

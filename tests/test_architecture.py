@@ -1,6 +1,8 @@
 """The shape of the package: imports point one way, every module can be imported alone and has its tests."""
 
+import fnmatch
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,12 @@ def test_every_module_has_its_tests_or_a_reason() -> None:
     missing = [module for module in MODULES if module not in tested and module not in TESTED_ELSEWHERE]
     assert missing == []
     assert sorted(set(TESTED_ELSEWHERE) - set(MODULES)) == []
+
+
+def test_map_of_the_package_names_every_module() -> None:
+    text = (ROOT / "edge" / "__init__.py").read_text()
+    named = {name for pattern in re.findall(r"[a-z_*]+\.py", text) for name in fnmatch.filter(MODULES, pattern[:-3])}
+    assert sorted(set(MODULES) - named) == ["__init__"]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])

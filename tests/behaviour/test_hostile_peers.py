@@ -146,3 +146,18 @@ async def test_storm_of_interim_answers_ends_in_an_error_not_in_recursion(
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
     assert (await edge.ask(ASK))[0] == status
     await edge.consistent()
+
+
+@pytest.mark.parametrize("scope", [b"\xff", b"x" * 500])
+async def test_scope_of_a_forwarded_address_is_no_part_of_it(
+    start_edge: StartEdge, simulator: Simulator, scope: bytes
+) -> None:
+    """It may be any text, also one that no line of a log can hold."""
+    routes = ROUTES.replace("{upstream}", simulator.url)
+    edge = await start_edge(routes, server='trusted_proxies = ["127.0.0.0/8"]\n')
+    client = await edge.connect()
+    hops = b"X-Forwarded-For: fe80::1%%%b, 127.0.0.9\r\n" % scope
+    client.send(b"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\n" + hops + b"\r\n")
+    assert (await client.response())[0] == 404
+    assert (await edge.log())[-1]["client"] == "127.0.0.9"
+    assert (await edge.ask({"model": "public/deepseek-r1", "messages": []}))[0] == 200

@@ -10,7 +10,7 @@ import pytest
 
 from edge.keys_sqlite import KeyRegistry
 from edge.simulator import Simulator
-from tests.conftest import USER, Edge, StartEdge
+from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.keybackends import PATIENCE_S, ValkeyServer
 
 MODEL = "public/deepseek-r1"
@@ -268,3 +268,14 @@ async def test_size_of_a_recording_is_no_count_of_tokens(start_edge: StartEdge, 
     client.send(head.encode() + body)
     status, headers, _ = await client.response()
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "1000")
+
+
+async def test_request_that_cannot_be_recorded_is_charged_nothing(start_edge: StartEdge, simulator: Simulator) -> None:
+    routes = ROUTES.replace("{upstream}", simulator.url).replace('pool = "r1"', 'pool = "r1"\nlimit = "two"')
+    limits = '[limits.two]\nrequests_per_minute = 2\n[usage]\nwhen_full = "refuse"\n'
+    edge = await start_edge(limits + routes)
+    asked = {"model": "public/deepseek-r1", "messages": []}
+    edge.server.journal._unsafe = True
+    assert [(await edge.ask(asked))[0] for _ in range(3)] == [503] * 3
+    edge.server.journal._unsafe = False
+    assert [(await edge.ask(asked))[0] for _ in range(3)] == [200, 200, 429]

@@ -14,6 +14,7 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.dialects import Behaviour
+from edge.notation import Url
 from edge.proxy import Generation
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
@@ -406,3 +407,73 @@ async def test_authority_of_upstreams_that_changes_applies_by_itself(start_edge:
     assert await status_of(edge, "public/deepseek-r1") == 200
     assert len(list(edge.server.endpoints.states())) == 1
     await upstream.close()
+
+
+async def test_cap_that_is_taken_out_of_the_file_holds_no_more(start_edge: StartEdge, simulator: Simulator) -> None:
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 3\n")
+    assert edge.server.clients.max_connections == 3
+    await reload(edge, edge.config_path.read_text().replace("max_connections = 3\n", ""))
+    assert edge.server.clients.max_connections > 3
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
+    """A resolver that answers 127.0.0.1, for each name after its event."""
+    asked: dict[str, asyncio.Event] = {}
+
+    async def look_up(name: Url) -> tuple[str, ...]:
+        if name.host in asked:
+            await asked[name.host].wait()
+        return ("127.0.0.1",)
+
+    monkeypatch.setattr("edge.discovery.look_up", look_up)
+    return asked
+
+
+def with_pool_by_name(edge: Edge, simulator: Simulator) -> str:
+    port = simulator.url.rpartition(":")[2]
+    named = f'\n[pools.b]\ndns = "b.test:{port}"\n[routes."public/b"]\npool = "b"\n'
+    return edge.config_path.read_text() + named
+
+
+async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
+    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event]
+) -> None:
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url))
+    names["b.test"] = asyncio.Event()
+    other = simulator.url.replace("127.0.0.1", "localhost")
+    fixed = f'\n[pools.fixed]\nendpoints = ["{other}"]\n[routes."public/fixed"]\npool = "fixed"\n'
+    edge.config_path.write_text(with_pool_by_name(edge, simulator) + fixed)
+    edge.server.reload()
+    await until(lambda: any(each.authority.startswith("localhost") for each in edge.server.endpoints.states()))
+    edge.server._members_changed()  # of a pool in force, as its name's addresses change
+    names["b.test"].set()
+    await until(lambda: edge.server.generation.number == 2)
+    assert await status_of(edge, "public/fixed") == 200
+    await edge.consistent()
+    [member] = edge.server.generation.pools["fixed"].members
+    assert member.endpoint in list(edge.server.endpoints.states())
+    assert len(member.endpoint.connections) == 1
+
+
+async def test_certificate_that_is_replaced_during_a_reload_refuses_it(
+    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    ours, other = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(ours.cert_chain_pems[0].bytes())
+    key.write_bytes(ours.private_key_pem.bytes())
+    tls = f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n'
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server=tls)
+    names["b.test"] = asyncio.Event()
+    edge.config_path.write_text(with_pool_by_name(edge, simulator))
+    edge.server.reload()
+    await until(lambda: edge.server.health.generation == 2)  # built, and not in force before the name is known
+    key.write_bytes(other.private_key_pem.bytes())
+    names["b.test"].set()
+    await until(lambda: edge.server.health.reload_failures)
+    assert "certificate and key" in edge.server.health.reload_failed
+    assert edge.server.generation.number == edge.server.health.generation == 1
+    certificate.write_bytes(other.cert_chain_pems[0].bytes())
+    await until(lambda: edge.server.generation.number == 2)

@@ -728,3 +728,23 @@ async def test_connection_with_tls_is_reused_and_replayed_like_any_other(
         assert upstream.connections == 1 + stale
     finally:
         await upstream.close()
+
+
+async def test_request_that_the_upstream_worked_on_is_not_sent_again(
+    start_edge: StartEdge, start_upstream: StartUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that had been closed tells so at once; one that dies later dies of the request."""
+    monkeypatch.setattr("edge.relay._STALE_WITHIN_S", 0.0)  # so that nothing is at once
+
+    async def script(connection: ScriptedConnection) -> None:
+        if len(upstream.requests) == 1:
+            await connection.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+        else:
+            connection.writer.close()
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
+    asked = {"model": "public/deepseek-r1", "messages": []}
+    assert [(await edge.ask(asked))[0] for _ in range(2)] == [200, 502]
+    assert len(upstream.requests) == 2
+    await edge.consistent()

@@ -717,3 +717,17 @@ def test_processes_overshoot_by_no_more_than_the_others_share_of_what_was_left(
         for number, of in enumerate(processes):
             exchange.merge(number, of)
     assert all(only(of).requests == admitted for of in processes if of.counter_count)
+
+
+def test_tokens_are_not_taken_back_from_a_minute_that_is_counted_anew() -> None:
+    """The shared clock was set back while a request ran, and its minute comes a second time."""
+    now = 1_700_000_040.0
+    admission = Admission({"l": LimitConfig("l", tokens_per_minute=1000)}, lambda: now)
+    permit = admission.admit("r", ("l",), "u", "k", 900)
+    admission.adopt(-180.0)
+    admission.admit("r", ("l",), "u", "k", 1)
+    now += 180
+    admission.admit("r", ("l",), "u", "k", 1)
+    permit.settle(10)
+    [counter] = admission.collect(everything=True)
+    assert counter.own().tokens == 0

@@ -1,5 +1,6 @@
 """The process's own decisions: what a reload changes, what it refuses to start with."""
 
+import asyncio
 import json
 import logging
 from dataclasses import replace
@@ -10,7 +11,8 @@ import pytest
 from edge.changes import describe_change
 from edge.config import Address, Config, ConfigError, KeyStoreAddress, parse
 from edge.keys_sqlite import KeyFileError
-from edge.server import JsonFormatter, listening_on
+from edge.server import JsonFormatter, Server, listening_on
+from edge.simulator import Simulator
 from tests.conftest import ROUTES, StartEdge
 
 TEXT = """
@@ -89,3 +91,22 @@ async def test_descriptor_limit_is_raised_and_bounds_connections(start_edge: Sta
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
     assert hard / 2 - 100 < edge.server.clients.max_connections < hard / 2
+
+
+async def test_part_that_fails_begins_again_and_ends_nothing_else(
+    start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge.server._RESTART_PAUSE_S", 0.0)
+    failed = asyncio.Event()
+
+    async def drain_once(self: Server) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("a defect")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Server, "_keep_journal", drain_once)
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url))
+    await failed.wait()
+    assert (await edge.ask({"model": "public/deepseek-r1", "messages": []}))[0] == 200
+    assert "journal failed, and begins again" in caplog.text

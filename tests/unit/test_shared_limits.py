@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from edge.admission import Admission, Counter, Permit
 from edge.config import LimitConfig
@@ -489,3 +490,26 @@ async def test_cancellation_that_the_client_swallows_ends_it_all_the_same(server
         async with merging(process):
             await waiting.wait()
         assert process.shared.outage == ""
+
+
+async def test_client_that_cannot_even_disconnect_is_an_outage_like_any_other() -> None:
+    class Stuck:
+        connection_pool: "Stuck"
+
+        async def script_load(self, script: str) -> None:
+            raise RedisConnectionError("gone")
+
+        async def disconnect(self, inuse_connections: bool) -> None:
+            disconnected.set()
+            raise RedisTimeoutError("Timed out closing connection")
+
+    client, disconnected = Stuck(), asyncio.Event()
+    client.connection_pool = client
+    shared = SharedLimits(client, Admission({}, time.time), time.time)  # type: ignore[arg-type]  # what it uses of one
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(shared.run())
+        for _ in range(2):
+            await disconnected.wait()
+            disconnected.clear()
+        assert shared.outage
+        running.cancel()

@@ -193,6 +193,17 @@ async def test_lines_are_written_whole_and_in_order() -> None:
     assert log.dropped == 0
 
 
+async def test_line_that_is_no_text_costs_no_other_its_place(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = AccessLog(file.fileno())
+        for client in ("10.0.0.1", "\udcff", "10.0.0.2"):
+            log.write(exchange(client=client))
+        await log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["client"] for line in lines] == ["10.0.0.1", "10.0.0.2"]
+    assert log.dropped == 1
+
+
 @pytest.mark.parametrize("turns", range(5))
 async def test_end_of_the_process_loses_no_line_that_is_being_encoded(turns: int, tmp_path: Path) -> None:
     """The task that flushes is cancelled at the end, wherever it is; what it holds is not lost."""

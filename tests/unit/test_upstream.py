@@ -207,3 +207,11 @@ async def test_tls_is_always_verified(tmp_path: Path) -> None:
     assert tls_context(ca).cert_store_stats()["x509_ca"] == 1
     with pytest.raises(FileNotFoundError):
         tls_context(tmp_path / "missing.pem")
+
+
+async def test_instances_share_the_settings_of_tls() -> None:
+    """Any user may ask for any number of names, and one context takes 20 ms and 0.8 MB."""
+    endpoints = Endpoints(asyncio.get_running_loop())
+    contexts = {endpoints.instance(f"https://s{at}.a.svc").endpoint.connections.tls for at in range(3)}
+    assert len(contexts) == 1
+    assert None not in contexts
