@@ -48,7 +48,7 @@ _NO_PREFERENCE: Final = Address("127.0.0.1", 0)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    _open_standard_descriptors()
+    _open_standard_files()
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -61,14 +61,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 1
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if _has_reader():
+            print(f"edge: {error}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as below
+        return 1
     return code if _has_reader() else 1
 
 
-def _open_standard_descriptors() -> None:
-    """Fill 0, 1 and 2 when who started us had closed them: else a socket, or the loop's own, takes their place."""
+def _open_standard_files() -> None:
+    """Fill 0, 1 and 2 when who started us had closed them: else a socket, or the loop's own, takes their place.
+
+    What is printed to a closed standard error would go to standard output.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _has_reader() -> bool:

@@ -7,6 +7,7 @@ as the client's own bytes (RFC 8259 section 4: names SHOULD be unique).
 """
 
 import codecs
+import itertools
 import re
 import types
 from collections.abc import Generator
@@ -38,6 +39,7 @@ _MODEL_MEMBER = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
     rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+){0,1024}+")'
 )
+_MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
 _MAX_QUOTES: Final = 100_000  # that begin or end a text or a key
 _MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
 _HYPHEN: Final = ord("-")
@@ -111,7 +113,7 @@ def read_json(body: bytes) -> Envelope:
             raise _not_text() from None
     members = _decode(body)
     model = _model_in(members)
-    one_spelling = body.count(_MODEL) == 1 and not (b"\\" in body and _ESCAPED in body)
+    one_spelling = body.count(_MODEL) == 1 and not (b"\\" in body and (_ESCAPED in body or _is_escaped(members.model)))
     span = None if one_spelling else _at_once(_place_of_model(body, model))
     return _envelope(members, model, span, one_spelling, prompt_estimate(body))
 
@@ -141,7 +143,7 @@ def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
     yield
     prompt_tokens = prompt_estimate(body)
     yield
-    one_spelling = models == 1 and not escaped
+    one_spelling = models == 1 and not escaped and not _is_escaped(members.model)
     span = None if one_spelling else (yield from _place_of_model(body, model))
     return _envelope(members, model, span, one_spelling, prompt_tokens)
 
@@ -157,6 +159,10 @@ def _at_once(steps: Generator[None, None, _T]) -> _T:
 
 def _not_text() -> InvalidRequest:
     return InvalidRequest("the body is not valid UTF-8")
+
+
+def _is_escaped(raw: msgspec.Raw) -> bool:
+    return b"\\" in bytes(raw)
 
 
 def _model_in(members: _Members) -> str:
@@ -253,14 +259,17 @@ def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
 
 def _place_of_options(body: bytes, raw: bytes) -> tuple[int, int] | None:
     """Return where the client's own `stream_options` stand; None where that is not certain."""
-    renamed, places = bytearray(body), []
-    for key in _OPTIONS_KEY.finditer(body):
-        if body.startswith(raw, key.end()):
-            places.append((key.end(), key.end() + len(raw)))
-            renamed[key.start() + 1] = _HYPHEN
-    if len(places) != 1 or _only_options.decode(renamed).stream_options:
+    places = [
+        key for key in itertools.islice(_OPTIONS_KEY.finditer(body), _MAX_SPELLINGS) if body.startswith(raw, key.end())
+    ]
+    if len(places) != 1:
         return None
-    return places[0]
+    [key] = places
+    renamed = bytearray(body)
+    renamed[key.start() + 1] = _HYPHEN
+    if _only_options.decode(renamed).stream_options:
+        return None
+    return key.end(), key.end() + len(raw)
 
 
 def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
@@ -284,9 +293,11 @@ def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
 
 
 def _options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
-    """Return the members of `stream_options`, which may be absent or null; None when it is anything but an object."""
+    """Return the members of `stream_options`, which may be absent or null; None for anything but a small object."""
     if raw in (b"", b"null"):
         return {}
+    if len(raw) > _MAX_OPTIONS_BYTES:
+        return None
     try:
         return _top_level.decode(raw)
     except (ValueError, RecursionError):

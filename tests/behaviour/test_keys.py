@@ -239,6 +239,17 @@ def test_reader_that_has_enough_of_a_table_gets_no_complaint(command: list[str])
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge", "check", "routes.toml"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "edge: [Errno 28] No space left on device\n")
+
+
 def test_command_does_its_work_without_a_standard_output() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -m edge check routes.toml >&-', sys.executable], stderr=subprocess.PIPE, check=False

@@ -569,6 +569,18 @@ def test_only_model_of_its_value_is_spliced_whatever_else_is_called_so(body: byt
     assert rewrite_json(body, read_json(body), "new") == b'"new"'.join(body.rsplit(written, 1))
 
 
+def test_slash_that_is_escaped_as_php_does_is_spliced() -> None:
+    body = b'{"x":[1,\t2],"model":"public\\/m" }'
+    assert rewrite_json(body, read_json(body), "n") == b'{"x":[1,\t2],"model":"n" }'
+
+
+def test_stream_options_of_a_million_members_stay_as_they_are() -> None:
+    options = b'{"0":1' + b"".join(b',"%d":1' % number for number in range(300_000)) + b"}"
+    body = b'{"model":"m","stream":true,"stream_options":%b}' % options
+    with memory_below(5 * len(body)):
+        assert rewrite_json(body, read_json(body), "n", include_usage=True) == body.replace(b'"m"', b'"n"')
+
+
 def test_large_body_that_names_its_model_twice_is_not_written_anew() -> None:
     """It would build all of its members; few of them may stay."""
     few = b'{"model":"m","x":[{"model":"m"}],"y":"%b"}' % (b'\\"' * 200_000)
