@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if _has_reader():
             print(f"edge: {error}", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as below
+            _drop_output()
         return 1
     return code if _has_reader() else 1
 
@@ -89,8 +89,13 @@ def _has_reader() -> bool:
     output.register(1, 0)  # an error is told whatever is asked for
     has_reader = not any(events & select.POLLERR for _, events in output.poll(0))
     if not has_reader:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it writes what is left
+        _drop_output()
     return has_reader
+
+
+def _drop_output() -> None:
+    """Let what cannot be written go nowhere: else the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -176,10 +176,10 @@ class Permit:
             admission.settle(self._held, self._minute, tokens)
 
     def cancel(self) -> None:
-        """Charge nothing, in place of `settle`."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.cancel(self._held, self._minute)
+        """Take back all that was charged, in place of `settle`: the request was refused after all."""
+        self.settle(0)
+        for counter, _ in self._held:
+            counter.uncount(self._minute)
 
 
 UNLIMITED: Final = Permit(None, (), 0, b"")
@@ -290,12 +290,6 @@ class Admission:
             counter.tokens += reserved
             counter.running += 1
         return Permit(self, held, minute, _headers(limits, held, elapsed_s))
-
-    def cancel(self, held: Sequence[tuple[Counter, int]], minute: int) -> None:
-        """Take back all that a permit charged: its request was refused after all."""
-        self.settle(held, minute, 0)
-        for counter, _ in held:
-            counter.uncount(minute)
 
     def settle(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int) -> None:
         """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit."""

@@ -497,8 +497,7 @@ def read_multipart(body: bytes, content_type: str) -> Envelope:
 def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> bytes:
     """Return `body` with the content of its `model` part replaced."""
     assert envelope.span is not None  # read_multipart always knows it
-    start, end = envelope.span
-    return b"".join((body[:start], model.encode(), body[end:]))
+    return _spliced(body, [(*envelope.span, model.encode())])
 
 
 def _fields(body: bytes, content_type: str) -> list[tuple[bytes, int, int]]:

@@ -309,10 +309,11 @@ class Endpoints:
 
     def member(self, url: Url, ca_file: Path | None) -> Endpoint:
         """Return the endpoint of a pool's address; raises `OSError` or `ssl.SSLError` for a bad `ca_file`."""
-        key = (url.scheme, url.host, url.port, ca_file, ca_file.stat().st_mtime_ns if ca_file else None)
+        changed_ns = ca_file.stat().st_mtime_ns if ca_file else 0
+        key = (url.scheme, url.host, url.port, ca_file, changed_ns)
         endpoint = self._members.get(key)
         if endpoint is None:
-            endpoint = self._members[key] = self._new(url, ca_file)
+            endpoint = self._members[key] = self._new(url, ca_file, changed_ns)
         return endpoint
 
     def instance(self, address: str) -> Lease:
@@ -322,14 +323,15 @@ class Endpoints:
             if len(self._instances) >= _MAX_INSTANCES:
                 self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
             url = parse_url(address)
-            member = self._instances[address] = Member(self._new(url, None), EndpointConfig(url))
+            member = self._instances[address] = Member(self._new(url), EndpointConfig(url))
         return Lease(member)
 
-    def _new(self, url: Url, ca_file: Path | None) -> Endpoint:
-        return Endpoint(url, ConnectionPool(url, self._tls_for(ca_file) if url.scheme == "https" else None, self._loop))
+    def _new(self, url: Url, ca_file: Path | None = None, changed_ns: int = 0) -> Endpoint:
+        tls = self._tls_for(ca_file, changed_ns) if url.scheme == "https" else None
+        return Endpoint(url, ConnectionPool(url, tls, self._loop))
 
-    def _tls_for(self, ca_file: Path | None) -> ssl.SSLContext:
-        state = (ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
+    def _tls_for(self, ca_file: Path | None, changed_ns: int) -> ssl.SSLContext:
+        state = (ca_file, changed_ns)
         context = self._tls.get(state)
         if context is None:
             self._tls = {known: each for known, each in self._tls.items() if known[0] != ca_file}
