@@ -172,7 +172,7 @@ class Client(asyncio.Protocol):
                 self._reader.event(event, now)
 
     def _whole(self) -> None:
-        if self._stream and self._content:
+        if self._stream and self._content.strip(b"\r\n"):  # more than one empty line may end an event
             self._end("the stream ends within an event")
             return
         if not self._stream and self._reader is not None:
@@ -193,6 +193,10 @@ class Client(asyncio.Protocol):
 
 def _reason(error: OSError) -> str:
     """Return the same text for the same reason, whichever address it was."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):  # its number is none of the system's
+        return error.reason or str(error)
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
 
 
@@ -235,7 +239,7 @@ class Connections:
     ) -> Sample:
         """Send a request on an idle connection or a new one; `begun` hears which.
 
-        An answer that is not whole `timeout_s` after the send is a failure.
+        An answer that is not whole `timeout_s` after the beginning, a new connection included, is a failure.
         """
         client = None
         connect_s = 0.0
@@ -245,16 +249,20 @@ class Connections:
         if client is None:
             connecting = time.monotonic()
             try:
-                client = await self.open()
+                async with asyncio.timeout(timeout_s):
+                    client = await self.open()
             except OSError as error:
                 now = time.monotonic()
                 problem = f"connect: {_reason(error)}"
+                if isinstance(error, TimeoutError) and timeout_s is not None and now - connecting >= timeout_s:
+                    problem = f"no connection within {timeout_s:g} s"
                 return Sample(intended, connecting, finished=now, error=problem)
             connect_s = time.monotonic() - connecting
         begun(client)
         timer = None
         if timeout_s is not None:
-            timer = self._loop.call_later(timeout_s, client.give_up, f"no whole answer within {timeout_s:g} s")
+            late = f"no whole answer within {timeout_s:g} s"
+            timer = self._loop.call_later(timeout_s - connect_s, client.give_up, late)
         sample = await client.request(raw, reader, intended)
         sample.connect_s = connect_s
         if timer is not None:

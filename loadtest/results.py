@@ -23,12 +23,13 @@ _DIGITS: Final = 3
 class Outcome:
     """One finished request; times in seconds, `start` and `end` from the beginning of the run.
 
-    `start` is the intended send time, `queued` the wait for `--max-concurrency`, `lag` what of the rest of the delay
-    was the generator's own.
+    `start` is the intended send time, `begun` when the request or the connection for it was, `queued` the wait for
+    `--max-concurrency`, `lag` what of the rest of the delay was the generator's own.
     """
 
     start: float
     end: float
+    begun: float
     lag: float
     queued: float
     error: str
@@ -54,6 +55,8 @@ def parse_goodput(pairs: Iterable[str]) -> dict[str, float]:
         if name not in _GOODPUT_METRICS:
             raise ValueError(f"goodput {pair!r}: write ttft, tpot or e2el, a colon and milliseconds")
         limits[name] = float(value) / 1e3
+        if not limits[name] >= 0:
+            raise ValueError(f"goodput {pair!r}: milliseconds are at least 0")
     return limits
 
 
@@ -148,7 +151,7 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
 
 def most_at_once(outcomes: Sequence[Outcome]) -> int:
     """Return how many requests were with the server at the busiest moment."""
-    steps = sorted(step for each in outcomes for step in ((each.start + each.queued, 1), (each.end, -1)))
+    steps = sorted(step for each in outcomes for step in ((each.begun, 1), (each.end, -1)))
     live = most = 0
     for _, change in steps:
         live += change

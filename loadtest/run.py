@@ -7,7 +7,10 @@ times to keep, so latency counts from the send. A run in which the generator was
 
 import argparse
 import asyncio
+import contextlib
+import errno
 import itertools
+import math
 import multiprocessing
 import os
 import queue
@@ -35,6 +38,7 @@ from loadtest.workload import SCENARIOS, Answer, Kept, Scenario, numbered, refus
 
 MAX_LAG_P99_MS: Final = 10.0  # a generator later than this measures itself
 MAX_BUSY: Final = 0.9  # of a core, by one generator process
+_OWN_ERRORS: Final = {f"connect: {os.strerror(each)}" for each in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)}
 _MIN_JUDGED_S: Final = 2.0  # a shorter burst always fills the generator's core
 _PROGRESS_INTERVAL_S: Final = 0.2
 _START_IN_S: Final = 0.1
@@ -83,8 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--burstiness", type=float, default=1.0, metavar="SHAPE", help="of the gaps: 1 Poisson, below 1 in bursts")
     add("--max-concurrency", type=positive, metavar="N", help="never more than N at once; the wait is told apart")
     add("--num-prompts", type=positive, default=1000, metavar="N", help="requests; default: %(default)s")
-    add("--num-warmups", type=int, default=10, metavar="N", help="before the run, not counted; default: %(default)s")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a whole answer; default: %(default)g")
+    add("--num-warmups", type=_count, default=10, metavar="N", help="before the run, not counted; default: %(default)s")
+    add(
+        "--timeout",
+        type=_timeout_s,
+        default=600.0,
+        metavar="S",
+        help="of a whole answer, 0: none; default: %(default)g",
+    )
     add("--goodput", nargs="+", default=[], metavar="NAME:MS", help="such as ttft:200 tpot:50 e2el:5000")
     add("--percentile-metrics", default=",".join(results.METRICS), metavar="NAMES", help="shown; default: %(default)s")
     add("--metric-percentiles", default="50,90,99,99.9", metavar="NUMBERS", help="default: %(default)s")
@@ -172,6 +182,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 def void(numbers: dict[str, Any]) -> list[str]:
     """Return why the numbers are the generator's own and not the target's; empty when they are the target's."""
     reasons = []
+    if numbers["error_counts"].keys() & _OWN_ERRORS:
+        reasons.append("the generator ran out of descriptors or ports")
     if numbers["generator_lag_p99_ms"] > MAX_LAG_P99_MS:
         reasons.append(f"the generator was over {MAX_LAG_P99_MS:g} ms late for one request in a hundred")
     if numbers["generator_busy"] > MAX_BUSY and numbers["duration"] > _MIN_JUDGED_S:
@@ -339,7 +351,7 @@ class _Worker:
         if self._warmups:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._warmups):
-                    group.create_task(self._connections.request(self._raw, timeout_s=self._plan.timeout_s))
+                    group.create_task(self._warm_up(), name="warm-up")
         if self._plan.times is None:  # or a thousand handshakes would be the first thing that is measured
             wanted = min(len(self._numbers), self._plan.max_concurrency or len(self._numbers))
             for first in range(self._warmups, wanted, _CONNECT_AT_ONCE):
@@ -347,6 +359,10 @@ class _Worker:
                     await self._connections.warm(min(_CONNECT_AT_ONCE, wanted - first))
                 except OSError:
                     return  # its requests will tell
+
+    async def _warm_up(self) -> None:
+        async with self._places or contextlib.nullcontext():
+            await self._connections.request(self._raw, timeout_s=self._plan.timeout_s)
 
     async def _one(self, raw: bytes, at: float) -> None:
         plan, places = self._plan, self._places
@@ -369,9 +385,12 @@ class _Worker:
     def _outcome(self, sample: Sample, kept: Kept, at: float, queued: float) -> Outcome:
         plan = self._plan
         open_loop = plan.times is not None
-        since = at if open_loop else sample.sent
+        begun = sample.sent - sample.connect_s
+        since = at if open_loop else begun
         lag = max(0.0, sample.sent - at - queued - sample.connect_s) if open_loop else 0.0
-        outcome = Outcome(since - self._begun, sample.finished - self._begun, lag, queued, sample.error)
+        outcome = Outcome(
+            since - self._begun, sample.finished - self._begun, begun - self._begun, lag, queued, sample.error
+        )
         if sample.error:
             return outcome
         if not sample.ok:
@@ -391,6 +410,20 @@ class _Worker:
             outcome.e2el = sample.finished - since
         outcome.input_tokens, outcome.output_tokens = answer.input_tokens, answer.output_tokens
         return outcome
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError("at least 0")
+    return count
+
+
+def _timeout_s(text: str) -> float:
+    timeout_s = float(text)
+    if not 0 <= timeout_s < math.inf:
+        raise argparse.ArgumentTypeError("seconds, at least 0")
+    return timeout_s
 
 
 def _members(text: str) -> dict[str, object]:

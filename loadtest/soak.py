@@ -7,6 +7,7 @@ later part may be above that of the earlier by 3 % and 2 MB of memory, and by 2 
 
 import argparse
 import asyncio
+import math
 import resource
 import statistics
 import sys
@@ -28,7 +29,7 @@ from loadtest.workload import SCENARIOS, Answer, numbered, refusal
 
 _RAMP_PER_S: Final = 500.0
 _LOOK_INTERVAL_S: Final = 1.0
-_STILL_S: Final = 60.0  # without an event, a stream is broken
+_STILL_S: Final = 60.0  # without an event that holds something, a stream is broken
 _FULL_SHARE: Final = 0.95  # of the streams live: the few that just ended are being followed
 _MIN_LOOKS: Final = 8  # under full load: two in each quarter
 _SLACK: Final = {"memory_bytes": (0.03, 2e6), "descriptors": (0.02, 8.0)}  # allocators keep some, leaks keep going
@@ -203,6 +204,8 @@ class Soak:
         """Return the result; `problems` fail the soak, `notes` say what it could not tell."""
         arguments = self._arguments
         problems = [f"{count} streams: {error}" for error, count in self._errors.most_common()]
+        if not self._completed:
+            problems.append("no stream came to its end")
         problems += [f"the watched process {pid} is gone" for pid in sorted(self._gone)]
         notes = []
         full = [look for look in self.looks if look.live >= _FULL_SHARE * arguments.streams]
@@ -240,9 +243,12 @@ def growth(full: Sequence[Look]) -> list[str]:
 def _duration_s(text: str) -> float:
     """Return a duration in seconds; a bare number is one already."""
     try:
-        return float(text)
+        duration_s = float(text)
     except ValueError:
-        return seconds(text)
+        duration_s = seconds(text)
+    if not 0 < duration_s < math.inf:
+        raise argparse.ArgumentTypeError("above 0")
+    return duration_s
 
 
 def _page(soak: Soak, numbers: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ class Target:
         _ = parts.port  # raises too
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise ValueError(f"target {self.url!r}: write http://host:port")
+        parts.hostname.encode("idna")  # raises one too
 
     def address(self) -> Address:
         """Return the address to connect to."""
@@ -61,6 +62,8 @@ def positive(text: str) -> int:
 def _output(text: str) -> Path:
     """Return a path, unless it is known before an hour of load that nothing can be written there."""
     path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a directory")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent} is no directory")
     return path

@@ -81,8 +81,8 @@ def numbered(raw: bytes, number: int) -> bytes:
 class Answer:
     """A reader that checks an answer as it comes: any OpenAI-compatible server's, or `exact` tokens of our upstream.
 
-    `content_times`: when each event with a choice came. `digest` is that of all content. `problem`: what was wrong
-    first, empty while nothing is; complete only after `end`.
+    `content_times`: when each event with a choice came; `last_at`: when the last one with data did. `digest` is that of
+    all content. `problem`: what was wrong first, empty while nothing is; complete only after `end`.
     """
 
     stream: bool
@@ -97,22 +97,20 @@ class Answer:
     @property
     def output_tokens(self) -> int:
         """How many tokens the usage tells, else how many events had content."""
-        return int(self.usage.get("completion_tokens", len(self.content_times)))
+        return self.usage.get("completion_tokens", len(self.content_times))
 
     @property
     def input_tokens(self) -> int:
         """How many tokens the usage tells."""
-        return int(self.usage.get("prompt_tokens", 0))
+        return self.usage.get("prompt_tokens", 0)
 
     def event(self, event: bytes, now: float) -> None:
         """Take an event of a stream."""
         self.digest = zlib.crc32(event, self.digest)
-        self.last_at = now
-        if self.done:
-            self._wrong("an event after [DONE]")
-        elif self.exact is None:
+        if self.exact is None:
             self._any_event(event, now)
         else:
+            self.last_at = now
             self._exact_event(event, now, self.exact)
 
     def body(self, body: bytes) -> None:
@@ -123,11 +121,11 @@ class Answer:
             return
         try:
             document = orjson.loads(body)
-            if "error" in document:
+            if document.get("error"):
                 self._wrong("an error with a good status")
             elif not (document.get("choices") or document.get("data")):
                 self._wrong("an answer without content")
-            self.usage = document.get("usage") or {}
+            self.usage = _usage_in(document)
         except (orjson.JSONDecodeError, AttributeError, TypeError):
             self._wrong("an answer that is no JSON object")
 
@@ -145,17 +143,20 @@ class Answer:
         self.problem = self.problem or problem
 
     def _any_event(self, event: bytes, now: float) -> None:
-        if event == DONE:
-            self.done = True
-            return
         try:
             data = _data(event)
-            if data is None:
+            if data is None:  # a comment keeps a connection alive, and shows nothing of who answers
+                return
+            self.last_at = now
+            if self.done:
+                self._wrong("an event after [DONE]")
+            if data == b"[DONE]":
+                self.done = True
                 return
             document = orjson.loads(data)
-            if "error" in document or document.get("object") == "error":
+            if document.get("error") or document.get("object") == "error":
                 self._wrong("an error inside the stream")
-            self.usage = document.get("usage") or self.usage
+            self.usage = _usage_in(document) or self.usage
             if document.get("choices"):
                 self.content_times.append(now)
         except orjson.JSONDecodeError:
@@ -167,7 +168,9 @@ class Answer:
 
     def _exact_event(self, event: bytes, now: float, exact: int) -> None:
         count = len(self.content_times)
-        if count < exact:
+        if self.done:
+            self._wrong("an event after [DONE]")
+        elif count < exact:
             try:
                 number, _ = read_event(event)
             except ValueError as error:
@@ -219,6 +222,14 @@ def refusal(status: int, body: bytes | None) -> str:
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         code = ""
     return f"status {status} {code}".strip()
+
+
+def _usage_in(document: dict[str, Any]) -> dict[str, int]:
+    """Return the counts of an answer's usage; what is no count tells nothing."""
+    usage = document.get("usage")
+    if not isinstance(usage, dict):
+        return {}
+    return {name: count for name, count in usage.items() if isinstance(count, int)}
 
 
 def _data(event: bytes) -> bytes | None:

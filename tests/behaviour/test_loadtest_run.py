@@ -133,9 +133,18 @@ async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> No
         ("run", "--scenario", "chat", "--goodput", "ttft:1"),
         ("run", "--extra-body", "[]"),
         ("run", "--html", "/no/such/directory/x.html"),
+        ("run", "--save-result", "/"),
+        ("run", "--target", "http://a..b"),
+        ("run", "--timeout", "nan"),
+        ("run", "--timeout", "-1"),
+        ("run", "--num-warmups", "-1"),
+        ("run", "--goodput", "e2el:nan"),
+        ("run", "--burstiness", "inf"),
         ("soak", "--target", "h"),
         ("soak", "--pid", "0"),
         ("soak", "--duration", "long"),
+        ("soak", "--duration", "nan"),
+        ("soak", "--duration", "0"),
         ("fly",),
         (),
     ],
@@ -176,3 +185,46 @@ async def test_a_soak_fails_when_a_stream_breaks(start_edge: StartEdge, start_up
     ran = await loadtest("soak", *at(edge), "--streams", "2", "--duration", "0.1")
     assert ran.code == 1
     assert re.search(r"FAILED: \d+ streams: connection lost", ran.out)
+
+
+async def test_never_more_requests_are_with_the_server_than_asked_warm_ups_included(
+    start_upstream: StartUpstream,
+) -> None:
+    live = most = 0
+
+    async def answer(connection: ScriptedConnection) -> None:
+        nonlocal live, most
+        live += 1
+        most = max(most, live)
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+        live -= 1
+
+    upstream = await start_upstream(answer)
+    ran = await loadtest(
+        *("run", "--target", upstream.url, "--scenario", "chat", "--num-prompts", "5", "--request-rate", "200"),
+        *("--max-concurrency", "1", "--num-warmups", "5", "--workers", "1"),
+    )
+    assert most == 1
+    assert re.search(r"Peak concurrent requests: +1\n", ran.out)
+
+
+async def test_a_run_that_is_terminated_takes_its_generators_along(start_upstream: StartUpstream) -> None:
+    """They would go on sending, into whatever is measured next."""
+    asked = asyncio.Event()
+
+    async def silent(connection: ScriptedConnection) -> None:
+        asked.set()
+        await connection.reader.read()
+        gone.set()
+
+    gone = asyncio.Event()
+    upstream = await start_upstream(silent)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--num-prompts", "1"),
+        *("--num-warmups", "0"),
+        cwd=ROOT,
+    )
+    await asked.wait()
+    process.terminate()
+    assert await process.wait() == 143
+    await gone.wait()

@@ -45,7 +45,11 @@ def test_gaps_of_a_poisson_process_vary_as_much_as_their_mean_and_a_higher_shape
     assert variation(0.25) == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize(("rate", "burstiness"), [(0, 1), (-1, 1), (1, 0), (float("nan"), 1)])
+@pytest.mark.parametrize(("rate", "burstiness"), [(0, 1), (-1, 1), (1, 0), (float("nan"), 1), (1, float("inf"))])
 def test_a_rate_or_shape_that_is_not_above_zero_is_refused(rate: float, burstiness: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         schedule(1, rate, burstiness)
+
+
+def test_gaps_too_small_for_a_float_are_none() -> None:
+    assert schedule(1, 10.0, 0.001, seed=1) == [0.0]

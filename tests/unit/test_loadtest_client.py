@@ -1,12 +1,14 @@
 """The load generator's connection against an upstream that says exactly these bytes."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from loadtest.alarm import Alarm
 from loadtest.client import Address, Client, Connections, Sample
@@ -72,6 +74,36 @@ async def test_a_stream_is_told_event_by_event_however_it_is_cut(start_upstream:
         assert asked.sample.body_bytes == 18
     times = together.sample
     assert 0 < times.sent <= times.first_byte <= times.finished
+
+
+async def test_a_stream_may_end_with_more_than_one_empty_line(start_upstream: StartUpstream) -> None:
+    asked = await ask(start_upstream, STREAM, chunk(b"data: [DONE]\n\n\n") + b"0\r\n\r\n")
+    assert asked.seen.events == [b"data: [DONE]"]
+    assert asked.sample.ok
+
+
+async def test_a_server_that_accepts_and_says_nothing_does_not_outlast_the_timeout(
+    start_upstream: StartUpstream,
+) -> None:
+    async def silent(connection: ScriptedConnection) -> None:
+        await connection.reader.read()
+
+    upstream = await start_upstream(silent)
+    where = address(upstream.url)
+    connections = Connections(Address(where.host, where.port, ssl.create_default_context()))
+    sample = await connections.request(REQUEST, timeout_s=0.05)
+    assert sample.error == "no connection within 0.05 s"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        connections = Connections(Address("127.0.0.1", port, ssl.create_default_context()))
+        sample = await connections.request(REQUEST)
+    assert sample.error.startswith("connect: certificate: ")
 
 
 async def test_events_may_end_with_crlf(start_upstream: StartUpstream) -> None:

@@ -1,5 +1,8 @@
 """From outcomes to numbers."""
 
+import errno
+import os
+
 import pytest
 from hdrh.histogram import HdrHistogram
 
@@ -20,12 +23,12 @@ from loadtest.soak import Look, growth
 
 def stream(start: float, ttft: float, gap: float, count: int, *, tokens: int | None = None) -> Outcome:
     e2el = ttft + gap * (count - 1)
-    outcome = Outcome(start, start + e2el + 0.001, 0.0001, 0.0, "", ttft, e2el, [gap] * (count - 1), 10)
+    outcome = Outcome(start, start + e2el + 0.001, start, 0.0001, 0.0, "", ttft, e2el, [gap] * (count - 1), 10)
     outcome.output_tokens = count if tokens is None else tokens
     return outcome
 
 
-FAILED = Outcome(0.5, 4.0, 0.0, 0.0, "connection lost")
+FAILED = Outcome(0.5, 4.0, 0.5, 0.0, 0.0, "connection lost")
 RUN = [stream(0.0, 0.2, 0.02, 11), stream(1.0, 0.4, 0.02, 11), FAILED]
 
 
@@ -54,7 +57,7 @@ def test_tpot_counts_tokens_of_the_usage_and_not_events() -> None:
 
 
 def test_a_whole_answer_has_an_end_and_neither_first_token_nor_pace() -> None:
-    whole = Outcome(0.0, 0.5, 0.0, 0.0, "", None, 0.5, [], 10, 8)
+    whole = Outcome(0.0, 0.5, 0.0, 0.0, 0.0, "", None, 0.5, [], 10, 8)
     numbers = summary([whole], [50])
     assert numbers["mean_e2el_ms"] == 500
     assert numbers["total_output_tokens"] == 8
@@ -93,8 +96,8 @@ def test_the_histogram_in_the_result_gives_the_same_percentiles_to_another_reade
 
 
 def test_the_busiest_moment_counts_those_with_the_server_and_not_those_in_the_queue() -> None:
-    queued = Outcome(0.0, 3.0, 0.0, 2.0, "")
-    assert most_at_once([Outcome(0.0, 1.0, 0.0, 0.0, ""), Outcome(0.5, 1.5, 0.0, 0.0, ""), queued]) == 2
+    queued = Outcome(0.0, 3.0, 2.0, 0.0, 2.0, "")
+    assert most_at_once([Outcome(0.0, 1.0, 0.0, 0.0, 0.0, ""), Outcome(0.5, 1.5, 0.5, 0.0, 0.0, ""), queued]) == 2
     assert most_at_once([]) == 0
 
 
@@ -119,7 +122,9 @@ def test_the_details_tell_every_request() -> None:
 
 
 def test_a_generator_that_was_late_or_had_no_time_left_makes_the_run_void() -> None:
-    fine = {"generator_lag_p99_ms": 9.0, "generator_busy": 0.5, "duration": 10.0}
+    fine = {"generator_lag_p99_ms": 9.0, "generator_busy": 0.5, "duration": 10.0, "error_counts": {}}
+    own = {f"connect: {os.strerror(errno.EMFILE)}": 3}
+    assert len(run.void(fine | {"error_counts": own})) == 1
     assert run.void(fine) == []
     assert len(run.void(fine | {"generator_lag_p99_ms": 11.0})) == 1
     assert len(run.void(fine | {"generator_busy": 0.95})) == 1

@@ -59,6 +59,38 @@ def test_without_usage_events_with_content_are_counted() -> None:
     assert told(CONTENT, CONTENT, DONE).output_tokens == 2
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [CONTENT, b"data:[DONE]"],
+        [CONTENT, b"event: done\ndata: [DONE]"],
+        [CONTENT, b"\nid: 6\r\ndata: [DONE]"],
+        [CONTENT, DONE, b": bye"],
+        [CONTENT.replace(b'"choices"', b'"error":null,"choices"'), DONE],
+    ],
+)
+def test_whatever_a_server_may_write_is_a_whole_stream(events: list[bytes]) -> None:
+    answer = told(*events)
+    assert answer.problem == ""
+    assert answer.output_tokens == 1
+
+
+@pytest.mark.parametrize("usage", [b"[1]", b'{"completion_tokens":null,"prompt_tokens":"x"}', b"7", b"null"])
+def test_usage_without_sense_is_none(usage: bytes) -> None:
+    answer = told(CONTENT, b'data: {"choices":[],"usage":%b}' % usage, DONE)
+    assert (answer.problem, answer.input_tokens, answer.output_tokens) == ("", 0, 1)
+    whole = Answer(stream=False)
+    whole.body(b'{"choices":[{}],"error":null,"usage":%b}' % usage)
+    assert (whole.end(), whole.input_tokens, whole.output_tokens) == ("", 0, 0)
+
+
+def test_a_comment_is_no_sign_of_life() -> None:
+    answer = Answer(stream=True)
+    answer.event(CONTENT, 1.0)
+    answer.event(b": ping", 2.0)
+    assert answer.last_at == 1.0
+
+
 def test_events_of_several_lines_and_of_other_fields_are_understood() -> None:
     several = b'event: chunk\r\nid: 1\r\ndata:{"choices":\r\ndata: [{}]}'
     answer = told(several, DONE)
@@ -117,7 +149,7 @@ def test_a_byte_that_differs_from_our_upstreams_is_found(events: list[bytes], pr
         (b'{"choices":[{}],"usage":{"completion_tokens":3}}', ""),
         (b'{"data":[{}]}', ""),
         (b'{"choices":[]}', "an answer without content"),
-        (b'{"error":{}}', "an error with a good status"),
+        (b'{"error":{"message":"x"}}', "an error with a good status"),
         (b"[]", "an answer that is no JSON object"),
         (b"{", "an answer that is no JSON object"),
     ],
