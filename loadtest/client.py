@@ -254,7 +254,7 @@ class Connections:
             except OSError as error:
                 now = time.monotonic()
                 problem = f"connect: {_reason(error)}"
-                if isinstance(error, TimeoutError) and timeout_s is not None and now - connecting >= timeout_s:
+                if isinstance(error, TimeoutError) and error.errno is None:  # not the system's, but ours
                     problem = f"no connection within {timeout_s:g} s"
                 return Sample(intended, connecting, finished=now, error=problem)
             connect_s = time.monotonic() - connecting
