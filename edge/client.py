@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Final, Protocol
 
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -188,7 +188,8 @@ class ClientConnection(RequestHandler):
         super().connection_made(transport)
         self._wire = self.transport
         name = transport.get_extra_info("peername")
-        self.peer = name[0] if isinstance(name, tuple) else "unix"
+        # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
+        self.peer = name[0].removeprefix("::ffff:") if isinstance(name, tuple) else "unix"
         if self._server.is_full:
             self._server.refused_connections += 1
             self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
@@ -260,7 +261,10 @@ class ClientConnection(RequestHandler):
         if data and not self._parser_reads:
             self._park(data)
             return
-        self._head_bytes += len(data)
+        current = self._current_request
+        is_body = current is not None and not current.payload.is_eof()
+        if data != b"\r\n":  # which old clients send behind a body, and which begins no head (RFC 9112 section 2.2)
+            self._head_bytes += len(data)
         super().data_received(data)
         if self._messages:
             self._stop_header_timer()
@@ -270,11 +274,16 @@ class ClientConnection(RequestHandler):
                 self._parser_full = True
             if not isinstance(self._messages[-1][0], RawRequestMessage):
                 self._fail_body()
-        elif self._waiter is None or self._force_close:
-            self._head_bytes = 0  # the bytes of a body
-        elif self._head_bytes > MAX_HEAD_BYTES:
+        elif is_body or self._force_close:
+            self._head_bytes = 0
+        elif self._waiter is not None:
+            self._watch_head()
+
+    def _watch_head(self) -> None:
+        """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
+        if self._head_bytes > MAX_HEAD_BYTES:
             self.refuse(_head_too_large())
-        elif self._header_timer is None:
+        elif self._head_bytes and self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
     def _check_head_sizes(self) -> None:
@@ -324,11 +333,14 @@ class ClientConnection(RequestHandler):
             while not self._force_close:
                 if not self._messages:
                     self._waiter = self._loop.create_future()
+                    self._watch_head()
                     try:
                         await self._waiter
                     finally:
                         self._waiter = None
                     continue
+                if self._paused:  # it asks for more than it reads
+                    break
                 message, payload = self._messages.popleft()
                 is_whole = payload.is_eof()
                 if is_whole:
@@ -349,6 +361,8 @@ class ClientConnection(RequestHandler):
                     self._message_taken()
                 if not keep_alive or self._close:
                     break
+                if self._messages:  # pipelined: whoever else is ready comes first
+                    await asyncio.sleep(0)
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
                 if self._keepalive_handle is None:
                     self._keepalive_handle = self._loop.call_at(
@@ -568,7 +582,8 @@ async def read_body(
         memory.reserve(len(body))
         return Body(body, memory)
     _check_length(request.headers, max_body_bytes)
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and not payload.total_bytes:
+    expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if expects and request.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
         request.connection.send(_CONTINUE)
     content = io.BytesIO()  # grows in place; to join 10 MB of parts at the end would take 6 ms in one go
     count = 0

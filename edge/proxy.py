@@ -512,7 +512,7 @@ def _target(request: Request, exchange: Exchange, server: ServerConfig) -> tuple
             raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
         if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
             raise UnsupportedCoding("the only transfer coding is chunked")
-    if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
+    if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and message.version == HttpVersion11:
         raise InvalidRequest("the only expectation is 100-continue")
     path = message.path
     if path.startswith("/"):

@@ -607,6 +607,19 @@ async def test_continue_comes_after_the_key_and_before_the_body(edge: Edge) -> N
     await edge.consistent()
 
 
+@pytest.mark.parametrize("expectation", ["100-continue", "200-ok"])
+async def test_expectation_of_an_old_client_is_ignored(edge: Edge, expectation: str) -> None:
+    """It would take the 100 for its answer (RFC 9110 section 10.1.1)."""
+    body = json.dumps({"model": PUBLIC}).encode()
+    assert (await edge.ask(body))[0] == 200  # the key is known from now on, so the body is read at once
+    client = await edge.connect()
+    client.send(edge.request(body, version="1.0", headers=(f"Expect: {expectation}",)).removesuffix(body))
+    while not edge.server.proxy.in_flight:
+        await asyncio.sleep(0)
+    client.send(body)
+    assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     ("wanted", "arguments"),
     [

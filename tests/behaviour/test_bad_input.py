@@ -481,6 +481,43 @@ async def test_slow_head_gets_a_408(start_edge: StartEdge, simulator: Simulator,
     await edge.consistent()
 
 
+async def test_slow_head_behind_a_running_answer_gets_a_408_after_it(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(connection: ScriptedConnection) -> None:
+        await go_on.wait()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server='header_timeout = "100ms"')
+    client = await edge.connect()
+    client.send(edge.request(GOOD))
+    while not upstream.requests:
+        await asyncio.sleep(0.01)
+    client.send(b"POST /v1/chat")
+    while not next(iter(edge.server.clients.clients))._head_bytes:
+        await asyncio.sleep(0.01)
+    go_on.set()
+    assert (await client.response())[0] == 200
+    check_error(edge, await client.response(), 408, "request_timeout")
+    assert await client.rest() == b""
+    await edge.consistent()
+
+
+async def test_empty_line_behind_a_body_begins_no_head(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Old clients send one (RFC 9112 section 2.2); a 408 would be taken for the answer to their next request."""
+    settings = 'header_timeout = "50ms"\nclient_idle_timeout = "300ms"'
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server=settings)
+    client = await edge.connect()
+    client.send(edge.request(GOOD))
+    assert (await client.response())[0] == 200
+    client.send(b"\r\n")
+    assert await client.rest() == b""
+    await edge.consistent()
+
+
 async def test_bodies_of_all_requests_together_are_bounded(
     start_edge: StartEdge, start_upstream: StartUpstream
 ) -> None:

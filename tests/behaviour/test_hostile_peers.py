@@ -1,11 +1,13 @@
 """Peers that mean harm, or look like it: each was a way to hurt the edge once."""
 
 import asyncio
+import itertools
 import json
 import socket
 
 import pytest
 
+from edge.client import Request
 from edge.envelope import read_multipart
 from edge.errors import InvalidRequest
 from edge.simulator import Simulator
@@ -146,6 +148,54 @@ async def test_storm_of_interim_answers_ends_in_an_error_not_in_recursion(
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
     assert (await edge.ask(ASK))[0] == status
     await edge.consistent()
+
+
+async def test_client_that_pipelines_lets_others_in_between(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal never waits for anything: all that one read holds would else be answered in one step of the loop."""
+    order: list[object] = []
+    handle = edge.server.clients.handle
+
+    async def noted(request: Request) -> bool:
+        order.append(request.connection)
+        return await handle(request)
+
+    monkeypatch.setattr(edge.server.clients, "handle", noted)
+    greedy, other = await edge.connect(), await edge.connect()
+    ask = edge.request(method="GET", path="/v1/models", key="sk-nobody-knows-this-one")
+    await edge.ask(method="GET", path="/v1/models", key="sk-nobody-knows-this-one")  # from now on known to be unknown
+    greedy.send(ask * 30)
+    other.send(ask)
+    for _ in range(30):
+        assert (await greedy.response())[0] == 401
+    assert (await other.response())[0] == 401
+    assert len(order) == 32
+    assert order.index(order[-1]) < 31
+    turns = [first is not second for first, second in itertools.pairwise(order[1:])]
+    assert turns.index(True) < 28
+
+
+async def test_client_that_pipelines_and_never_reads_is_dropped(start_edge: StartEdge, simulator: Simulator) -> None:
+    """What it is answered would else wait here for ever, without a bound."""
+    routes = ROUTES.replace("{upstream}", simulator.url)
+    edge = await start_edge(routes, server='client_idle_timeout = "200ms"\n')
+    client = await deaf_client(edge)
+    ask = edge.request(method="GET", path="/v1/models")
+    while clients := edge.server.clients.clients:
+        client.send(ask)
+        assert all(each._wire is None or each._wire.get_write_buffer_size() < 2**20 for each in clients)
+        await asyncio.sleep(0)
+
+
+async def test_ipv4_client_of_a_listener_for_both_is_an_ipv4_client(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """Else it is in no network of `trusted_proxies`, and no loopback client."""
+    routes = ROUTES.replace("{upstream}", simulator.url)
+    trusted = 'trusted_proxies = ["127.0.0.0/8"]\n'
+    edge = await start_edge(routes, server='listen = "[::]:0"\nadmin = "127.0.0.1:0"\n' + trusted)
+    status, _, _ = await edge.ask(ASK, host="localhost", headers=("X-Forwarded-For: 9.9.9.9",))
+    assert status == 200
+    assert (await edge.log())[-1]["client"] == "9.9.9.9"
 
 
 @pytest.mark.parametrize("scope", [b"\xff", b"x" * 500])
