@@ -29,6 +29,7 @@ class Document(msgspec.Struct):
     _size: int = 0
     _parts: list[bytes] = []
     _end: bytearray = bytearray()
+    _early: Usage | None = None  # of an answer too long to be kept, from where it begins
 
     @property
     def holds(self) -> bool:
@@ -39,7 +40,10 @@ class Document(msgspec.Struct):
         if self._size <= MAX_DOCUMENT_BYTES:
             self._parts.append(content)
         else:
-            self._keep_end(b"".join((*self._parts, content)) if self._parts else content)
+            kept = b"".join((*self._parts, content)) if self._parts else content
+            if not self._end:
+                self._early = last_usage(kept[:TAIL_BYTES])  # llama.cpp tells it in front of the vectors
+            self._keep_end(kept)
             self._parts.clear()
         return content
 
@@ -71,7 +75,7 @@ class Document(msgspec.Struct):
                     return None
                 usage = last_usage(document[-TAIL_BYTES:])
         else:
-            usage = last_usage(bytes(self._end[-TAIL_BYTES:]))
+            usage = last_usage(bytes(self._end[-TAIL_BYTES:])) or self._early
         if usage is None or whole:
             return usage
         return msgspec.structs.replace(usage, source=UsageSource.RUNNING)

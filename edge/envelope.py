@@ -288,16 +288,16 @@ def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -
 
 def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
     stream_options = bytes(raw)
+    if len(stream_options) > _MAX_OPTIONS_BYTES:
+        raise InvalidRequest(f"`stream_options` is over {_MAX_OPTIONS_BYTES} bytes", param="stream_options")
     options = _options_in(stream_options) or {}
     return stream_options, options.get("include_usage") == _TRUE, options.get("continuous_usage_stats") == _TRUE
 
 
 def _options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
-    """Return the members of `stream_options`, which may be absent or null; None for anything but a small object."""
+    """Return the members of `stream_options`, which may be absent or null; None for anything but an object."""
     if raw in (b"", b"null"):
         return {}
-    if len(raw) > _MAX_OPTIONS_BYTES:
-        return None
     try:
         return _top_level.decode(raw)
     except (ValueError, RecursionError):

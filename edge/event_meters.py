@@ -35,6 +35,10 @@ _SPACE: Final = b" \t\r\n"
 _OPEN_CHOICE: Final = (b'"finish_reason":null', b'"finish_reason": null')
 _DELTA_TYPE = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta" ?\}[\r\n]+')
 
+# What is in base64 has no quotes.
+_IMAGE_DONE: Final = (b'"image_generation.completed"', b'"image_edit.completed"')
+_LONGEST_IMAGE_DONE: Final = max(map(len, _IMAGE_DONE))
+
 _T = TypeVar("_T")
 
 
@@ -181,6 +185,7 @@ def _event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
 
 
 class _Choice(msgspec.Struct):
+    index: msgspec.Raw = ABSENT
     delta: dict[str, msgspec.Raw] | None = None
     text: msgspec.Raw = ABSENT
 
@@ -197,6 +202,9 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class ChunkEvents(Events):
     """`chat/completions` and `completions`."""
 
+    _index: bytes = b""  # of the first choice that was seen
+    _has_several: bool = False
+
     def _read(self, event: bytes) -> bytes:
         chunk = _decoded(_chunk, event)
         if chunk is None:
@@ -210,6 +218,10 @@ class ChunkEvents(Events):
         has_usage = bool(usage) and usage != NULL
         if has_usage:
             self._take(usage_in(usage), is_last=not choices)
+            if choices and not self._has_several:
+                index = bytes(choices[-1].index)
+                self._index = self._index or index
+                self._has_several = len(choices) > 1 or index != self._index
         if _says_something(choices) if choices is not None else not has_usage:
             self._frames += 1
             if self.learns and not has_usage and not (self.ending and event.endswith(self.ending)):
@@ -220,6 +232,14 @@ class ChunkEvents(Events):
             if choices == [] and self.hide_usage:
                 return b""
         return event
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        if not self._has_several or self._is_last:
+            return used
+        # Running usage is that of the choice it came with, in vLLM, so the last one is not all that was written.
+        counted = max(used.completion_tokens, self._frames + self.passed)
+        return msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
 
 
 def _says_something(choices: list[_Choice]) -> bool:
@@ -265,6 +285,22 @@ def _without_usage(event: bytes) -> bytes:
 
 class OtherEvents(ChunkEvents):
     """Streams of sound, images and transcripts: nothing of theirs is a token unless they say so."""
+
+    _units: int = 0
+    _before: bytes = b""
+
+    def feed(self, content: bytes) -> bytes:
+        for key in _IMAGE_DONE:  # looked for in all that passes: such an event is too long to be kept
+            self._units += (self._before[1 - len(key) :] + content).count(key)
+        self._before = (self._before + content)[-_LONGEST_IMAGE_DONE:]
+        return super().feed(content)
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        if not self._units:
+            return used
+        source = UsageSource.FINAL if whole else UsageSource.RUNNING
+        return msgspec.structs.replace(used, units=self._units, source=source)
 
     def _estimate(self) -> Usage:
         return NO_USAGE

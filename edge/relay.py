@@ -469,7 +469,11 @@ class Relay(Receiver):
         Every line here runs once a token of every stream: no call, clock or allocation that can be spared.
         """
         count = len(data)
-        if whole_chunks.get(data[:SIZE_LINE_BYTES]) == count and data.endswith(self._ending):
+        if (
+            whole_chunks.get(data[:SIZE_LINE_BYTES]) == count
+            and data.endswith(self._ending)
+            and data.find(b"\n\n") + 4 == count  # some put several events into a chunk; this is the end of the first
+        ):
             self._sent_bytes += count
             self._passed_unseen += 1
             self._last_chunk = data

@@ -18,6 +18,7 @@ USAGE_MEMBER = re.compile(
     rb"(\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\})"
 )
 
+_MAX_DIGITS: Final = 15  # of a count that is read by hand
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -36,6 +37,7 @@ class Tokens(msgspec.Struct):
     output_tokens: _Count | None = None
     cache_creation_input_tokens: _Count | None = None
     cache_read_input_tokens: _Count | None = None
+    reasoning_tokens: msgspec.Raw = ABSENT  # as SGLang has it, beside the details
     prompt_tokens_details: msgspec.Raw = ABSENT
     completion_tokens_details: msgspec.Raw = ABSENT
     input_tokens_details: msgspec.Raw = ABSENT
@@ -73,10 +75,15 @@ def usage_of(tokens: Tokens) -> Usage | None:
     if prompt is None and completion is None:
         return None
     reasoning = 0
-    if details := tokens.prompt_tokens_details or tokens.input_tokens_details:
-        cached = cached or _details_in(details).cached_tokens or 0
-    if details := tokens.completion_tokens_details or tokens.output_tokens_details:
-        reasoning = _details_in(details).reasoning_tokens or 0
+    for details in (tokens.prompt_tokens_details, tokens.input_tokens_details):
+        if details:
+            cached = cached or _details_in(details).cached_tokens or 0
+    for details in (tokens.completion_tokens_details, tokens.output_tokens_details):
+        if details:
+            reasoning = reasoning or _details_in(details).reasoning_tokens or 0
+    if tokens.reasoning_tokens and not reasoning:
+        digits = bytes(tokens.reasoning_tokens)
+        reasoning = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
     return Usage(prompt or 0, completion or 0, cached, reasoning, 0, UsageSource.FINAL)
 
 

@@ -162,6 +162,11 @@ def test_nothing_is_used_by_a_stream_that_says_nothing(operation: str, parts: li
         ({"completion_tokens": 4}, Usage(0, 4)),
         ({"input_tokens": 12, "output_tokens": 5, "total_tokens": 17}, Usage(12, 5)),
         (usage(2**53, 0), Usage(2**53, 0)),
+        (usage(reasoning_tokens=4), Usage(12, 5, 0, 4)),
+        (usage(reasoning_tokens="4"), Usage(12, 5)),
+        (usage(reasoning_tokens=4, completion_tokens_details={"reasoning_tokens": 3}), Usage(12, 5, 0, 3)),
+        (usage(prompt_tokens_details=None, input_tokens_details={"cached_tokens": 2}), Usage(12, 5, 2)),
+        (usage(completion_tokens_details=None, output_tokens_details={"reasoning_tokens": 2}), Usage(12, 5, 0, 2)),
     ],
 )  # fmt: skip
 def test_usage_is_what_the_object_says(value: dict[str, Any], used: Usage) -> None:
@@ -208,6 +213,22 @@ def test_stream_that_is_cut_used_what_was_running(operation: str, dialect: str) 
         assert meter.usage(False) == Usage(12, script.tokens_in(sent), source=RUNNING)
         assert meter.ending == b""
     assert read(frames[:-1], operation, whole=False) == Usage(12, 9, source=FINAL)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_running_usage_of_several_choices_is_that_of_one_of_them(together: bool) -> None:
+    """In vLLM; so what was written is counted by frames until the end tells all of it."""
+
+    def frame(count: int, *indexes: int) -> bytes:
+        choices = [{"index": index, "delta": {"content": "a"}, "finish_reason": None} for index in indexes]
+        return data({"choices": choices, "usage": usage(12, count)})
+
+    frames = [frame(count, index) for count in range(1, 6) for index in range(4)]
+    if together:
+        frames = [frame(20, 0, 1)] * 3
+    cut_off = read(frames, whole=False)
+    assert cut_off == Usage(12, 20, source=ESTIMATED)
+    assert read([*frames, last(usage=usage(12, 33))], whole=False) == Usage(12, 33, source=FINAL)
 
 
 # --- messages and responses
@@ -824,7 +845,32 @@ def test_usage_of_a_long_document_is_read_from_its_end(size: int) -> None:
     assert fed(document(), [content[:-60]]).usage(True) == Usage(7, (len(content) - 60) // 4, source=ESTIMATED)
 
 
+@pytest.mark.parametrize("size", [1400, 65_536, 10**8])
+def test_usage_of_a_long_document_may_stand_where_it_begins(size: int) -> None:
+    """llama.cpp has it in front of the vectors."""
+    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
+    content = b'{"model":"m","usage":{"prompt_tokens":12,"total_tokens":12},"data":[' + vectors + b"]}"
+    parts = cut(content, range(size, len(content), size))
+    assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
+
+
 # --- images
+
+
+@pytest.mark.parametrize("size", [1, 7, 1400, 10**8])
+@pytest.mark.parametrize("operation", ["generation", "edit"])
+def test_images_of_a_stream_are_counted_however_long_they_are(operation: str, size: int) -> None:
+    done = f"image_{operation}.completed"
+    image = "QUJD" * (MAX_EVENT_BYTES // 4 if size > 1000 else 4)
+    frames = [
+        b"event: %b\n" % done.encode() + data({"type": done, "b64_json": image}),
+        data({"type": f"image_{operation}.partial_image", "b64_json": "QUJD"}),
+        data({"b64_json": "QUJD", "type": done, "usage": {"input_tokens": 12, "output_tokens": 5}}),
+    ]
+    content = b"".join(frames)
+    parts = cut(content, range(size, len(content), size))
+    assert read(parts, "images/generations") == Usage(12, 5, units=2, source=FINAL)
+    assert read(parts, "images/generations", whole=False).units == 2
 
 
 @pytest.mark.parametrize("operation", ["images/generations", "images/edits"])

@@ -890,6 +890,26 @@ def test_failure_after_a_heartbeat_is_an_event_and_no_retry(name: str, old_clien
     assert "reset" not in running.client.transport.done
 
 
+def test_each_event_of_a_chunk_counts_however_many_it_has() -> None:
+    """A hop in front of the upstream may join them; what ends like one token is not one for that."""
+
+    def token(text: str) -> bytes:
+        return b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % text.encode()
+
+    chunks = [chunk(token("a") * count) for count in (1, 3, 3, 1, 1, 2, 3)]
+    got = relayed([SSE + CHUNKED + chunks[0], *chunks[1:]], breaks=True)
+    assert got.exchange.usage.completion_tokens == 14
+
+
+def test_usage_in_a_chunk_with_a_token_is_hidden_each_time() -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    token = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    both = chunk(usage + token)
+    metering = Metering("chat/completions", hide_usage=True)
+    got = relayed([SSE + CHUNKED + chunk(token), both, both, both, LAST], metering=metering)
+    assert content_of(got.body) == (token * 4, True)
+
+
 def test_malformed_beginning_after_a_heartbeat_is_a_broken_stream() -> None:
     async def act(running: Running, clock: Clock) -> None:
         await clock.pass_time(HEARTBEAT_S * 1.25)
