@@ -401,9 +401,14 @@ def _decode(body: bytes) -> _Members:
 def _model_name(name: str) -> str:
     if not name:
         raise InvalidRequest("you must provide a model parameter", param="model")
-    if len(name) > MAX_MODEL_LENGTH or not name.isprintable():  # a lone surrogate is not
+    if not is_model_name(name):
         raise ModelNotFound.named("of that name")
     return name
+
+
+def is_model_name(name: str) -> bool:
+    """Say whether a model can be called so: what else is asked for is not repeated to anybody, nor logged."""
+    return 0 < len(name) <= MAX_MODEL_LENGTH and name.isprintable()  # a lone surrogate is not
 
 
 def _place_of_model(body: bytes, model: str) -> Generator[None, None, tuple[int, int] | None]:

@@ -40,6 +40,7 @@ from edge.envelope import (
     LONG_BODY_BYTES,
     Envelope,
     conversation_start,
+    is_model_name,
     read_json,
     read_long_json,
     read_multipart,
@@ -109,6 +110,8 @@ _VERDICTS: Final = {
     End.UPSTREAM_CUT: Verdict.FAULT,
     End.IDLE_TIMEOUT: Verdict.FAULT,
 }  # what an answer that began shows of its endpoint; other ends are no word on it
+# An engine that was left before it said a word has read the prompt: a limit keeps that, else who leaves early has none.
+_UNHEARD: Final = (End.CLIENT_GONE, End.FIRST_BYTE_TIMEOUT)
 _INSTANCE_LIMITS_S: Final = (2.0, 300.0, 120.0)  # connect, first byte, idle: a pool's defaults
 
 
@@ -273,7 +276,7 @@ class Proxy:
         except JournalFull:
             permit.cancel()
             raise JournalUnavailable("The edge cannot record usage right now, try again.", retry_after_s=5) from None
-        return _Accepted(self, exchange, permit)
+        return _Accepted(self, exchange, permit, work.envelope.prompt_tokens)
 
     async def _forward(
         self,
@@ -300,7 +303,7 @@ class Proxy:
         try:
             while True:
                 try:
-                    lease = pool.lease(tried, key) if pool is not None else self._instance(match, tried)
+                    lease = pool.lease(tried, key) if pool is not None else self._instance(match)
                     if lease is None and pool is not None and not tried:  # all are full, and a retry does not wait
                         lease = await pool.wait(_user(exchange), key)
                 except UpstreamUnavailable:
@@ -351,11 +354,9 @@ class Proxy:
             if pool is not None and tried:
                 pool.retrying -= 1
 
-    def _instance(self, match: Match, tried: list[Endpoint]) -> Lease:
+    def _instance(self, match: Match) -> Lease:
         route = match.route
         assert route.instance is not None  # a route has a pool or this
-        if tried:
-            raise UpstreamUnavailable("The instance of the model is not reachable right now.", retry_after_s=5)
         try:
             return self._endpoints.instance(match.filled(route.instance))
         except ValueError:
@@ -365,12 +366,13 @@ class Proxy:
 class _Accepted:
     """What an accepted request holds until it ends: its permit, and its record in the journal."""
 
-    __slots__ = ("_exchange", "_permit", "_proxy")
+    __slots__ = ("_exchange", "_permit", "_prompt_tokens", "_proxy")
 
-    def __init__(self, proxy: Proxy, exchange: Exchange, permit: Permit) -> None:
+    def __init__(self, proxy: Proxy, exchange: Exchange, permit: Permit, prompt_tokens: int) -> None:
         self._proxy = proxy
         self._exchange = exchange
         self._permit: Permit | None = permit
+        self._prompt_tokens = prompt_tokens
 
     def close(self) -> None:
         """Settle and record, once: before the last bytes of an answer go, or when there was none."""
@@ -378,7 +380,10 @@ class _Accepted:
         if permit is not None:
             exchange = self._exchange
             usage = exchange.usage
-            permit.settle(usage.prompt_tokens + usage.completion_tokens)
+            tokens = usage.prompt_tokens + usage.completion_tokens
+            if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
+                tokens = self._prompt_tokens
+            permit.settle(tokens)
             exchange.finished = time.monotonic()
             self._proxy.journal.close_record(exchange)
 
@@ -662,7 +667,7 @@ def _judge_failure(
         failure = error
         elsewhere = isinstance(error, UpstreamError) and config is not None and config.retry_after_send
     if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
-        return failure, pool is None or pool.may_retry()
+        return failure, pool is not None and pool.may_retry()
     quick = config is not None and took_s <= config.retry_within_s
     return failure, elsewhere and quick and pool is not None and pool.may_retry()
 
@@ -704,9 +709,12 @@ def _show_models(
 def _model_in_path(path: str) -> str:
     """Return the model of `models/{id}`, percent-decoded once; ids contain `/`, which SDKs send as `%2F`."""
     try:
-        return unquote_to_bytes(path.partition("/models/")[2]).decode()
+        name = unquote_to_bytes(path.partition("/models/")[2]).decode()
     except UnicodeDecodeError:
-        raise ModelNotFound.named("of that name") from None
+        name = ""
+    if not is_model_name(name):
+        raise ModelNotFound.named("of that name")
+    return name
 
 
 def _model(name: str, created: int) -> dict[str, object]:

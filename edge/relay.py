@@ -167,7 +167,7 @@ class Relay(Receiver):
         self._limits = limits
         self._metering = metering
         self._record = settle
-        self._old_client = old_client  # HTTP/1.0: no chunks, the end of the connection is the end of the answer
+        self._old_client = old_client  # HTTP/1.0: no chunks, never kept, the end of the connection ends the answer
         self.keep_alive = keep_alive
         self._heartbeat_s = heartbeat_s
         self._echo = echo
@@ -399,8 +399,6 @@ class Relay(Receiver):
         meter = self._meter = self._metering.events() if readable else self._metering.document()
         self._hides = readable and self._metering.changes
         self._framed = self._framed_for(head, collected)
-        if self._framed is not None and self._old_client:
-            self.keep_alive = False
         client_head = b""
         if not self._sent_bytes:
             self._open(head.status)
@@ -810,8 +808,6 @@ class Relay(Receiver):
         beat = HEARTBEAT if self._old_client else _HEARTBEAT_CHUNK
         if not self._sent_bytes:  # nobody else is asked from now on: the client has the status
             self._body.release()
-            if self._old_client:
-                self.keep_alive = False
             self._event_stream = True
             self._open(200)
             headers = self._head.headers if self._head is not None else _STREAM_HEADERS

@@ -123,8 +123,8 @@ class Framing:
     """Where a body ends.
 
     `scan` returns how many bytes of `data` belong to the body and are understood; the caller keeps the rest and gives
-    it again before what comes next. With `payload`, the content without its framing is appended to it. `plain` refuses
-    what may not go to a client as it is, and is meant where no `payload` is wanted.
+    it again before what comes next. The content without its framing is appended to `payload`. `plain` refuses what may
+    not go to a client as it is.
     """
 
     __slots__ = ("done", "tail")
@@ -138,7 +138,7 @@ class Framing:
     def _passed(self, content: bytes) -> None:
         self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return the count of bytes understood; raises `Malformed`."""
         raise NotImplementedError
 
@@ -157,7 +157,7 @@ class NoBody(Framing):
         super().__init__()
         self.done = True
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return 0: whatever follows is not part of the answer."""
         return 0
 
@@ -172,12 +172,12 @@ class Length(Framing):
         self.total = self.left = length
         self.done = length == 0
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return how much of `data` is body."""
         count = min(len(data), self.left)
         self.left -= count
         self.done = self.left == 0
-        if payload is not None and count:
+        if count:
             payload.append(data[:count])
         return count
 
@@ -193,10 +193,10 @@ class UntilClose(Framing):
     __slots__ = ()
     self_delimited = False
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return all of it."""
         self._passed(data)
-        if payload is not None and data:
+        if data:
             payload.append(data)
         return len(data)
 
@@ -252,10 +252,8 @@ class Chunked(Framing):
         """Whether a chunk could begin here."""
         return not self._left and not self._ending
 
-    def scan(self, data: bytes, payload: list[bytes] | None = None, plain: bool | None = None) -> int:
+    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return how many bytes are whole tokens: size lines, data, ends of chunks."""
-        if plain is None:
-            plain = payload is None
         at, end = 0, len(data)
         while at < end and not self.done:
             self.consumed = at
@@ -263,8 +261,7 @@ class Chunked(Framing):
                 count = min(self._left, end - at)
                 content = data[at : at + count]
                 self._passed(content)
-                if payload is not None:
-                    payload.append(content)
+                payload.append(content)
                 self._left -= count
                 at += count
                 self._ending = not self._left
@@ -290,8 +287,7 @@ class Chunked(Framing):
                     stop = line.end() + size
                     if stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
                         self._passed(data[max(stop - EVENT_END_BYTES, line.end()) : stop])
-                        if payload is not None:
-                            payload.append(data[line.end() : stop])
+                        payload.append(data[line.end() : stop])
                         at = stop + 2
                         continue
                     self._left = size

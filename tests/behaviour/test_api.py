@@ -343,6 +343,8 @@ async def test_model_is_retrieved_in_any_spelling_without_asking_the_upstream(
         ("%ff", "chat.d.run", 404),
         ("", "chat.d.run", 404),
         ("%00", "chat.d.run", 404),
+        ("public%2F%0A", "chat.d.run", 404),
+        ("public%2F" + "x" * 512, "chat.d.run", 404),
     ],
 )
 async def test_retrieve_answers_as_a_call_would(start_edge: StartEdge, spelled: str, host: str, status: int) -> None:

@@ -78,6 +78,26 @@ async def test_tokens_that_were_used_are_what_counts(start_edge: StartEdge, simu
     assert answers[-1][1]["x-ratelimit-remaining-tokens"] == str(100 - 2 * (12 + 20))
 
 
+async def test_prompt_that_is_left_before_a_word_is_charged_to_the_limit(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """Its engine has read it: who leaves early would else have no limit. What is recorded is what is known: nothing."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 2000"))
+    prompt = [{"role": "user", "content": "x" * 3000}]
+    for _ in range(2):
+        client = await edge.connect()
+        client.send(edge.request(ask(True, messages=prompt, max_tokens=100, simulate={"fault": "stall", "after": -1})))
+        await simulator.wait_for(lambda: simulator.active == 1)
+        client.abort()
+        await simulator.wait_for(lambda: simulator.active == 0)
+        await edge.consistent()
+    assert [(each["prompt_tokens"], each["usage_source"]) for each in edge.records()] == [(0, "none")] * 2
+    status, headers, _ = await edge.ask(ask(messages=prompt, max_tokens=100))
+    assert status == 429
+    assert int(headers["x-ratelimit-remaining-tokens"]) <= 2000 - 2 * 3000 // 4
+    await edge.consistent()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_parallel_callers_stay_within_the_limit(
     start_edge: StartEdge, simulator: Simulator, stream: bool

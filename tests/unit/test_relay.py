@@ -117,7 +117,7 @@ class Running:
             metering,
             lambda: self.settled.append((self.exchange.end, len(self.client.transport.written))),
             old_client=old_client,
-            keep_alive=keep_alive,
+            keep_alive=keep_alive and not old_client,
             heartbeat_s=heartbeat_s,
             echo=echo,
         )
@@ -632,7 +632,7 @@ def test_json_answer_is_echoed_with_its_new_length(framing: str, old_client: boo
         assert (got.failure, got.exchange.end, got.body) == (None, End.COMPLETE, CHANGED)
         assert b"content-length: %d" % len(CHANGED) in lines_of(got)
         assert b"transfer-encoding" not in got.head
-        assert got.keep_alive
+        assert got.keep_alive == (not old_client)
         assert got.exchange.first_byte
         assert got.exchange.response_bytes == len(got.head) + 4 + len(got.body)
 

@@ -156,12 +156,12 @@ def read(framing: Framing, parts: Iterable[bytes]) -> tuple[str, bytes, bytes]:
 
 
 def pass_on(framing: Framing, parts: Iterable[bytes]) -> tuple[str, bytes]:
-    """Scan without `payload`: the verdict, and the bytes that go on as they are."""
+    """Scan for what is plain: the verdict, and the bytes that go on as they are."""
     passed, held = b"", b""
     for part in parts:
         held += part
         try:
-            understood = framing.scan(held)
+            understood = framing.scan(held, [], plain=True)
         except Irregular:
             assert isinstance(framing, Chunked)
             return "irregular", passed + held[: framing.consumed]
@@ -286,7 +286,7 @@ def test_a_frame_of_our_own_can_stand_only_between_two_chunks(name: str) -> None
         starts.add(at)
     for cut in range(len(body)):
         framing = Chunked()
-        understood = framing.scan(body[:cut])
+        understood = framing.scan(body[:cut], [], plain=True)
         if not framing.done:
             assert (framing.between_chunks and understood == cut) == (cut in starts), body[:cut]
 
