@@ -147,6 +147,11 @@ class ClientConnection(RequestHandler):
             answering.client_paused()
 
     @property
+    def is_secure(self) -> bool:
+        """Whether the client speaks TLS with this process."""
+        return self._wire is not None and self._wire.get_extra_info("ssl_object") is not None
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop that serves the connection."""
         return self._loop

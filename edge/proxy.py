@@ -469,11 +469,11 @@ def _refuse(request: Request, exchange: Exchange, error: EdgeError, keep_alive: 
     exchange.status = error.status
     # A body that was not read would be taken for the next request, so such a connection ends.
     keep_alive = keep_alive and request.payload.is_eof() and request.payload.exception() is None
-    request.connection.send(
-        error_response(
-            error, request_id=exchange.request_id, keep_alive=keep_alive, with_body=exchange.method != "HEAD"
-        )
+    answer = error_response(
+        error, request_id=exchange.request_id, keep_alive=keep_alive, with_body=exchange.method != "HEAD"
     )
+    exchange.response_bytes = len(answer)
+    request.connection.send(answer)
     return keep_alive
 
 
@@ -489,17 +489,16 @@ def _send(
     keep_alive = keep_alive and request.payload.is_eof()
     exchange.status = status
     exchange.end = End.COMPLETE
-    exchange.response_bytes = len(body)
-    request.connection.send(
-        response(
-            status,
-            body,
-            request_id=exchange.request_id,
-            keep_alive=keep_alive,
-            headers=headers,
-            with_body=exchange.method != "HEAD",
-        )
+    answer = response(
+        status,
+        body,
+        request_id=exchange.request_id,
+        keep_alive=keep_alive,
+        headers=headers,
+        with_body=exchange.method != "HEAD",
     )
+    exchange.response_bytes = len(answer)
+    request.connection.send(answer)
     return keep_alive
 
 
@@ -565,9 +564,12 @@ def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeErr
             f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
         )
     if is_loopback(host):
-        base = f"http://{request.headers.get(hdrs.HOST, host)}"
+        base = f"{'https' if request.connection.is_secure else 'http'}://{request.headers.get(hdrs.HOST, host)}"
     else:
         base = f"https://{host or 'chat.d.run'}"
+    if path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//")):  # the base URL is right
+        served = ", ".join((*JSON_OPERATIONS, *MULTIPART_OPERATIONS))
+        return PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
     return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 

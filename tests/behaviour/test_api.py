@@ -379,6 +379,9 @@ async def test_head_of_models_has_the_headers_of_get_and_no_body(edge: Edge) -> 
     assert (await client.head()).startswith(b"HTTP/1.1 404 ")  # directly behind: no body came with either
     client.send(edge.request(path="/v1/models", method="GET"))
     assert (await client.response())[2] == body
+    whole, *heads, _ = [line["response_bytes"] for line in await edge.log()]
+    assert whole - len(body) == heads[0] > 0  # what was sent, heads included, as of any other answer
+    assert heads[1] > 0
 
 
 # --- every answer

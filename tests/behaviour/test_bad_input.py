@@ -4,10 +4,13 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
@@ -286,6 +289,25 @@ async def test_unknown_path_is_a_404_that_names_the_base_url(
     data = with_head(edge, *key, "Host: chat.d.run", first=f"POST {path} HTTP/1.1")
     _, error = await refused(data, 404, "not_found")
     assert "https://chat.d.run/v1 " in error["message"]
+    elsewhere = not path.startswith("/v1/") or path.startswith(("/v1/v1/", "/v1//"))
+    assert ("embeddings" in error["message"]) != elsewhere, "where the base URL is right, the operation is not there"
+
+
+async def test_base_url_is_one_of_the_listener(start_edge: StartEdge, simulator: Simulator, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    routes = ROUTES.replace("{upstream}", simulator.url)
+    edge = await start_edge(routes, server=f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n')
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    client = RawClient(*await asyncio.open_connection("127.0.0.1", edge.port, ssl=context))
+    client.send(edge.request(path="/foo"))
+    _, _, body = await client.response()
+    client.close()
+    assert "The base URL is https://127.0.0.1/v1 " in json.loads(body)["error"]["message"]
 
 
 @pytest.mark.parametrize(
