@@ -10,7 +10,6 @@ import contextlib
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,8 +70,8 @@ class _Batch(NamedTuple):
 class Shipper:
     """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
 
-    `outage` is why the last attempt failed, "" when it did not. `locks` are those of adopted tokens; a token that is
-    delivered to its end is finished.
+    `locks` are those of adopted tokens; a token that is delivered to its end is finished. One that cannot be delivered
+    is tried again after pauses that grow, and holds up no other.
     """
 
     def __init__(
@@ -84,12 +83,16 @@ class Shipper:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.shipped = 0
-        self.outage = ""
         self._sink = sink
         self._clock = clock
-        self._oldest_at = 0.0
         self._unsaved = ""
-        self._spools = deque([*(_Spool(directory, lock.token, lock) for lock in locks), _Spool(directory, token, None)])
+        # Its own first: they are what `flush` must not leave behind for the sake of others.
+        self._spools = [_Spool(directory, token, None), *(_Spool(directory, lock.token, lock) for lock in locks)]
+
+    @property
+    def outage(self) -> str:
+        """Why records are not delivered, as far as the last attempt of each token shows; "" when all are."""
+        return next((spool.outage for spool in self._spools if spool.outage), "")
 
     @property
     def lag_bytes(self) -> int:
@@ -99,58 +102,64 @@ class Shipper:
     @property
     def lag_s(self) -> float:
         """The age of the oldest record that could not be delivered yet."""
-        return max(self._clock() - self._oldest_at, 0.0) if self._oldest_at else 0.0
+        oldest_at = min((spool.oldest_at for spool in self._spools if spool.oldest_at), default=0.0)
+        return max(self._clock() - oldest_at, 0.0) if oldest_at else 0.0
 
     async def run(self) -> None:
-        """Deliver until cancelled; a sink that is down is asked again after pauses that grow."""
-        failures = 0
+        """Deliver until cancelled; what fails is tried again after pauses that grow."""
         while True:
-            try:
-                delivered = await self._deliver_some()
-            except (SinkUnavailable, OSError) as error:
-                self._lost(error)
-                await asyncio.sleep(pause_s(failures, random.random()))
-                failures += 1
-            else:
-                failures = 0
-                if not delivered:
-                    await asyncio.sleep(_POLL_INTERVAL_S)
+            if not await self._deliver_some(lambda failures: pause_s(failures, random.random())):
+                await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def flush(self, patience_s: float) -> None:
         """Deliver what is left, in at most `patience_s`, when `run` has ended."""
+        for spool in self._spools:
+            spool.due_at = 0.0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                delivered = True
-                while delivered:
-                    try:
-                        delivered = await self._deliver_some()
-                    except (SinkUnavailable, OSError) as error:
-                        self._lost(error)
+                while True:
+                    if not await self._deliver_some(lambda failures: _POLL_INTERVAL_S):
+                        if not self.outage:
+                            break
                         await asyncio.sleep(_POLL_INTERVAL_S)
         if self.lag_bytes:
             _log.warning("usage sink: %d bytes of the journal are left to the next start", self.lag_bytes)
 
-    async def _deliver_some(self) -> bool:
-        """Deliver a batch of each token that has one; return whether there was any."""
+    async def _deliver_some(self, pause: Callable[[int], float]) -> bool:
+        """Deliver a batch of each token that has one and is not paused; return whether there was any.
+
+        `pause` makes of how often in a row a token failed before how many seconds it is left alone.
+        """
         found = False
-        for _ in range(len(self._spools)):
-            spool = self._spools[0]
-            self._spools.rotate(-1)  # first, so that one that cannot be read holds up no other
-            if spool.lag_bytes():
+        now = asyncio.get_running_loop().time
+        for spool in tuple(self._spools):
+            if spool.due_at > now():
+                continue
+            try:
                 found = await self._deliver(spool) or found
-            if spool.lock is not None and not spool.lag_bytes():
-                self._spools.remove(spool)
-                await asyncio.to_thread(spool.lock.finish)
+            except (SinkUnavailable, OSError) as error:
+                self._lost(spool, str(error) or type(error).__name__)
+                spool.due_at = now() + pause(spool.failures)
+                spool.failures += 1
         return found
 
     async def _deliver(self, spool: "_Spool") -> bool:
+        """Deliver a batch of one token and return whether there was one; raises `SinkUnavailable` or `OSError`."""
+        found = bool(spool.lag_bytes()) and await self._deliver_batch(spool)
+        if not spool.lag_bytes():
+            self._answered(spool)
+            if spool.lock is not None:
+                await asyncio.to_thread(spool.lock.finish)
+                self._spools.remove(spool)
+        return found
+
+    async def _deliver_batch(self, spool: "_Spool") -> bool:
         batch = await asyncio.to_thread(spool.read)
         if batch.lines:
-            self._oldest_at = min(self._oldest_at or batch.oldest_at, batch.oldest_at)
+            spool.oldest_at = batch.oldest_at
             await self._sink.deliver(batch.lines)
-            self._oldest_at = 0.0
             self.shipped += len(batch.lines)
-            self._answered()
+            self._answered(spool)
         if batch.end == spool.position:
             return False
         spool.position = batch.end
@@ -162,16 +171,18 @@ class Shipper:
             self._not_saved("")
         return True
 
-    def _lost(self, error: Exception) -> None:
-        reason = str(error) or type(error).__name__
+    def _lost(self, spool: "_Spool", reason: str) -> None:
+        if spool.lock is not None:  # what is refused may be these records alone
+            reason = f"{reason}, those of {spool.lock.token}"
         if not self.outage:
             _log.error("usage sink: records are not delivered (%s) and wait in the journal", reason)
-        self.outage = reason
+        spool.outage = reason
 
-    def _answered(self) -> None:
-        if self.outage:
+    def _answered(self, spool: "_Spool") -> None:
+        had_failed = bool(spool.outage)
+        spool.outage, spool.oldest_at, spool.failures = "", 0.0, 0
+        if had_failed and not self.outage:
             _log.warning("usage sink: records are delivered again")
-            self.outage = ""
 
     def _not_saved(self, reason: str) -> None:
         if reason and not self._unsaved:
@@ -180,11 +191,20 @@ class Shipper:
 
 
 class _Spool:
-    """The files of one token from a position on; `lock` is that of an adopted one. Its methods may run in threads."""
+    """The files of one token from a position on, and how their delivery goes. Its methods may run in threads.
+
+    `lock` is that of an adopted token. `outage` is why the last of `failures` attempts in a row failed, "" when none
+    did; `due_at` is when to try again, on the loop's clock. `oldest_at` is when the oldest record ended that the sink
+    was given and has not acknowledged, in Unix seconds, 0 for none.
+    """
 
     def __init__(self, directory: Path, token: str, lock: TokenLock | None) -> None:
         self.position = load_position(directory, token) or START
         self.lock = lock
+        self.outage = ""
+        self.failures = 0
+        self.due_at = 0.0
+        self.oldest_at = 0.0
         self._directory = directory
         self._token = token
         self._saving = Lock()

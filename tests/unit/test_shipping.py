@@ -408,6 +408,73 @@ async def test_token_that_cannot_be_read_holds_up_no_other(
     assert "Input/output error" in caplog.text
 
 
+class PickySink(MemorySink):
+    """Refuses every batch with one of the records `refused`."""
+
+    def __init__(self, refused: Sequence[str]) -> None:
+        super().__init__()
+        self.refused = refused
+        self.refusals = 0
+
+    async def deliver(self, lines: Sequence[bytes]) -> None:
+        refuses = any(json.loads(line)["id"] in self.refused for line in lines)
+        self.refusals += refuses
+        self.fault = SinkUnavailable("status 400") if refuses else None
+        await super().deliver(lines)
+
+
+async def test_records_that_the_sink_refuses_hold_up_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One adopted token that was refused let this process's own records through a batch for each pause."""
+    monkeypatch.setattr(shipping, "_MAX_RECORDS", 2)
+    monkeypatch.setattr(shipping, "pause_s", lambda failures, chance: 3600.0)
+    first = start(tmp_path)
+    refused = write(first)
+    crash(first)
+    second = start(tmp_path)
+    ids = write(second, 9)
+    sink = PickySink(refused)
+    shipper = shipper_of(second, sink, clock=lambda: STARTED_AT + 2.5 + 60)
+    task = asyncio.get_running_loop().create_task(shipper.run())
+    await sink.until(lambda: sink.ids == ids and bool(sink.refusals))
+    ids += write(second, 9)
+    await sink.until(lambda: sink.ids == ids)
+    await stop(task)
+    assert sink.refusals == 1
+    assert shipper.outage == f"status 400, those of {first.token}"
+    assert shipper.lag_s == pytest.approx(60)
+    assert shipper.lag_bytes > 0
+    ids += write(second, 9)
+    await shipper.flush(0.2)
+    assert sink.ids == ids
+    second.close()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+
+
+async def test_refused_records_are_told_once_beside_those_that_are_delivered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start(tmp_path)
+    refused = write(first)
+    crash(first)
+    second = start(tmp_path)
+    sink = PickySink(refused)
+    shipper = shipper_of(second, sink)
+    task = asyncio.get_running_loop().create_task(shipper.run())
+    for at in range(1, 4):
+        ids = write(second)
+        await sink.until(lambda ids=ids, at=at: sink.ids[-1:] == ids and sink.refusals > at)  # type: ignore[misc]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    sink.refused = ()
+    await sink.until(lambda: refused[0] in sink.ids)
+    await stop(task)
+    await shipper.flush(PATIENCE_S)
+    second.close()
+    assert (shipper.outage, shipper.lag_s, shipper.lag_bytes) == ("", 0.0, 0)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+
+
 @pytest.mark.parametrize("content", [b"", b"\0\0", b'{"file":"x","offset":1}'])
 async def test_position_that_was_lost_means_that_all_is_delivered_again(tmp_path: Path, content: bytes) -> None:
     first = start(tmp_path)
