@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 
-FileState = tuple[str, int, int, int]  # path, time of change in ns, size, inode
+FileState = tuple[int, int, int]  # time of change in ns, size, inode; all 0 of none
 
 
 class Reloader:
@@ -34,29 +35,28 @@ class Reloader:
         self._adapt = adapt
         self._endpoints = endpoints
         self._health = health
-        self._seen: tuple[FileState, ...] = ()
+        self._seen: dict[Path, FileState] = {}
 
     def first(self) -> Generation:
         """Return the first generation; raises `ConfigError` or `StartError`."""
-        config = self._adapt(load(self._path))
-        self._seen = self._look(config.watched)
+        config = self._adapt(self._read(()))
         for warning in config.warnings:
             _log.warning("%s:%d: %s", self._path, warning.line, warning)
         return self._accept(self._build(config, 1))
 
     def reload(self, current: Generation) -> Generation:
         """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
-        before = {state[0]: state for state in self._look(self._watched(current))}
+        named: tuple[Path, ...] = ()
         try:
-            config = self._adapt(load(self._path))
+            config = self._adapt(self._read((*current.config.watched, *self._seen)))
+            named = config.watched
             refuse_what_needs_a_restart(current.config, config)
             generation = self._build(config, current.number + 1)
         except (ConfigError, StartError) as error:
-            watched = (*current.config.watched, *(error.watched if isinstance(error, ConfigError) else ()))
-            self._note(watched, before)
+            self._watch(current.config.watched, error.watched if isinstance(error, ConfigError) else named)
             self.refuse(current, str(error))
             return current
-        self._note(config.watched, before)
+        self._watch(config.watched)
         _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
         return self._accept(generation)
 
@@ -67,9 +67,27 @@ class Reloader:
         self._health.generation, self._health.loaded_at = current.number, current.loaded_at
         _log.error("reload refused, generation %d goes on: %s", current.number, reason)
 
-    def _note(self, watched: Sequence[Path], before: Mapping[str, FileState]) -> None:
-        """Remember the files as they were before they were read, so that a change since then is seen."""
-        self._seen = tuple(before.get(state[0], state) for state in self._look(watched))
+    def _read(self, looked_at: Iterable[Path]) -> Config:
+        """Return what the file says, after a look at it and at all that it names, so that a later change is seen.
+
+        It is read again when it names what was not looked at before. Raises: `ConfigError`.
+        """
+        self._seen = self._look(looked_at)
+        try:
+            config = load(self._path)
+            named = config.watched
+        except ConfigError as error:
+            if self._seen.keys() >= set(error.watched):
+                raise
+            named = error.watched
+        else:
+            if self._seen.keys() >= set(named):
+                return config
+        return self._read((*self._seen, *named))
+
+    def _watch(self, *watched: Iterable[Path]) -> None:
+        """Go on looking at the file and at these, of all that was looked at."""
+        self._seen = {path: self._seen[path] for path in dict.fromkeys((self._path, *chain(*watched)))}
 
     def _accept(self, generation: Generation) -> Generation:
         self._health.generation = generation.number
@@ -88,31 +106,27 @@ class Reloader:
             listener_tls(config.server.tls)
         return Generation(number, config, RouteTable(config.routes), pools, time.time())
 
-    async def changed(self, current: Generation) -> None:
+    async def changed(self) -> None:
         """Return when the file or one it names has changed and two looks agree."""
         previous = self._seen
         while True:
             await asyncio.sleep(_LOOK_INTERVAL_S)
-            now = await asyncio.to_thread(self._look, self._watched(current))
+            now = await asyncio.to_thread(self._look, tuple(self._seen))
             if now != self._seen and now == previous:
                 return
             previous = now
 
-    def _watched(self, current: Generation) -> Sequence[Path]:
-        known = [Path(name) for name, *_ in self._seen[1:]]
-        return tuple(dict.fromkeys((*current.config.watched, *known)))
-
-    def _look(self, watched: Sequence[Path]) -> tuple[FileState, ...]:
+    def _look(self, watched: Iterable[Path]) -> dict[Path, FileState]:
         """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
-        return tuple(_look_at(path) for path in (self._path, *dict.fromkeys(watched)))
+        return {path: _look_at(path) for path in (self._path, *watched)}
 
 
 def _look_at(path: Path) -> FileState:
     try:
         found = path.stat()
     except OSError:
-        return str(path), 0, 0, 0
-    return str(path), found.st_mtime_ns, found.st_size, found.st_ino
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def refuse_what_needs_a_restart(old: Config, new: Config) -> None:

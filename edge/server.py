@@ -196,7 +196,7 @@ class Server:
 
     async def _watch_file(self) -> None:
         while True:
-            changed = self._loop.create_task(self._reloader.changed(self.generation), name="watch routes.toml")
+            changed = self._loop.create_task(self._reloader.changed(), name="watch routes.toml")
             asked = self._loop.create_task(self._reload_now.wait(), name="wait for SIGHUP")
             try:
                 await asyncio.wait((changed, asked), return_when=asyncio.FIRST_COMPLETED)

@@ -13,6 +13,8 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+import edge.reloading
+from edge.config import Config
 from edge.dialects import Behaviour
 from edge.notation import Url
 from edge.proxy import Generation
@@ -224,6 +226,57 @@ async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: Star
     await until(lambda: edge.server.health.reload_failed)
     assert edge.server.generation.number == 1
     assert "server.tls" in edge.server.health.describe()
+
+
+@pytest.mark.parametrize("named", ["ca_file", "tls"])
+async def test_file_that_a_refused_reload_named_is_looked_at_until_it_is_repaired(
+    start_edge: StartEdge, tmp_path: Path, named: str
+) -> None:
+    """One that cannot be used is no error of routes.toml, and its repair went unseen."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    for name in ("old.crt", "old.key", "new.key"):
+        (tmp_path / name).write_bytes(
+            issued.private_key_pem.bytes() if name.endswith("key") else issued.cert_chain_pems[0].bytes()
+        )
+    tls = f'tls = {{ certificate = "{tmp_path}/old.crt", private_key = "{tmp_path}/old.key" }}\n'
+    edge = await start_edge(ROUTES.replace("{upstream}", "https://localhost:1"), server=tls)
+    repaired = tmp_path / "new.crt"
+    repaired.write_text("not yet\n")
+    text = edge.config_path.read_text()
+    if named == "tls":
+        await reload(edge, text.replace("/old.", "/new."))
+    else:
+        await reload(edge, text.replace("[pools.r1]\n", f'[pools.r1]\nca_file = "{repaired}"\n'))
+    assert edge.server.health.reload_failures == 1
+    issued.cert_chain_pems[0].write_to_path(str(repaired))
+    await until(lambda: edge.server.generation.number == 2)
+    assert edge.server.health.reload_failures == 1
+
+
+@pytest.mark.parametrize("changed", ["routes.toml", "secret"])
+async def test_change_while_the_file_is_read_at_the_start_is_seen(
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("one")
+    real = edge.reloading.load
+    read: list[Path] = []
+
+    def load(path: Path) -> Config:
+        config = real(path)
+        read.append(path)
+        if read == [path] * 2:  # once to know what it names, and once after a look at that
+            target = secret if changed == "secret" else path
+            target.write_text(target.read_text() + "\n\n")
+        return config
+
+    monkeypatch.setattr("edge.reloading.load", load)
+    running = await start_edge(
+        f'[pools.r1]\nendpoints = [{{ url = "{simulator.url}", api_key_file = "{secret}" }}]\n'
+        '[routes."public/a"]\npool = "r1"\n'
+    )
+    await until(lambda: running.server.generation.number == 2)
 
 
 # --- what runs while the file changes
