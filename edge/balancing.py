@@ -79,6 +79,6 @@ def affine(members: Sequence[M], key: bytes) -> M:
 
 
 def _rank(member: Choice, key: bytes) -> float:
-    digest = hashlib.blake2b(key, key=member.name.encode()[:64], digest_size=8).digest()
+    digest = hashlib.blake2b(b"%b\0%b" % (member.name.encode(), key), digest_size=8).digest()
     drawn = (int.from_bytes(digest) + 1) / (2**64 + 1)
     return -member.weight / math.log(drawn)

@@ -75,6 +75,15 @@ def test_keys_spread_by_weight() -> None:
     assert 0.7 < counts[3] / 4000 < 0.8
 
 
+def test_keys_spread_over_members_whose_long_names_differ_at_their_end() -> None:
+    """Three ports of one host are three members, however long its name is."""
+    host = "deepseek-r1-0528-distill-qwen3-8b.inference-production-shanghai.svc.cluster.local"
+    members = [Server(f"{host}:{port}") for port in (8001, 8002, 8003)]
+    counts = Counter(affine(members, f"u-{number}".encode()).name for number in range(3000))
+    assert len(counts) == 3
+    assert min(counts.values()) > 900
+
+
 def test_conversations_return_to_their_member_and_none_carries_over_the_bound() -> None:
     """400 conversations with 200 turns in flight at once: 95 % return, and no load is over 1.25 times the mean."""
     draw = random.Random(7)
