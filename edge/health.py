@@ -100,13 +100,18 @@ class Health:
         if era == self.total_ejections:
             self._trial = False
 
-    def fine(self, era: int) -> None:
-        """Note an answer; one is enough to come back, when its request began after the ejection."""
+    def fine(self, now: float, era: int) -> None:
+        """Note an answer; one is enough to come back, when its request began after the ejection.
+
+        A rest that the endpoint asked for goes on: requests that were under way say nothing of room for others.
+        """
         if self.ejected_until and era != self.total_ejections:
             return
         self._trial = False
         self._faults = self._ejections = 0
-        self.ejected_until = self._rest_until = 0.0
+        self.ejected_until = 0.0
+        if self._rest_until <= now:
+            self._rest_until = 0.0
 
     def fault(self, now: float, era: int) -> None:
         """Note a fault; eject when it is one too many, or the trial's."""

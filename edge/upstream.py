@@ -124,12 +124,12 @@ class Lease:
     def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
         """Tell the endpoint's health what an attempt showed."""
         health = self.endpoint.health
-        if verdict is Verdict.FINE:
-            if health.is_tainted:
-                health.fine(self._era)
+        if verdict is Verdict.FINE and not health.is_tainted:
             return
         now = self.endpoint.connections.loop.time()
-        if verdict is Verdict.FAULT:
+        if verdict is Verdict.FINE:
+            health.fine(now, self._era)
+        elif verdict is Verdict.FAULT:
             health.fault(now, self._era)
         else:
             health.backpressure(now, retry_after_s, self._era)

@@ -48,7 +48,7 @@ def test_a_good_answer_in_between_begins_the_count_anew() -> None:
     for _ in range(10):
         health.fault(0.0, health.begin())
         health.fault(0.0, health.begin())
-        health.fine(health.begin())
+        health.fine(0.0, health.begin())
     assert health.admits(0.0)
     assert not health.is_tainted
 
@@ -63,7 +63,7 @@ def test_after_its_time_one_request_is_let_through_on_trial() -> None:
 
 def test_a_trial_that_goes_well_brings_it_back_whole() -> None:
     health = faulty()
-    health.fine(health.begin())
+    health.fine(0.0, health.begin())
     assert health.admits(5.0)
     assert health.describe(5.0) == "healthy"
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_answers_to_older_requests_do_not_end_an_ejection() -> None:
     older = health.begin()
     for _ in range(3):
         health.fault(0.0, health.begin())
-    health.fine(older)
+    health.fine(0.0, older)
     assert not health.admits(4.9)
     assert health.ejected_until == 5.0
 
@@ -136,6 +136,19 @@ def test_a_busy_endpoint_rests_as_long_as_it_asks_within_a_bound(asked: float | 
     assert health.total_ejections == 0
 
 
+def test_answers_that_were_under_way_do_not_end_the_rest_a_busy_endpoint_asked_for() -> None:
+    """A stream that ended well brought an engine back that had just said how long to leave it alone."""
+    health = Health()
+    older = health.begin()
+    health.backpressure(10.0, 5.0, health.begin())
+    health.fine(12.0, older)
+    assert not health.admits(14.9)
+    assert health.describe(14.9) == "busy"
+    assert health.admits(15.0)
+    health.fine(15.0, health.begin())
+    assert not health.is_tainted
+
+
 def test_backpressure_is_no_fault() -> None:
     health = Health()
     for _ in range(100):
@@ -158,5 +171,5 @@ def test_a_good_answer_does_not_outvote_the_probes() -> None:
     health = Health()
     health.probed(healthy=False)
     health.probed(healthy=False)
-    health.fine(health.begin())
+    health.fine(0.0, health.begin())
     assert not health.admits(0.0)
