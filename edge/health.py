@@ -62,7 +62,7 @@ class Health:
 
     def describe(self, now: float) -> str:
         """Return the state in a word or two."""
-        if self._probe_failures >= _PROBES_TO_FAIL:
+        if self.fails_probes:
             return "fails its health check"
         if self.ejected_until > now:
             return f"ejected for {self.ejected_until - now:.0f} s"
@@ -73,13 +73,18 @@ class Health:
         return "healthy"
 
     @property
+    def fails_probes(self) -> bool:
+        """Whether active probes have taken it out."""
+        return self._probe_failures >= _PROBES_TO_FAIL
+
+    @property
     def is_tainted(self) -> bool:
         """Whether anything at all is held against it; the usual case is told without a clock."""
         return bool(self._faults or self.ejected_until or self._rest_until or self._probe_failures or self._ejections)
 
     def admits(self, now: float) -> bool:
         """Say whether a request may go there."""
-        if self._probe_failures >= _PROBES_TO_FAIL or self._rest_until > now:
+        if self.fails_probes or self._rest_until > now:
             return False
         if self.ejected_until:
             return self.ejected_until <= now and not self._trial

@@ -68,14 +68,15 @@ class HealthProbes:
             self._tasks[probe] = self._loop.create_task(self._watch(probe), name=name)
 
     async def _watch(self, probe: _Probe) -> None:
-        healthy = True
+        endpoint = probe.endpoint
         while True:
-            before, healthy = healthy, await self._ask(probe)
-            probe.endpoint.health.probed(healthy)
-            if healthy is not before:
-                _log.warning(
-                    "endpoint %s %s its health check", probe.endpoint.authority, "passes" if healthy else "fails"
-                )
+            healthy = await self._ask(probe)
+            was_out = endpoint.health.fails_probes
+            endpoint.health.probed(healthy)
+            if endpoint.health.fails_probes and not was_out:
+                _log.warning("endpoint %s fails its health check", endpoint.authority)
+            elif was_out and healthy:
+                _log.info("endpoint %s passes its health check again", endpoint.authority)
             await asyncio.sleep(probe.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
 
     async def _ask(self, probe: _Probe) -> bool:

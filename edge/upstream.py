@@ -1,6 +1,7 @@
 """Which endpoint: pools, how one of their endpoints is chosen, and what outlives a change of configuration."""
 
 import asyncio
+import logging
 import math
 import ssl
 from collections.abc import Iterable, Iterator
@@ -17,25 +18,36 @@ from edge.notation import parse_url
 from edge.queueing import DrainRate, FairQueue
 from edge.wire import ConnectionPool, request_head
 
+_log = logging.getLogger(__name__)
+
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
 _MIN_RETRIES: Final = 3  # at once, whatever the budget: else a quiet pool could never retry (Envoy's default)
 _LOOK_S: Final = 0.25  # while somebody waits: a member that is well again tells nobody
 _LONGEST_RETRY_AFTER_S: Final = 60
+_TELL_S: Final = 60.0  # between two lines that an endpoint is out: one that fails now and then floods no log
 
 
 class Endpoint:
-    """One address: its requests in flight, its health and its idle connections, shared by every pool that names it."""
+    """One address: its requests in flight, its health and its idle connections, shared by every pool that names it.
 
-    __slots__ = ("authority", "connections", "health", "in_flight", "url", "waiting")
+    `is_instance` is one that belongs to no pool.
+    """
 
-    def __init__(self, url: Url, connections: ConnectionPool) -> None:
+    __slots__ = (
+        "_tell_at", "_told_out", "authority", "connections", "health", "in_flight", "is_instance", "url", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
         self.url = url
         self.authority = url.authority
         self.connections = connections
         self.health = Health()
         self.in_flight = 0
         self.waiting: dict[Pool, None] = {}  # where requests wait for a place here, first come first
+        self.is_instance = is_instance
+        self._told_out = False
+        self._tell_at = -math.inf
 
     def __repr__(self) -> str:
         state = self.health.describe(self.connections.loop.time())
@@ -45,6 +57,19 @@ class Endpoint:
     def is_used(self) -> bool:
         """Whether a request or an idle connection is there."""
         return bool(self.in_flight or len(self.connections))
+
+    def tell(self, now: float) -> None:
+        """Log that its answers took it out, or that it is back; nothing of an instance, which is asked all the same."""
+        ejected_until = self.health.ejected_until
+        if self.is_instance:
+            return
+        if ejected_until and not self._told_out and now >= self._tell_at:
+            self._told_out, self._tell_at = True, now + _TELL_S
+            seconds = ejected_until - now
+            _log.warning("endpoint %s failed several times in a row: ejected for %.0f s", self.authority, seconds)
+        elif self._told_out and not ejected_until:
+            self._told_out = False
+            _log.info("endpoint %s answers again", self.authority)
 
 
 @dataclass(slots=True)
@@ -133,6 +158,7 @@ class Lease:
             health.fault(now, self._era)
         else:
             health.backpressure(now, retry_after_s, self._era)
+        self.endpoint.tell(now)
 
 
 @dataclass(slots=True, eq=False)
@@ -323,12 +349,14 @@ class Endpoints:
             if len(self._instances) >= _MAX_INSTANCES:
                 self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
             url = parse_url(address)
-            member = self._instances[address] = Member(self._new(url), EndpointConfig(url))
+            member = self._instances[address] = Member(self._new(url, is_instance=True), EndpointConfig(url))
         return Lease(member)
 
-    def _new(self, url: Url, ca_file: Path | None = None, changed_ns: int = 0) -> Endpoint:
+    def _new(
+        self, url: Url, ca_file: Path | None = None, changed_ns: int = 0, *, is_instance: bool = False
+    ) -> Endpoint:
         tls = self._tls_for(ca_file, changed_ns) if url.scheme == "https" else None
-        return Endpoint(url, ConnectionPool(url, tls, self._loop))
+        return Endpoint(url, ConnectionPool(url, tls, self._loop), is_instance=is_instance)
 
     def _tls_for(self, ca_file: Path | None, changed_ns: int) -> ssl.SSLContext:
         state = (ca_file, changed_ns)

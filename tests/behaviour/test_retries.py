@@ -1,6 +1,8 @@
 """Asking another member: before the first byte, for fast failures only, within a budget."""
 
 import asyncio
+import logging
+from typing import Any
 
 import pytest
 
@@ -220,6 +222,29 @@ async def test_each_engine_is_asked_where_it_tells(
             await asyncio.sleep(0.005)
     assert asked[: len(paths)] == paths
     assert endpoint.health.admits(0.0) is healthy
+
+
+async def test_the_log_tells_when_probes_take_an_endpoint_out_and_when_it_is_back(
+    start_edge: StartEdge, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One failed probe takes nothing out, and a return is no problem."""
+    statuses = iter([503, 200, 503, 503, 503, 200])
+
+    class Scripted(dict[str, int]):
+        def get(self, path: str, default: Any = None) -> Any:
+            return next(statuses, 200)
+
+    caplog.set_level(logging.INFO, "edge.probes")
+    upstream, asked = await start_probed(Scripted(), start_upstream)
+    await start_edge(routes(upstream.url, pool='health = { interval = "10ms" }'))
+    async with asyncio.timeout(10):
+        while len(asked) < 8:
+            await asyncio.sleep(0.005)
+    name = upstream.url.removeprefix("http://")
+    assert [(each.levelno, each.getMessage()) for each in caplog.records if each.name == "edge.probes"] == [
+        (logging.WARNING, f"endpoint {name} fails its health check"),
+        (logging.INFO, f"endpoint {name} passes its health check again"),
+    ]
 
 
 async def test_a_reload_that_drops_the_probes_ends_them(

@@ -1,6 +1,7 @@
 """Which endpoint of a pool, and what of an endpoint outlives a change of the file."""
 
 import asyncio
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import trustme
 
 from edge.config import Balance, EndpointConfig, PoolConfig
 from edge.errors import UpstreamUnavailable
+from edge.health import Verdict
 from edge.notation import parse_url
-from edge.upstream import Endpoint, Endpoints, Member, Pool, tls_context
+from edge.upstream import Endpoint, Endpoints, Lease, Member, Pool, tls_context
 
 
 @pytest.fixture
@@ -107,6 +109,42 @@ async def test_cancelled_request_gives_its_lease_back(endpoints: Endpoints) -> N
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert pool.members[0].endpoint.in_flight == 0
+
+
+# --- what the log tells
+
+
+async def test_endpoint_that_its_answers_take_out_and_bring_back_is_told_once_each(
+    endpoints: Endpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that fails now and then is told of once a minute, not at each change."""
+    caplog.set_level(logging.INFO, "edge.upstream")
+    [member] = pool_of(endpoints, 1).members
+    told = [
+        (logging.WARNING, "endpoint 10.0.0.1:8000 failed several times in a row: ejected for 5 s"),
+        (logging.INFO, "endpoint 10.0.0.1:8000 answers again"),
+    ]
+    for verdicts, lines in (
+        ([Verdict.FAULT] * 2 + [Verdict.FINE, Verdict.BACKPRESSURE], 0),
+        ([Verdict.FAULT] * 5, 1),
+        ([Verdict.FINE] * 3, 2),
+        ([Verdict.FAULT] * 3 + [Verdict.FINE] + [Verdict.FAULT] * 3, 2),
+    ):
+        for verdict in verdicts:
+            with Lease(member) as lease:
+                lease.report(verdict)
+        assert [(each.levelno, each.getMessage()) for each in caplog.records] == told[:lines]
+    member.endpoint.tell(asyncio.get_running_loop().time() + 60)
+    assert len(caplog.records) == 3
+
+
+async def test_instance_that_fails_is_not_told_of(endpoints: Endpoints, caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked all the same, and its user could fill the log."""
+    for _ in range(9):
+        with endpoints.instance("http://s.o.svc:8000") as lease:
+            lease.report(Verdict.FAULT)
+    assert lease.endpoint.health.total_ejections
+    assert caplog.records == []
 
 
 # --- over generations
