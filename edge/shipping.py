@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,10 +36,18 @@ _MAX_RECORDS: Final = 500
 _POLL_INTERVAL_S: Final = 0.2
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
+_PORTS: Final = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}
 
 
 class SinkUnavailable(Exception):
     """A sink did not acknowledge; the message is for the log and holds no secret."""
+
+
+def place_of(url: str) -> str:
+    """Return host and port of a sink's URL for the log, without what may be secret: credentials, path and query."""
+    parts = urlsplit(url)
+    host = parts.hostname or "localhost"
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or _PORTS[parts.scheme]}"
 
 
 class Sink(Protocol):
@@ -279,4 +288,4 @@ def pause_s(failures: int, chance: float) -> float:
     return float(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S)) * (1 + chance) / 2
 
 
-__all__ = ["Shipper", "Sink", "SinkUnavailable", "pause_s"]
+__all__ = ["Shipper", "Sink", "SinkUnavailable", "pause_s", "place_of"]

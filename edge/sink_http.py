@@ -4,6 +4,8 @@ Any 2xx acknowledges the whole batch. Whatever else comes, or nothing within ten
 the receiver keeps the first of each `id`.
 """
 
+import errno
+import os
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Final
 
 import aiohttp
 
-from edge.shipping import SinkUnavailable
+from edge.shipping import SinkUnavailable, place_of
 
 _TIMEOUT_S: Final = 10.0
 
@@ -21,6 +23,7 @@ class HttpSink:
 
     def __init__(self, url: str, token: str | None = None, ca_file: Path | None = None) -> None:
         self._url = url
+        self._place = place_of(url)
         self.reconfigure(token)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=ca_file)),
@@ -42,11 +45,26 @@ class HttpSink:
                 self._url, data=body, headers=self._headers, allow_redirects=False
             ) as response:
                 status = response.status
-        except (aiohttp.ClientError, OSError) as error:  # a timeout too; the text could repeat the URL
-            raise SinkUnavailable(type(error).__name__) from None
+        except (aiohttp.ClientError, OSError) as error:  # a timeout too
+            raise SinkUnavailable(f"{self._place}: {_reason_of(error)}") from None
         if not 200 <= status < 300:
-            raise SinkUnavailable(f"status {status}")
+            raise SinkUnavailable(f"{self._place}: status {status}")
 
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def _reason_of(error: aiohttp.ClientError | OSError) -> str:
+    """Return what the log may say of a failure; the text of any other error could repeat the URL."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_TIMEOUT_S:g} s"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLError):  # whose numbers are its own
+        return str(cause)
+    if isinstance(cause, OSError) and cause.errno is not None:
+        known = os.strerror(cause.errno) if cause.errno in errno.errorcode else cause.strerror
+        return known or type(error).__name__
+    return type(error).__name__

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from edge.revocations import connect, disconnect, reason_of
-from edge.shipping import SinkUnavailable
+from edge.shipping import SinkUnavailable, place_of
 
 STREAM: Final = "edge:usage"
 _TIMEOUT_S: Final = 3.0  # also how long a cancellation may take, see below
@@ -30,6 +30,7 @@ class RedisSink:
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
         self._client = connect(url, _TIMEOUT_S, str(ca_file) if ca_file is not None else None)
+        self._place = place_of(url)
 
     async def deliver(self, lines: Sequence[bytes]) -> None:
         """Add records, all or none; raises `SinkUnavailable`."""
@@ -44,7 +45,15 @@ class RedisSink:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # which redis-py takes for a timeout while it connects
                 raise asyncio.CancelledError from None
-            raise SinkUnavailable(reason_of(error)) from None
+            raise SinkUnavailable(self._told(error)) from None
+
+    def _told(self, error: Exception) -> str:
+        """Return where and why a delivery failed; redis-py says where itself when it cannot connect."""
+        from redis.exceptions import TimeoutError as RedisTimeoutError
+
+        late = isinstance(error, RedisTimeoutError | TimeoutError)
+        reason = f"no answer within {_TIMEOUT_S:g} s" if late else reason_of(error)
+        return reason if self._place in reason else f"{self._place}: {reason}"
 
     async def close(self) -> None:
         """Close the connections."""

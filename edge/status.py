@@ -74,7 +74,7 @@ class Status:
         waiting = f"{journal.outage}, {journal.lines_waiting} lines wait in memory"
         lines.append(("journal", waiting if journal.outage else "ok"))
         if shipper is not None:
-            lines.append(("usage sink", shipper.outage or f"ok, {shipper.lag_bytes} bytes to go"))
+            lines.append(("usage sink", f"{shipper.outage or 'ok'}, {shipper.lag_bytes} bytes to go"))
         now = self._clock()
         unwell = [each for each in self._endpoints.states() if not each.health.admits(now)]
         return lines + [(f"endpoint {each.authority}", each.health.describe(now)) for each in unwell]

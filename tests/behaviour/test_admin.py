@@ -36,6 +36,23 @@ async def test_readyz_verbose_shows_a_fact_a_line(edge: Edge) -> None:
     assert (facts["ready"], facts["generation"], facts["last reload"], facts["routes"]) == ("yes", "1", "ok", "2")
 
 
+async def test_sink_that_is_down_is_told_with_its_place_its_reason_and_what_waits(
+    start_edge: StartEdge, simulator: Simulator, unused_tcp_port: int
+) -> None:
+    sink = f'[usage]\nsink = "http://127.0.0.1:{unused_tcp_port}/secret"\n'
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url) + sink)
+    await edge.ask({"model": "public/deepseek-r1"})
+    assert edge.server._shipper is not None
+    async with asyncio.timeout(20):
+        while not edge.server._shipper.outage:
+            await asyncio.sleep(0.01)
+    _, _, body = await admin(edge, "/readyz?verbose")
+    told = dict(line.split(": ", 1) for line in body.decode().splitlines())["usage sink"]
+    waits = edge.server._shipper.lag_bytes
+    assert waits
+    assert told == f"127.0.0.1:{unused_tcp_port}: Connection refused, {waits} bytes to go"
+
+
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/readyz/", "/v1/models", "//livez", "/%2e/livez"])
 async def test_unknown_path_is_404_and_names_those_that_exist(edge: Edge, path: str) -> None:
     status, _, body = await admin(edge, path)

@@ -7,7 +7,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -16,7 +16,7 @@ from aiohttp import web
 from edge import sink_http, sink_redis
 from edge.journal import Journal
 from edge.keystores import KeyStoreUnusable
-from edge.shipping import Shipper, Sink, SinkUnavailable
+from edge.shipping import Shipper, Sink, SinkUnavailable, place_of
 from edge.sink_http import HttpSink
 from edge.sink_redis import STREAM, RedisSink
 from tests.keybackends import PATIENCE_S, ValkeyServer
@@ -28,7 +28,11 @@ LINES = [b'{"id":"a-1","time":"2025-11-13T02:13:20.250Z","model":"\xe6\xa8\xa1",
 class Receiver(ABC):
     """A server that takes records and can be harmed."""
 
-    harms: tuple[str, ...]
+    reasons: ClassVar[dict[str, str]]  # why nothing arrives, by the harm that is done
+
+    @property
+    @abstractmethod
+    def place(self) -> str: ...
 
     @abstractmethod
     def sink(self) -> Sink: ...
@@ -44,12 +48,21 @@ class Receiver(ABC):
 
 
 class RedisReceiver(Receiver):
-    harms = ("dead", "silent", "wrong type", "full")
+    reasons: ClassVar[dict[str, str]] = {
+        "dead": "Connection ",
+        "silent": "no answer within 0.2 s",
+        "wrong type": "ResponseError",
+        "full": "OutOfMemoryError",
+    }
 
     def __init__(self, directory: Path) -> None:
         self.server = ValkeyServer(directory)
         self.server.start()
         self._harm = ""
+
+    @property
+    def place(self) -> str:
+        return self.server.url.split("/")[2].rpartition("@")[2]
 
     def sink(self) -> Sink:
         return RedisSink(self.server.url)
@@ -88,7 +101,14 @@ class RedisReceiver(Receiver):
 
 
 class HttpReceiver(Receiver):
-    harms = ("dead", "silent", "500", "429", "redirect", "cut")
+    reasons: ClassVar[dict[str, str]] = {
+        "dead": "Connection refused",
+        "silent": "no answer within 0.2 s",
+        "500": "status 500",
+        "429": "status 429",
+        "redirect": "status 307",
+        "cut": "ServerDisconnectedError",
+    }
     token = "take-my-records"
 
     def __init__(self) -> None:
@@ -108,6 +128,10 @@ class HttpReceiver(Receiver):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}/records?a=b"
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self._port}"
 
     def sink(self) -> Sink:
         return HttpSink(self.url, self.token)
@@ -175,8 +199,8 @@ async def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 BOTH = pytest.mark.parametrize("receiver", ["redis", "http"], indirect=True)
 HARMS = [
-    *(("redis", how) for how in RedisReceiver.harms),
-    *(("http", how) for how in HttpReceiver.harms),
+    *(("redis", how) for how in RedisReceiver.reasons),
+    *(("http", how) for how in HttpReceiver.reasons),
 ]
 
 
@@ -201,8 +225,10 @@ async def test_whatever_is_no_acknowledgement_is_an_outage_and_passes(
     await receiver.harm(how)
     with pytest.raises(SinkUnavailable) as caught:
         await sink.deliver(LINES)
-    assert str(caught.value)
-    assert "a-1" not in str(caught.value)
+    told = str(caught.value)
+    assert receiver.place in told
+    assert receiver.reasons[how] in told
+    assert not any(each in told for each in ("a-1", "?a=b", "/records", HttpReceiver.token))
     await receiver.mend()
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -307,7 +333,7 @@ async def test_certificate_of_a_receiver_is_proved_by_the_given_authority(tmp_pa
     url = f"https://127.0.0.1:{runner.addresses[0][1]}/"
     trusting, doubting = HttpSink(url, ca_file=tmp_path / "ca.pem"), HttpSink(url)
     await trusting.deliver(LINES)
-    with pytest.raises(SinkUnavailable):
+    with pytest.raises(SinkUnavailable, match=f"127.0.0.1:{runner.addresses[0][1]}: .*verify failed"):
         await doubting.deliver(LINES)
     await trusting.close()
     await doubting.close()
@@ -319,3 +345,26 @@ def test_bad_redis_url_is_refused_without_its_password() -> None:
     with pytest.raises(KeyStoreUnusable) as caught:
         RedisSink("redis://:hunter2@host:notaport/0")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://sink.test/secret/path?token=x", "sink.test:443"),
+        ("http://[::1]:8080/", "[::1]:8080"),
+        ("redis://:hunter2@10.0.0.1/0", "10.0.0.1:6379"),
+        ("rediss://user:hunter2@cache.test:6380/0", "cache.test:6380"),
+        ("redis:///0", "localhost:6379"),
+    ],
+)
+def test_log_says_where_a_sink_is_and_nothing_secret(url: str, place: str) -> None:
+    assert place_of(url) == place
+
+
+async def test_name_of_a_sink_that_nobody_knows_is_told_with_the_reason() -> None:
+    sink = HttpSink("https://sink.invalid/secret")
+    with pytest.raises(SinkUnavailable, match=r"^sink\.invalid:443: ") as caught:
+        await sink.deliver(LINES)
+    assert "Error" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    await sink.close()
