@@ -283,6 +283,8 @@ class AccessLog:
 
     async def run(self) -> None:
         """Flush until cancelled."""
+        if self._finished:  # left by a defect that ended it; `write` wakes it for the first one only
+            self._queued.set()
         while True:
             await self._queued.wait()
             await asyncio.sleep(_FLUSH_INTERVAL_S)

@@ -220,6 +220,29 @@ async def test_end_of_the_process_loses_no_line_that_is_being_encoded(turns: int
     assert ids((tmp_path / "log").read_bytes()) == [f"req_{number}" for number in range(1000)]
 
 
+async def test_lines_that_a_defect_left_queued_are_written_when_the_log_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody woke it for them, and the log stayed silent until its backlog was full."""
+    monkeypatch.setattr(telemetry, "_BATCH", 1)
+    with open(tmp_path / "log", "ab", buffering=0) as file:
+        log = AccessLog(file.fileno())
+        with monkeypatch.context() as defect:
+            defect.setattr(log, "_encode", lambda batch: 1 / 0)
+            for number in range(3):
+                log.write(named(number))
+            with pytest.raises(ZeroDivisionError):
+                await log.run()
+        task = asyncio.get_running_loop().create_task(log.run())
+        async with asyncio.timeout(20):
+            while not (tmp_path / "log").stat().st_size:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await log.close()
+    assert ids((tmp_path / "log").read_bytes()) == ["req_1", "req_2"]
+
+
 async def test_stuck_reader_never_stops_a_request_and_what_is_lost_is_counted(
     full_pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
