@@ -59,8 +59,13 @@ def listener_tls(tls: TlsConfig) -> ssl.SSLContext:
     """Return the TLS settings towards clients; raises `StartError` when its files cannot be used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, tls)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, tls: TlsConfig) -> None:
+    """Let a context show a certificate; raises `StartError`, and may have half of it then."""
     try:
         context.load_cert_chain(tls.certificate, tls.private_key)
     except (OSError, ssl.SSLError) as error:
         raise StartError(f"server.tls: the certificate and key cannot be used ({error})") from None
-    return context

@@ -28,7 +28,7 @@ from edge.keys_http import HttpKeyStore
 from edge.keys_redis import RedisKeyStore
 from edge.keys_sqlite import SqliteKeyStore
 from edge.keystores import Changes, KeyStore
-from edge.listeners import StartError, bind, listener_tls, name_of, passed_sockets
+from edge.listeners import StartError, bind, listener_tls, load_certificate, name_of, passed_sockets
 from edge.probes import HealthProbes
 from edge.proxy import Generation, Proxy, new_request_id
 from edge.relay import Relay
@@ -215,9 +215,10 @@ class Server:
         server = generation.config.server
         if self._tls is not None and server.tls is not None:
             try:
-                self._tls.load_cert_chain(server.tls.certificate, server.tls.private_key)
-            except OSError as error:  # proved when it was built, and replaced in the meantime
-                self._reloader.refuse(self.generation, f"server.tls: the certificate and key cannot be used ({error})")
+                listener_tls(server.tls)  # proved when it was built, and perhaps half replaced in the meantime
+                load_certificate(self._tls, server.tls)
+            except StartError as error:
+                self._reloader.refuse(self.generation, str(error))
                 return
         self.proxy.generation = generation
         self.endpoints.keep_only(generation.pools.values())
@@ -331,18 +332,21 @@ class Server:
             client.close_if_idle()
         if await self._hurried(asyncio.wait_for(self.clients.wait_empty(), config.drain_timeout_s)):
             return
-        clients = list(self.clients.clients)
-        _log.warning("drain: %d connections are cut", len(clients))
-        for client in clients:
-            if isinstance(client.answering, Relay):
-                client.answering.cut()
+        _log.warning("drain: %d connections are cut", len(self.clients.clients))
+        self._cut_answers()
         try:
             await asyncio.wait_for(self.clients.wait_empty(), _CUT_GRACE_S)
         except TimeoutError:
             self.proxy.cutting = True
+            self._cut_answers()  # those that began since: an abort alone would look as if their clients had left
             for client in list(self.clients.clients):
                 client.abort()
             await self.clients.wait_empty()
+
+    def _cut_answers(self) -> None:
+        for client in list(self.clients.clients):
+            if isinstance(client.answering, Relay):
+                client.answering.cut()
 
     async def _hurried(self, waiting: Any) -> bool:
         """Wait, unless a second signal ends it; return whether it came to its own end."""

@@ -243,6 +243,27 @@ async def test_body_that_never_ends_is_cut_and_is_not_the_clients_doing(
     assert (line["end"], line["ended_by"]) == ("drained", "edge")
 
 
+@pytest.mark.parametrize("answer", [{"ttft_ms": 86_400_000}, {"fault": "stall", "after": 1}])
+async def test_answer_that_began_after_the_cut_is_not_ended_by_its_client(
+    start_edge: StartEdge, simulator: Simulator, caplog: pytest.LogCaptureFixture, answer: dict[str, Any]
+) -> None:
+    """Its body came in the second that cut answers have for their last bytes."""
+    edge = await start(start_edge, simulator, drain_timeout="100ms")
+    client = await edge.connect()
+    request = edge.request(stream(**answer))
+    client.send(request[:-5])
+    while not edge.server.proxy.in_flight:
+        await asyncio.sleep(0.01)
+    edge.server.stop()
+    while "are cut" not in caplog.text:
+        await asyncio.sleep(0.01)
+    client.send(request[-5:])
+    await simulator.wait_for(lambda: simulator.requests)
+    line = await ended(edge)
+    assert (line["end"], line["ended_by"]) == ("drained", "edge")
+    assert [record["end"] for record in edge.records()] == ["drained"]
+
+
 async def test_second_stop_does_not_wait(start_edge: StartEdge, simulator: Simulator) -> None:
     """Of all that waits nothing is waited for: neither the balancer nor the answers."""
     edge = await start(start_edge, simulator, shutdown_delay="1h", drain_timeout="1h")

@@ -509,9 +509,11 @@ async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
     assert len(member.endpoint.connections) == 1
 
 
-async def test_certificate_that_is_replaced_during_a_reload_refuses_it(
-    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event], tmp_path: Path
+@pytest.mark.parametrize("half", ["certificate", "key"])
+async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
+    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event], tmp_path: Path, half: str
 ) -> None:
+    """The old one stays in force: clients connect as before."""
     authority = trustme.CA()
     ours, other = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
@@ -523,10 +525,25 @@ async def test_certificate_that_is_replaced_during_a_reload_refuses_it(
     edge.config_path.write_text(with_pool_by_name(edge, simulator))
     edge.server.reload()
     await until(lambda: edge.server.health.generation == 2)  # built, and not in force before the name is known
-    key.write_bytes(other.private_key_pem.bytes())
+    chain, secret = other.cert_chain_pems[0].bytes(), other.private_key_pem.bytes()
+    first, then = ((certificate, chain), (key, secret))[:: 1 if half == "certificate" else -1]
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    before = await certificate_of(edge, trusting)
+    first[0].write_bytes(first[1])
     names["b.test"].set()
     await until(lambda: edge.server.health.reload_failures)
     assert "certificate and key" in edge.server.health.reload_failed
     assert edge.server.generation.number == edge.server.health.generation == 1
-    certificate.write_bytes(other.cert_chain_pems[0].bytes())
+    assert await certificate_of(edge, trusting) == before
+    then[0].write_bytes(then[1])
     await until(lambda: edge.server.generation.number == 2)
+    assert await certificate_of(edge, trusting) != before
+
+
+async def certificate_of(edge: Edge, trusting: ssl.SSLContext) -> bytes:
+    """What the listener shows to a client that checks it."""
+    _, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=trusting)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    return shown
