@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _MINUTE_S: Final = 60
 _EVERYTHING: Final = 10**14  # what a limit that is not set allows; a comparison with a float is slow above 2**48
 _UNKNOWN_WAIT_S: Final = 0.5  # for one of the running requests to end
-_LONGEST_WAIT_S: Final = 60  # SDKs sleep what they are told
+_LONGEST_RETRY_AFTER_S: Final = 60  # SDKs sleep what they are told, and heed no more
 _ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
 SLOTS_EXPIRE_S: Final = 3.0  # when a process that tells no more is taken for dead
 _REFRESH_S: Final = 1.0  # how often slots are told that are merely held
@@ -249,8 +249,6 @@ class Admission:
         More tokens than a limit has are taken for all of it: such a request runs when nothing else was used. Raises:
         `RateLimited`.
         """
-        if not names:
-            return UNLIMITED
         limits = self._applying.get(names)
         if limits is None:
             limits = self._resolve(names)
@@ -437,7 +435,10 @@ def _fullest(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], weig
 
 
 def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elapsed_s: float) -> RateLimited:
-    """Return the error of a request that does not fit; it names the limit that holds it up for longest."""
+    """Return the error of a request that does not fit; it names the limit that holds it up for longest.
+
+    What was used counts for up to two minutes, which the message tells; `Retry-After` says no more than one.
+    """
     weight = 1.0 - elapsed_s / _MINUTE_S
     reasons = []
     for limit, (counter, reserved) in zip(limits, held, strict=True):
@@ -453,11 +454,11 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
                 numbers = f"limit {allowed}, used {math.ceil(used)}, requested {asked}"
                 reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}"))
     wait_s, reason = max(reasons)
-    retry_after_s = min(int(wait_s + _ROUNDING_S) + 1, _LONGEST_WAIT_S)
+    free_in_s = int(wait_s + _ROUNDING_S) + 1
     lines = _headers(limits, held, elapsed_s).decode().splitlines()
     return RateLimited(
-        f"Rate limit reached for {reason}. Try again in {retry_after_s} s.",
-        retry_after_s=retry_after_s,
+        f"Rate limit reached for {reason}. Try again in {free_in_s} s.",
+        retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
         headers=tuple((name, value) for name, _, value in (line.partition(": ") for line in lines)),
     )
 
