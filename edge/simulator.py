@@ -461,6 +461,8 @@ class Simulator:
             head, script, tail = b"", Script("", (_RUBBISH,), status=0), b""
         elif behaviour.fault in ("cut", "reset", "stall") and behaviour.after < 0:
             head, script, tail = b"", Script("", (), status=0), b""
+        if behaviour.fault == "stall" and _is_whole(script, framing, behaviour, tail):
+            behaviour = replace(behaviour, fault=None)
         record.status = script.status
         await _Answer(self, connection, transport, record, script, behaviour, tail).send(head, delay_s)
         return _KEEP if keep else _CLOSE
@@ -588,6 +590,13 @@ def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) ->
     return "\r\n".join((*lines, "\r\n")).encode()
 
 
+def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: bytes) -> bool:
+    """Say whether a client has its whole answer before a fault: a stall there would hang its next request, not this."""
+    if behaviour.after < 0 or framing == "close":
+        return False
+    return sum(map(len, script.frames[behaviour.after :])) + len(tail) <= behaviour.after_bytes
+
+
 def _reason(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
@@ -620,15 +629,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=50.0, metavar="N", help="tokens a second of one stream (default 50); 0: no pause"
     )
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
-    parser.add_argument("--jitter", type=float, default=0.0, metavar="SHARE", help="0 to 1 of the pause between tokens")
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, metavar="SHARE", help="0 to 1 of the pause between tokens (default 0)"
+    )
     parser.add_argument("--prompt-tokens", type=int, default=12, metavar="N", help="what usage says (default 12)")
     parser.add_argument("--fault", choices=get_args(Fault), help="fail every answer in this way")
     parser.add_argument("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
     parser.add_argument(
-        "--after", type=int, default=0, metavar="FRAMES", help="sent before the fault; -1: not even the head"
+        "--after",
+        type=int,
+        default=0,
+        metavar="FRAMES",
+        help="sent before the fault (default 0: the head only); -1: not even the head",
     )
     parser.add_argument(
-        "--after-bytes", type=int, default=0, metavar="N", help="of the next frame, sent before the fault"
+        "--after-bytes", type=int, default=0, metavar="N", help="of what follows, sent before the fault (default 0)"
     )
     parser.add_argument(
         "--framing", choices=get_args(Framing), help="of every answer (default: chunked for streams, else length)"

@@ -826,6 +826,30 @@ async def test_fault_stall_is_silent_until_the_client_goes(simulator: Simulator,
     assert simulator.requests[0].frames_sent == max(after, 0)
 
 
+@pytest.mark.parametrize("stall", [{"after": 3}, {"after": 1}, {"after_bytes": 100_000}])
+async def test_fault_stall_after_a_whole_answer_leaves_the_connection_to_the_next_request(
+    simulator: Simulator, stall: dict[str, int]
+) -> None:
+    """There is nothing left to stall: the next request on the connection was never answered."""
+    async with raw(simulator) as connection:
+        for _ in range(2):
+            connection.ask(simulate={"fault": "stall", **stall})
+            async with asyncio.timeout(20):
+                _, headers = await connection.head()
+                await connection.reader.readexactly(int(headers["content-length"]))
+    assert [record.outcome for record in simulator.requests] == ["complete"] * 2
+
+
+async def test_fault_stall_before_the_last_chunk_is_no_whole_answer(simulator: Simulator) -> None:
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "stall", "after": 1000})
+        await connection.head()
+        while await connection.chunk() != b"data: [DONE]\n\n":
+            pass
+        assert simulator.requests[0].outcome == "open"
+    await simulator.wait_for(lambda: simulator.requests[0].outcome == "client_gone")
+
+
 async def test_fault_rubbish_is_no_http(simulator: Simulator) -> None:
     """The first bytes are no status line, then FIN."""
     async with raw(simulator) as connection:
@@ -926,6 +950,13 @@ def test_options_become_behaviour() -> None:
         served=("a", "b"),
     )
     assert behaviour_from(parsed("--rate", "0")).interval_ms == 0
+
+
+def test_help_tells_every_default() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    untold = [action.dest for action in parser._actions if "default" not in (action.help or "")]
+    assert untold == ["fault", "model"]  # which have none
 
 
 @pytest.mark.parametrize(
