@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 
-from edge.config import Config, LimitConfig, RouteConfig
+from edge.config import Config, LimitConfig, PoolConfig, RouteConfig
 from edge.credentials import Caller
 from edge.envelope import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
@@ -38,8 +38,8 @@ class Explanation:
 
     `status` is the edge's own answer, 200 when the request would go upstream; `route`, `pool` and `endpoints` are those
     of the route that wins, also when the key may not use it. `limits` tells, for people, what limits count its
-    requests. `routes` has every route by name and why it wins or loses;
-    `pool_settings` is for people.
+    requests, and `pool_settings`, by name, how its pool serves them. `routes` has every route by name and why it wins
+    or loses.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Explanation:
     who: str
     route: str | None
     pool: str | None
-    pool_settings: str
+    pool_settings: tuple[tuple[str, str], ...]
     endpoints: tuple[Endpoint, ...]
     limits: str
     routes: tuple[tuple[str, str], ...]
@@ -73,11 +73,8 @@ class Explanation:
         if self.key:
             facts.append(("key", self.key))
         if self.route is not None:
-            facts.append(("route", self.route))
-        if self.route is not None:
-            facts.append(("limits", self.limits))
-        if self.pool is not None:
-            facts.append(("pool", f"{self.pool}: {self.pool_settings}"))
+            facts += [("route", self.route), ("limits", self.limits)]
+        facts += self.pool_settings
         lines = [self.model, *(f"  {name:<8} {value}" for name, value in facts)]
         width = max((len(endpoint.url) for endpoint in self.endpoints), default=0)
         lines += [
@@ -117,12 +114,7 @@ def explain(
         who=_who(model),
         route=match.route.name if match else None,
         pool=pool.name if pool else None,
-        pool_settings=(
-            f"{pool.balance}, {pool.engine}, connect {duration(pool.connect_timeout_s)}, "
-            f"first byte {duration(pool.first_byte_timeout_s)}, idle {duration(pool.idle_timeout_s)}"
-            if pool
-            else ""
-        ),
+        pool_settings=_pool_settings(pool) if pool else (),
         endpoints=_endpoints(config, match, model) if match else (),
         limits=_limits(config, match.route, principal) if match else "",
         routes=_contest(config.routes, match, model, None if loopback else host),
@@ -207,6 +199,36 @@ def _endpoints(config: Config, match: Match, model: str) -> tuple[Endpoint, ...]
         return (Endpoint(match.filled(route.instance), 1, asked),)
     pool = config.pools[route.pool or ""]
     return tuple(Endpoint(str(each.url), each.weight, each.model or asked) for each in pool.endpoints)
+
+
+def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
+    """Return what a pool does with a request, as far as its settings have an effect."""
+    times = (
+        f"connect {duration(pool.connect_timeout_s)}, first byte {duration(pool.first_byte_timeout_s)}, "
+        f"idle {duration(pool.idle_timeout_s)}"
+    )
+    told = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("health", _health(pool))]
+    if pool.max_inflight is not None:
+        waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
+        told.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
+    return (*told, ("retries", _retries(pool)))
+
+
+def _health(pool: PoolConfig) -> str:
+    if pool.health is None:
+        return "not probed, judged by its answers"
+    return f"probed every {duration(pool.health.interval_s)} at {pool.health.path or 'the path of its engine'}"
+
+
+def _retries(pool: PoolConfig) -> str:
+    if pool.dns is None and len(pool.endpoints) == 1:
+        return "none, it has one endpoint"
+    failures = ["a refused connection"]
+    if pool.retry_within_s:
+        failures.append(f"a 429, 502, 503 or 504 within {duration(pool.retry_within_s)}")
+    if pool.retry_after_send:
+        failures.append("a connection that died with the request on it")
+    return f"after {', '.join(failures)}; a share of {pool.retry_budget:g} at once, three always"
 
 
 def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> str:

@@ -104,3 +104,29 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
     text = ask("public/deepseek-r1").render()
     assert "every key" in text
     assert "r1: least-loaded, vllm, connect 2s" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("", ["health   not probed, judged by its answers", "retries  none, it has one endpoint"]),
+        ('health = { interval = "9s" }', ["health   probed every 9s at the path of its engine"]),
+        ('health = { path = "/up" }', ["health   probed every 5s at /up"]),
+        ("max_inflight = 4", ["queue    4 requests at each endpoint, none waits"]),
+        ("max_inflight = 4\nqueue = 16", ["queue    4 requests at each endpoint, then 16 wait, for 10s"]),
+        (
+            'endpoints = ["http://a:1", "http://b:1"]',
+            ["retries  after a refused connection, a 429, 502, 503 or 504 within 2s; a share of 0.2 at once"],
+        ),
+        (
+            'endpoints = ["http://a:1", "http://b:1"]\nretry_within = "0s"\nretry_after_send = true',
+            ["retries  after a refused connection, a connection that died with the request on it; a share"],
+        ),
+    ],
+)
+def test_text_tells_the_settings_of_a_pool_that_have_an_effect(settings: str, told: list[str]) -> None:
+    endpoints = "" if "endpoints" in settings else 'endpoints = ["http://a:1"]\n'
+    config = parse(f'[pools.p]\n{endpoints}{settings}\n[routes."public/a"]\npool = "p"\n', Path("routes.toml"), {})
+    text = explain(config, "public/a", "chat.d.run", None, (), now=100.0).render()
+    assert [line for line in told if f"\n  {line}" not in text] == []
+    assert ("\n  queue " in text) == ("max_inflight" in settings)
