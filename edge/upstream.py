@@ -63,10 +63,10 @@ class Endpoint:
         ejected_until = self.health.ejected_until
         if self.is_instance:
             return
-        if ejected_until and not self._told_out and now >= self._tell_at:
+        left_s = ejected_until - now
+        if left_s > 0 and not self._told_out and now >= self._tell_at:
             self._told_out, self._tell_at = True, now + _TELL_S
-            seconds = ejected_until - now
-            _log.warning("endpoint %s failed several times in a row: ejected for %.0f s", self.authority, seconds)
+            _log.warning("endpoint %s failed several times in a row: ejected for %.0f s", self.authority, left_s)
         elif self._told_out and not ejected_until:
             self._told_out = False
             _log.info("endpoint %s answers again", self.authority)

@@ -134,7 +134,11 @@ async def test_endpoint_that_its_answers_take_out_and_bring_back_is_told_once_ea
             with Lease(member) as lease:
                 lease.report(verdict)
         assert [(each.levelno, each.getMessage()) for each in caplog.records] == told[:lines]
-    member.endpoint.tell(asyncio.get_running_loop().time() + 60)
+    health, later = member.endpoint.health, asyncio.get_running_loop().time() + 60
+    member.endpoint.tell(later)  # its time is over, and nobody has tried it
+    assert len(caplog.records) == 2
+    health.fault(later, health.begin())
+    member.endpoint.tell(later)
     assert len(caplog.records) == 3
 
 
