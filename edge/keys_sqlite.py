@@ -97,6 +97,7 @@ _LONGEST_LIFETIME_S = 100 * 365 * 86_400  # past this a date is a slip of the pe
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S = 0.5
 _BUSY_RETRY_INTERVAL_S = 0.01
+_CHECKPOINT_PATIENCE_MS = 250  # readers of this package are done in a fraction of it; a backup may take minutes
 
 
 class KeyFileError(KeyStoreUnusable):
@@ -407,6 +408,7 @@ class KeyRegistry:
         """Hold the file's write lock for one change and yield the revision that the change makes."""
         with _key_file_errors(self._path), _transaction(self._connection, "IMMEDIATE"):
             yield _revision(self._connection) + 1
+        _empty_wal(self._connection)
 
 
 def parse_lifetime(text: str) -> int:
@@ -548,6 +550,23 @@ def _prepare(connection: sqlite3.Connection, path: Path, set_up: bool) -> None:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _empty_wal(connection)
+
+
+def _empty_wal(connection: sqlite3.Connection) -> None:
+    """Move what was committed into the file itself, as far as readers let it; what is not moved is not lost.
+
+    SQLite applies a WAL to whatever stands beside it: left as it is, one would undo what a file says that is moved into
+    this one's place, a revocation for one. Source: https://www.sqlite.org/howtocorrupt.html section 1.4
+    """
+    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:  # the change itself is committed, and the next one tries again
+        pass
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
 
 
 def _schema_version(connection: sqlite3.Connection) -> int:

@@ -245,6 +245,41 @@ async def test_replaced_file_is_read_instead_of_the_old_one(path: Path, tmp_path
         await listener.hears_of_everything()
 
 
+async def test_change_leaves_nothing_that_would_undo_a_revocation_in_a_file_moved_into_its_place(path: Path) -> None:
+    """SQLite applies a WAL to whatever stands beside it: that of a served file, which nobody deletes, is emptied."""
+    key = make_key(path)
+    async with serving(path) as (store, _):
+        copy = back_up(path)
+        with KeyRegistry(copy) as aside:
+            aside.revoke(aside.list()[0].id)
+        make_key(path)  # its page would come back over that of the revocation
+        assert path.with_name("keys.db-wal").stat().st_size == 0
+        copy.replace(path)
+
+        assert await store.look_up(hash_key(key), key) is None
+    with KeyRegistry(path) as registry:
+        assert registry.list() == []
+
+
+async def test_new_file_has_no_wal_either(path: Path) -> None:
+    async with serving(path):
+        assert path.with_name("keys.db-wal").stat().st_size == 0
+
+
+def test_reader_that_stays_keeps_no_change_from_being_made(path: Path, registry: KeyRegistry) -> None:
+    """A backup may read for minutes: the WAL is emptied after a later change."""
+    registry.create(USER)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM keys").fetchone()
+        _, record = registry.create(USER)
+        registry.revoke(record.id)
+    assert path.with_name("keys.db-wal").stat().st_size > 0
+    registry.create(USER)
+    assert path.with_name("keys.db-wal").stat().st_size == 0
+    assert len(registry.list()) == 2
+
+
 async def test_backup_restored_in_place_reports_everything(path: Path, registry: KeyRegistry) -> None:
     """Going back in time makes no newer revision, yet every kept answer may be wrong."""
     registry.create(USER)
