@@ -251,7 +251,7 @@ class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no ty
                 entry.ask_at = entry.fresh_until = 0.0
                 entry.failed = False  # then: it may answer by now
         named = {digest for digest in changes.digests if digest in entries}
-        if changes.ids or changes.users:
+        if changes.name_principals:
             name = changes.name
             named.update(
                 digest for digest, entry in entries.items() if entry.caller is not None and name(entry.caller.principal)

@@ -32,16 +32,25 @@ class AnswerUnusable(StoreFailed):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPrincipal(Principal):
+    """Who a token proved to be; `proof` names the key of its issuer that proved it."""
+
+    proof: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
-    """What a cache of look-ups must forget: keys by digest or id, the keys of users, or `everything`.
+    """What a cache of look-ups must forget: keys by digest or id, the keys of users, tokens by what proved them.
 
     What is named was changed, so it is dropped. `everything` means that changes may have been missed: every answer is
-    asked for anew, but goes on as a known one while the store is down.
+    asked for anew, but goes on as a known one while the store is down. `proofs` are keys that an issuer withdrew; each
+    process finds out by itself, so they are not published.
     """
 
     digests: frozenset[bytes] = field(default=frozenset(), repr=False)
     ids: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
+    proofs: frozenset[str] = frozenset()
     everything: bool = False
 
     def __or__(self, other: "Changes") -> "Changes":
@@ -50,18 +59,26 @@ class Changes:
             self.digests | other.digests,
             self.ids | other.ids,
             self.users | other.users,
+            self.proofs | other.proofs,
             self.everything or other.everything,
         )
 
+    @property
+    def name_principals(self) -> bool:
+        """Whether something is named that only the record of a key or token tells."""
+        return bool(self.ids or self.users or self.proofs)
+
     def name(self, principal: Principal) -> bool:
-        """Say whether a key is named by its id or its user."""
+        """Say whether a key is named by its id or its user, or a token by what proved it."""
+        if isinstance(principal, TokenPrincipal) and principal.proof in self.proofs:
+            return True
         return principal.id in self.ids or principal.user in self.users
 
     def concern(self, digest: bytes, principal: Principal | None) -> bool:
         """Say whether an answer, None for one that is not known yet, may have changed."""
         if self.everything or digest in self.digests:
             return True
-        return bool(self.ids or self.users) if principal is None else self.name(principal)
+        return self.name_principals if principal is None else self.name(principal)
 
 
 @dataclass(frozen=True, slots=True)

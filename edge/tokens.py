@@ -4,11 +4,13 @@ PyJWT verifies; here is what it leaves to its caller (RFC 8725): which tokens ar
 where the keys come from and when they are asked for again. PyJWT's own client for key sets would block the loop.
 
 A token never says where its key is found: `jku`, `x5u`, `jwk` and `x5c` are refused, but for a `jku` that is the very
-URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, also not what was proved with it before.
+URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, and who was let in by it is let in no longer,
+whoever is down by then. While the issuer gives no answer its last keys go on; a key set without a key is an answer.
 """
 
 import asyncio
 import base64
+import hashlib
 import logging
 import ssl
 from collections.abc import Callable, Mapping
@@ -21,8 +23,7 @@ import jwt
 import orjson
 
 from edge.config import JwtConfig
-from edge.exchange import Principal
-from edge.keystores import Changes, StoreFailed, ignore_changes
+from edge.keystores import Changes, StoreFailed, TokenPrincipal, ignore_changes
 from edge.notation import is_dns_label, is_pattern
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ _MAX_KEY_SET_BYTES: Final = 2**20
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 _OWN_KEYS: Final = ("x5u", "jwk", "x5c")  # headers by which a token brings its key along
 _MAX_ALLOWED: Final = 256  # patterns of one token
+_NO_SET: Final = "no key set yet"
 
 
 class TokenRefused(Exception):
@@ -45,10 +47,14 @@ class JwksError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key of the issuer as it was published, and as the library takes it."""
+    """A key of the issuer as it was published, and as the library takes it; `id` is another when anything of it is."""
 
-    data: Mapping[str, Any]
+    id: str
+    data: Mapping[str, Any] = field(compare=False)
     public: Any = field(compare=False)
+
+
+_KeySet = Mapping[str, _Key]  # by their `kid`
 
 
 class TokenVerifier:
@@ -58,12 +64,12 @@ class TokenVerifier:
         self.changed: Callable[[Changes], object] = ignore_changes
         self._config = config
         self._clock = clock
-        self._keys: dict[str, _Key] = {}
+        self._keys: _KeySet = {}
         self._attempted_at = -_MIN_FETCH_INTERVAL_S
         self._fetching: asyncio.Task[None] | None = None
         self._next: asyncio.TimerHandle | None = None
         self._session: aiohttp.ClientSession | None = None
-        self.outage = "no key set yet"
+        self.outage = _NO_SET
 
     @property
     def key_count(self) -> int:
@@ -91,8 +97,11 @@ class TokenVerifier:
 
     def reconfigure(self, config: JwtConfig) -> None:
         """Take over what a reload changed, and look at the keys again; their file may be what has changed."""
-        if config != self._config:
-            self._config = config
+        before, self._config = self._config, config
+        if config.jwks != before.jwks:  # nobody can say any more which of those keys are withdrawn
+            self._replace_keys({})
+            self.outage = self.outage or _NO_SET
+        if config != before:
             self.changed(Changes(everything=True))
         self._attempted_at = -_MIN_FETCH_INTERVAL_S
         self._fetch_soon()
@@ -107,7 +116,7 @@ class TokenVerifier:
             return False
         return isinstance(payload, dict) and payload.get("iss") == self._config.issuer
 
-    async def verify(self, token: str) -> Principal:
+    async def verify(self, token: str) -> TokenPrincipal:
         """Return who a token was made for; raises `TokenRefused`, and `StoreFailed` while there is no key."""
         config = self._config
         algorithm, key = await self._key_for(_header(token))
@@ -121,7 +130,7 @@ class TokenVerifier:
                 leeway=config.leeway_s,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-            return self._principal(payload)
+            return self._principal(payload, key)
         except jwt.ExpiredSignatureError:
             raise TokenRefused("The token has expired: get a new one.") from None
         except jwt.InvalidAudienceError:
@@ -129,7 +138,7 @@ class TokenVerifier:
         except (jwt.PyJWTError, ValueError, OverflowError, TypeError):
             raise TokenRefused("The token is not valid.") from None
 
-    def _principal(self, payload: Mapping[str, Any]) -> Principal:
+    def _principal(self, payload: Mapping[str, Any], key: _Key) -> TokenPrincipal:
         config = self._config
         user = payload.get(config.user_claim)
         if not isinstance(user, str) or not is_dns_label(user):
@@ -146,7 +155,9 @@ class TokenVerifier:
         expires_at = payload["exp"]
         if not isinstance(expires_at, int | float):  # the library takes text too (RFC 7519 section 2: a number)
             raise TokenRefused("The token is not valid.")
-        return Principal(f"jwt:{user}", user, allow=allow, expires_at=float(expires_at) + config.leeway_s)
+        return TokenPrincipal(
+            f"jwt:{user}", user, allow=allow, expires_at=float(expires_at) + config.leeway_s, proof=key.id
+        )
 
     # --- the keys
 
@@ -194,22 +205,32 @@ class TokenVerifier:
 
     async def _fetch(self) -> None:
         config = self._config
+        keys: _KeySet | None = None
+        outage = ""
         try:
             keys = read_key_set(await self._read(config.jwks), config.algorithms)
         except Exception as error:  # whatever it is, the keys that are known go on, and it is tried again
-            self._told(str(error) or type(error).__name__)
-        else:
-            self._told("")
-            withdrawn = [kid for kid, key in self._keys.items() if keys.get(kid) != key]
-            self._keys = keys
-            if withdrawn:
-                self.changed(Changes(everything=True))
+            outage = str(error) or type(error).__name__
         finally:
             self._fetching = None
+        if self._config.jwks == config.jwks:  # else a reload said in between that these are not the issuer's
+            had_some = bool(self._keys or self.outage)
+            self._told(outage)
+            if keys is not None:
+                self._replace_keys(keys)
+                if had_some and not keys:
+                    _log.warning("jwt.jwks has no key for %s: every token is refused", ", ".join(config.algorithms))
         pause_s = _MIN_FETCH_INTERVAL_S if self.outage else max(config.jwks_ttl_s, _MIN_FETCH_INTERVAL_S)
         if self._config != config:  # by a reload in between
             pause_s = 0
         self._next = asyncio.get_running_loop().call_later(pause_s, self._begin_fetch)
+
+    def _replace_keys(self, keys: _KeySet) -> None:
+        """Take other keys, and tell of those that were withdrawn: at once, as nobody may be there to ask later."""
+        withdrawn = _ids(self._keys) - _ids(keys)
+        self._keys = keys
+        if withdrawn:
+            self.changed(Changes(proofs=withdrawn))
 
     async def _read(self, jwks: str | Path) -> bytes:
         if isinstance(jwks, Path):
@@ -227,17 +248,22 @@ class TokenVerifier:
 
     def _told(self, outage: str) -> None:
         """Tell once when the keys cannot be had, and once when they can again."""
-        if outage and (not self.outage or self.outage == "no key set yet"):
+        if outage and self.outage in ("", _NO_SET):
             _log.error("jwt.jwks is unavailable, %d keys go on: %s", len(self._keys), outage)
-        elif not outage and self.outage not in ("", "no key set yet"):
+        elif not outage and self.outage not in ("", _NO_SET):
             _log.warning("jwt.jwks answers again")
         self.outage = outage
 
 
-def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> dict[str, _Key]:
+def _ids(keys: _KeySet) -> frozenset[str]:
+    return frozenset(key.id for key in keys.values())
+
+
+def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> _KeySet:
     """Return the usable keys of a JWK set by their id, one without an id under "".
 
-    What cannot be used is left out (RFC 7517 section 5). Raises: `JwksError` when nothing is left.
+    What cannot be used is left out (RFC 7517 section 5), and a set of which nothing is left says that no token is to be
+    believed. Raises: `JwksError` for what is no JWK set.
     """
     try:
         document = orjson.loads(text)
@@ -251,8 +277,6 @@ def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> dict[str, _Key]:
         key = _key(each, algorithms)
         if key is not None:
             keys[each.get("kid", "")] = key
-    if not keys:
-        raise JwksError(f"no key in it is for {', '.join(algorithms)}")
     return keys
 
 
@@ -267,7 +291,8 @@ def _key(given: object, algorithms: tuple[str, ...]) -> _Key | None:
         return None
     if given.get("kty") == "RSA" and key.key.key_size < _MIN_RSA_BITS:
         return None
-    return _Key(given, key.key)
+    digest = hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS))
+    return _Key(digest.hexdigest(), given, key.key)
 
 
 def _header(token: str) -> Mapping[str, Any]:

@@ -78,6 +78,8 @@ class Issuer:
                 return web.Response(status=500)
             case "rubbish":
                 return web.Response(body=b"<html>\xff")
+            case "none":
+                return web.json_response({"error": "busy"})
             case "empty":
                 return web.json_response({"keys": []})
             case "huge":

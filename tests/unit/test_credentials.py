@@ -26,7 +26,17 @@ from edge.errors import (
     Unauthenticated,
 )
 from edge.exchange import Credential, Principal
-from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, hash_key, ignore_changes, ignore_outage
+from edge.keystores import (
+    AnswerUnusable,
+    Changes,
+    StoreFailed,
+    TokenPrincipal,
+    UserState,
+    hash_key,
+    ignore_changes,
+    ignore_outage,
+)
+from edge.tokens import TokenRefused
 
 ME = "u-1100a15812cc"
 KEY = "sk-" + "k" * 45
@@ -1046,16 +1056,18 @@ class FakeTokens:
 
     def __init__(self) -> None:
         self.changed: Callable[[Changes], object] = ignore_changes
-
+        self.refused: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
 
     def claims(self, credential: str) -> bool:
         return credential.startswith("ey.")
 
-    async def verify(self, token: str) -> Principal:
+    async def verify(self, token: str) -> TokenPrincipal:
         await self.gate.wait()
-        return Principal(f"jwt:{ME}", ME, expires_at=5000.0)
+        if token.split(".")[1] in self.refused:
+            raise TokenRefused
+        return TokenPrincipal(f"jwt:{ME}", ME, expires_at=5000.0, proof=token.split(".")[1])
 
 
 def with_tokens(scene: Scene, *, knows_users: bool) -> FakeTokens:
@@ -1108,3 +1120,29 @@ def test_credential_shows_nothing_of_itself() -> None:
     shown = repr(Credential(f"Bearer {KEY}", KEY, hash_key(KEY)))
     assert KEY not in shown
     assert repr(hash_key(KEY))[2:-1] not in shown
+
+
+async def test_token_of_a_withdrawn_key_does_not_go_on_while_the_store_is_down() -> None:
+    """What other keys proved does, and what the store said."""
+    scene = Scene()
+    tokens = with_tokens(scene, knows_users=True)
+    asked = ("ey.withdrawn.xxxx", "ey.other.xxxx", KEY)
+    assert [await scene.ask(each) for each in asked] == [200] * 3
+    scene.store.down = True
+    tokens.changed(Changes(proofs=frozenset(("withdrawn",))))
+    assert [await scene.ask(each) for each in asked] == [503, 200, 200]
+    scene.auth.forget(Changes(everything=True))
+    assert [await scene.ask(each) for each in asked] == [503, 200, 200]
+
+
+async def test_token_whose_key_is_withdrawn_while_its_user_is_looked_up_is_proved_again() -> None:
+    scene = Scene()
+    tokens = with_tokens(scene, knows_users=True)
+
+    async def answer_late(user: str) -> UserState:
+        tokens.refused.add("withdrawn")
+        tokens.changed(Changes(proofs=frozenset(("withdrawn",))))
+        return UserState()
+
+    scene.store.look_up_user = answer_late  # type: ignore[method-assign]
+    assert await scene.ask("ey.withdrawn.xxxx") == 401

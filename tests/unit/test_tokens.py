@@ -289,19 +289,62 @@ async def test_made_up_key_ids_do_not_drive_the_fetching(scene: Scene) -> None:
     assert scene.issuer.fetches == 2, "one fetch for all who wait"
 
 
-async def test_withdrawn_key_proves_nothing_and_what_it_proved_is_doubted(scene: Scene) -> None:
-    assert await scene.verifier.verify(token("ec"))
+async def test_withdrawn_key_proves_nothing_and_what_it_proved_is_named(scene: Scene) -> None:
+    first = await scene.verifier.verify(token("ec"))
     scene.issuer.keys = [each for each in scene.issuer.keys if each["kid"] != "ec"]
     await scene.fetched()
-    assert scene.changes == [Changes(everything=True)]
+    assert scene.changes == [Changes(proofs=frozenset((first.proof,)))]
     assert await scene.refusal(token("ec"))
+    second = await scene.verifier.verify(token("rsa"))
     scene.issuer.keys[0] = public_jwk(OTHER_RSA_KEY, "RS256", "rsa")
     await scene.fetched()
-    assert scene.changes == [Changes(everything=True)] * 2, "another key under the same id"
+    assert scene.changes[1:] == [Changes(proofs=frozenset((second.proof,)))], "another key under the same id"
     assert await scene.refusal(token("rsa"))
 
 
-@pytest.mark.parametrize("harm", ["500", "rubbish", "empty", "huge", "redirect", "dead"])
+@pytest.mark.parametrize(
+    "publish",
+    [
+        lambda issuer: setattr(issuer, "harm", "empty"),
+        lambda issuer: setattr(issuer, "keys", [{**each, "use": "enc"} for each in issuer.keys]),
+    ],
+)
+async def test_key_set_without_a_key_withdraws_all_of_them(
+    scene: Scene, publish: Callable[[Issuer], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is an answer, and no failure to give one: an issuer whose keys were stolen says nothing else."""
+    proofs = {(await scene.verifier.verify(token(kid))).proof for kid in ("rsa", "ec", "ed")}
+    publish(scene.issuer)
+    for _ in range(2):
+        await scene.fetched()
+    assert await scene.refusal(token())
+    assert scene.changes == [Changes(proofs=frozenset(proofs))]
+    assert (scene.verifier.key_count, scene.verifier.outage) == (0, "")
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "once, not at each fetch"
+
+
+@pytest.mark.parametrize("is_down", [True, False])
+async def test_keys_of_a_set_that_a_reload_replaced_prove_nothing(scene: Scene, is_down: bool) -> None:
+    """They may be withdrawn by now, and nobody asks any more."""
+    proofs = {(await scene.verifier.verify(token(kid))).proof for kid in ("rsa", "ec", "ed")}
+    other = Issuer()
+    other.keys = [public_jwk(OTHER_RSA_KEY, "RS256", "new")]
+    other.harm = "500" if is_down else ""
+    await other.start()
+    try:
+        scene.verifier.reconfigure(replace(scene.config, jwks=other.url))
+        assert scene.changes == [Changes(proofs=frozenset(proofs)), Changes(everything=True)]
+        if is_down:
+            with pytest.raises(KeyStoreUnavailable):
+                await scene.verifier.verify(token())
+        else:
+            assert await scene.refusal(token())
+            assert await scene.verifier.verify(token("new", key=OTHER_RSA_KEY, algorithm="RS256"))
+    finally:
+        await other.close()
+
+
+@pytest.mark.parametrize("harm", ["500", "rubbish", "none", "huge", "redirect", "dead"])
 async def test_issuer_that_is_down_leaves_the_last_keys(
     scene: Scene, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -398,7 +441,7 @@ async def test_key_set_of_a_file(tmp_path: Path) -> None:
         path.write_text(json.dumps({"keys": [public_jwk(OTHER_RSA_KEY, "RS256", "new")]}))
         verifier.reconfigure(config)
         assert await verifier.verify(token("new", key=OTHER_RSA_KEY, algorithm="RS256"))
-        assert changes == [Changes(everything=True)]
+        assert [len(each.proofs) for each in changes] == [1]
     finally:
         await verifier.close()
 
@@ -421,10 +464,15 @@ def test_keys_that_are_not_for_signing_here_are_left_out() -> None:
     assert list(read_key_set(json.dumps({"keys": given}).encode(), ("RS256",))) == ["good"]
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"keys": {}}', b'{"keys": []}', b"\xff", b'{"keys": [1]}'])
-def test_key_set_without_a_key_is_none(text: bytes) -> None:
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"keys": {}}', b"\xff", b"null"])
+def test_what_is_no_key_set_is_no_answer(text: bytes) -> None:
     with pytest.raises(JwksError):
         read_key_set(text, ("RS256",))
+
+
+@pytest.mark.parametrize("text", [b'{"keys": []}', b'{"keys": [1]}'])
+def test_key_set_without_a_key_is_an_answer(text: bytes) -> None:
+    assert read_key_set(text, ("RS256",)) == {}
 
 
 def test_library_refuses_what_is_left_to_it() -> None:
