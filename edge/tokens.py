@@ -33,6 +33,7 @@ _MIN_FETCH_INTERVAL_S: Final = 10.0  # tokens with made-up key ids must not driv
 _MAX_KEY_SET_BYTES: Final = 2**20
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 _OWN_KEYS: Final = ("x5u", "jwk", "x5c")  # headers by which a token brings its key along
+_KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # by how algorithms begin, RFC 7518 section 3.1
 _MAX_ALLOWED: Final = 256  # patterns of one token
 _NO_SET: Final = "no key set yet"
 
@@ -53,8 +54,12 @@ class _Key:
     data: Mapping[str, Any] = field(compare=False)
     public: Any = field(compare=False)
 
+    def is_for(self, algorithm: str) -> bool:
+        """Say whether tokens that are signed like this can be proved with it."""
+        return bool(self.data["kty"] == _KEY_TYPES[algorithm[:2]] and self.data.get("alg", algorithm) == algorithm)
 
-_KeySet = Mapping[str, _Key]  # by their `kid`
+
+_KeySet = Mapping[str, tuple[_Key, ...]]  # by their `kid`; keys of different types may share one (RFC 7517 section 4.5)
 
 
 class TokenVerifier:
@@ -74,7 +79,7 @@ class TokenVerifier:
     @property
     def key_count(self) -> int:
         """Keys that can prove a token now."""
-        return len(self._keys)
+        return sum(map(len, self._keys.values()))
 
     async def open(self) -> None:
         """Begin to fetch the keys; an issuer that is down keeps nothing from starting."""
@@ -135,7 +140,9 @@ class TokenVerifier:
             raise TokenRefused("The token has expired: get a new one.") from None
         except jwt.InvalidAudienceError:
             raise TokenRefused("The token was made for another audience.") from None
-        except (jwt.PyJWTError, ValueError, OverflowError, TypeError):
+        except TokenRefused:
+            raise
+        except Exception:  # whatever the library stumbles over, it is in what a client wrote, and proves nothing
             raise TokenRefused("The token is not valid.") from None
 
     def _principal(self, payload: Mapping[str, Any], key: _Key) -> TokenPrincipal:
@@ -171,25 +178,26 @@ class TokenVerifier:
             raise TokenRefused("The token has a header that is not accepted here.")
         if kid is not None and not isinstance(kid, str):
             raise TokenRefused("The token is not valid.")
-        key = self._find(kid)
+        key = self._find(kid, algorithm)
         if key is None:
             fetching = self._fetch_soon()
             if fetching is not None:
                 await asyncio.shield(fetching)
-                key = self._find(kid)
+                key = self._find(kid, algorithm)
         if key is None:
             if self.outage:  # it may be a new key, and nobody can tell
                 raise StoreFailed(f"jwt.jwks: {self.outage}")
             raise TokenRefused("The token is signed with a key that its issuer does not publish.")
-        if key.data.get("alg", algorithm) != algorithm:
+        if not key.is_for(algorithm):
             raise TokenRefused("The token is signed in a way that its key is not for.")
         return str(algorithm), key
 
-    def _find(self, kid: str | None) -> _Key | None:
-        """Return a key by its id; a token that names none can only mean the one there is."""
-        if kid is not None:
-            return self._keys.get(kid)
-        return next(iter(self._keys.values())) if len(self._keys) == 1 else None
+    def _find(self, kid: str | None, algorithm: str) -> _Key | None:
+        """Return a key by its id, one for the algorithm if there is; a token that names none means the only key."""
+        if kid is None:
+            return _all(self._keys)[0] if self.key_count == 1 else None
+        named = self._keys.get(kid, ())
+        return next((key for key in named if key.is_for(algorithm)), named[0] if named else None)
 
     def _fetch_soon(self) -> "asyncio.Task[None] | None":
         """Return the fetch that runs, or is begun when the last one was long enough ago."""
@@ -227,7 +235,7 @@ class TokenVerifier:
 
     def _replace_keys(self, keys: _KeySet) -> None:
         """Take other keys, and tell of those that were withdrawn: at once, as nobody may be there to ask later."""
-        withdrawn = _ids(self._keys) - _ids(keys)
+        withdrawn = frozenset(key.id for key in _all(self._keys)) - {key.id for key in _all(keys)}
         self._keys = keys
         if withdrawn:
             self.changed(Changes(proofs=withdrawn))
@@ -255,8 +263,8 @@ class TokenVerifier:
         self.outage = outage
 
 
-def _ids(keys: _KeySet) -> frozenset[str]:
-    return frozenset(key.id for key in keys.values())
+def _all(keys: _KeySet) -> list[_Key]:
+    return [key for named in keys.values() for key in named]
 
 
 def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> _KeySet:
@@ -272,11 +280,12 @@ def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> _KeySet:
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise JwksError('not a key set: it has no "keys"')
-    keys: dict[str, _Key] = {}
+    keys: dict[str, tuple[_Key, ...]] = {}
     for each in listed:
         key = _key(each, algorithms)
         if key is not None:
-            keys[each.get("kid", "")] = key
+            kid = key.data.get("kid", "")
+            keys[kid] = (key, *keys.get(kid, ()))
     return keys
 
 
@@ -285,14 +294,22 @@ def _key(given: object, algorithms: tuple[str, ...]) -> _Key | None:
         return None  # a shared secret is nothing that a set for everybody can hold
     if given.get("alg", algorithms[0]) not in algorithms or not isinstance(given.get("kid", ""), str):
         return None
+    if "key_ops" in given and "verify" not in _texts(given["key_ops"]):  # RFC 7517 section 4.3
+        return None
+    if "d" in given:  # its private half (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2): everybody can sign
+        return None
     try:
         key = jwt.PyJWK(given)
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except Exception:  # whatever the library stumbles over; the other keys of the set are none the worse for it
         return None
     if given.get("kty") == "RSA" and key.key.key_size < _MIN_RSA_BITS:
         return None
     digest = hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS))
     return _Key(digest.hexdigest(), given, key.key)
+
+
+def _texts(given: object) -> list[object]:
+    return given if isinstance(given, list) else []
 
 
 def _header(token: str) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from edge.config import JwtConfig
 from edge.errors import KeyStoreUnavailable
@@ -22,6 +23,7 @@ from edge.tokens import JwksError, TokenRefused, TokenVerifier, read_key_set
 from tests.issuer import (
     AUDIENCE,
     EC_KEY,
+    ED_KEY,
     ISSUER,
     OTHER_RSA_KEY,
     RSA_KEY,
@@ -406,7 +408,7 @@ async def test_reload_while_keys_are_fetched_fetches_those_of_the_new_set(scene:
         scene.verifier._fetch_soon()
         scene.verifier.reconfigure(replace(scene.config, jwks=other.url))
         async with asyncio.timeout(PATIENCE_S):
-            while scene.verifier._find("new") is None:
+            while scene.verifier._find("new", "RS256") is None:
                 await asyncio.sleep(0.01)
         assert await scene.refusal(token())
     finally:
@@ -451,12 +453,19 @@ def test_keys_that_are_not_for_signing_here_are_left_out() -> None:
         warnings.simplefilter("ignore")
         short = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     given = [
-        public_jwk(RSA_KEY, "RS256", "good"),
+        public_jwk(RSA_KEY, "RS256", "good", key_ops=["sign", "verify"]),
         public_jwk(short, "RS256", "short"),
         public_jwk(RSA_KEY, "RS256", "for-encryption", use="enc"),
         public_jwk(EC_KEY, "ES256", "other-algorithm"),
         {"kty": "oct", "k": "c2VjcmV0", "kid": "secret", "alg": "HS256"},
+        {**json.loads(RSAAlgorithm.to_jwk(RSA_KEY)), "key_ops": ["verify"], "kid": "private-rsa"},
+        {**json.loads(ECAlgorithm.to_jwk(EC_KEY)), "kid": "private-ec"},
+        {**json.loads(OKPAlgorithm.to_jwk(ED_KEY)), "kid": "private-ed"},
+        public_jwk(RSA_KEY, "RS256", "for-wrapping", key_ops=["wrapKey"]),
+        public_jwk(RSA_KEY, "RS256", "for-nothing", key_ops=[]),
+        public_jwk(RSA_KEY, "RS256", "for-text", key_ops="verify"),
         {"kty": "RSA", "kid": "broken"},
+        {**public_jwk(RSA_KEY, "RS256", "odd"), "n": 5},
         {"kty": "new-thing", "kid": "unknown"},
         {**public_jwk(RSA_KEY, "RS256", "x"), "kid": 7},
         "text",
@@ -473,6 +482,31 @@ def test_what_is_no_key_set_is_no_answer(text: bytes) -> None:
 @pytest.mark.parametrize("text", [b'{"keys": []}', b'{"keys": [1]}'])
 def test_key_set_without_a_key_is_an_answer(text: bytes) -> None:
     assert read_key_set(text, ("RS256",)) == {}
+
+
+async def test_keys_of_different_types_serve_under_one_id(scene: Scene) -> None:
+    """RFC 7517 section 4.5 lets them, as alternatives; and so may keys for different algorithms."""
+    keys = [(RSA_KEY, "RS256"), (EC_KEY, "ES256"), (ED_KEY, "EdDSA"), (OTHER_RSA_KEY, "PS256")]
+    assert await scene.verifier.verify(token())
+    scene.verifier.reconfigure(replace(scene.config, algorithms=(*ALGORITHMS, "PS256")))
+    for order in (keys, keys[::-1]):
+        scene.issuer.keys = [public_jwk(key, algorithm, "one") for key, algorithm in order]
+        await scene.fetched()
+        assert scene.verifier.key_count == 4
+        for key, algorithm in keys:
+            assert await scene.verifier.verify(token("one", key=key, algorithm=algorithm))
+    assert "in a way that is not accepted" in await scene.refusal(token("one", key=RSA_KEY, algorithm="RS512"))
+
+
+async def test_whatever_the_library_stumbles_over_proves_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises what it did not mean to, as it did for a private key in a set: that is no failure of the edge."""
+
+    def stumble(*arguments: Any, **options: Any) -> None:
+        raise AttributeError("verify")
+
+    assert await scene.verifier.verify(token())
+    monkeypatch.setattr("edge.tokens.jwt.decode", stumble)
+    assert "not valid" in await scene.refusal(token())
 
 
 def test_library_refuses_what_is_left_to_it() -> None:
