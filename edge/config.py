@@ -6,6 +6,7 @@ have no unit, since their values carry one (`connect_timeout = "2s"`); the field
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from edge.notation import (
     PLACEHOLDERS,
@@ -21,7 +22,9 @@ from edge.notation import (
     Url,
     check_host_pattern,
     check_instance,
+    check_model_name,
     check_placeholders,
+    exclusion_of,
     hosts_overlap,
     is_instance_name,
     parse_address,
@@ -82,6 +85,7 @@ LIMITED: Final = ("requests_per_minute", "tokens_per_minute", "concurrent_reques
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can prove a token make one.
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
+_REDIS_PATH: Final = re.compile(r"/?|/[0-9]{1,5}")
 _IS_TLS: Final = ("https", "rediss")
 EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics and the status page are for operators only
@@ -520,7 +524,7 @@ def _key_store(text: str, base: Path) -> KeyStoreAddress:
         return KeyStoreAddress(url=_server_url(text))
     if scheme in ("redis", "rediss"):
         return KeyStoreAddress(url=_redis_url(text))
-    if scheme != "sqlite" or not rest or rest.startswith(("//", ":")):
+    if scheme != "sqlite" or not rest or rest.startswith(("//", ":")) or "\0" in rest:
         raise ValueError(
             'not a key store: write "sqlite:FILE", such as "sqlite:edge.db", the URL of an introspection server, or '
             '"redis://HOST:PORT/0"'
@@ -530,26 +534,20 @@ def _key_store(text: str, base: Path) -> KeyStoreAddress:
 
 def _server_url(text: str) -> str:
     """Return the URL of something that is asked over HTTP; a query may stand in it, a password may not."""
-    parts = urlsplit(text)
-    if parts.username is not None or parts.password is not None:
+    parts = _split(text)
+    if parts is not None and (parts.username is not None or parts.password is not None):
         raise ValueError("a password does not belong into a URL, where logs show it: write it as a setting of its own")
-    if not parts.hostname or parts.fragment or not text.isascii() or not text.isprintable() or " " in text:
+    if parts is None or parts.fragment or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError('not a URL: write "https://HOST:PORT/PATH"')
     return text
 
 
 def _redis_url(text: str) -> str:
-    parts = urlsplit(text)
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    database = parts.path.removeprefix("/")
+    parts = _split(text)
     if (
-        parts.scheme not in ("redis", "rediss")
-        or not parts.hostname
-        or port == 0
-        or (database and not database.isdigit())
+        parts is None
+        or parts.scheme not in ("redis", "rediss")
+        or not _REDIS_PATH.fullmatch(parts.path)
         or parts.query
         or parts.fragment
     ):
@@ -557,30 +555,50 @@ def _redis_url(text: str) -> str:
     return text
 
 
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of a URL, None when its host or port is none.
+
+    What is wrong with them is not told: a password that is not encoded is taken for a host.
+    """
+    try:
+        parts = urlsplit(text)
+        parse_url(f"http://{parts.netloc.rpartition('@')[2]}")
+    except ValueError:
+        return None
+    return parts
+
+
 def _jwt(table: Table | None) -> JwtConfig | None:
     if table is None:
         return None
     default = JwtConfig("", "", "")
+    has_jwks = "jwks" in table.left
+    if table.left.get("algorithms") == []:
+        table.problem("algorithms", 'an empty list: remove it for "RS256", or write how the tokens are signed')
     listed = table.texts("algorithms")
     for at, text in listed:
         if text not in ALGORITHMS:
             hint = f"write one of {', '.join(ALGORITHMS)}"
             table.reader.problem(at, f"{text!r} is not an algorithm that only the issuer can sign with: {hint}")
+    user_claim, allow_claim = table.text("user_claim"), table.text("allow_claim")
     config = JwtConfig(
         issuer=table.text("issuer") or "",
         audience=table.text("audience") or "",
         jwks=table.parsed("jwks", partial(_key_set, table=table), default.jwks),
         algorithms=tuple(text for _, text in listed) or default.algorithms,
-        user_claim=table.text("user_claim") or default.user_claim,
-        allow_claim=table.text("allow_claim"),
+        user_claim=user_claim or default.user_claim,
+        allow_claim=allow_claim,
         leeway_s=table.duration_s("leeway", default.leeway_s, zero=True),
         jwks_ttl_s=table.duration_s("jwks_ttl", default.jwks_ttl_s),
         ca_file=table.file("ca_file"),
     )
+    for name, value in (("user_claim", user_claim), ("allow_claim", allow_claim)):
+        if value == "":
+            table.problem(name, "is empty: write the name of a claim, or remove it")
     for name, sample in (("issuer", "https://console.example/"), ("audience", "models"), ("jwks", "jwks.json")):
-        if not getattr(config, name):
+        if not getattr(config, name) and not (name == "jwks" and has_jwks):  # what is wrong itself is not missing
             table.reader.problem(table.at, f'{name} is missing: write {name} = "{sample}"')
-    if config.ca_file is not None and not str(config.jwks).startswith("https:"):
+    if config.ca_file is not None and config.jwks and not str(config.jwks).startswith("https:"):
         table.problem("ca_file", "does nothing without a jwks at https: remove it")
     table.close()
     return config
@@ -787,6 +805,9 @@ def _pattern(name: str, table: Table) -> str:
         what = f'the "*" of {pattern!r} is not at its end' if pattern else "the pattern is empty"
         message = f'{what}: write a model\'s name, or a prefix and "*"'
         table.reader.problem(table.at if given is None else (*table.at, "match"), message)
+    table.reader.check(table.at, check_model_name, name, None)  # it is shown, also where it matches nothing
+    if given is not None:
+        table.reader.check((*table.at, "match"), check_model_name, given, None)
     return pattern
 
 
@@ -796,7 +817,11 @@ def _hosts(table: Table) -> tuple[str, ...]:
     texts = table.texts("hosts")
     for at, text in texts:
         table.reader.check(at, check_host_pattern, text, None)
-    return tuple(text for _, text in texts)
+    hosts = tuple(text for _, text in texts)
+    for at, text in texts:
+        if text and not text.startswith("!") and (exclusion := exclusion_of(text, hosts)):
+            table.reader.problem(at, f'"{exclusion}" excludes all of it: remove one of the two')
+    return hosts
 
 
 def _check_one_target(table: Table) -> None:
@@ -836,6 +861,7 @@ def _check_list(route: RouteConfig, table: Table, listed: Sequence[tuple[KeyPath
         table.problem("list", "an exact name is shown by itself: remove it")
         return
     for at, name in listed:
+        table.reader.check(at, check_model_name, name, None)
         if "*" in name or not name.startswith(route.pattern[:-1]):
             table.reader.problem(
                 at, f"{name!r} is not a name that {route.pattern} matches: write one that is, or remove it"

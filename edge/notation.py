@@ -24,6 +24,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_MODEL_LENGTH = 512  # characters; the longest published names have under 100
 PLACEHOLDERS = ("{owner}", "{service}")
 
 
@@ -120,7 +121,7 @@ class Address:
 def parse_address(text: str, base: Path) -> Address:
     """Return the address of `"host:port"`, `"[::1]:8080"` or `"unix:PATH"`, a PATH being relative to `base`."""
     if text.startswith("unix:"):
-        if not text.removeprefix("unix:"):
+        if not text.removeprefix("unix:") or "\0" in text:
             raise ValueError('no path: write "unix:edge.sock"')
         return Address(None, None, base / text.removeprefix("unix:"))
     host, colon, port = text.rpartition(":")
@@ -263,6 +264,8 @@ def check_host_pattern(text: str) -> None:
         raise ValueError(f'a host stands here without port or scheme: write "chat.d.run", not {text!r}')
     if host.endswith("."):
         raise ValueError(f'a host stands here without trailing dot: write "{text.rstrip(".")}"')
+    if _is_ip(host) and host != str(ip_address(host)):  # as clients write it, if they follow RFC 5952
+        raise ValueError(f'an IPv6 address stands here in its shortest form: write "{ip_address(host)}"')
     labels = host.split(".")
     if any("*" in label and label != "*" for label in labels):
         raise ValueError(f'in {text!r} the "*" is not one whole label: write "*.d.run"')
@@ -287,6 +290,12 @@ def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     return False
 
 
+def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
+    """Return the exclusion in a list of `hosts` that lets nothing of one of its names through, None when none does."""
+    labels = host.split(".")
+    return next((each for each in hosts if each.startswith("!") and _covers(each[1:].split("."), labels)), None)
+
+
 def _included(hosts: tuple[str, ...]) -> Iterator[list[str] | None]:
     """Yield the labels of each name that is let through; one None, any host, when none is named."""
     names = [host.split(".") for host in hosts if not host.startswith("!")]
@@ -304,6 +313,14 @@ def _meet(one: list[str], other: list[str]) -> list[str] | None:
 
 def _covers(pattern: list[str], other: list[str]) -> bool:
     return len(pattern) == len(other) and all(p in ("*", o) for p, o in zip(pattern, other, strict=True))
+
+
+def check_model_name(text: str) -> None:
+    """Raise `ValueError` for what is no name of a model, or beginning of one, that a request could have."""
+    if len(text) > MAX_MODEL_LENGTH:
+        raise ValueError(f"is longer than any name a request may have: write at most {MAX_MODEL_LENGTH} characters")
+    if not text.isprintable():
+        raise ValueError("has a character that no name in a request may have: write printable ones only")
 
 
 def is_instance_name(name: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge import config
+from edge import config, envelope, notation
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((ROOT / "tests/cases/config").glob("*.toml"))
@@ -60,6 +60,53 @@ def test_every_message_says_what_to_do() -> None:
     verbs = ("write", "remove", "did you mean", "close", "put", "give", "stands in quotes", "set it", "keep")
     messages = [problem.message for case in CASES for problem in findings(case.read_text().split(DASHES)[0])]
     assert [message for message in messages if not any(verb in message for verb in verbs)] == []
+
+
+NO_SERVERS = ["h:99999", "h:0", "h:x", "a..c", "[zz]", "[::1", r"h\\x", "a b", "a%20b", "1.2.3.4.5", r"h\u0000", ""]
+
+
+@pytest.mark.parametrize("server", NO_SERVERS)
+@pytest.mark.parametrize(
+    ("table", "key", "scheme"),
+    [
+        ("keys", "store", "https"),
+        ("keys", "store", "redis"),
+        ("usage", "sink", "http"),
+        ("usage", "sink", "rediss"),
+        ("shared", "redis", "redis"),
+        ("jwt", "jwks", "https"),
+    ],
+)
+def test_server_that_cannot_be_one_is_a_problem(table: str, key: str, scheme: str, server: str) -> None:
+    """It would be found out at the first request, or never; the message repeats nothing, as it may be a password."""
+    more = 'issuer = "i"\naudience = "a"' if table == "jwt" else ""
+    pool = '[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]'
+    (problem,) = findings(f'[{table}]\n{key} = "{scheme}://{server}/0"\n{more}\n{pool}')
+    assert (problem.line, problem.key) == (2, f"{table}.{key}")
+    assert "write" in problem.message
+    assert not server or server not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("server", "is_one"),
+    [
+        ("127.0.0.1", True),
+        (":secret@[::1]:6379/15", True),
+        ("user:p@ss@redis_1.svc./", True),
+        ("h/\u00b2", False),
+        (f"h/{'9' * 5000}", False),
+        ("h/-1", False),
+        ("h/0/0", False),
+        (":pass/word@h:1", False),
+    ],
+)
+def test_database_of_a_redis_is_a_small_number(server: str, is_one: bool) -> None:
+    text = f'[shared]\nredis = "redis://{server}"\n[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]'
+    assert (findings(text) == ()) is is_one
+
+
+def test_longest_name_of_a_route_is_that_of_a_request() -> None:
+    assert notation.MAX_MODEL_LENGTH == envelope.MAX_MODEL_LENGTH
 
 
 def test_shipped_file_is_valid_and_warns_of_nothing() -> None:
