@@ -14,7 +14,6 @@ or `POST /keys/purge` says so.
 import asyncio
 import hashlib
 import math
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -24,7 +23,7 @@ import orjson
 
 from edge.config import KeysConfig
 from edge.exchange import Principal
-from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage, tls_context
 from edge.notation import is_dns_label, is_pattern
 
 _MAX_ANSWER_BYTES: Final = 2**16
@@ -44,8 +43,8 @@ class HttpKeyStore:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Begin to answer; the server is first asked when a key comes."""
-        tls = ssl.create_default_context(cafile=self._config.store_ca_file)
+        """Begin to answer; the server is first asked when a key comes. Raises: `KeyStoreUnusable` for a bad CA file."""
+        tls = tls_context(self._config.store_ca_file, "keys.store_ca_file")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge.config import KeysConfig
 from edge.exchange import Principal
-from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage
+from edge.keystores import AnswerUnusable, Changes, StoreFailed, UserState, ignore_changes, ignore_outage, tls_context
 from edge.notation import is_dns_label, is_pattern
 from edge.revocations import RevocationChannel, connect, disconnect, reason_of
 
@@ -36,8 +36,13 @@ class RedisKeyStore:
         self._channel: RevocationChannel | None = None
 
     async def open(self) -> None:
-        """Begin to answer; a dead Redis is waited for. Raises: `KeyStoreUnusable` without the package."""
+        """Begin to answer; a dead Redis is waited for.
+
+        Raises: `KeyStoreUnusable` without the package, or for a bad CA file.
+        """
         ca_file = self._config.store_ca_file
+        if ca_file is not None:
+            tls_context(ca_file, "keys.store_ca_file")  # the client would find out at each connection
         client = connect(self._config.store.url, self._config.store_timeout_s, str(ca_file) if ca_file else None)
         self._client = client
         self._channel = RevocationChannel(client)

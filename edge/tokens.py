@@ -12,7 +12,6 @@ import asyncio
 import base64
 import hashlib
 import logging
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import jwt
 import orjson
 
 from edge.config import JwtConfig
-from edge.keystores import Changes, StoreFailed, TokenPrincipal, ignore_changes
+from edge.keystores import Changes, StoreFailed, TokenPrincipal, ignore_changes, tls_context
 from edge.notation import is_dns_label, is_pattern
 
 _log = logging.getLogger(__name__)
@@ -82,11 +81,14 @@ class TokenVerifier:
         return sum(map(len, self._keys.values()))
 
     async def open(self) -> None:
-        """Begin to fetch the keys; an issuer that is down keeps nothing from starting."""
+        """Begin to fetch the keys; an issuer that is down keeps nothing from starting.
+
+        Raises: `KeyStoreUnusable` for a bad CA file.
+        """
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._config.ca_file)),
+            connector=aiohttp.TCPConnector(ssl=tls_context(self._config.ca_file, "jwt.ca_file")),
         )
         self._fetch_soon()
 

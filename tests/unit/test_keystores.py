@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from edge.config import JwtConfig, KeysConfig, KeyStoreAddress
 from edge.exchange import Principal
-from edge.keystores import Changes, KeyStore, StoreFailed, UserState, hash_key
+from edge.keys_http import HttpKeyStore
+from edge.keys_redis import RedisKeyStore
+from edge.keystores import Changes, KeyStore, KeyStoreUnusable, StoreFailed, UserState, hash_key
+from edge.tokens import TokenVerifier
 from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, running
 
 USER = "u-1100a15812cc"
@@ -306,3 +311,27 @@ def test_digest_is_the_raw_sha256() -> None:
 def test_header_value_that_is_no_utf8_is_hashed_as_it_came() -> None:
     """HTTP servers hand over such bytes as surrogates; an error here would quote a credential."""
     assert hash_key(b"\xff\xfe".decode("utf-8", "surrogateescape")) == hash_key(b"\xff\xfe")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize("kind", ["https", "rediss", "jwt"])
+async def test_file_without_a_certificate_is_named_at_the_start(
+    tmp_path: Path, kind: str, content: bytes | None
+) -> None:
+    """OpenSSL's own words name neither the file nor the setting."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    config = KeysConfig(KeyStoreAddress(url=f"{kind}://127.0.0.1:1/0"), store_ca_file=path)
+    opened: HttpKeyStore | RedisKeyStore | TokenVerifier
+    match kind:
+        case "https":
+            opened = HttpKeyStore(config)
+        case "rediss":
+            opened = RedisKeyStore(config)
+        case _:
+            jwt = JwtConfig("https://console.example/", "models", "https://127.0.0.1:1/jwks", ca_file=path)
+            opened = TokenVerifier(jwt, lambda: 0.0)
+    setting = "jwt.ca_file" if kind == "jwt" else "keys.store_ca_file"
+    with pytest.raises(KeyStoreUnusable, match=rf"^{re.escape(setting)}: {re.escape(str(path))} cannot be used .*PEM"):
+        await opened.open()
