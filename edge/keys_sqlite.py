@@ -97,6 +97,7 @@ _LONGEST_LIFETIME_S = 100 * 365 * 86_400  # past this a date is a slip of the pe
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S = 0.5
 _BUSY_RETRY_INTERVAL_S = 0.01
+_MAX_DOUBTS = 8  # a disk may need as many looks to write a commit; who works on the tables by hand waits two seconds
 _CHECKPOINT_PATIENCE_MS = 250  # readers of this package are done in a fraction of it; a backup may take minutes
 
 
@@ -431,6 +432,8 @@ class _KeyFile:
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._data_version = 0
+        self._doubts = 0  # looks in a row at what may be no change
+        self._history = 0
         self._revision = 0
 
     @property
@@ -454,6 +457,7 @@ class _KeyFile:
             connection.execute("PRAGMA cache_size = 0")
             with _transaction(connection, "DEFERRED"):
                 self._data_version = _data_version(connection)
+                self._history = _history(connection)
                 self._revision = _revision(connection)
 
     def close(self) -> None:
@@ -476,19 +480,32 @@ class _KeyFile:
     def changes(self) -> Changes | None:
         """Return what other processes changed since the last look, None if nothing."""
         connection = self._open_connection()
-        seen = self._revision
+        seen, history = self._revision, self._history
         with _transaction(connection, "DEFERRED"):  # one snapshot: the version and the rows that belong to it
             data_version = _data_version(connection)
             if data_version == self._data_version:
                 return None
-            self._revision = _revision(connection)
+            self._history, self._revision = _history(connection), _revision(connection)
             rows = connection.execute(_SELECT_CHANGED, {"seen": seen}).fetchall()
-        self._data_version = data_version
-        # A change without a newer revision is a backup restored in place, or a hand at the tables.
-        if self._revision <= seen:
+            was_emptied = self._wal_is_empty()  # nothing can be taken out of it that this snapshot reads from it
+        is_same = self._revision == seen and self._history == history
+        # An emptied WAL counts as a commit too, and the next writer may be filling it, with commits that are to come.
+        if is_same and not was_emptied and self._doubts < _MAX_DOUBTS:
+            self._doubts += 1
+            return None
+        self._data_version, self._doubts = data_version, 0
+        if is_same and was_emptied:
+            return None
+        # A change without a newer revision is a hand at the tables. In another history the same revision may have been
+        # another change: a backup was restored in place.
+        if self._revision <= seen or self._history != history:
             return Changes(everything=True)
         digests = frozenset(digest for digest, _ in rows if digest is not None)
         return Changes(digests, users=frozenset(user for _, user in rows if user is not None))
+
+    def _wal_is_empty(self) -> bool:
+        wal = Path(f"{self.path}-wal")
+        return wal.exists() and not wal.stat().st_size
 
     def _identify(self) -> tuple[int, int]:
         status = self.path.stat()
@@ -583,6 +600,15 @@ def _is_blank(connection: sqlite3.Connection) -> bool:
 def _data_version(connection: sqlite3.Connection) -> int:
     """Return a number that is another after every commit of another connection."""
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _history(connection: sqlite3.Connection) -> int:
+    """Return a number that is another after every backup that was restored in place, and else only after a VACUUM.
+
+    SQLite counts it up then, from what it was, so that every connection reads the schema anew: `sqlite3_backup_step` in
+    https://sqlite.org/src/file/src/backup.c
+    """
+    return int(connection.execute("PRAGMA schema_version").fetchone()[0])
 
 
 def _revision(connection: sqlite3.Connection) -> int:

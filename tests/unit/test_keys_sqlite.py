@@ -25,6 +25,7 @@ from edge.keys_sqlite import (
     RevokedKey,
     SqliteKeyStore,
     UnknownKey,
+    _KeyFile,
     parse_lifetime,
 )
 from edge.keystores import Changes, hash_key
@@ -280,14 +281,74 @@ def test_reader_that_stays_keeps_no_change_from_being_made(path: Path, registry:
     assert len(registry.list()) == 2
 
 
+async def test_hand_at_the_tables_reports_everything(path: Path) -> None:
+    """It makes no newer revision."""
+    key = make_key(path)
+    async with serving(path) as (store, listener):
+        with contextlib.closing(sqlite3.connect(path)) as hand, hand:
+            hand.execute("UPDATE keys SET revoked = 1")
+        await listener.hears_of_everything()
+
+        assert await store.look_up(hash_key(key), key) is None
+
+
+def test_emptied_wal_is_no_change(path: Path) -> None:
+    """SQLite counts it as one; were it told, each change would make every kept answer be asked for anew."""
+    key = make_key(path)
+    file = _KeyFile(path)
+    file.open(create=False)
+    with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE keys SET enabled = 0, revision = 2")
+        assert file.changes() == Changes(frozenset((hash_key(key),)))
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert file.changes() is None
+        other.execute("UPDATE keys SET enabled = 1")
+        looks = [file.changes() for _ in range(20)]
+        assert [each for each in looks if each is not None] == [Changes(everything=True)], "made by hand"
+
+
+def restore(copy: Path, path: Path) -> None:
+    """Write a copy over a key store in place, as `.restore` does."""
+    with contextlib.closing(sqlite3.connect(copy)) as source, contextlib.closing(sqlite3.connect(path)) as target:
+        source.backup(target)
+
+
+@pytest.mark.parametrize("as_many", ["keys", "users"])
+async def test_backup_of_another_history_reports_everything_although_it_is_further_on(
+    path: Path, registry: KeyRegistry, as_many: str
+) -> None:
+    """Monday's backup, a change, and Tuesday's: the revision that was seen is in both, and means another change."""
+    key, record = registry.create(USER)
+    monday = back_up(path).rename(path.with_name("monday"))
+    registry.revoke(record.id)
+    registry.disable_user("u-x")
+    registry.disable_user("u-y")
+    tuesday = back_up(path)
+    async with serving(path) as (store, listener):
+        restore(monday, path)
+        await listener.hears_of_everything()
+        if as_many == "keys":
+            made = {hash_key(registry.create(USER)[0]) for _ in range(2)}
+            await listener.hears_of(made)
+        else:  # the very change that has this revision in the other history
+            registry.disable(record.id)
+            registry.disable_user("u-x")
+            heard: set[str] = set()
+            while "u-x" not in heard:
+                heard |= (await listener.reports.get()).users
+        restore(tuesday, path)
+        await listener.hears_of_everything()
+
+        assert await store.look_up(hash_key(key), key) is None
+
+
 async def test_backup_restored_in_place_reports_everything(path: Path, registry: KeyRegistry) -> None:
     """Going back in time makes no newer revision, yet every kept answer may be wrong."""
     registry.create(USER)
     copy = back_up(path)
     key, _ = registry.create(USER)
     async with serving(path) as (store, listener):
-        with contextlib.closing(sqlite3.connect(copy)) as source, contextlib.closing(sqlite3.connect(path)) as target:
-            source.backup(target)
+        restore(copy, path)
         await listener.hears_of_everything()
 
         assert await store.look_up(hash_key(key), key) is None
