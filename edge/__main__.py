@@ -267,13 +267,19 @@ def _check(parsed: argparse.Namespace) -> int:
         problems, failed = error.problems, True
     else:
         problems, failed = config.warnings, False
+    shown = _printable(path)
     if parsed.json:
-        print(problems_json(path, problems).decode())
+        print(problems_json(shown, problems).decode())
     elif problems:
-        print(render_problems(path, problems))
+        print(render_problems(shown, problems))
     if not failed and not parsed.json:
-        print(f"{path}: ok, {len(config.routes)} routes, {len(config.pools)} pools")
+        print(f"{shown}: ok, {len(config.routes)} routes, {len(config.pools)} pools")
     return int(failed)
+
+
+def _printable(path: Path) -> Path:
+    """Return a path for people: bytes in it that are no UTF-8, which no JSON can hold, are replaced."""
+    return Path(os.fsencode(path).decode("utf-8", "replace"))
 
 
 # --- explain, diff, schema
@@ -302,7 +308,7 @@ def _diff(parsed: argparse.Namespace) -> int:
         try:
             configs.append(_load_in_place(path, parsed.old))
         except ConfigError as error:
-            print(render_problems(path, error.problems))
+            print(render_problems(_printable(path), error.problems))
     if len(configs) < 2:
         return 1
     old, new = configs

@@ -30,6 +30,7 @@ from typing import Any, Self
 
 from edge.exchange import Principal
 from edge.keystores import (
+    AnswerUnusable,
     Changes,
     KeyStoreUnusable,
     StoreFailed,
@@ -93,6 +94,8 @@ _ID = re.compile(r"key_[a-z0-9]{12}")
 _LIFETIME = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST_LIFETIME_S = 100 * 365 * 86_400  # past this a date is a slip of the pen, and soon one that no clock can print
+
+_END_OF_CALENDAR_S = 253_402_300_800  # the year 10000, which RFC 3339 cannot write
 
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S = 0.5
@@ -241,6 +244,8 @@ class SqliteKeyStore:
             if self._file.was_replaced():
                 self._reopen()
             found = question(self._file)
+        except AnswerUnusable as error:  # the fault of one row is none of the file
+            self._post(_fail, answer, error)
         except Exception as error:  # whatever it was, who waits must hear of it
             self._lost(error)
             self._post(_fail, answer, StoreFailed(str(error)))
@@ -353,7 +358,10 @@ class KeyRegistry:
         """Return the keys that are not revoked, in the order they were created."""
         with _key_file_errors(self._path):
             rows = self._connection.execute(_SELECT_RECORD + "ORDER BY keys.rowid").fetchall()
-        return [_key_record(row) for row in rows]
+        try:
+            return [_key_record(row) for row in rows]
+        except ValueError as error:
+            raise KeyFileError(f"{self._path}: {error}: correct it with sqlite3") from None
 
     def revoke(self, key_id: str) -> None:
         """End a key for good; raises `UnknownKey`, and `RevokedKey` when that was done before."""
@@ -471,7 +479,10 @@ class _KeyFile:
 
     def find(self, digest: bytes) -> Principal | None:
         row = self._open_connection().execute(_SELECT_RECORD + "AND keys.digest = ?", (digest,)).fetchone()
-        return None if row is None else Principal(**_facts(row))
+        try:
+            return None if row is None else Principal(**_facts(row))
+        except ValueError as error:
+            raise AnswerUnusable(str(error)) from None
 
     def find_user(self, user: str) -> UserState:
         row = self._open_connection().execute(_SELECT_USER, (user,)).fetchone()
@@ -652,8 +663,15 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _facts(row: Sequence[Any]) -> dict[str, Any]:
-    """Return the fields of a `Principal` out of a row of `_SELECT_RECORD`."""
+    """Return the fields of a `Principal` out of a row of `_SELECT_RECORD`.
+
+    Raises `ValueError` for what only a hand at the tables has put there: SQLite lets any value into any column.
+    """
     key_id, user, name, allow, deny, enabled, suspended, out_of_quota, expires_at, limit, _ = row
+    if not all(isinstance(each, str) for each in (key_id, user, name, allow, deny, "" if limit is None else limit)):
+        raise ValueError(f"the row of the key {key_id!r} has something else than text in a column of text")
+    if not isinstance(expires_at, float | None):
+        raise ValueError(f"the row of the key {key_id!r} has something else than a number as expires_at")
     return {
         "id": key_id,
         "user": user,
@@ -669,7 +687,11 @@ def _facts(row: Sequence[Any]) -> dict[str, Any]:
 
 
 def _key_record(row: Sequence[Any]) -> KeyRecord:
-    return KeyRecord(**_facts(row), created_at=row[-1])
+    record = KeyRecord(**_facts(row), created_at=row[-1])
+    for moment in (record.created_at, 0.0 if record.expires_at is None else record.expires_at):
+        if not isinstance(moment, float) or not 0 <= moment < _END_OF_CALENDAR_S:
+            raise ValueError(f"the row of the key {record.id!r} has something else than a time in Unix seconds")
+    return record
 
 
 def _check_user(user: str) -> None:

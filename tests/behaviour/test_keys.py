@@ -1,6 +1,7 @@
 """Keys change in another process while the edge serves: the news arrives, and a fault of the store locks nobody out."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -188,6 +189,40 @@ def test_problem_of_the_keys_table_is_told_with_its_line(tmp_path: Path, capsys:
     path.write_text('[keys]\nstore = "mysql:x"\n')
     assert main(["keys", "list", "--config", str(path)]) == 1
     assert "routes.toml:2: keys.store: not a key store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("expires_at", 1e300),
+        ("expires_at", "soon"),
+        ("expires_at", -1),
+        ("created_at", b"x"),
+        ("name", b"\xff"),
+        ("allow", b""),
+    ],
+)
+def test_odd_row_of_the_key_store_is_named(command: Command, tmp_path: Path, column: str, value: object) -> None:
+    """SQLite lets any value into any column, and somebody may have put it there."""
+    command("create", "--user", USER)
+    with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as hand, hand:
+        (key_id,) = hand.execute("SELECT id FROM keys").fetchone()
+        hand.execute(f"UPDATE keys SET {column} = ?", (value,))
+    for arguments in (("list",), ("list", "--json")):
+        code, out, told = command(*arguments)
+        assert (code, out) == (1, "")
+        assert told.startswith(f"edge: {tmp_path / 'keys.db'}: the row of the key '{key_id}' has something else than")
+
+
+def test_file_whose_name_is_no_text_is_checked_like_any_other() -> None:
+    """A name is bytes to the system, and JSON is text."""
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "edge", "check", b"\xff.toml", *more], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "\ufffd.toml" in done.stdout
+        assert "cannot be read (No such file or directory)" in done.stdout
 
 
 def test_patterns_that_are_given_one_by_one_all_hold(command: Command) -> None:

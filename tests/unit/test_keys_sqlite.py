@@ -28,7 +28,7 @@ from edge.keys_sqlite import (
     _KeyFile,
     parse_lifetime,
 )
-from edge.keystores import Changes, hash_key
+from edge.keystores import AnswerUnusable, Changes, hash_key
 from edge.notation import check_pattern
 
 USER = "u-1100a15812cc"
@@ -279,6 +279,19 @@ def test_reader_that_stays_keeps_no_change_from_being_made(path: Path, registry:
     registry.create(USER)
     assert path.with_name("keys.db-wal").stat().st_size == 0
     assert len(registry.list()) == 2
+
+
+async def test_odd_row_is_the_fault_of_its_key_alone(path: Path, registry: KeyRegistry) -> None:
+    """Who has such a key could else make the store reopen its file as often as they ask."""
+    odd, record = registry.create(USER)
+    key, _ = registry.create(USER)
+    async with serving(path) as (store, _):
+        with contextlib.closing(sqlite3.connect(path)) as hand, hand:
+            hand.execute("UPDATE keys SET allow = ? WHERE id = ?", (b"x", record.id))
+        with pytest.raises(AnswerUnusable):
+            await store.look_up(hash_key(odd), odd)
+        assert repr(store) == f"<SqliteKeyStore {path} open>"
+        assert await store.look_up(hash_key(key), key) is not None
 
 
 async def test_hand_at_the_tables_reports_everything(path: Path) -> None:
