@@ -347,7 +347,7 @@ def _text_of(path: Path) -> str:
         raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        message = f"cannot be read ({reason}): name a readable file with --config FILE"
+        message = f"cannot be read ({reason}): name a readable file"
         raise ConfigError(path, [Problem(1, "", message)]) from None
 
 

@@ -170,7 +170,7 @@ ADDRESS: Final = Kind(_ADDRESS_TEXT, write=str)
 ADDRESSES: Final = Kind(
     {"anyOf": [_ADDRESS_TEXT, {"type": "array", "items": _ADDRESS_TEXT, "minItems": 1}]}, write=_first_or_all
 )
-STORE: Final = Kind(_string("^sqlite:."), write=lambda path: f"sqlite:{path}")
+STORE: Final = Kind(_string("^(sqlite:.|https?://|rediss?://)"), write=str)
 
 
 # --- the settings
@@ -255,8 +255,17 @@ KEYS: Final = Section(
             "`sqlite:FILE`, made by `edge keys create`; the URL of a token introspection server (RFC 7662), which gets "
             "each key; or that of a Redis. A change needs a restart.",
         ),
-        Setting("cache_ttl", DURATION, "How long an answer is believed: a revoked key may still work this long."),
-        Setting("negative_ttl", DURATION, 'How long "unknown" is believed: a new key may still be refused this long.'),
+        Setting(
+            "cache_ttl",
+            DURATION,
+            "How long an answer is believed when no news of a change comes. An introspection server tells of none: "
+            "there a revoked key may still work this long.",
+        ),
+        Setting(
+            "negative_ttl",
+            DURATION,
+            'The same for "unknown": with an introspection server a new key may still be refused this long.',
+        ),
         Setting("stale_for", DURATION, "While the store is down, known keys go on this long."),
         Setting("cache_entries", _count(10**9), "Keys remembered, known and unknown ones each; about 1 kB each."),
         Setting(

@@ -158,6 +158,13 @@ def test_diff_tells_what_a_reload_would_do(tmp_path: Path, new: str, code: int, 
     assert said in done.stdout
 
 
+def test_diff_of_a_missing_file_names_no_option_that_it_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text(BEFORE)
+    done = run("diff", tmp_path / "old.toml", tmp_path / "new.toml")
+    assert done.returncode == 1
+    assert "new.toml:1: cannot be read (No such file or directory): name a readable file\n" in done.stdout
+
+
 def test_schema_prints_what_is_shipped() -> None:
     done = run("schema")
     assert done.returncode == 0

@@ -74,6 +74,25 @@ def test_every_value_of_a_table_has_its_setting(kind: Any) -> None:
     assert attributes == {field.name for field in dataclasses.fields(kind)} - {"name"}
 
 
+@pytest.mark.parametrize(
+    ("store", "is_one"),
+    [
+        ("sqlite:edge.db", True),
+        ("https://auth.example/introspect", True),
+        ("redis://127.0.0.1:6379/0", True),
+        ("rediss://:${SET}@h/0", True),
+        ("mysql:x", False),
+    ],
+)
+def test_store_of_each_kind_is_one_for_the_editor_too(store: str, is_one: bool) -> None:
+    text = f'[keys]\nstore = "{store}"\n[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]'
+    assert (errors_of(text) == []) is is_one
+
+
+def test_default_of_the_store_is_written_as_the_file_writes_it() -> None:
+    assert SCHEMA["properties"]["keys"]["properties"]["store"]["default"] == "sqlite:edge.db"
+
+
 def test_shipped_schema_is_the_one_that_is_made() -> None:
     """When it is not: `edge schema > edge/routes.schema.json`."""
     assert (ROOT / "edge/routes.schema.json").read_text() == schema.render()
