@@ -464,7 +464,7 @@ class _KeyFile:
             # the file as it is, from the system's cache, and damage is seen at once.
             connection.execute("PRAGMA cache_size = 0")
             with _transaction(connection, "DEFERRED"):
-                self._data_version = _data_version(connection)
+                self._data_version, self._doubts = _data_version(connection), 0
                 self._history = _history(connection)
                 self._revision = _revision(connection)
 
