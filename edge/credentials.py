@@ -81,6 +81,8 @@ def credential_of(headers: Headers, known: Credential = NO_CREDENTIAL) -> Creden
         key = _bearer(header)
     else:
         key = _only_key(headers, values)
+    if not key:
+        raise _no_key()
     if not _CREDENTIAL.fullmatch(key):
         raise _invalid_key()
     return Credential(header, key, hash_key(key))
@@ -90,19 +92,23 @@ def _only_key(headers: Headers, authorizations: list[str]) -> str:
     keys = set(map(_bearer, authorizations))
     for name in (_API_KEY, _X_API_KEY):
         keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))
-    if not keys:
-        raise Unauthenticated(
-            "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
-            headers=(("WWW-Authenticate", _CHALLENGE),),
-        )
+    keys.discard("")  # another scheme, or a header that a client sends empty
     if len(keys) > 1:
         raise InvalidRequest("the request shows two different API keys: send one")
-    return keys.pop()
+    return keys.pop() if keys else ""
 
 
 def _bearer(value: str) -> str:
+    """Return the key of an `Authorization`, "" when it has none or is of another scheme."""
     scheme, _, key = value.strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _no_key() -> Unauthenticated:
+    return Unauthenticated(
+        "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
+        headers=(("WWW-Authenticate", _CHALLENGE),),
+    )
 
 
 def _invalid_key(message: str = "") -> Unauthenticated:
@@ -340,30 +346,6 @@ class Authenticator:
         return self._known.forget(changes)
 
     def recall(self, credential: Credential) -> Caller | None:
-        """Return the caller of a credential that is in the cache, None when `authenticate` has to look it up.
-
-        Raises: `Unauthenticated`, `OutOfQuota`.
-        """
-        caller = self._cached(credential)
-        if caller is not None:
-            caller.check_state(self._wall())
-        return caller
-
-    async def authenticate(self, credential: Credential) -> Caller:
-        """Return the caller of a credential, from the cache or by a look-up.
-
-        Raises: `Unauthenticated`, `OutOfQuota`, `KeyStoreUnavailable`; a store's failure is never "unknown".
-        """
-        caller = self._cached(credential)
-        if caller is None:
-            entry = await asyncio.shield(self._look_up(credential))
-            caller = entry.caller
-            if caller is None:
-                raise _invalid_key(entry.message)
-        caller.check_state(self._wall())
-        return caller
-
-    def _cached(self, credential: Credential) -> Caller | None:
         """Return the caller of a credential that the cache can answer for now, None when it has to be looked up.
 
         Raises: `Unauthenticated` for one that is known to be unknown, `StoreFailed` for one that was asked for a
@@ -382,6 +364,20 @@ class Authenticator:
             self.counts.negative_hits += 1
             raise StoreFailed if entry.failed else _invalid_key(entry.message)
         return None
+
+    async def look_up(self, credential: Credential) -> Caller:
+        """Return the caller of a credential that `recall` does not know.
+
+        Raises: `Unauthenticated`, `KeyStoreUnavailable`; a store's failure is never "unknown".
+        """
+        entry = await asyncio.shield(self._look_up(credential))
+        if entry.caller is None:
+            raise _invalid_key(entry.message)
+        return entry.caller
+
+    def check(self, caller: Caller) -> None:
+        """Raise `Unauthenticated` or `OutOfQuota` unless the caller, who is known by now, may call at all."""
+        caller.check_state(self._wall())
 
     def _ageing(self, credential: Credential, entry: _Entry, now: float) -> Caller | None:
         """Return the caller of an entry that needs a new look-up and can do without for now, else None."""

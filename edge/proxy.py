@@ -150,7 +150,8 @@ class Proxy:
         access_log: AccessLog,
     ) -> None:
         self.generation = generation
-        self.draining = False
+        self.draining = False  # each answer that begins is the last of its connection, and says so
+        self.closing = False  # and no connection stays, whatever its last answer said
         self.cutting = False  # the drain is over: who is cut now did not leave by itself
         self.in_flight = 0
         self._idle = asyncio.Event()
@@ -174,17 +175,17 @@ class Proxy:
         try:
             keep_alive = await self._answer(request, exchange, self.generation, keep_alive)
         except EdgeError as error:
-            keep_alive = _refuse(request, exchange, error, keep_alive)
+            keep_alive = _refuse(request, exchange, error, keep_alive and not self.draining)
         except asyncio.CancelledError:
             exchange.end = exchange.end or self.who_left()
             raise
         except Exception:  # a defect: the caller gets a clean 500, the log the place
             _log.exception("request %s failed", exchange.request_id)
             defect = InternalError("The edge failed to handle this request.")
-            keep_alive = _refuse(request, exchange, defect, keep_alive)
+            keep_alive = _refuse(request, exchange, defect, keep_alive and not self.draining)
         finally:
             self._close(exchange)
-        return keep_alive and not self.draining
+        return keep_alive and not self.closing
 
     def who_left(self) -> End:
         """Return why a request is cancelled: its client left, unless the drain is over and cuts it."""
@@ -222,11 +223,12 @@ class Proxy:
                 raise _wrong_path(request, path, host, True)
         connection = request.connection
         credential = connection.credential = credential_of(request.headers, connection.credential)
-        caller = self._authenticator.recall(credential) or await self._authenticator.authenticate(credential)
-        exchange.principal = caller.principal
+        caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
+        exchange.principal = caller.principal  # before it may be refused, so that the log names who was
+        self._authenticator.check(caller)
         table = _routes_of(generation, request, host)
         if operation is None:
-            return _show_models(request, exchange, generation, caller, table, path, keep_alive)
+            return _show_models(request, exchange, generation, caller, table, path, keep_alive and not self.draining)
 
         exchange.phase = Phase.BODY
         content_type = _content_type(request, operation)
@@ -332,7 +334,7 @@ class Proxy:
                             work.metering,
                             accepted.close,
                             old_client=old_client,
-                            keep_alive=keep_alive,
+                            keep_alive=keep_alive and not self.draining,
                             heartbeat_s=match.route.heartbeat_s if exchange.stream else 0,
                             echo=exchange.model if match.route.model_echo else None,
                         )

@@ -711,6 +711,11 @@ class Relay(Receiver):
         framing = self._head.framing
         return not self._held and framing.between_chunks and framing.tail.endswith(EVENT_ENDS)
 
+    def be_last(self) -> None:
+        """Let the answer be the last of its connection, unless its head has promised another."""
+        if not self._sent_bytes:
+            self.keep_alive = False
+
     def cut(self) -> None:
         """End the answer because the edge has to stop."""
         if self._state is _State.PASSING:

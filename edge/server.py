@@ -324,8 +324,11 @@ class Server:
         """Stop without hurting anybody: be unready, take no new connection, wait for answers, cut what is too long."""
         config = self.generation.config.server
         self.health.draining = self.proxy.draining = True
+        for answer in self._answers():
+            answer.be_last()
         _log.info("draining: %d requests, %d connections", self.proxy.in_flight, len(self.clients.clients))
         await self._hurried(asyncio.sleep(config.shutdown_delay_s))
+        self.proxy.closing = True
         for listener in self._listeners:
             listener.close()
         for client in list(self.clients.clients):
@@ -333,20 +336,21 @@ class Server:
         if await self._hurried(asyncio.wait_for(self.clients.wait_empty(), config.drain_timeout_s)):
             return
         _log.warning("drain: %d connections are cut", len(self.clients.clients))
-        self._cut_answers()
+        for answer in self._answers():
+            answer.cut()
         try:
             await asyncio.wait_for(self.clients.wait_empty(), _CUT_GRACE_S)
         except TimeoutError:
             self.proxy.cutting = True
-            self._cut_answers()  # those that began since: an abort alone would look as if their clients had left
+            for answer in self._answers():  # that began since: an abort alone would look as if their clients had left
+                answer.cut()
             for client in list(self.clients.clients):
                 client.abort()
             await self.clients.wait_empty()
 
-    def _cut_answers(self) -> None:
-        for client in list(self.clients.clients):
-            if isinstance(client.answering, Relay):
-                client.answering.cut()
+    def _answers(self) -> list[Relay]:
+        """Return the answers that are being passed on."""
+        return [client.answering for client in self.clients.clients if isinstance(client.answering, Relay)]
 
     async def _hurried(self, waiting: Any) -> bool:
         """Wait, unless a second signal ends it; return whether it came to its own end."""

@@ -93,6 +93,39 @@ async def test_edge_is_unready_at_once_and_serves_during_the_delay(start_edge: S
     assert (await ended(edge))["end"] == "refused"
 
 
+async def test_answer_that_is_awaited_when_the_drain_begins_says_that_it_is_the_last(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """A client that is not told would send its next request into a connection that closes."""
+    edge = await start(start_edge, simulator, shutdown_delay="1h")
+    client = await sent(edge, simulator, stream(ttft_ms=300))
+    edge.server.stop()
+    await until_draining(edge)
+    status, headers, body = await client.response()
+    assert (status, headers["connection"]) == (200, "close")
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert await client.rest() == b""
+    edge.server.stop()
+    await ended(edge)
+
+
+async def test_request_behind_an_answer_that_promised_to_go_on_is_answered(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start(start_edge, simulator, shutdown_delay="1h")
+    client = await sent(edge, simulator, stream(tokens=30, interval_ms=10))
+    head = await client.head()
+    assert b"connection" not in head
+    edge.server.stop()
+    await until_draining(edge)
+    client.send(edge.request(BODY))
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 200 ") or b"0\r\n\r\nHTTP/1.1 200 " in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    edge.server.stop()
+    assert (await ended(edge))["end"] == "complete"
+
+
 async def test_listeners_are_closed_and_idle_connections_too(start_edge: StartEdge, simulator: Simulator) -> None:
     edge = await start(start_edge, simulator)
     fresh, idle = await edge.connect(), await edge.connect()

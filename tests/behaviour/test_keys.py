@@ -67,6 +67,7 @@ async def test_change_of_a_cached_key_arrives(edge: Edge, how: str) -> None:
     await edge.consistent()
     line = (await edge.log())[-1]
     assert (line["status"], line["end"]) == (status, "refused")
+    assert line["user"] == (None if how == "revoked" else USER), "who is refused is named, as long as it is known"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ OTHER_KEY = "sk-" + "o" * 45
         [("X-API-Key", f" {KEY} ")],
         [("Authorization", f"Bearer {KEY}"), ("api-key", KEY), ("x-api-key", KEY)],
         [("Authorization", f"Bearer {KEY}"), ("Authorization", f"bearer {KEY}")],
+        [("Authorization", "Basic dTpw"), ("api-key", KEY)],
+        [("Authorization", f"Bearer {KEY}"), ("api-key", "")],
     ],
 )
 def test_key_is_found_in_every_place_where_clients_put_it(headers: list[tuple[str, str]]) -> None:
@@ -88,6 +90,12 @@ def test_no_key_or_a_malformed_one_is_401_with_a_challenge(headers: list[tuple[s
         credential_of(CIMultiDict(headers))
     assert dict(caught.value.headers)["WWW-Authenticate"].startswith("Bearer ")
     assert KEY not in caught.value.message
+
+
+@pytest.mark.parametrize("value", ["", KEY, f"Basic {KEY}", "Bearer", f"Bearer{KEY}"])
+def test_who_forgets_the_scheme_is_told_how_a_key_is_sent_not_that_it_is_wrong(value: str) -> None:
+    with pytest.raises(Unauthenticated, match="Authorization: Bearer YOUR_KEY"):
+        credential_of(CIMultiDict({"Authorization": value}))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +343,9 @@ class Scene:
     async def ask(self, key: str = KEY) -> int:
         """Return 200, or the status of the refusal."""
         try:
-            found = await self.auth.authenticate(Credential("", key, hash_key(key)))
+            credential = Credential("", key, hash_key(key))
+            found = self.auth.recall(credential) or await self.auth.look_up(credential)
+            self.auth.check(found)
         except EdgeError as error:
             return error.status
         assert found.principal.user == ME
@@ -689,8 +699,9 @@ async def test_close_ends_the_look_ups_that_run() -> None:
 async def test_out_of_quota_and_unknown_are_told_apart() -> None:
     scene = Scene()
     scene.store.put(out_of_quota=True)
+    caller = await scene.auth.look_up(Credential("", KEY, hash_key(KEY)))
     with pytest.raises(OutOfQuota):
-        await scene.auth.authenticate(Credential("", KEY, hash_key(KEY)))
+        scene.auth.check(caller)
 
 
 # --- ahead of need, and while the store is down
