@@ -281,14 +281,14 @@ class ClientConnection(RequestHandler):
                 self._fail_body()
         elif is_body or self._force_close:
             self._head_bytes = 0
-        elif self._waiter is not None:
+        elif self._waiter is not None and self._head_bytes:
             self._watch_head()
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refuse(_head_too_large())
-        elif self._head_bytes and self._header_timer is None:
+        elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
     def _check_head_sizes(self) -> None:
@@ -338,7 +338,8 @@ class ClientConnection(RequestHandler):
             while not self._force_close:
                 if not self._messages:
                     self._waiter = self._loop.create_future()
-                    self._watch_head()
+                    if self._head_bytes:
+                        self._watch_head()
                     try:
                         await self._waiter
                     finally:

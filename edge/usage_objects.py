@@ -75,16 +75,18 @@ def usage_of(tokens: Tokens) -> Usage | None:
     if prompt is None and completion is None:
         return None
     reasoning = 0
-    for details in (tokens.prompt_tokens_details, tokens.input_tokens_details):
-        if details:
-            cached = cached or _details_in(details).cached_tokens or 0
-    for details in (tokens.completion_tokens_details, tokens.output_tokens_details):
-        if details:
-            reasoning = reasoning or _details_in(details).reasoning_tokens or 0
+    if details := _either(tokens.prompt_tokens_details, tokens.input_tokens_details):
+        cached = cached or _details_in(details).cached_tokens or 0
+    if details := _either(tokens.completion_tokens_details, tokens.output_tokens_details):
+        reasoning = _details_in(details).reasoning_tokens or 0
     if tokens.reasoning_tokens and not reasoning:
         digits = bytes(tokens.reasoning_tokens)
         reasoning = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
     return Usage(prompt or 0, completion or 0, cached, reasoning, 0, UsageSource.FINAL)
+
+
+def _either(raw: msgspec.Raw, other: msgspec.Raw) -> msgspec.Raw:
+    return raw if raw and raw != NULL else other
 
 
 def _details_in(raw: msgspec.Raw) -> _Details:

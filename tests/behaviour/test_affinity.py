@@ -16,7 +16,8 @@ SYSTEM = {"role": "system", "content": "You are a helpful assistant. " * 100}  #
 
 @pytest.fixture
 async def members() -> AsyncIterator[list[Simulator]]:
-    running = [Simulator(Behaviour(ttft_ms=40, tokens=1), keep_requests=10_000) for _ in range(3)]
+    # Slow, against which the delays of a busy machine are short: they would make a member look full.
+    running = [Simulator(Behaviour(ttft_ms=200, tokens=1), keep_requests=10_000) for _ in range(3)]
     for each in running:
         await each.start()
     yield running
