@@ -402,10 +402,13 @@ def _key_store(config: KeysConfig) -> KeyStore:
 
 
 def _sink(config: UsageConfig) -> Sink:
-    """Return the sink that `usage.sink` names."""
-    if config.sink.startswith("http"):
+    """Return the sink that `usage.sink` names; raises `StartError`."""
+    if not config.sink.startswith("http"):
+        return RedisSink(config.sink, config.sink_ca_file)
+    try:
         return HttpSink(config.sink, config.sink_token, config.sink_ca_file)
-    return RedisSink(config.sink, config.sink_ca_file)
+    except OSError as error:
+        raise StartError(f"usage.sink_ca_file: cannot be used as PEM certificates ({error})") from None
 
 
 def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:

@@ -238,6 +238,26 @@ async def becomes(url: str, key: str, wanted: int) -> None:
             await asyncio.sleep(0.05)  # between two questions; what is waited for is an answer
 
 
+@pytest.mark.parametrize(
+    ("table", "setting"),
+    [
+        ('[usage]\njournal = "usage"\nsink = "https://h/u"\nsink_ca_file = "no.pem"', "usage.sink_ca_file"),
+        ('[keys]\nstore = "https://h/k"\nstore_ca_file = "no.pem"', "keys.store_ca_file"),
+        ('[pools.r1]\nendpoints = ["https://h"]\nca_file = "no.pem"', "pools.r1.ca_file"),
+    ],
+)
+async def test_file_that_is_no_certificate_is_told_with_its_setting(tmp_path: Path, table: str, setting: str) -> None:
+    (tmp_path / "no.pem").write_text("no certificate\n")
+    listener = '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
+    routes = "" if "[pools" in table else '\n[pools.r1]\nendpoints = ["http://h"]'
+    routes += '\n[routes."public/m"]\npool = "r1"\n'
+    (tmp_path / "routes.toml").write_text(listener + table + routes)
+    served = await edge("serve", cwd=tmp_path)
+    assert served.code == 1
+    assert f"{setting}: " in served.err
+    assert "Traceback" not in served.err
+
+
 async def test_keys_are_made_and_stopped_while_the_edge_runs(
     start: Start, simulator: Simulator, tmp_path: Path
 ) -> None:
