@@ -40,6 +40,7 @@ MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so 
 MAX_FIELDS: Final = 100  # Envoy's default
 MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
+_REFUSED_AT_ONCE: Final = 32  # connections beyond the bound that are told so; more are closed without a word
 _LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -197,7 +198,10 @@ class ClientConnection(RequestHandler):
         self.peer = name[0].removeprefix("::ffff:") if isinstance(name, tuple) else "unix"
         if self._server.is_full:
             self._server.refused_connections += 1
-            self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
+            if self._server.is_flooded:
+                self.abort()
+            else:
+                self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
 
     def pause_writing(self) -> None:
         """Stop the upstream: the client's buffer is full."""
@@ -504,6 +508,11 @@ class ClientServer(web.Server):
     def is_full(self) -> bool:
         """Whether there is one connection too many."""
         return len(self.clients) > self.max_connections
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether so many linger to read their refusal that descriptors would run out."""
+        return len(self.clients) > self.max_connections + _REFUSED_AT_ONCE
 
     def reconfigure(self, client_idle_timeout_s: float, header_timeout_s: float, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""

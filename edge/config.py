@@ -74,6 +74,7 @@ WhenFull = Literal["serve", "refuse"]
 LimitPer = Literal["user", "key"]
 PoolUsage = Literal["final", "continuous"]
 Network = IPv4Network | IPv6Network
+_MAPPED_BITS: Final = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
 T = TypeVar("T")
 
 BALANCES: Final[tuple[Balance, ...]] = ("least-loaded", "round-robin", "prefix-affinity")
@@ -463,6 +464,9 @@ def _network(text: str) -> Network:
         raise ValueError(f'{text!r} is not a network: write an address or a range such as "10.0.0.0/8"') from None
     if "/" in text and str(network.network_address) != text.partition("/")[0]:
         raise ValueError(f'{text!r} is not the beginning of its range: write "{network}"')
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:  # an IPv4 client is one on every listener
+        return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
     return network
 
 

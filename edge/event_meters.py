@@ -202,8 +202,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class ChunkEvents(Events):
     """`chat/completions` and `completions`."""
 
-    _index: bytes = b""  # of the first choice that was seen
-    _has_several: bool = False
+    _written: dict[bytes, int] = {}  # tokens of each choice, by its index, as running usage tells
 
     def _read(self, event: bytes) -> bytes:
         chunk = _decoded(_chunk, event)
@@ -217,11 +216,10 @@ class ChunkEvents(Events):
         self.failed, self._answers = False, True
         has_usage = bool(usage) and usage != NULL
         if has_usage:
-            self._take(usage_in(usage), is_last=not choices)
-            if choices and not self._has_several:
-                index = bytes(choices[-1].index)
-                self._index = self._index or index
-                self._has_several = len(choices) > 1 or index != self._index
+            used = usage_in(usage)
+            self._take(used, is_last=not choices)
+            if choices and used is not None:
+                self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
         if _says_something(choices) if choices is not None else not has_usage:
             self._frames += 1
             if self.learns and not has_usage and not (self.ending and event.endswith(self.ending)):
@@ -235,11 +233,10 @@ class ChunkEvents(Events):
 
     def usage(self, whole: bool) -> Usage:
         used = super().usage(whole)
-        if not self._has_several or self._is_last:
+        if self._is_last or len(self._written) < 2:
             return used
-        # Running usage is that of the choice it came with, in vLLM, so the last one is not all that was written.
-        counted = max(used.completion_tokens, self._frames + self.passed)
-        return msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
+        # Running usage is that of the choice it came with, so the last one is not all that was written.
+        return msgspec.structs.replace(used, completion_tokens=sum(self._written.values()))
 
 
 def _says_something(choices: list[_Choice]) -> bool:

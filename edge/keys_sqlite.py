@@ -504,12 +504,12 @@ class _KeyFile:
         if is_same and not was_emptied and self._doubts < _MAX_DOUBTS:
             self._doubts += 1
             return None
-        self._data_version, self._doubts = data_version, 0
-        if is_same and was_emptied:
+        was_doubted, self._data_version, self._doubts = bool(self._doubts), data_version, 0
+        if is_same and was_emptied and not was_doubted:
             return None
-        # A change without a newer revision is a hand at the tables. In another history the same revision may have been
-        # another change: a backup was restored in place.
-        if self._revision <= seen or self._history != history:
+        # A change without a newer revision is a hand at the tables, also when a newer one followed before that was
+        # sure. In another history the same revision may have been another change: a backup was restored in place.
+        if self._revision <= seen or self._history != history or was_doubted:
             return Changes(everything=True)
         digests = frozenset(digest for digest, _ in rows if digest is not None)
         return Changes(digests, users=frozenset(user for _, user in rows if user is not None))

@@ -546,10 +546,14 @@ def _client_address(request: Request, server: ServerConfig) -> str:
 
 
 def _address_without_scope(text: str) -> str:
-    """Return an address as it is usually written; raises `ValueError`, also for a scope: it may be any text."""
+    """Return an address as it is usually written, an IPv4 one as such.
+
+    Raises: `ValueError`, also for a scope: it may be any text.
+    """
     if "%" in text:
         raise ValueError("a scope means nothing on another machine")
-    return str(ipaddress.ip_address(text))
+    address = ipaddress.ip_address(text)
+    return str((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address)
 
 
 def _is_trusted(address: str, server: ServerConfig) -> bool:

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
 
-FileState = tuple[int, int, int]  # time of change in ns, size, inode; all 0 of none
+FileState = tuple[int, int, int]  # time of change in ns, of permissions too, size, inode; all 0 of none
 
 
 class Reloader:
@@ -126,7 +126,7 @@ def _look_at(path: Path) -> FileState:
         found = path.stat()
     except OSError:
         return 0, 0, 0
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def refuse_what_needs_a_restart(old: Config, new: Config) -> None:

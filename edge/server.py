@@ -175,12 +175,19 @@ class Server:
 
     async def _listen(self, config: Config) -> None:
         server = config.server
+        handshake_timeout_s = None
         if server.tls is not None:
             self._tls = listener_tls(server.tls)
+            handshake_timeout_s = server.header_timeout_s  # until its end a client is not counted
         try:
             for sock in passed_sockets() or [bind(address) for address in server.listen]:
                 listener = await self._loop.create_server(
-                    self.clients, sock=sock, ssl=self._tls, backlog=_BACKLOG, start_serving=False
+                    self.clients,
+                    sock=sock,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=handshake_timeout_s,
+                    backlog=_BACKLOG,
+                    start_serving=False,
                 )
                 self._listeners.append(listener)
                 self.addresses.append(name_of(sock))

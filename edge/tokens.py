@@ -33,6 +33,7 @@ _MAX_KEY_SET_BYTES: Final = 2**20
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 _OWN_KEYS: Final = ("x5u", "jwk", "x5c")  # headers by which a token brings its key along
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # by how algorithms begin, RFC 7518 section 3.1
+_MATERIAL: Final = ("kty", "crv", "n", "e", "x", "y")  # the public members of all types
 _MAX_ALLOWED: Final = 256  # patterns of one token
 _NO_SET: Final = "no key set yet"
 
@@ -53,6 +54,11 @@ class _Key:
     data: Mapping[str, Any] = field(compare=False)
     public: Any = field(compare=False)
 
+    @property
+    def material(self) -> tuple[Any, ...]:
+        """What proves: the same key may be published for several algorithms, or twice."""
+        return tuple(self.data.get(name) for name in _MATERIAL)
+
     def is_for(self, algorithm: str) -> bool:
         """Say whether tokens that are signed like this can be proved with it."""
         return bool(self.data["kty"] == _KEY_TYPES[algorithm[:2]] and self.data.get("alg", algorithm) == algorithm)
@@ -71,6 +77,7 @@ class TokenVerifier:
         self._keys: _KeySet = {}
         self._attempted_at = -_MIN_FETCH_INTERVAL_S
         self._fetching: asyncio.Task[None] | None = None
+        self._fetches: set[asyncio.Task[None]] = set()  # that one, and those that a reload made pointless
         self._next: asyncio.TimerHandle | None = None
         self._session: aiohttp.ClientSession | None = None
         self.outage = _NO_SET
@@ -96,9 +103,9 @@ class TokenVerifier:
         """Stop fetching."""
         if self._next is not None:
             self._next.cancel()
-        if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+        for fetching in self._fetches:
+            fetching.cancel()
+        await asyncio.gather(*self._fetches, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -108,6 +115,7 @@ class TokenVerifier:
         if config.jwks != before.jwks:  # nobody can say any more which of those keys are withdrawn
             self._replace_keys({})
             self.outage = self.outage or _NO_SET
+            self._fetching = None  # it may hang: that may be why there is another place
         if config != before:
             self.changed(Changes(everything=True))
         self._attempted_at = -_MIN_FETCH_INTERVAL_S
@@ -195,9 +203,10 @@ class TokenVerifier:
         return str(algorithm), key
 
     def _find(self, kid: str | None, algorithm: str) -> _Key | None:
-        """Return a key by its id, one for the algorithm if there is; a token that names none means the only key."""
+        """Return a key by its id, one for the algorithm if there is; without an id the only one for the algorithm."""
         if kid is None:
-            return _all(self._keys)[0] if self.key_count == 1 else None
+            fitting = [key for key in _all(self._keys) if key.is_for(algorithm)]
+            return fitting[0] if len({key.material for key in fitting}) == 1 else None
         named = self._keys.get(kid, ())
         return next((key for key in named if key.is_for(algorithm)), named[0] if named else None)
 
@@ -212,6 +221,8 @@ class TokenVerifier:
             self._next.cancel()
         self._attempted_at = self._clock()
         self._fetching = asyncio.get_running_loop().create_task(self._fetch(), name="fetch jwks")
+        self._fetches.add(self._fetching)
+        self._fetching.add_done_callback(self._fetches.discard)
 
     async def _fetch(self) -> None:
         config = self._config
@@ -221,15 +232,15 @@ class TokenVerifier:
             keys = read_key_set(await self._read(config.jwks), config.algorithms)
         except Exception as error:  # whatever it is, the keys that are known go on, and it is tried again
             outage = str(error) or type(error).__name__
-        finally:
-            self._fetching = None
-        if self._config.jwks == config.jwks:  # else a reload said in between that these are not the issuer's
-            had_some = bool(self._keys or self.outage)
-            self._told(outage)
-            if keys is not None:
-                self._replace_keys(keys)
-                if had_some and not keys:
-                    _log.warning("jwt.jwks has no key for %s: every token is refused", ", ".join(config.algorithms))
+        if self._config.jwks != config.jwks:  # a reload said in between that these are not the issuer's
+            return
+        self._fetching = None
+        had_some = bool(self._keys or self.outage)
+        self._told(outage)
+        if keys is not None:
+            self._replace_keys(keys)
+            if had_some and not keys:
+                _log.warning("jwt.jwks has no key for %s: every token is refused", ", ".join(config.algorithms))
         pause_s = _MIN_FETCH_INTERVAL_S if self.outage else max(config.jwks_ttl_s, _MIN_FETCH_INTERVAL_S)
         if self._config != config:  # by a reload in between
             pause_s = 0

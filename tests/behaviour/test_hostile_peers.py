@@ -186,14 +186,16 @@ async def test_client_that_pipelines_and_never_reads_is_dropped(start_edge: Star
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("hop", ["9.9.9.9", "::ffff:9.9.9.9"])
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "::ffff:7f00:0/104"])
 async def test_ipv4_client_of_a_listener_for_both_is_an_ipv4_client(
-    start_edge: StartEdge, simulator: Simulator
+    start_edge: StartEdge, simulator: Simulator, network: str, hop: str
 ) -> None:
     """Else it is in no network of `trusted_proxies`, and no loopback client."""
     routes = ROUTES.replace("{upstream}", simulator.url)
-    trusted = 'trusted_proxies = ["127.0.0.0/8"]\n'
+    trusted = f'trusted_proxies = ["{network}"]\n'
     edge = await start_edge(routes, server='listen = "[::]:0"\nadmin = "127.0.0.1:0"\n' + trusted)
-    status, _, _ = await edge.ask(ASK, host="localhost", headers=("X-Forwarded-For: 9.9.9.9",))
+    status, _, _ = await edge.ask(ASK, host="localhost", headers=(f"X-Forwarded-For: {hop}",))
     assert status == 200
     assert (await edge.log())[-1]["client"] == "9.9.9.9"
 

@@ -18,6 +18,7 @@ from edge.config import Config
 from edge.dialects import Behaviour
 from edge.notation import Url
 from edge.proxy import Generation
+from edge.reloading import _look_at
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
@@ -101,6 +102,16 @@ async def test_changed_file_applies_by_itself(edge: Edge, write: Callable[[Path,
     write(edge.config_path, text)
     await until(lambda: edge.server.generation.number == 3)
     assert await status_of(edge, "public/new") == 404
+
+
+def test_permissions_that_are_mended_are_a_change(tmp_path: Path) -> None:
+    """A file that could not be read is read again when it can be."""
+    path = tmp_path / "key"
+    path.write_text("sk-1")
+    path.chmod(0o200)
+    before = _look_at(path)
+    while _look_at(path) == before:  # the file system's clock ticks in milliseconds
+        path.chmod(0o600)
 
 
 async def test_sighup_applies_at_once(edge: Edge) -> None:

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import http_parser
 
 from edge.client import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, REASONS, BodyMemory, response
@@ -111,6 +112,29 @@ async def test_connection_too_many_is_refused_with_503(start_edge: StartEdge, si
         await asyncio.sleep(0.01)
     assert (await edge.ask({"model": "public/deepseek-r1"}))[0] == 200
     await edge.consistent()
+
+
+async def test_flood_of_connections_takes_no_descriptors(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Some are told why; each of those lingers to be read, so not all can be."""
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
+    clients = [await edge.connect() for _ in range(60)]
+    while edge.server.clients.refused_connections < 58:
+        await asyncio.sleep(0.01)
+    assert len(edge.server.clients.clients) <= 2 + 32
+    assert await clients[-1].rest() == b""
+
+
+async def test_handshake_that_never_ends_has_the_time_of_a_head(start_edge: StartEdge, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    tls = f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n'
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=f'header_timeout = "100ms"\n{tls}'
+    )
+    silent = await edge.connect()
+    assert await silent.rest() == b""
 
 
 async def test_connection_that_says_nothing_is_closed(start_edge: StartEdge, simulator: Simulator) -> None:

@@ -320,6 +320,21 @@ def test_emptied_wal_is_no_change(path: Path) -> None:
         assert [each for each in looks if each is not None] == [Changes(everything=True)], "made by hand"
 
 
+def test_change_made_by_hand_is_not_lost_behind_a_regular_one(path: Path) -> None:
+    make_key(path)
+    file = _KeyFile(path)
+    file.open(create=False)
+    with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE keys SET enabled = 0")
+        assert file.changes() is None, "it may be a commit that is to come"
+        make_key(path)
+        assert file.changes() == Changes(everything=True)
+        make_key(path)
+        told = file.changes()
+        assert told is not None
+        assert not told.everything
+
+
 def restore(copy: Path, path: Path) -> None:
     """Write a copy over a key store in place, as `.restore` does."""
     with contextlib.closing(sqlite3.connect(copy)) as source, contextlib.closing(sqlite3.connect(path)) as target:

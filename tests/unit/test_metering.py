@@ -215,20 +215,18 @@ def test_stream_that_is_cut_used_what_was_running(operation: str, dialect: str) 
     assert read(frames[:-1], operation, whole=False) == Usage(12, 9, source=FINAL)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_running_usage_of_several_choices_is_that_of_one_of_them(together: bool) -> None:
-    """In vLLM; so what was written is counted by frames until the end tells all of it."""
+def test_running_usage_of_several_choices_is_told_for_each_of_them() -> None:
+    """As vLLM does, `previous_num_tokens[i]`; the end tells all of it."""
 
-    def frame(count: int, *indexes: int) -> bytes:
-        choices = [{"index": index, "delta": {"content": "a"}, "finish_reason": None} for index in indexes]
-        return data({"choices": choices, "usage": usage(12, count)})
+    def frame(count: int, **index: int) -> bytes:
+        choice = {**index, "delta": {"content": "ab"}, "finish_reason": None}
+        return data({"choices": [choice], "usage": usage(12, count)})
 
-    frames = [frame(count, index) for count in range(1, 6) for index in range(4)]
-    if together:
-        frames = [frame(20, 0, 1)] * 3
-    cut_off = read(frames, whole=False)
-    assert cut_off == Usage(12, 20, source=ESTIMATED)
-    assert read([*frames, last(usage=usage(12, 33))], whole=False) == Usage(12, 33, source=FINAL)
+    frames = [frame(2 * count, index=index) for count in range(1, 6) for index in range(4)]
+    assert read(frames, whole=False) == Usage(12, 40, source=RUNNING)
+    assert read(frames[:-3], whole=False) == Usage(12, 34, source=RUNNING)
+    assert read([*frames, last(usage=usage(12, 43))], whole=False) == Usage(12, 43, source=FINAL)
+    assert read([frame(2, index=0), frame(4)]) == Usage(12, 4, source=FINAL), "an index that is left out is the first"
 
 
 # --- messages and responses

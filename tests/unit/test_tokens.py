@@ -197,7 +197,6 @@ def other_spelling() -> str:
         lambda: token(headers={"crit": ["b64"], "b64": True}),
         lambda: token("rsa", key=OTHER_RSA_KEY),
         lambda: token("unknown", key=OTHER_RSA_KEY, algorithm="RS256"),
-        lambda: token(None),
         lambda: token("ec", key=RSA_KEY, algorithm="RS256"),
         lambda: token("rsa", key=EC_KEY, algorithm="ES256"),
         lambda: token("rsa", algorithm="RS512"),
@@ -413,6 +412,36 @@ async def test_reload_while_keys_are_fetched_fetches_those_of_the_new_set(scene:
         assert await scene.refusal(token())
     finally:
         await other.close()
+
+
+async def test_reload_does_not_wait_for_a_place_that_hangs(scene: Scene) -> None:
+    """It may be why the operator names another one."""
+    asked = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read(-1)
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with server:
+        hanging = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        scene.verifier.reconfigure(replace(scene.config, jwks=hanging))
+        await asked.wait()
+        scene.verifier.reconfigure(scene.config)
+        assert await scene.verifier.verify(token())
+        await scene.verifier.close()
+
+
+async def test_token_that_names_no_key_is_proved_by_the_only_one_that_fits(scene: Scene) -> None:
+    """A key may be published twice, or for two algorithms; of two different ones nobody can say which is meant."""
+    twice = [public_jwk(RSA_KEY, "RS256", "a"), public_jwk(RSA_KEY, "RS256", "b"), public_jwk(EC_KEY, "ES256", "c")]
+    scene.issuer.keys = twice
+    await scene.fetched()
+    assert await scene.verifier.verify(token(None))
+    scene.issuer.keys = [*twice, public_jwk(OTHER_RSA_KEY, "RS256", "d")]
+    await scene.fetched()
+    assert await scene.refusal(token(None))
 
 
 async def test_fetch_outlives_what_nobody_expected(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
