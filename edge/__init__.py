@@ -6,6 +6,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     __main__.py      the commands                      over  usage_report.py, explain.py
     server.py        the process: start, reload, drain; wires the parts   over  listeners.py, reloading.py, status.py,
                                                        probes.py, discovery.py
+    process_log.py   what the process says on standard error
     proxy.py         one request through its life
     admin.py         health and metrics
     simulator.py     a model server to test against    over  dialects.py, what it says

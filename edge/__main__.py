@@ -38,8 +38,9 @@ from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
 from edge.keystores import KeyStoreUnusable
 from edge.listeners import StartError
 from edge.notation import parse_address, parse_url
+from edge.process_log import log_to_stderr
 from edge.reloading import refuse_what_needs_a_restart
-from edge.server import Server, listening_on, log_to_stderr
+from edge.server import Server, listening_on
 
 _DEMO_USER: Final = "u-1100a15812cc"
 _DEMO_ADDRESS: Final = Address("127.0.0.1", 8080)
@@ -169,13 +170,12 @@ def _serve(parsed: argparse.Namespace) -> int:
     async def run() -> None:
         await Server(parsed.config, listening_on(parsed.listen, parsed.admin)).run()
 
-    log_to_stderr()
-    return _run(run())
+    with log_to_stderr():
+        return _run(run())
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    log_to_stderr()
-    with tempfile.TemporaryDirectory(prefix="edge-demo-") as directory:
+    with log_to_stderr(), tempfile.TemporaryDirectory(prefix="edge-demo-") as directory:
         return _run(_demonstrate(parsed.config, parsed.listen, Path(directory)))
 
 

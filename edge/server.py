@@ -6,7 +6,6 @@ import logging
 import resource
 import signal
 import ssl
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import jwt
-import orjson
 from aiohttp import http_parser, web
 
 from edge.admin import Health, admin_handler
@@ -448,32 +446,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-# --- the log of the process itself
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "event": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["stack"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
-
-
-def log_to_stderr() -> None:
-    """Send the process's own log to standard error, one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:

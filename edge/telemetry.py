@@ -341,13 +341,13 @@ class AccessLog:
     def _write_batches(self) -> None:
         while (batch := self._batches.get()) is not None:
             data, lines, written = batch
-            if not _write_all(self._descriptor, data):
+            if not write_all(self._descriptor, data):
                 self.dropped += lines
             self._unwritten -= lines
             written.set_result(None)
 
 
-def _write_all(descriptor: int, data: bytes) -> bool:
+def write_all(descriptor: int, data: bytes) -> bool:
     """Write all of `data`; return False when nobody reads any more."""
     view = memoryview(data)
     while view:
@@ -360,4 +360,4 @@ def _write_all(descriptor: int, data: bytes) -> bool:
     return True
 
 
-__all__ = ["AccessLog", "Histogram", "LogLine", "Metrics", "counter", "gauge", "log_line"]
+__all__ = ["AccessLog", "Histogram", "LogLine", "Metrics", "counter", "gauge", "log_line", "write_all"]

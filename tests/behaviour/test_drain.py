@@ -344,7 +344,11 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 @asynccontextmanager
 async def process(
-    directory: Path, simulator: Simulator, sock: socket.socket | None, server: str = ""
+    directory: Path,
+    simulator: Simulator,
+    sock: socket.socket | None,
+    server: str = "",
+    stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run `edge serve`, with a listening socket as descriptor 3 if there is one."""
     config = directory / "routes.toml"
@@ -360,7 +364,7 @@ async def process(
         arguments = ["-c", _PASS_ON, str(sock.fileno()), *arguments]
     running = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, pass_fds=(sock.fileno(),) if sock else (), stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )  # fmt: skip
     try:
         yield running, key
@@ -428,3 +432,25 @@ async def test_signals_drain_and_hurry(tmp_path: Path, simulator: Simulator) -> 
         assert running.stdout is not None
         log = [json.loads(each) for each in (await running.stdout.read()).splitlines()]
         assert [each["end"] for each in log] == ["drained"]
+
+
+async def test_process_whose_standard_error_nobody_reads_serves_and_ends(
+    tmp_path: Path, simulator: Simulator, full_pipe: tuple[int, int]
+) -> None:
+    """Its first line already finds no room; the loop must not wait for the reader, and neither must the exit."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        async with process(tmp_path, simulator, sock, stderr=full_pipe[1]) as (running, key):
+            async with asyncio.timeout(LONG_S):
+                client = await asked(sock.getsockname()[1], key, BODY)
+                assert (await client.response())[0] == 200
+                running.terminate()
+                assert await running.wait() == 0
+            client.close()
+
+
+async def test_last_words_of_a_process_are_all_written(tmp_path: Path, simulator: Simulator) -> None:
+    async with process(tmp_path, simulator, None) as (running, _):
+        await logged(running, "listening on")
+        running.terminate()
+        await logged(running, "draining: 0 requests")
+        assert await asyncio.wait_for(running.wait(), LONG_S) == 0

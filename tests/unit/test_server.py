@@ -1,8 +1,6 @@
 """The process's own decisions: what a reload changes, what it refuses to start with."""
 
 import asyncio
-import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 from edge.changes import describe_change
 from edge.config import Address, Config, ConfigError, KeyStoreAddress, parse
 from edge.keys_sqlite import KeyFileError
-from edge.server import JsonFormatter, Server, listening_on
+from edge.server import Server, listening_on
 from edge.simulator import Simulator
 from tests.conftest import ROUTES, StartEdge
 
@@ -58,16 +56,6 @@ def test_command_line_replaces_the_files_addresses() -> None:
     changed = listening_on(listen, admin)(config())
     assert (changed.server.listen, changed.server.admin) == ((listen,), admin)
     assert replace(changed, server=config().server) == config()
-
-
-@pytest.mark.parametrize("message", ['a "quoted"\nline', "模型"])
-def test_record_of_the_log_is_one_json_object(message: str) -> None:
-    record = logging.makeLogRecord({"name": "edge.server", "levelname": "ERROR", "msg": message, "created": 0.0})
-    line = JsonFormatter().format(record)
-    assert "\n" not in line
-    assert json.loads(line) == {
-        "time": "1970-01-01T00:00:00Z", "level": "error", "event": "edge.server", "message": message,
-    }  # fmt: skip
 
 
 async def test_file_that_is_bad_at_the_start_ends_it(start_edge: StartEdge) -> None:

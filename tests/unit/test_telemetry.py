@@ -144,27 +144,6 @@ async def test_gauges_are_asked_at_the_scrape() -> None:
 # --- the access log
 
 
-@pytest.fixture
-def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that nobody reads and that has no room."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(writer, True)
-    yield reader, writer
-    os.set_blocking(reader, False)
-    try:
-        while os.read(reader, 2**20):
-            pass
-    except BlockingIOError:
-        pass
-    os.close(reader)
-    os.close(writer)
-
-
 def ids(data: bytes) -> list[str]:
     return [json.loads(line)["request_id"] for line in data.splitlines()]
 
