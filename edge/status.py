@@ -1,6 +1,7 @@
 """What a running process tells of itself: gauges for Prometheus, and the lines of the status page."""
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -15,6 +16,8 @@ from edge.shipping import Shipper
 from edge.telemetry import AccessLog, counter, gauge
 from edge.tokens import TokenVerifier
 from edge.upstream import Endpoints
+
+_INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 
 
 class Status:
@@ -150,7 +153,7 @@ class Status:
         now = self._clock()
         totals: dict[str, list[int]] = {}
         for endpoint in self._endpoints.states():
-            total = totals.setdefault(endpoint.authority, [0, 0, 0, 0])
+            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0, 0, 0, 0])
             total[0] += endpoint.in_flight
             total[1] += len(endpoint.connections)
             total[2] |= not endpoint.health.admits(now)
@@ -158,7 +161,8 @@ class Status:
         for name, numbers in totals.items():
             in_flight.add_metric((name,), numbers[0])
             idle.add_metric((name,), numbers[1])
-            out.add_metric((name,), numbers[2])
+            if name != _INSTANCES:  # which are asked all the same
+                out.add_metric((name,), numbers[2])
             ejections.add_metric((name,), numbers[3])
         waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
         for name, pool in self._proxy.generation.pools.items():

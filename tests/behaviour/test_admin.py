@@ -1,6 +1,7 @@
 """The listener for operators: health, readiness and metrics, without a key."""
 
 import asyncio
+import contextlib
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -118,6 +119,37 @@ async def test_metrics_tell_what_happened(edge: Edge, simulator: Simulator) -> N
     client.abort()
     await edge.consistent()
     assert (await edge.log())[-1]["end"] == "client_gone"
+
+
+async def test_instances_have_one_sum_however_many_there_are(edge: Edge, simulator: Simulator) -> None:
+    """A series each, for thousands, held the loop up at every scrape; the endpoints of pools have theirs."""
+    await edge.ask({"model": "public/deepseek-r1"})
+    await edge.ask({"model": "u-1100a15812cc/qwen2"})
+    await edge.idle()
+    leases = [edge.server.endpoints.instance(f"http://s{at}.o.svc:8000") for at in range(3000)]
+    with contextlib.ExitStack() as running:
+        for lease in leases[:5]:
+            running.enter_context(lease)
+        for lease in leases[:7]:
+            for _ in range(3):
+                lease.endpoint.health.fault(0.0, 0)
+        _, _, body = await admin(edge, "/metrics")
+    found = {
+        (sample.name, sample.labels["endpoint"]): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if "endpoint" in sample.labels
+    }
+    pooled = simulator.url.removeprefix("http://")
+    assert found == {
+        ("edge_upstream_in_flight", pooled): 0,
+        ("edge_upstream_in_flight", "instances"): 5,
+        ("edge_upstream_idle_connections", pooled): 1,
+        ("edge_upstream_idle_connections", "instances"): 1,
+        ("edge_upstream_out", pooled): 0,
+        ("edge_upstream_ejections_total", pooled): 0,
+        ("edge_upstream_ejections_total", "instances"): 7,
+    }
 
 
 async def test_metrics_are_told_while_the_edge_drains(start_edge: StartEdge, simulator: Simulator) -> None:
