@@ -373,7 +373,7 @@ class Journal:
             self._synced = written
         if replaced:
             sync_directory(self.directory)
-        if not os.fstat(written[0]).st_nlink:
+        if self._rotate_at and not os.fstat(written[0]).st_nlink:  # else it is told already
             _log.error("usage journal: a file was removed from %s while it was written", self.directory)
             self._rotate_at = 0  # with the next line, so that what comes is found
 

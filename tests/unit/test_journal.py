@@ -908,6 +908,21 @@ def test_file_that_was_removed_is_replaced(
     assert list(ends_of(tmp_path)) == [running.record_id]
 
 
+def test_file_that_was_removed_is_told_once_until_there_is_another(
+    tmp_path: Path, start: Callable[..., Journal], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without traffic nothing begins the next file, and every second would have its line."""
+    journal = start()
+    for told in (1, 2):
+        write(journal)
+        journal.drain()
+        for file in journal_files(tmp_path):
+            file.unlink()
+        journal.sync()
+        journal.sync()
+        assert caplog.text.count("was removed") == told
+
+
 # --- start and end
 
 
