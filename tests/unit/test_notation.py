@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.notation import (
@@ -170,6 +170,7 @@ def test_urls_are_kept_in_one_spelling(text: str, url: Url, shown: str) -> None:
 
 
 @given(st.text(alphabet="htps:/.@?#[]{}%a1-_ \n", max_size=20).map(lambda tail: "http://" + tail))
+@example("http://_/@")
 def test_every_accepted_url_reads_back_as_itself(text: str) -> None:
     """What is accepted has one meaning: no blank, user info, query or fragment is left in it."""
     try:
@@ -177,7 +178,8 @@ def test_every_accepted_url_reads_back_as_itself(text: str) -> None:
     except ValueError:
         return
     assert parse_url(str(url)) == url
-    assert not set(str(url)) & set("@?#{} \n")
+    assert not set(str(url)) & set("?#{} \n")
+    assert "@" not in url.authority, "in a path it is a character as any other (RFC 3986 section 3.3)"
 
 
 @pytest.mark.parametrize("label", ["a", "u-1100a15812cc", "0", "a" * 63])
