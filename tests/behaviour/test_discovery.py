@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -149,6 +151,95 @@ async def test_the_name_is_the_host_that_members_are_asked_for(
 
 async def test_addresses_are_all_that_the_machine_knows() -> None:
     assert "127.0.0.1" in await discovery.look_up(Url("http", "localhost", 8000))
+
+
+class System:
+    """The machine's resolver: 127.0.0.1 for each name, and nothing for the dead one while its server is silent."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers = threading.Event()
+
+    def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        self.asked.append(host)
+        if host == "dead.test":
+            self.answers.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def turns(self, count: int) -> None:
+        """Wait until the name that is well was asked so often again."""
+        before = self.asked.count("well.test")
+        await until(lambda: self.asked.count("well.test") >= before + count)
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    made = System()
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    monkeypatch.setattr(discovery, "_INTERVAL_S", 0.02)
+    monkeypatch.setattr(discovery, "_TIMEOUT_S", 0.02)
+    yield made
+    made.answers.set()
+    for thread in threads("dead.test"):
+        thread.join()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def two_names(port: int) -> str:
+    return "".join(
+        f'[pools.{name}]\ndns = "{name}.test:{port}"\n[routes."public/{name}"]\npool = "{name}"\n'
+        for name in ("dead", "well")
+    )
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(f"dns {name}")]
+
+
+async def test_a_name_whose_server_is_dead_holds_one_thread_and_no_other_name(
+    start_edge: StartEdge, members: list[Simulator], system: System
+) -> None:
+    """Round after round; its late answer is taken over when it comes, and the name is followed again."""
+    edge = await start_edge(two_names(port_of(members[0])))
+    await system.turns(10)
+    assert (await edge.ask({"model": "public/well", "messages": []}))[0] == 200
+    assert (await edge.ask({"model": "public/dead", "messages": []}))[0] == 503
+    assert (system.asked.count("dead.test"), len(threads("dead.test"))) == (1, 1)
+    system.answers.set()
+    await until(lambda: edge.server.generation.pools["dead"].members)
+    assert (await edge.ask({"model": "public/dead", "messages": []}))[0] == 200
+    await until(lambda: system.asked.count("dead.test") > 1)
+
+
+async def test_a_pool_that_goes_and_comes_back_waits_for_the_look_up_that_is_under_way(
+    start_edge: StartEdge, members: list[Simulator], system: System
+) -> None:
+    edge = await start_edge(two_names(port_of(members[0])))
+    text = edge.config_path.read_text()
+    for number, changed in enumerate((text.replace("dead", "other"), text), start=2):
+        edge.config_path.write_text(changed)
+        edge.server.reload()
+        await until(lambda number=number: edge.server.generation.number == number)
+    await system.turns(2)
+    assert system.asked.count("dead.test") == 1
+    system.answers.set()
+    await until(lambda: edge.server.generation.pools["dead"].members)
+
+
+async def test_a_look_up_without_an_answer_does_not_hold_the_stop(
+    start_edge: StartEdge, members: list[Simulator], system: System
+) -> None:
+    edge = await start_edge(two_names(port_of(members[0])))
+    async with asyncio.timeout(PATIENCE_S):
+        await edge.stop()
+    [left] = threads("dead.test")
+    assert left.daemon  # nor the process's end
+    system.answers.set()  # comes to nobody
 
 
 async def test_upstream_connections_notice_a_machine_that_vanished(edge: Edge, simulator: Simulator) -> None:
