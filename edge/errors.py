@@ -208,6 +208,12 @@ class Overloaded(EdgeError):
     origin = Origin.EDGE
 
 
+class OutOfPorts(Overloaded):
+    """503: no local port is left towards an endpoint; nothing was sent, and another address has ports of its own."""
+
+    safe_elsewhere = True
+
+
 class JournalUnavailable(EdgeError):
     """503: what the request would use cannot be recorded, so it is not begun."""
 

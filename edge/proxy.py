@@ -56,6 +56,7 @@ from edge.errors import (
     MisdirectedRequest,
     ModelNotFound,
     Origin,
+    Overloaded,
     PathNotFound,
     UnsupportedCoding,
     UnsupportedMediaType,
@@ -670,14 +671,18 @@ def _judge_failure(
         failure = from_upstream(error.status, error.body, retry_after)
         elsewhere = error.status in _RETRIED
     else:
-        if exchange.end is not End.DRAINED:
+        if exchange.end is not End.DRAINED and not isinstance(error, Overloaded):  # that is the edge's own lack
             lease.report(Verdict.FAULT)
         failure = error
         elsewhere = isinstance(error, UpstreamError) and config is not None and config.retry_after_send
     if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
-        return failure, pool is not None and pool.may_retry()
-    quick = config is not None and took_s <= config.retry_within_s
-    return failure, elsewhere and quick and pool is not None and pool.may_retry()
+        elsewhere = pool is not None and pool.may_retry()
+    else:
+        quick = config is not None and took_s <= config.retry_within_s
+        elsewhere = elsewhere and quick and pool is not None and pool.may_retry()
+    if isinstance(failure, Overloaded) and not elsewhere:
+        exchange.end = End.REFUSED
+    return failure, elsewhere
 
 
 def _affinity_key(exchange: Exchange, work: _Work) -> bytes:

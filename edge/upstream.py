@@ -16,7 +16,7 @@ from edge.errors import UpstreamUnavailable
 from edge.health import Health, Verdict
 from edge.notation import parse_url
 from edge.queueing import DrainRate, FairQueue
-from edge.wire import ConnectionPool, request_head
+from edge.wire import ConnectionPool, Shortage, request_head
 
 _log = logging.getLogger(__name__)
 
@@ -332,6 +332,7 @@ class Endpoints:
         self._members: dict[tuple[object, ...], Endpoint] = {}
         self._tls: dict[tuple[Path | None, int], ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
         self._instances: dict[str, Member] = {}
+        self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
 
     def member(self, url: Url, ca_file: Path | None) -> Endpoint:
         """Return the endpoint of a pool's address; raises `OSError` or `ssl.SSLError` for a bad `ca_file`."""
@@ -356,7 +357,7 @@ class Endpoints:
         self, url: Url, ca_file: Path | None = None, changed_ns: int = 0, *, is_instance: bool = False
     ) -> Endpoint:
         tls = self._tls_for(ca_file, changed_ns) if url.scheme == "https" else None
-        return Endpoint(url, ConnectionPool(url, tls, self._loop), is_instance=is_instance)
+        return Endpoint(url, ConnectionPool(url, tls, self._loop, self._shortage), is_instance=is_instance)
 
     def _tls_for(self, ca_file: Path | None, changed_ns: int) -> ssl.SSLContext:
         state = (ca_file, changed_ns)

@@ -6,16 +6,21 @@ the chunk framing away that the client has to get again. What is understood is t
 """
 
 import asyncio
+import errno
 import functools
+import logging
+import math
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, cast
 
 from edge.config import Url
-from edge.errors import ConnectFailed
+from edge.errors import ConnectFailed, OutOfPorts, Overloaded
+
+_log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
 _MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
@@ -478,15 +483,64 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
 
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+
+
+def _own_lack(error: OSError) -> int | None:
+    """Return the errno of what the edge itself has none left of; None: the failure is of the network or the endpoint.
+
+    A resolver that gets no descriptor says that the name is unknown, so that one is tried for.
+    """
+    if isinstance(error, socket.gaierror):
+        try:
+            socket.socket().close()
+        except OSError as lack:
+            error = lack
+    return error.errno if error.errno in (*_NO_DESCRIPTOR, errno.EADDRNOTAVAIL) else None
+
+
+class Shortage:
+    """What the pools of a process do when it has no descriptor or port left: they meet that together."""
+
+    _TELL_S: Final = 60.0  # between two lines: each request may meet it
+
+    def __init__(self, pools: Callable[[], Iterable["ConnectionPool"]]) -> None:
+        self._pools = pools
+        self._tell_at = -math.inf
+
+    async def make_room(self) -> None:
+        """Close every idle connection, and wait until their descriptors are free."""
+        for pool in self._pools():
+            pool.close_idle()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next turn
+
+    def failure(self, lack: int, now: float) -> Overloaded:
+        """Return what the client is told; the log is told now and then."""
+        if now >= self._tell_at:
+            self._tell_at = now + self._TELL_S
+            name = errno.errorcode[lack]
+            what = "descriptor" if lack in _NO_DESCRIPTOR else "local port"
+            _log.error("no %s left for a connection to an upstream (%s): such requests get 503", what, name)
+        kind = Overloaded if lack in _NO_DESCRIPTOR else OutOfPorts
+        return kind("The edge has no room for this request now, try again in a moment.", retry_after_s=_BACK_IN_S)
+
+
 class ConnectionPool:
     """The idle connections to one address, newest first: the least likely to have been closed by the upstream."""
 
     _SWEEP_S: Final = 1.0
 
-    def __init__(self, url: Url, tls: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        url: Url,
+        tls: ssl.SSLContext | None,
+        loop: asyncio.AbstractEventLoop,
+        shortage: Shortage | None = None,
+    ) -> None:
         self.url = url
         self.loop = loop
         self.tls = tls
+        self._shortage = shortage or Shortage(lambda: (self,))
         self._idle: dict[UpstreamConnection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -508,12 +562,19 @@ class ConnectionPool:
         return None
 
     async def connect(self, timeout_s: float) -> UpstreamConnection:
-        """Return a new connection; raises `ConnectFailed`, from which nothing of the address can be read."""
+        """Return a new connection.
+
+        Raises: `ConnectFailed`, from which nothing of the address can be read; `Overloaded` for the edge's own lack.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                transport, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
-                )
+                try:
+                    transport, connection = await self._open()
+                except OSError as error:
+                    if _own_lack(error) not in _NO_DESCRIPTOR:
+                        raise
+                    await self._shortage.make_room()
+                    transport, connection = await self._open()
             sock = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_DEATH:
                 sock.setsockopt(level, option, value)
@@ -523,9 +584,17 @@ class ConnectionPool:
             ) from None
         except ssl.SSLError:
             raise ConnectFailed("The model's server could not be reached securely.", retry_after_s=_BACK_IN_S) from None
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            lack = _own_lack(error) if isinstance(error, OSError) else None
+            if lack is not None:
+                raise self._shortage.failure(lack, self.loop.time()) from None
             raise ConnectFailed("The model's server is not reachable right now.", retry_after_s=_BACK_IN_S) from None
         return connection
+
+    async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:
+        return await self.loop.create_connection(
+            lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
+        )
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back."""
@@ -550,6 +619,10 @@ class ConnectionPool:
     def close(self) -> None:
         """Close the idle connections, and each lent one when it comes back."""
         self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the idle connections."""
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

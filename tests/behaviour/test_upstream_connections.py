@@ -748,3 +748,88 @@ async def test_request_that_the_upstream_worked_on_is_not_sent_again(
     assert [(await edge.ask(asked))[0] for _ in range(2)] == [200, 502]
     assert len(upstream.requests) == 2
     await edge.consistent()
+
+
+class LackingLoop:
+    """The edge's loop, whose connections to upstreams fail with `number` while `lacks` says so of their port."""
+
+    def __init__(self, edge: Edge, number: int, lacks: Callable[[int], bool]) -> None:
+        self._loop = edge.server._loop
+        self._number = number
+        self._lacks = lacks
+        self.tried: list[bool] = []  # and whether each failed
+        for endpoint in edge.server.endpoints.states():
+            endpoint.connections.loop = self  # type: ignore[assignment]
+
+    async def create_connection(self, factory: Any, host: str, port: int, **kwargs: Any) -> Any:
+        self.tried.append(self._lacks(port))
+        if self.tried[-1]:
+            raise OSError(self._number, "no more")
+        return await self._loop.create_connection(factory, host, port, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL])
+async def test_what_the_edge_itself_lacks_is_its_own_503_and_no_verdict_on_the_endpoint(
+    start_edge: StartEdge, simulator: Simulator, number: int
+) -> None:
+    """However often: the endpoint is asked again as soon as there is room."""
+    edge = await start_edge(pool_of(simulator.url))
+    [endpoint] = edge.server.endpoints.states()
+    lacking = True
+    LackingLoop(edge, number, lambda _: lacking)
+    for _ in range(5):
+        status, headers, body = await edge.ask(ASK)
+        assert (status, code_of(body), "retry-after" in headers) == (503, "overloaded", True)
+        assert not endpoint.health.is_tainted
+    lacking = False
+    assert (await edge.ask(ASK))[0] == 200
+    await soon(edge.consistent())
+    assert [line["error"] for line in await edge.log()][:5] == ["overloaded"] * 5
+
+
+async def test_request_that_the_edge_has_no_descriptor_for_is_refused_not_failed_by_the_upstream(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """And no other member is asked: the edge would lack the same."""
+    edge = await start_edge(pool_of(simulator.url, simulator.url.replace("127.0.0.1", "127.0.0.2")))
+    loop = LackingLoop(edge, errno.EMFILE, lambda _: True)
+    assert (await edge.ask(ASK))[0] == 503
+    assert (await last_line(edge))["end"] == "refused"
+    assert loop.tried == [True, True]  # twice at the same
+
+
+async def test_without_a_descriptor_an_idle_connection_of_another_pool_makes_room(
+    start_edge: StartEdge, simulator: Simulator, start_upstream: StartUpstream
+) -> None:
+    upstream = await start_upstream(answer)
+    more = f'[pools.r2]\nendpoints = ["{upstream.url}"]\n[routes."public/other"]\npool = "r2"\n'
+    edge = await start_edge(pool_of(simulator.url) + more)
+    assert (await edge.ask({**ASK, "model": "public/other"}))[0] == 200
+    await soon(edge.consistent())
+    first, second = (edge.server.generation.pools[name].members[0].endpoint for name in ("r1", "r2"))
+    assert len(second.connections) == 1
+    loop = LackingLoop(edge, errno.EMFILE, lambda _: len(second.connections) > 0)
+    assert (await edge.ask(ASK))[0] == 200
+    assert loop.tried == [True, False]
+    assert not first.health.is_tainted
+    await soon(edge.consistent())
+
+
+async def test_without_a_port_towards_one_member_another_is_asked(
+    start_edge: StartEdge, simulator: Simulator, start_upstream: StartUpstream
+) -> None:
+    """Ports are counted for each address."""
+    upstream = await start_upstream(answer)
+    edge = await start_edge(pool_of(simulator.url, upstream.url, more='balance = "round-robin"'))
+    loop = LackingLoop(edge, errno.EADDRNOTAVAIL, lambda port: port == port_of(simulator.url))
+    assert [(await edge.ask(ASK))[0] for _ in range(4)] == [200] * 4
+    assert any(loop.tried)
+    assert not any(endpoint.health.is_tainted for endpoint in edge.server.endpoints.states())
+    await soon(edge.consistent())

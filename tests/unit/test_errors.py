@@ -41,7 +41,7 @@ def test_every_failure_says_whose_it_is_and_whether_to_try_again(kind: type[Edge
     else:
         assert kind.should_retry is not False
     assert kind.code == kind.code.lower()
-    assert kind.safe_elsewhere is (kind is errors.ConnectFailed)
+    assert kind.safe_elsewhere is (kind in (errors.ConnectFailed, errors.OutOfPorts))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Heads and framings of answers: every split is read like the whole, and what is malformed is refused."""
 
 import asyncio
+import errno
 import itertools
+import logging
+import os
+import socket
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -9,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.errors import ConnectFailed, EdgeError, OutOfPorts, Overloaded
 from edge.notation import parse_url
 from edge.wire import (
     Chunked,
@@ -18,6 +23,7 @@ from edge.wire import (
     Length,
     Malformed,
     NoBody,
+    Shortage,
     UntilClose,
     UpstreamConnection,
     parse_head,
@@ -379,3 +385,92 @@ async def test_closed_pool_keeps_nothing(listening: str) -> None:
     lent.free(4.0)
     assert len(pool) == 0
     assert all(each.transport is not None and each.transport.is_closing() for each in (idle, lent))
+
+
+class Refusing(Clock):
+    """A loop whose next connections fail."""
+
+    def __init__(self, *failures: OSError) -> None:
+        super().__init__()
+        self.failures = list(failures)
+        self.tries = 0
+
+    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        self.tries += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return await self.loop.create_connection(*args, **kwargs)
+
+
+def failing(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_without_a_descriptor_idle_connections_of_all_pools_make_room(listening: str, number: int) -> None:
+    clock = Refusing()
+    pools: list[ConnectionPool] = []
+    shortage = Shortage(lambda: pools)
+    pools += [
+        ConnectionPool(parse_url(listening), None, cast(asyncio.AbstractEventLoop, clock), shortage) for _ in range(2)
+    ]
+    idle, lent = await pools[0].connect(5), await pools[0].connect(5)
+    idle.free(4.0)
+    clock.failures = [failing(number)]
+    made = await pools[1].connect(5)
+    assert (idle.closed, lent.closed, made.closed, len(pools[0])) == (True, False, False, 0)  # closed before the try
+    lent.free(4.0)
+    assert pools[0].take() is lent  # the pool goes on
+    for connection in (lent, made):
+        connection.abort()
+    for pool in pools:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "tries"),
+    [
+        (errno.EMFILE, Overloaded, 2),
+        (errno.ENFILE, Overloaded, 2),
+        (errno.EADDRNOTAVAIL, OutOfPorts, 1),
+        (errno.ECONNREFUSED, ConnectFailed, 1),
+        (errno.ENETUNREACH, ConnectFailed, 1),
+    ],
+)
+async def test_what_the_edge_lacks_is_no_fault_of_the_endpoint(number: int, kind: type[EdgeError], tries: int) -> None:
+    clock = Refusing(*[failing(number)] * 2)
+    with pytest.raises(EdgeError) as raised:
+        await new_pool("http://10.0.0.1:8000", clock).connect(5)
+    assert (type(raised.value), clock.tries) == (kind, tries)
+    assert raised.value.retry_after_s
+
+
+@pytest.mark.parametrize(("lacking", "kind"), [(True, Overloaded), (False, ConnectFailed)])
+async def test_a_name_that_is_unknown_for_want_of_a_descriptor_is_told_from_one_that_is(
+    monkeypatch: pytest.MonkeyPatch, lacking: bool, kind: type[EdgeError]
+) -> None:
+    """The resolver cannot open its files then, and says the same."""
+
+    def no_socket() -> None:
+        raise failing(errno.EMFILE)
+
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    pool = new_pool("http://model.test:8000", Refusing(unknown, unknown))
+    with monkeypatch.context() as patch:  # the loop needs sockets of its own afterwards
+        patch.setattr(socket, "socket", no_socket if lacking else socket.socket)
+        with pytest.raises(EdgeError) as raised:
+            await pool.connect(5)
+    assert type(raised.value) is kind
+
+
+async def test_a_lack_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Refusing(*[failing(errno.EADDRNOTAVAIL)] * 3)
+    pool = new_pool("http://10.0.0.1:8000", clock)
+    for ahead_s, lines in ((0.0, 1), (59.0, 1), (61.0, 2)):
+        clock.ahead_s = ahead_s
+        with pytest.raises(OutOfPorts):
+            await pool.connect(5)
+        told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(told) == lines
+    assert "EADDRNOTAVAIL" in told[0]
+    assert "10.0.0.1" not in told[0]
