@@ -52,11 +52,9 @@ async def edge_for(start_edge: StartEdge, start_upstream: StartUpstream, way: st
         connection.writer.close()
 
     upstream = await start_upstream(script)
-    return await start_edge(
-        ROUTES.replace("{upstream}", upstream.url).replace(
-            "[routes.", 'idle_timeout = "300ms"\nfirst_byte_timeout = "300ms"\n[routes.', 1
-        )
-    )
+    # No more than a stall has to wait, and as much as a busy machine may need for bytes that come at once.
+    times = 'idle_timeout = "700ms"\nfirst_byte_timeout = "700ms"\n[routes.' if way == "stall" else "[routes."
+    return await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("[routes.", times, 1))
 
 
 async def broken(edge: Edge, count: int, version: str = "1.1") -> tuple[bytes, bytes, bool, RawClient]:
