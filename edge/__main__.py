@@ -252,6 +252,9 @@ def _simulate(parsed: argparse.Namespace) -> int:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> int:
+    # Names are resolved on libuv's threads, and one whose server is dead holds its thread for as long as the resolver
+    # is patient: of the four that there are else, a few such requests would take every other name's.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     uvloop.run(main)
     return 0
 

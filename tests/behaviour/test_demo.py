@@ -258,6 +258,25 @@ async def test_file_that_is_no_certificate_is_told_with_its_setting(tmp_path: Pa
     assert "Traceback" not in served.err
 
 
+async def test_names_of_dead_servers_find_threads_enough(start: Start, tmp_path: Path) -> None:
+    """A name that nobody answers for holds the thread that resolves it, and libuv has four unless it is told."""
+    (tmp_path / "routes.toml").write_text(
+        '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n[pools.r1]\nendpoints = ["http://localhost:1"]\n'
+        '[routes."public/deepseek-r1"]\npool = "r1"\n'
+    )
+    serving = await start("serve", cwd=tmp_path)
+    address = re.search(r"listening on (127\.0\.0\.1:\d+)", await serving.err_until("listening on"))
+    assert address is not None
+    created = await edge("keys", "create", "--user", USER, cwd=tmp_path)
+    ran = await run(
+        "curl", "-s", "-o", os.devnull, "-w", "%{http_code}", f"http://{address[1]}/v1/completions",
+        "-H", f"Authorization: Bearer {created.out.strip()}", "-d", '{"model":"public/deepseek-r1"}',
+        "-H", "Content-Type: application/json",
+    )  # fmt: skip
+    assert ran.out == "503"
+    assert len(list(Path(f"/proc/{serving.process.pid}/task").iterdir())) > 64
+
+
 async def test_keys_are_made_and_stopped_while_the_edge_runs(
     start: Start, simulator: Simulator, tmp_path: Path
 ) -> None:
