@@ -105,7 +105,7 @@ class Address:
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"
-        return f"{_bracketed(self.host or '')}:{self.port}"
+        return f"{bracketed(self.host or '')}:{self.port}"
 
     def collides(self, other: "Address") -> bool:
         """Say whether the two cannot be listened on at once; a wildcard address takes its port on every address."""
@@ -148,7 +148,7 @@ class Url:
     def authority(self) -> str:
         """The value of the Host header: the port only when it is not the scheme's own, IPv6 in brackets."""
         default = self.port == _DEFAULT_PORTS[self.scheme]
-        return _bracketed(self.host) if default else f"{_bracketed(self.host)}:{self.port}"
+        return bracketed(self.host) if default else f"{bracketed(self.host)}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
@@ -183,7 +183,8 @@ def parse_url(text: str) -> Url:
             raise ValueError(f'the scheme {other!r} is not served: write "http://host:port" or "https://host"')
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
+    """Return a host as it stands in front of a port."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -313,6 +314,11 @@ def _meet(one: list[str], other: list[str]) -> list[str] | None:
 
 def _covers(pattern: list[str], other: list[str]) -> bool:
     return len(pattern) == len(other) and all(p in ("*", o) for p, o in zip(pattern, other, strict=True))
+
+
+def is_model_name(name: str) -> bool:
+    """Say whether a model can be called so: what else is asked for is not repeated to anybody, nor logged."""
+    return 0 < len(name) <= MAX_MODEL_LENGTH and name.isprintable()  # a lone surrogate is not
 
 
 def check_model_name(text: str) -> None:

@@ -40,7 +40,6 @@ from edge.envelope import (
     LONG_BODY_BYTES,
     Envelope,
     conversation_start,
-    is_model_name,
     read_json,
     read_long_json,
     read_multipart,
@@ -69,6 +68,7 @@ from edge.exchange import End, Exchange, Phase, Principal
 from edge.health import Verdict, judge
 from edge.journal import Journal, JournalFull
 from edge.metering import Metering
+from edge.notation import is_model_name
 from edge.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.telemetry import AccessLog, Metrics

@@ -29,6 +29,7 @@ from edge.journal_files import (
     load_position,
     save_position,
 )
+from edge.notation import bracketed
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class SinkUnavailable(Exception):
 def place_of(url: str) -> str:
     """Return host and port of a sink's URL for the log, without what may be secret: credentials, path and query."""
     parts = urlsplit(url)
-    host = parts.hostname or "localhost"
-    return f"{f'[{host}]' if ':' in host else host}:{parts.port or _PORTS[parts.scheme]}"
+    return f"{bracketed(parts.hostname or 'localhost')}:{parts.port or _PORTS[parts.scheme]}"
 
 
 class Sink(Protocol):

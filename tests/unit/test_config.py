@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge import config, envelope, notation
+from edge.errors import ModelNotFound
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((ROOT / "tests/cases/config").glob("*.toml"))
@@ -106,7 +107,13 @@ def test_database_of_a_redis_is_a_small_number(server: str, is_one: bool) -> Non
 
 
 def test_longest_name_of_a_route_is_that_of_a_request() -> None:
-    assert notation.MAX_MODEL_LENGTH == envelope.MAX_MODEL_LENGTH
+    longest = "m" * notation.MAX_MODEL_LENGTH
+    notation.check_model_name(longest)
+    assert envelope.read_json(b'{"model":"%b"}' % longest.encode()).model == longest
+    with pytest.raises(ValueError, match="longer"):
+        notation.check_model_name(longest + "m")
+    with pytest.raises(ModelNotFound):
+        envelope.read_json(b'{"model":"%bm"}' % longest.encode())
 
 
 def test_shipped_file_is_valid_and_warns_of_nothing() -> None:

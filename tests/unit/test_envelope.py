@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from edge import envelope as envelopes
 from edge.envelope import (
-    MAX_MODEL_LENGTH,
     STEP_BYTES,
     Envelope,
     conversation_start,
@@ -25,6 +24,7 @@ from edge.envelope import (
     rewrite_multipart,
 )
 from edge.errors import EdgeError, InvalidRequest, ModelNotFound
+from edge.notation import MAX_MODEL_LENGTH
 
 MIB = 2**20
 
