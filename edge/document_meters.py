@@ -5,11 +5,12 @@ from typing import Final
 import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.usage_objects import TAIL_BYTES, UNREADABLE, Tokens, last_usage, usage_of
+from edge.usage_objects import TAIL_BYTES, UNREADABLE, Tokens, last_usage, occurrences, usage_of, with_units
 
 MAX_DOCUMENT_BYTES: Final = 2**20  # of an answer that is no stream, kept to be read as a whole
 _BYTES_PER_TOKEN: Final = 4
 _IMAGE_KEYS: Final = (b'"b64_json"', b'"url"')
+_LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
 
 class _Used(msgspec.Struct):
@@ -111,8 +112,7 @@ class ImageDocument(Document):
     _keys: list[int] = []  # of each of `_IMAGE_KEYS`, in what is no longer kept
 
     def _keep_end(self, content: bytes) -> None:
-        # So little of what came before that no key is counted twice, and none is missed that is cut.
-        counts = [(self._end[1 - len(key) :] + content).count(key) for key in _IMAGE_KEYS]
+        counts = [occurrences(key, bytes(self._end[-_LONGEST_KEY:]), content) for key in _IMAGE_KEYS]
         self._keys = [old + new for old, new in zip(self._keys or (0, 0), counts, strict=True)]
         super()._keep_end(content)
 
@@ -123,10 +123,7 @@ class ImageDocument(Document):
             units = len(_images.decode(document).data)
         except UNREADABLE:
             units = max(self._keys or map(document.count, _IMAGE_KEYS))
-        if not units:
-            return used
-        source = UsageSource.FINAL if whole else UsageSource.RUNNING
-        return msgspec.structs.replace(used, units=units, source=source)
+        return with_units(used, units, whole)
 
 
 class Unmetered(msgspec.Struct):

@@ -21,9 +21,11 @@ from edge.usage_objects import (
     USAGE_MEMBER,
     Tokens,
     last_usage,
+    occurrences,
     tokens_in,
     usage_in,
     usage_of,
+    with_units,
 )
 
 MAX_EVENT_BYTES: Final = 2**20  # of one event, likewise; `response.completed` repeats the whole text
@@ -288,16 +290,12 @@ class OtherEvents(ChunkEvents):
 
     def feed(self, content: bytes) -> bytes:
         for key in _IMAGE_DONE:  # looked for in all that passes: such an event is too long to be kept
-            self._units += (self._before[1 - len(key) :] + content).count(key)
-        self._before = (self._before + content)[-_LONGEST_IMAGE_DONE:]
+            self._units += occurrences(key, self._before, content)
+        self._before = (self._before + content[-_LONGEST_IMAGE_DONE:])[-_LONGEST_IMAGE_DONE:]
         return super().feed(content)
 
     def usage(self, whole: bool) -> Usage:
-        used = super().usage(whole)
-        if not self._units:
-            return used
-        source = UsageSource.FINAL if whole else UsageSource.RUNNING
-        return msgspec.structs.replace(used, units=self._units, source=source)
+        return with_units(super().usage(whole), self._units, whole)
 
     def _estimate(self) -> Usage:
         return NO_USAGE

@@ -104,6 +104,18 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
     return usage_of(tokens) if tokens is not None else None
 
 
+def occurrences(key: bytes, before: bytes, content: bytes) -> int:
+    """Return how often a key ends within `content`; `before` is what came in front of it, so that none is cut."""
+    return (before[1 - len(key) :] + content).count(key)
+
+
+def with_units(used: Usage, units: int, whole: bool) -> Usage:
+    """Return usage with the images that were counted, if any."""
+    if not units:
+        return used
+    return msgspec.structs.replace(used, units=units, source=UsageSource.FINAL if whole else UsageSource.RUNNING)
+
+
 def last_usage(tail: bytes) -> Usage | None:
     """Return the last usage in the end of what is too long, or too odd, to be parsed, or was cut."""
     usage = None
