@@ -38,10 +38,11 @@ from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
 from edge.keystores import KeyStoreUnusable
 from edge.listeners import StartError
 from edge.notation import parse_address, parse_url
-from edge.process_log import log_to_stderr
+from edge.process_log import log_to_stderr, send_nowhere
 from edge.reloading import refuse_what_needs_a_restart
 from edge.server import Server, listening_on
 
+_STDOUT: Final = 1
 _DEMO_USER: Final = "u-1100a15812cc"
 _DEMO_ADDRESS: Final = Address("127.0.0.1", 8080)
 _NO_PREFERENCE: Final = Address("127.0.0.1", 0)
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if _has_reader():
             print(f"edge: {error}", file=sys.stderr)
-            _drop_output()
+            send_nowhere(_STDOUT)  # else the interpreter complains at its end
         return 1
     return code if _has_reader() else 1
 
@@ -90,13 +91,8 @@ def _has_reader() -> bool:
     output.register(1, 0)  # an error is told whatever is asked for
     has_reader = not any(events & select.POLLERR for _, events in output.poll(0))
     if not has_reader:
-        _drop_output()
+        send_nowhere(_STDOUT)  # else the interpreter complains at its end
     return has_reader
-
-
-def _drop_output() -> None:
-    """Let what cannot be written go nowhere: else the interpreter complains at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -109,14 +109,14 @@ def log_to_stderr() -> Iterator[None]:
         yield
     finally:
         if not (handler.wait_written(_PATIENCE_S) and select.select([], [_STDERR], [], _PATIENCE_S)[1]):
-            _drop_errors()
+            send_nowhere(_STDERR)  # whoever prints an error now would wait for the reader
 
 
-def _drop_errors() -> None:
-    """Let what is printed from now on go nowhere: who prints it would wait for the reader."""
+def send_nowhere(descriptor: int) -> None:
+    """Let what is printed to a descriptor from now on go nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, _STDERR)
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 
-__all__ = ["JsonFormatter", "ThreadedHandler", "log_to_stderr"]
+__all__ = ["JsonFormatter", "ThreadedHandler", "log_to_stderr", "send_nowhere"]
