@@ -32,7 +32,7 @@ from loadtest.alarm import Alarm
 from loadtest.arrivals import schedule
 from loadtest.client import Connections, Sample
 from loadtest.results import Outcome
-from loadtest.target import Target, positive
+from loadtest.target import Target, at_least, positive
 from loadtest.upstream import Wish
 from loadtest.workload import SCENARIOS, Answer, Kept, Scenario, numbered, refusal
 
@@ -87,7 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--burstiness", type=float, default=1.0, metavar="SHAPE", help="of the gaps: 1 Poisson, below 1 in bursts")
     add("--max-concurrency", type=positive, metavar="N", help="never more than N at once; the wait is told apart")
     add("--num-prompts", type=positive, default=1000, metavar="N", help="requests; default: %(default)s")
-    add("--num-warmups", type=_count, default=10, metavar="N", help="before the run, not counted; default: %(default)s")
+    add(
+        "--num-warmups",
+        type=at_least(0),
+        default=10,
+        metavar="N",
+        help="before the run, not counted; default: %(default)s",
+    )
     add(
         "--timeout",
         type=_timeout_s,
@@ -410,13 +416,6 @@ class _Worker:
             outcome.e2el = sample.finished - since
         outcome.input_tokens, outcome.output_tokens = answer.input_tokens, answer.output_tokens
         return outcome
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise argparse.ArgumentTypeError("at least 0")
-    return count
 
 
 def _timeout_s(text: str) -> float:

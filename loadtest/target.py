@@ -4,8 +4,10 @@ import argparse
 import importlib.util
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from loadtest.client import Address
@@ -51,12 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--html", type=_page, metavar="FILE", help="a page with plots")
 
 
-def positive(text: str) -> int:
-    """Return a count of at least 1; for argparse."""
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Return what reads a count that is no lower, for argparse."""
+
+    def count(text: str) -> int:
+        number = int(text)
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"at least {lowest}")
+        return number
+
     return count
+
+
+positive: Final = at_least(1)
 
 
 def _output(text: str) -> Path:
