@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 
 from edge.config import Config
@@ -70,6 +71,15 @@ class RawClient:
 
     def abort(self) -> None:
         self.writer.transport.abort()
+
+
+def tls_setting(directory: Path, authority: trustme.CA) -> str:
+    """The line of `[server]` for a listener with a new certificate of an authority, in `tls.crt` and `tls.key`."""
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = directory / "tls.crt", directory / "tls.key"
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    return f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n'
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from edge.simulator import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, tls_setting
 
 PUBLIC = "public/deepseek-r1"
 GOOD = b'{"model":"public/deepseek-r1"}'
@@ -294,13 +294,8 @@ async def test_unknown_path_is_a_404_that_names_the_base_url(
 
 
 async def test_base_url_is_one_of_the_listener(start_edge: StartEdge, simulator: Simulator, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
-    key.write_bytes(issued.private_key_pem.bytes())
-    routes = ROUTES.replace("{upstream}", simulator.url)
-    edge = await start_edge(routes, server=f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n')
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server=tls_setting(tmp_path, authority))
     context = ssl.create_default_context()
     authority.configure_trust(context)
     client = RawClient(*await asyncio.open_connection("127.0.0.1", edge.port, ssl=context))

@@ -20,7 +20,7 @@ from edge.notation import Url
 from edge.proxy import Generation
 from edge.reloading import _look_at
 from edge.simulator import Simulator
-from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, tls_setting
 
 PATIENCE_S = 20
 NEW = '\n[routes."public/new"]\npool = "r1"\n'
@@ -218,19 +218,9 @@ async def test_bad_file_is_told_once_not_every_second(edge: Edge) -> None:
 async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: StartEdge, tmp_path: Path) -> None:
     """A new certificate without its key changes neither the listener nor the routes."""
     authority = trustme.CA()
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-
-    def issue() -> tuple[bytes, bytes]:
-        issued = authority.issue_cert("127.0.0.1")
-        return issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes()
-
-    for path, content in zip((certificate, key), issue(), strict=True):
-        path.write_bytes(content)
-    edge = await start_edge(
-        ROUTES.replace("{upstream}", "http://127.0.0.1:1"),
-        server=f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n',
-    )
-    certificate.write_bytes(issue()[0])
+    routes = ROUTES.replace("{upstream}", "http://127.0.0.1:1")
+    edge = await start_edge(routes, server=tls_setting(tmp_path, authority))
+    (tmp_path / "tls.crt").write_bytes(authority.issue_cert("127.0.0.1").cert_chain_pems[0].bytes())
     text = edge.config_path.read_text()
     edge.config_path.write_text(text + NEW)
     edge.server.reload()

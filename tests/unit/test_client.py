@@ -14,7 +14,7 @@ from aiohttp import http_parser
 from edge.client import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, REASONS, BodyMemory, response
 from edge.errors import EdgeError, Overloaded
 from edge.simulator import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, StartEdge
+from tests.conftest import ROUTES, Edge, RawClient, StartEdge, tls_setting
 from tests.unit.test_errors import ALL
 
 SECRET = "sk-" + "s3cret" * 7
@@ -125,14 +125,8 @@ async def test_flood_of_connections_takes_no_descriptors(start_edge: StartEdge, 
 
 
 async def test_handshake_that_never_ends_has_the_time_of_a_head(start_edge: StartEdge, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    issued = trustme.CA().issue_cert("127.0.0.1")
-    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
-    key.write_bytes(issued.private_key_pem.bytes())
-    tls = f'tls = {{ certificate = "{certificate}", private_key = "{key}" }}\n'
-    edge = await start_edge(
-        ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=f'header_timeout = "100ms"\n{tls}'
-    )
+    settings = 'header_timeout = "100ms"\n' + tls_setting(tmp_path, trustme.CA())
+    edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=settings)
     silent = await edge.connect()
     assert await silent.rest() == b""
 
