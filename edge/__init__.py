@@ -3,28 +3,26 @@
 Read `proxy.py` first: one request through its life. Imports point down this list, and siblings do not know each other
 (`pyproject.toml` states it as contracts):
 
-    __main__.py      the commands                      over  usage_report.py, explain.py
-    server.py        the process: start, reload, drain; wires the parts   over  listeners.py, reloading.py, status.py,
-                                                       probes.py, discovery.py
-    process_log.py   what the process says on standard error
-    proxy.py         one request through its life
-    admin.py         health and metrics
-    simulator.py     a model server to test against    over  dialects.py, what it says
-    credentials.py   who calls, through a cache        over  keystores.py (keys_*.py), tokens.py, revocations.py,
-                                                       breaker.py
-    admission.py     may it start now                  over  shared_limits.py, for all processes together
-    upstream.py      which endpoint                    over  wire.py, health.py, balancing.py, queueing.py
-    relay.py         moves the bytes                   over  wire.py, client.py, framed.py, echo.py, events.py
-    metering.py      what it used                      over  event_meters.py, document_meters.py, usage_objects.py
-    journal.py       the records, kept until delivered over  shipping.py (sink_*.py), journal_files.py,
-                                                       journal_buffer.py
-    telemetry.py     metrics and the access log
-    client.py        the client's side of a connection
-    wire.py          upstream connections and their framing
-    routing.py       which route
-    envelope.py      what is asked, and the splices
-    exchange.py      the facts of one request
-    config.py        routes.toml                       over  tables.py, notation.py, positions.py
-    schema.py        routes.toml for editors           changes.py  what differs between two of them
-    errors.py        every failure by name
+    __main__.py    the argument parser and the exit codes
+    commands/      what an operator types: serve, demo, simulate, check, explain, diff, keys, usage
+    process/       the process: wires the parts, reloads, drains, listens to clients and operators
+    proxy.py       one request through its life
+    keys/          who calls: keys and tokens, through a cache; stores/ where keys are kept
+    limits/        may it start now: requests, tokens and concurrency, shared by processes
+    upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery
+    relay/         moves the bytes of an answer to the client
+    journal/       usage records, kept until delivered; sinks/ where they go
+    telemetry/     metrics, the access log and the process's own log
+    client/        the client's side of a connection: head, body, answers of the edge's own
+    wire/          HTTP/1.1 towards upstreams, framing tracked to the byte
+    envelope/      what a body asks, and the splices made in it
+    routing.py     which route a model's name takes
+    metering/      what an answer used, in every dialect
+    config/        routes.toml: settings, their rules, schema and changes
+    simulator/     a model server to test against
+    sse.py         events: cutting them, an error, a heartbeat
+    exchange.py    the facts of one request
+    outage.py      something is down: said once, and once when it is back
+    valkey.py      the one client of a Redis or Valkey
+    errors.py      every failure by name
 """

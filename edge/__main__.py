@@ -15,9 +15,12 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from edge import schema, simulator, usage_report
-from edge.changes import list_changes
-from edge.config import (
+from edge.commands import usage as usage_report
+from edge.commands.explain import LOCAL_HOST, explain
+from edge.config import schema
+from edge.config.changes import list_changes
+from edge.config.notation import parse_address, parse_url
+from edge.config.settings import (
     Address,
     Config,
     ConfigError,
@@ -31,16 +34,13 @@ from edge.config import (
     problems_json,
     render_problems,
 )
-from edge.dialects import Behaviour
-from edge.explain import LOCAL_HOST, explain
-from edge.journal import JournalUnusable
-from edge.keys_sqlite import KeyRecord, KeyRegistry, parse_lifetime
-from edge.keystores import KeyStoreUnusable
-from edge.listeners import StartError
-from edge.notation import parse_address, parse_url
-from edge.process_log import log_to_stderr, send_nowhere
-from edge.reloading import refuse_what_needs_a_restart
-from edge.server import Server, listening_on
+from edge.errors import Unusable
+from edge.keys.stores.sqlite import KeyRecord, KeyRegistry, parse_lifetime
+from edge.process.reloading import refuse_what_needs_a_restart
+from edge.process.server import Server, listening_on
+from edge.simulator import server as simulator
+from edge.simulator.dialects import Behaviour
+from edge.telemetry.process_log import log_to_stderr, send_nowhere
 
 _STDOUT: Final = 1
 _DEMO_USER: Final = "u-1100a15812cc"
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    except (StartError, KeyStoreUnusable, JournalUnusable, ValueError, OSError) as error:
+    except (Unusable, ValueError, OSError) as error:
         if not isinstance(error, BrokenPipeError) or _has_reader():
             print(f"edge: {error}", file=sys.stderr)
         return 1
@@ -314,7 +314,7 @@ def _diff(parsed: argparse.Namespace) -> int:
     print("\n".join(list_changes(old, new)) or "nothing changed")
     try:
         refuse_what_needs_a_restart(old, new)
-    except StartError as error:
+    except Unusable as error:
         print(f"a reload would be refused: {error}")
     return 0
 

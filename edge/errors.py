@@ -60,6 +60,10 @@ class EdgeError(Exception):
         return error_body(self.message, self.kind, self.param, self.error_code)
 
 
+class Unusable(Exception):
+    """What the process or a command needs cannot be used as it is; the message tells an operator what to change."""
+
+
 class InternalError(EdgeError):
     """A defect of the edge itself."""
 

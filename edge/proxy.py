@@ -25,8 +25,7 @@ import orjson
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from multidict import istr
 
-from edge.admission import UNLIMITED, Admission, Permit
-from edge.client import (
+from edge.client.connection import (
     Body,
     BodyMemory,
     Request,
@@ -34,9 +33,9 @@ from edge.client import (
     read_body,
     response,
 )
-from edge.config import Config, RouteConfig, ServerConfig
-from edge.credentials import Authenticator, Caller, credential_of
-from edge.envelope import (
+from edge.config.notation import is_model_name
+from edge.config.settings import Config, RouteConfig, ServerConfig
+from edge.envelope.json import (
     LONG_BODY_BYTES,
     Envelope,
     conversation_start,
@@ -65,14 +64,15 @@ from edge.errors import (
     from_upstream,
 )
 from edge.exchange import End, Exchange, Phase, Principal
-from edge.health import Verdict, judge
-from edge.journal import Journal, JournalFull
-from edge.metering import Metering
-from edge.notation import is_model_name
-from edge.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
+from edge.journal.journal import Journal, JournalFull
+from edge.keys.authenticator import Authenticator, Caller, credential_of
+from edge.limits.admission import UNLIMITED, Admission, Permit
+from edge.metering.meters import Metering
+from edge.relay.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
-from edge.telemetry import AccessLog, Metrics
-from edge.upstream import Endpoint, Endpoints, Lease, Member, Pool
+from edge.telemetry.metrics import AccessLog, Metrics
+from edge.upstream.health import Verdict, judge
+from edge.upstream.pools import Endpoint, Endpoints, Lease, Member, Pool
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from edge.config import RouteConfig
+from edge.config.notation import fill, is_instance_name
+from edge.config.settings import RouteConfig
 from edge.errors import InvalidRequest
-from edge.notation import fill, is_instance_name
 
 _MAX_HOSTS: Final = 1024  # tables kept by host; any client can name hosts, so the memory of it is bounded
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")

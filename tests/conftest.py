@@ -13,11 +13,11 @@ import pytest
 import trustme
 import uvloop
 
-from edge.config import Config
-from edge.dialects import Behaviour
-from edge.keys_sqlite import KeyRegistry
-from edge.server import Server
-from edge.simulator import Simulator
+from edge.config.settings import Config
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.process.server import Server
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
 
 USER = "u-1100a15812cc"
 

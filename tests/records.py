@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.exchange import End, Exchange, Principal, Usage, UsageSource
-from edge.journal import Journal
-from edge.journal_buffer import LineBuffer
+from edge.journal.buffer import LineBuffer
+from edge.journal.journal import Journal
 
 STARTED_AT = 1_763_000_000.25  # 2025-11-13T02:13:20.250Z
 TOKEN = "20251113T000000Z-0123456789abcdef"

@@ -1,34 +1,32 @@
 """The shape of the package: imports point one way, every module can be imported alone and has its tests."""
 
-import fnmatch
 import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "edge").glob("*.py"))
+EDGE = ROOT / "edge"
+MODULES = sorted(path.relative_to(EDGE) for path in EDGE.rglob("*.py"))
 
-# Modules without a tests/unit/test_<module>.py, and what tests them instead.
+# Modules without a test file of their name, and what tests them instead.
 TESTED_ELSEWHERE = {
-    "__init__": "holds no code",
-    "__main__": "commands are run as processes",
-    "admin": "behaviour/test_admin.py",
-    "dialects": "unit/test_simulator.py: what a simulated server says, as it says it",
-    "discovery": "behaviour/test_discovery.py: pools whose members come and go",
-    "document_meters": "unit/test_metering.py: one suite over all meters",
-    "event_meters": "unit/test_metering.py: one suite over all meters",
-    "exchange": "holds facts only; every test of the log reads them",
-    "probes": "behaviour/test_retries.py: endpoints that are asked",
-    "reloading": "behaviour/test_reload.py: a running process and its file",
-    "sink_http": "unit/test_sinks.py: one suite over both sinks",
-    "sink_redis": "unit/test_sinks.py: one suite over both sinks",
-    "usage_objects": "unit/test_metering.py: usage in every dialect, and nonsense",
-    "proxy": "behaviour tests: it is the order of everything",
-    "status": "behaviour/test_admin.py: what a running process shows",
+    "exchange.py": "holds facts only; every test of the log reads them",
+    "journal/sinks/http.py": "journal/test_sinks.py: one suite over all sinks",
+    "journal/sinks/redis.py": "journal/test_sinks.py: one suite over all sinks",
+    "keys/stores/protocol.py": "keys/test_stores.py: one suite over all stores",
+    "metering/documents.py": "metering/test_meters.py: one suite over all meters",
+    "metering/events.py": "metering/test_meters.py: one suite over all meters",
+    "metering/usage_objects.py": "metering/test_meters.py: usage in every dialect, and nonsense",
+    "process/admin.py": "behaviour/test_admin.py",
+    "process/reloading.py": "behaviour/test_reload.py: a running process and its file",
+    "process/status.py": "behaviour/test_admin.py: what a running process shows",
+    "proxy.py": "behaviour tests: it is the order of everything",
+    "simulator/dialects.py": "simulator/test_server.py: what a simulated server says, as it says it",
+    "upstream/discovery.py": "behaviour/test_discovery.py: pools whose members come and go",
+    "upstream/probes.py": "behaviour/test_retries.py: endpoints that are asked",
+    "valkey.py": "keys/test_stores.py: a store over it",
 }
 
 
@@ -41,31 +39,43 @@ def test_imports_point_down_the_request_path() -> None:
 
 
 def test_every_module_has_its_tests_or_a_reason() -> None:
-    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit").glob("test_*.py")}
-    missing = [module for module in MODULES if module not in tested and module not in TESTED_ELSEWHERE]
-    assert missing == []
-    assert sorted(set(TESTED_ELSEWHERE) - set(MODULES)) == []
+    tested = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+
+    def is_tested(module: Path) -> bool:
+        folder = Path(module.parts[0]) if len(module.parts) > 1 else Path()
+        return module.name in ("__init__.py", "__main__.py") or folder / f"test_{module.name}" in tested
+
+    assert [str(each) for each in MODULES if not is_tested(each) and str(each) not in TESTED_ELSEWHERE] == []
+    assert sorted(set(TESTED_ELSEWHERE) - set(map(str, MODULES))) == []
 
 
-def test_map_of_the_package_names_every_module() -> None:
-    text = (ROOT / "edge" / "__init__.py").read_text()
-    named = {name for pattern in re.findall(r"[a-z_*]+\.py", text) for name in fnmatch.filter(MODULES, pattern[:-3])}
-    assert sorted(set(MODULES) - named) == ["__init__"]
+def test_map_of_the_package_names_every_folder_and_module() -> None:
+    named = set(re.findall(r"^    (\w+(?:\.py|/)) ", (EDGE / "__init__.py").read_text(), re.MULTILINE))
+    there = {f"{each.parts[0]}/" if len(each.parts) > 1 else each.name for each in MODULES}
+    assert named == there - {"__init__.py"}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
-def test_module_imports_alone_without_a_warning(module: str) -> None:
-    """In an interpreter of its own, so that no other import has prepared the ground."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import edge.{module}"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_every_module_imports_alone_without_a_warning() -> None:
+    """Each in a process of its own, so that no other import has prepared the ground."""
+    names = [".".join(("edge", *each.with_suffix("").parts)).removesuffix(".__init__") for each in MODULES]
+    code = """
+import importlib, os, sys
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        importlib.import_module(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_importing_the_package_starts_nothing() -> None:
     """No thread, no event loop, no file: whatever runs is started by a command."""
     code = (
-        "import threading, asyncio, edge.server, edge.simulator\n"
+        "import threading, asyncio, edge.process.server, edge.simulator.server\n"
         "assert threading.active_count() == 1\n"
         "assert asyncio.get_event_loop_policy()._local._loop is None"
     )

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, StartEdge
 
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from edge.dialects import Behaviour
-from edge.simulator import Simulator
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
 from tests.conftest import StartEdge
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant. " * 100}  # shared by all, as in practice

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from edge.dialects import error_document
-from edge.envelope import LONG_BODY_BYTES, Envelope, read_long_json
-from edge.keys_sqlite import KeyRegistry
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_long_json
+from edge.keys.stores.sqlite import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
-from edge.simulator import Simulator
+from edge.simulator.dialects import error_document
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream
 
 PUBLIC = "public/deepseek-r1"

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from edge import relay
-from edge.relay import Relay
-from edge.wire import ConnectionPool
+from edge.relay import relay
+from edge.relay.relay import Relay
+from edge.wire.connections import ConnectionPool
 from tests.conftest import ROUTES, Edge, RawClient, Script, ScriptedConnection, StartEdge, StartUpstream
 
 T = TypeVar("T")

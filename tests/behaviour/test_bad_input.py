@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, tls_setting
 
 PUBLIC = "public/deepseek-r1"

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from edge.keys_sqlite import SqliteKeyStore
-from edge.relay import Relay
-from edge.simulator import Simulator
-from edge.wire import ConnectionPool
+from edge.keys.stores.sqlite import SqliteKeyStore
+from edge.relay.relay import Relay
+from edge.simulator.server import Simulator
+from edge.wire.connections import ConnectionPool
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import USER, RawClient
 
 REQUESTS, KILL_EVERY_S = (int(each) for each in os.environ.get("EDGE_CHAOS", "400:1").split(":"))

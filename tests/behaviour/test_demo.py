@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.dialects import answer_text
-from edge.simulator import Simulator
+from edge.simulator.dialects import answer_text
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER
 
 pytestmark = pytest.mark.usefixtures("no_environment")

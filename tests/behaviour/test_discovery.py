@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from edge import discovery, wire
-from edge.config import Url
-from edge.dialects import Behaviour
-from edge.simulator import Simulator
+from edge.config.settings import Url
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
+from edge.upstream import discovery
+from edge.wire import connections as wire
 from tests.conftest import Edge, StartEdge
 
 BODY = {"model": "public/deepseek-r1", "messages": []}

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, RawClient, StartEdge
 
 LONG_S = 30  # a patience that no test uses up

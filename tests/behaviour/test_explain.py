@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.explain import explain
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.commands.explain import explain
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import StartEdge
 
 ROUTES = """

@@ -8,7 +8,7 @@ from typing import TypeVar
 import openai
 import pytest
 
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from edge.client import Request
-from edge.envelope import read_multipart
+from edge.client.connection import Request
+from edge.envelope.json import read_multipart
 from edge.errors import InvalidRequest
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}

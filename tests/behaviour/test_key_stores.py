@@ -14,8 +14,8 @@ import aiohttp
 import jwt
 import pytest
 
-from edge.keystores import hash_key
-from edge.simulator import Simulator
+from edge.keys.stores.protocol import hash_key
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.issuer import AUDIENCE, ISSUER, OTHER_RSA_KEY, Issuer, public_jwk, token
 from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, HttpBackend, ValkeyServer, running
@@ -110,7 +110,7 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         async with asyncio.timeout(PATIENCE_S):
             while edge.server.authenticator.outage:
                 await asyncio.sleep(0.01)
-    lines = [record for record in caplog.records if record.name == "edge.credentials"]
+    lines = [record for record in caplog.records if record.name == "edge.keys.authenticator"]
     assert [record.levelname for record in lines] == ["ERROR", "WARNING"]
     assert re.search(REASONS.get((kind, how), "no answer|does not answer|Timeout"), lines[0].getMessage())
 
@@ -292,7 +292,7 @@ async def test_token_needs_no_introspection_server(
         for number in range(6):
             assert await status_of(edge, f"sk-unknown-{number}") == 503
             assert await status_of(edge, token(iat=int(time.time()) - number)) == 200
-        assert [record.levelname for record in caplog.records if record.name == "edge.credentials"] == ["ERROR"]
+        assert [record.levelname for record in caplog.records if record.name == "edge.keys.authenticator"] == ["ERROR"]
 
 
 async def test_withdrawn_key_of_the_issuer_ends_its_tokens(start: Start, issuer: Issuer, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from edge.__main__ import main
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 
 PATIENCE_S = 20
@@ -118,7 +118,7 @@ async def test_new_key_works_although_it_was_asked_for_before(edge: Edge, monkey
     assert await status_of(edge, key) == 401
     letters = iter("A" * 45)
     with KeyRegistry(edge.keys_path) as registry:
-        monkeypatch.setattr("edge.keys_sqlite._random", lambda alphabet, length: (
+        monkeypatch.setattr("edge.keys.stores.sqlite._random", lambda alphabet, length: (
             "".join(next(letters) for _ in range(length)) if length == 45 else "a" * length))  # fmt: skip
         created, _ = registry.create(USER)
     assert created == key

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.keybackends import PATIENCE_S, ValkeyServer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
 ASKED = "public/deepseek-r1"

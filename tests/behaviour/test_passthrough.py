@@ -16,9 +16,9 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.dialects import Behaviour
-from edge.simulator import Simulator
-from edge.wire import UpstreamConnection
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
+from edge.wire.connections import UpstreamConnection
 from tests.conftest import (
     ROUTES,
     Edge,

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.server import Simulator
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 
 BODY = {"model": "public/deepseek-r1", "messages": [{"role": "user", "content": "hi"}]}

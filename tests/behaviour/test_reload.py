@@ -13,13 +13,13 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
-import edge.reloading
-from edge.config import Config
-from edge.dialects import Behaviour
-from edge.notation import Url
+import edge.process.reloading
+from edge.config.notation import Url
+from edge.config.settings import Config
+from edge.process.reloading import _look_at
 from edge.proxy import Generation
-from edge.reloading import _look_at
-from edge.simulator import Simulator
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, tls_setting
 
 PATIENCE_S = 20
@@ -55,7 +55,7 @@ async def metric(edge: Edge, name: str) -> float:
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the file ten times a second, so that nobody waits for a second."""
-    monkeypatch.setattr("edge.reloading._LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("edge.process.reloading._LOOK_INTERVAL_S", 0.1)
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ async def test_change_while_the_file_is_read_at_the_start_is_seen(
             target.write_text(target.read_text() + "\n\n")
         return config
 
-    monkeypatch.setattr("edge.reloading.load", load)
+    monkeypatch.setattr("edge.process.reloading.load", load)
     running = await start_edge(
         f'[pools.r1]\nendpoints = [{{ url = "{simulator.url}", api_key_file = "{secret}" }}]\n'
         '[routes."public/a"]\npool = "r1"\n'
@@ -480,7 +480,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
             await asked[name.host].wait()
         return ("127.0.0.1",)
 
-    monkeypatch.setattr("edge.discovery.look_up", look_up)
+    monkeypatch.setattr("edge.upstream.discovery.look_up", look_up)
     return asked
 
 

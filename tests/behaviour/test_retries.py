@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge.simulator import Simulator
+from edge.simulator.server import Simulator
 from tests.conftest import Edge, Script, ScriptedConnection, ScriptedUpstream, StartEdge, StartUpstream
 
 BODY = {"model": "public/deepseek-r1", "messages": [{"role": "user", "content": "hi"}]}
@@ -234,14 +234,14 @@ async def test_the_log_tells_when_probes_take_an_endpoint_out_and_when_it_is_bac
         def get(self, path: str, default: Any = None) -> Any:
             return next(statuses, 200)
 
-    caplog.set_level(logging.INFO, "edge.probes")
+    caplog.set_level(logging.INFO, "edge.upstream.probes")
     upstream, asked = await start_probed(Scripted(), start_upstream)
     await start_edge(routes(upstream.url, pool='health = { interval = "10ms" }'))
     async with asyncio.timeout(10):
         while len(asked) < 8:
             await asyncio.sleep(0.005)
     name = upstream.url.removeprefix("http://")
-    assert [(each.levelno, each.getMessage()) for each in caplog.records if each.name == "edge.probes"] == [
+    assert [(each.levelno, each.getMessage()) for each in caplog.records if each.name == "edge.upstream.probes"] == [
         (logging.WARNING, f"endpoint {name} fails its health check"),
         (logging.INFO, f"endpoint {name} passes its health check again"),
     ]

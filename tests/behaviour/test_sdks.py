@@ -16,9 +16,9 @@ from typing import Any
 import openai
 import pytest
 
-from edge.dialects import Behaviour, answer_text
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.dialects import Behaviour, answer_text
+from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 
 pytestmark = pytest.mark.usefixtures("no_environment")

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import pytest
 import trustme
 
-from edge import wire
-from edge.dialects import Behaviour
-from edge.keys_sqlite import KeyRegistry
-from edge.simulator import Simulator
-from edge.wire import UpstreamConnection
+from edge.keys.stores.sqlite import KeyRegistry
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
+from edge.wire import connections as wire
+from edge.wire.connections import UpstreamConnection
 from tests.conftest import (
     ROUTES,
     USER,
@@ -734,7 +734,7 @@ async def test_request_that_the_upstream_worked_on_is_not_sent_again(
     start_edge: StartEdge, start_upstream: StartUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that had been closed tells so at once; one that dies later dies of the request."""
-    monkeypatch.setattr("edge.relay._STALE_WITHIN_S", 0.0)  # so that nothing is at once
+    monkeypatch.setattr("edge.relay.relay._STALE_WITHIN_S", 0.0)  # so that nothing is at once
 
     async def script(connection: ScriptedConnection) -> None:
         if len(upstream.requests) == 1:

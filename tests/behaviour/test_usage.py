@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.dialects import Behaviour
-from edge.simulator import Simulator
+from edge.simulator.dialects import Behaviour
+from edge.simulator.server import Simulator
 from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
 
 METERED = """

@@ -1,0 +1,276 @@
+"""Say what a request would meet: the routes of the file, its keys and a name in, the answer's status and why out.
+
+What decides is what serves: `routing.py` finds the route, `keys/` judges the key, in the order of `proxy.py`.
+The health of endpoints is not asked for: a pool that is down is no fault of the file.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from edge.config.notation import parse_url
+from edge.config.schema import LIMIT, duration
+from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
+from edge.envelope.json import read_json
+from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
+from edge.exchange import Principal
+from edge.keys.authenticator import Caller
+from edge.routing import HostTable, Match, RouteTable, host_matches, host_name, is_loopback
+
+LOCAL_HOST: Final = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server that may be asked: its URL, its share of the pool's load and the model's name it is asked for."""
+
+    url: str
+    weight: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a request for `model` would meet.
+
+    `status` is the edge's own answer, 200 when the request would go upstream; `route`, `pool` and `endpoints` are those
+    of the route that wins, also when the key may not use it. `limits` tells, for people, what limits count its
+    requests, and `pool_settings`, by name, how its pool serves them. `routes` has every route by name and why it wins
+    or loses.
+    """
+
+    model: str
+    host: str
+    key: str
+    status: int
+    reason: str
+    who: str
+    route: str | None
+    pool: str | None
+    pool_settings: tuple[tuple[str, str], ...]
+    endpoints: tuple[Endpoint, ...]
+    limits: str
+    routes: tuple[tuple[str, str], ...]
+
+    def as_json(self) -> bytes:
+        """Return the JSON object of `route, status, reason, pool, endpoints`, the endpoints being URLs."""
+        return orjson.dumps(
+            {
+                "route": self.route,
+                "status": self.status,
+                "reason": self.reason,
+                "pool": self.pool,
+                "endpoints": [endpoint.url for endpoint in self.endpoints],
+            }
+        )
+
+    def render(self) -> str:
+        """Return the text for a person at a terminal."""
+        facts = [("answer", f"{self.status}, {self.reason}"), ("host", self.host), ("who", self.who)]
+        if self.key:
+            facts.append(("key", self.key))
+        if self.route is not None:
+            facts += [("route", self.route), ("limits", self.limits)]
+        facts += self.pool_settings
+        lines = [self.model, *(f"  {name:<8} {value}" for name, value in facts)]
+        width = max((len(endpoint.url) for endpoint in self.endpoints), default=0)
+        lines += [
+            f"  endpoint {each.url:<{width}}  weight {each.weight}  asked for {each.model}" for each in self.endpoints
+        ]
+        width = max(len(name) for name, _ in self.routes)
+        return "\n".join([*lines, "routes", *(f"  {name:<{width}}  {why}" for name, why in self.routes)])
+
+
+def explain(
+    config: Config, model: str, authority: str, key_id: str | None, keys: Iterable[Principal], now: float
+) -> Explanation:
+    """Return what a request for `model` meets at the host of `authority`, a Host header, at the Unix time `now`.
+
+    A loopback host stands for a call from this machine, which every `hosts` lets in. Without `key_id` the request is
+    one of somebody who may use the model; an id that is not among `keys` is an unknown key.
+    """
+    principal = next((each for each in keys if each.id == key_id), None)
+    table, match = HostTable(()), None
+    try:
+        host = host_name(authority)
+        loopback = is_loopback(host)
+        table = RouteTable(config.routes).for_host(host, loopback)
+        match = table.find(model)
+    except EdgeError as error:
+        host, loopback = authority, False
+        status, reason = error.status, error.message
+    else:
+        status, reason = _verdict(model, host, table, match, key_id, principal, now)
+    pool = config.pools.get(match.route.pool or "") if match else None
+    return Explanation(
+        model=model,
+        host=f"{host}, as from this machine: every hosts list lets it in" if loopback else host,
+        key=_key(key_id, principal),
+        status=status,
+        reason=reason,
+        who=_who(model),
+        route=match.route.name if match else None,
+        pool=pool.name if pool else None,
+        pool_settings=_pool_settings(pool) if pool else (),
+        endpoints=_endpoints(config, match, model) if match else (),
+        limits=_limits(config, match.route, principal) if match else "",
+        routes=_contest(config.routes, match, model, None if loopback else host),
+    )
+
+
+def _verdict(
+    model: str,
+    host: str,
+    table: HostTable,
+    match: Match | None,
+    key_id: str | None,
+    principal: Principal | None,
+    now: float,
+) -> tuple[int, str]:
+    """Return status and reason, the checks being in the order of `Proxy._answer`."""
+    if key_id is not None and principal is None:
+        return Unauthenticated.status, "no key has this id, or it was revoked"
+    caller = None
+    if principal is not None:
+        caller = Caller(principal)
+        try:
+            caller.check_state(now)
+        except EdgeError as error:
+            return error.status, _state(principal, now)
+    if not table:
+        return MisdirectedRequest.status, f"no route serves the host {host!r}"
+    try:
+        read_json(json.dumps({"model": model}).encode())
+    except EdgeError as error:
+        return error.status, error.message
+    if match is None:
+        return ModelNotFound.status, "no route of this host has this name, or it is no owner/service in DNS labels"
+    if caller is not None:
+        try:
+            caller.check(model)
+        except PermissionDenied as error:
+            return error.status, "a deny pattern of the key names this model"
+        except ModelNotFound as error:
+            return error.status, "the key may not use this model: no allow pattern of it opens the name"
+    route = match.route
+    if route.instance is None:
+        return 200, f"goes to the pool {route.pool}"
+    url = match.filled(route.instance)
+    try:
+        parse_url(url)
+    except ValueError as error:
+        return ModelNotFound.status, f"no instance can have this name: {error}"
+    return 200, f"goes to the instance at {url}"
+
+
+def _state(principal: Principal, now: float) -> str:
+    """Return why a key is not usable."""
+    if principal.expires_at is not None and principal.expires_at <= now:
+        return "the key has expired"
+    if not principal.enabled:
+        return "the key is disabled"
+    return f"the keys of {principal.user} are suspended" if principal.suspended else f"{principal.user} is out of quota"
+
+
+def _key(key_id: str | None, principal: Principal | None) -> str:
+    if principal is None:
+        return f"{key_id}: unknown" if key_id is not None else ""
+    patterns = f"allow {' '.join(principal.allow) or 'the default'}, deny {' '.join(principal.deny) or 'nothing'}"
+    return f"{principal.id} of {principal.user}: {patterns}"
+
+
+def _who(model: str) -> str:
+    if Caller(Principal("", "")).may_call(model):
+        return "every key, unless its allow and deny patterns say otherwise"
+    owner, slash, _ = model.partition("/")
+    if not slash:
+        return "keys that an allow pattern opens it to"
+    others = "name that user" if owner.startswith("u-") else "match it"
+    return f"keys of {owner}, and keys whose allow patterns {others}"
+
+
+def _endpoints(config: Config, match: Match, model: str) -> tuple[Endpoint, ...]:
+    route = match.route
+    asked = match.filled(route.model) if route.model is not None else model
+    if route.instance is not None:
+        return (Endpoint(match.filled(route.instance), 1, asked),)
+    pool = config.pools[route.pool or ""]
+    return tuple(Endpoint(str(each.url), each.weight, each.model or asked) for each in pool.endpoints)
+
+
+def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
+    """Return what a pool does with a request, as far as its settings have an effect."""
+    times = (
+        f"connect {duration(pool.connect_timeout_s)}, first byte {duration(pool.first_byte_timeout_s)}, "
+        f"idle {duration(pool.idle_timeout_s)}"
+    )
+    told = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("health", _health(pool))]
+    if pool.max_inflight is not None:
+        waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
+        told.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
+    return (*told, ("retries", _retries(pool)))
+
+
+def _health(pool: PoolConfig) -> str:
+    if pool.health is None:
+        return "not probed, judged by its answers"
+    return f"probed every {duration(pool.health.interval_s)} at {pool.health.path or 'the path of its engine'}"
+
+
+def _retries(pool: PoolConfig) -> str:
+    if pool.dns is None and len(pool.endpoints) == 1:
+        return "none, it has one endpoint"
+    failures = ["a refused connection"]
+    if pool.retry_within_s:
+        failures.append(f"a 429, 502, 503 or 504 within {duration(pool.retry_within_s)}")
+    if pool.retry_after_send:
+        failures.append("a connection that died with the request on it")
+    return f"after {', '.join(failures)}; a share of {pool.retry_budget:g} at once, three always"
+
+
+def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> str:
+    """Return the limits that count a request of this route and key, the route's and then the key's."""
+    if route.instance is not None:
+        return "none, as for every instance"
+    told = []
+    for name in dict.fromkeys((route.limit, principal.limit if principal is not None else None)):
+        if name is not None:
+            limit = config.limits.get(name)
+            told.append(f"{name}: {_described(limit)}" if limit is not None else f"{name}: not in the file, so none")
+    return "; ".join(told) or "none"
+
+
+def _described(limit: LimitConfig) -> str:
+    """Return what a limit allows, each of its settings as the file names it."""
+    values = ((setting.name, getattr(limit, setting.attribute)) for setting in LIMIT.settings)
+    return ", ".join(f"{name} {value}" for name, value in values if value is not None)
+
+
+def _contest(
+    routes: Iterable[RouteConfig], match: Match | None, model: str, host: str | None
+) -> tuple[tuple[str, str], ...]:
+    """Return every route and why it wins or loses, first those whose pattern fits; no `host` lets every list match."""
+    winner = match.route if match else None
+    verdicts = []
+    for route in routes:
+        fits = route.pattern == model or (route.pattern.endswith("*") and model.startswith(route.pattern[:-1]))
+        verdicts.append((route is not winner, not fits, route.name, _standing(route, winner, fits, model, host)))
+    return tuple((name, why) for *_, name, why in sorted(verdicts, key=lambda verdict: verdict[:2]))
+
+
+def _standing(route: RouteConfig, winner: RouteConfig | None, fits: bool, model: str, host: str | None) -> str:
+    if route is winner:
+        return "wins"
+    if host is not None and not host_matches(route.hosts, host):
+        return f"not at this host: hosts are {', '.join(route.hosts)}"
+    if not fits:
+        return "another name" if route.pattern == route.name else f"another name: {route.pattern}"
+    if winner is None:
+        alone = HostTable((route,)).find(model)
+        return "behind the route that decides" if alone else "needs an owner/service in DNS labels"
+    if winner.pattern == route.pattern:
+        return "later in the file than the one that wins"
+    return "an exact name goes first" if winner.pattern == model else "a longer prefix goes first"

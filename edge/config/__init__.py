@@ -1,0 +1,1 @@
+"""routes.toml: what may stand in it, read with every problem at once."""

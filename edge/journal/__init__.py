@@ -1,0 +1,1 @@
+"""Usage records, kept until they are delivered."""

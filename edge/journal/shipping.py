@@ -1,0 +1,291 @@
+"""Delivers the ends of usage records to a sink, each at least once.
+
+What is read is what stands in the files of the journal, so the sink may be down for as long as the disk has room. How
+far they are delivered is noted after the sink has acknowledged: whoever is stopped in between delivers once more, with
+the same ids, and a sink that must not count twice keeps the first of each id.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edge.config.notation import bracketed
+from edge.journal.files import (
+    MAX_LINE_BYTES,
+    START,
+    Position,
+    TokenLock,
+    file_numbers,
+    file_path,
+    load_position,
+    save_position,
+)
+
+_log = logging.getLogger(__name__)
+
+_MAX_RECORDS: Final = 500
+_POLL_INTERVAL_S: Final = 0.2
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+_PORTS: Final = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}
+
+
+class SinkUnavailable(Exception):
+    """A sink did not acknowledge; the message is for the log and holds no secret."""
+
+
+def place_of(url: str) -> str:
+    """Return host and port of a sink's URL for the log, without what may be secret: credentials, path and query."""
+    parts = urlsplit(url)
+    return f"{bracketed(parts.hostname or 'localhost')}:{parts.port or _PORTS[parts.scheme]}"
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    async def deliver(self, lines: Sequence[bytes]) -> None:
+        """Hand records over, JSON without newlines; returns when they are safe there. Raises `SinkUnavailable`."""
+
+    async def close(self) -> None:
+        """Free everything."""
+
+
+class _Line(msgspec.Struct, gc=False):
+    id: str
+    time: str
+    end: str | None = None
+    duration_ms: float = 0
+
+
+_decoder: Final = msgspec.json.Decoder(_Line)
+
+
+class _Batch(NamedTuple):
+    lines: list[bytes]
+    end: Position
+    oldest_at: float  # Unix seconds, 0 of an empty batch
+
+
+class Shipper:
+    """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
+
+    `locks` are those of adopted tokens; a token that is delivered to its end is finished. One that cannot be delivered
+    is tried again after pauses that grow, and holds up no other.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        token: str,
+        locks: Sequence[TokenLock],
+        sink: Sink,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.shipped = 0
+        self._sink = sink
+        self._clock = clock
+        self._unsaved = ""
+        # Its own first: they are what `flush` must not leave behind for the sake of others.
+        self._spools = [_Spool(directory, token, None), *(_Spool(directory, lock.token, lock) for lock in locks)]
+
+    @property
+    def outage(self) -> str:
+        """Why records are not delivered, as far as the last attempt of each token shows; "" when all are."""
+        return next((spool.outage for spool in self._spools if spool.outage), "")
+
+    @property
+    def lag_bytes(self) -> int:
+        """What stands in the files and is not delivered."""
+        return sum(spool.lag_bytes() for spool in self._spools)
+
+    @property
+    def lag_s(self) -> float:
+        """The age of the oldest record that could not be delivered yet."""
+        oldest_at = min((spool.oldest_at for spool in self._spools if spool.oldest_at), default=0.0)
+        return max(self._clock() - oldest_at, 0.0) if oldest_at else 0.0
+
+    async def run(self) -> None:
+        """Deliver until cancelled; what fails is tried again after pauses that grow."""
+        while True:
+            if not await self._deliver_some(lambda failures: pause_s(failures, random.random())):
+                await asyncio.sleep(_POLL_INTERVAL_S)
+
+    async def flush(self, patience_s: float) -> None:
+        """Deliver what is left, in at most `patience_s`, when `run` has ended."""
+        for spool in self._spools:
+            spool.due_at = 0.0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while True:
+                    if not await self._deliver_some(lambda failures: _POLL_INTERVAL_S):
+                        if not self.outage:
+                            break
+                        await asyncio.sleep(_POLL_INTERVAL_S)
+        if self.lag_bytes:
+            _log.warning("usage sink: %d bytes of the journal are left to the next start", self.lag_bytes)
+
+    async def _deliver_some(self, pause: Callable[[int], float]) -> bool:
+        """Deliver a batch of each token that has one and is not paused; return whether there was any.
+
+        `pause` makes of how often in a row a token failed before how many seconds it is left alone.
+        """
+        found = False
+        now = asyncio.get_running_loop().time
+        for spool in tuple(self._spools):
+            if spool.due_at > now():
+                continue
+            try:
+                found = await self._deliver(spool) or found
+            except (SinkUnavailable, OSError) as error:
+                self._lost(spool, str(error) or type(error).__name__)
+                spool.due_at = now() + pause(spool.failures)
+                spool.failures += 1
+        return found
+
+    async def _deliver(self, spool: "_Spool") -> bool:
+        """Deliver a batch of one token and return whether there was one; raises `SinkUnavailable` or `OSError`."""
+        found = bool(spool.lag_bytes()) and await self._deliver_batch(spool)
+        if not spool.lag_bytes():
+            self._answered(spool)
+            if spool.lock is not None:
+                await asyncio.to_thread(spool.lock.finish)
+                self._spools.remove(spool)
+        return found
+
+    async def _deliver_batch(self, spool: "_Spool") -> bool:
+        batch = await asyncio.to_thread(spool.read)
+        if batch.lines:
+            spool.oldest_at = batch.oldest_at
+            await self._sink.deliver(batch.lines)
+            self.shipped += len(batch.lines)
+            self._answered(spool)
+        if batch.end == spool.position:
+            return False
+        spool.position = batch.end
+        try:
+            await asyncio.to_thread(spool.save)
+        except OSError as error:  # a full disk is no reason to deliver less
+            self._not_saved(error.strerror or type(error).__name__)
+        else:
+            self._not_saved("")
+        return True
+
+    def _lost(self, spool: "_Spool", reason: str) -> None:
+        if spool.lock is not None:  # what is refused may be these records alone
+            reason = f"{reason}, those of {spool.lock.token}"
+        if not self.outage:
+            _log.error("usage sink: records are not delivered (%s) and wait in the journal", reason)
+        spool.outage = reason
+
+    def _answered(self, spool: "_Spool") -> None:
+        had_failed = bool(spool.outage)
+        spool.outage, spool.oldest_at, spool.failures = "", 0.0, 0
+        if had_failed and not self.outage:
+            _log.warning("usage sink: records are delivered again")
+
+    def _not_saved(self, reason: str) -> None:
+        if reason and not self._unsaved:
+            _log.error("usage sink: how far records are delivered cannot be noted (%s), a crash repeats them", reason)
+        self._unsaved = reason
+
+
+class _Spool:
+    """The files of one token from a position on, and how their delivery goes. Its methods may run in threads.
+
+    `lock` is that of an adopted token. `outage` is why the last of `failures` attempts in a row failed, "" when none
+    did; `due_at` is when to try again, on the loop's clock. `oldest_at` is when the oldest record ended that the sink
+    was given and has not acknowledged, in Unix seconds, 0 for none.
+    """
+
+    def __init__(self, directory: Path, token: str, lock: TokenLock | None) -> None:
+        self.position = load_position(directory, token) or START
+        self.lock = lock
+        self.outage = ""
+        self.failures = 0
+        self.due_at = 0.0
+        self.oldest_at = 0.0
+        self._directory = directory
+        self._token = token
+        self._saving = Lock()
+
+    def lag_bytes(self) -> int:
+        """Return how many bytes follow the position."""
+        self._pass_removed()
+        number, offset = self.position
+        found = 0
+        with contextlib.suppress(FileNotFoundError):
+            while True:
+                found += max(self._path(number).stat().st_size - offset, 0)
+                number, offset = number + 1, 0
+        return found
+
+    def read(self) -> _Batch:
+        """Return the whole lines that follow the position and are ends; raises `OSError`."""
+        self._pass_removed()
+        number, offset = self.position
+        complete = self._path(number + 1).exists()  # asked first: what has a successor grows no more
+        with self._path(number).open("rb") as file:
+            file.seek(offset)
+            data = file.read(MAX_LINE_BYTES)
+        lines: list[bytes] = []
+        start, unreadable, oldest_at = 0, 0, 0.0
+        while len(lines) < _MAX_RECORDS and (newline := data.find(b"\n", start)) >= 0:
+            line, start = data[start:newline], newline + 1
+            try:
+                head = _decoder.decode(line)
+            except (ValueError, RecursionError):
+                unreadable += 1
+                continue
+            if head.end is not None:
+                lines.append(line)
+                oldest_at = oldest_at or _ended_at(head)
+        if not start and len(data) == MAX_LINE_BYTES:  # no line of ours
+            start, unreadable = len(data), 1
+        if unreadable:
+            _log.error("%s: %d lines cannot be read and are not delivered", self._path(number), unreadable)
+        if not start and complete:
+            return _Batch([], Position(number + 1, 0), 0.0)
+        return _Batch(lines, Position(number, offset + start), oldest_at)
+
+    def save(self) -> None:
+        """Note the position; raises `OSError`. Of two that save at once the last to do it notes the newest."""
+        with self._saving:
+            save_position(self._directory, self._token, self.position)
+
+    def _path(self, number: int) -> Path:
+        return file_path(self._directory, self._token, number)
+
+    def _pass_removed(self) -> None:
+        """Go on to the next file when somebody took away the one that was to be read."""
+        if not self._path(self.position.number).exists():
+            later = [each for each in file_numbers(self._directory, self._token) if each > self.position.number]
+            if later:
+                self.position = Position(later[0], 0)
+
+
+def _ended_at(head: _Line) -> float:
+    """Return Unix seconds."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(head.time).timestamp() + head.duration_ms / 1000
+    return 0.0
+
+
+def pause_s(failures: int, chance: float) -> float:
+    """Return how long to leave a sink alone after so many failures, from 0.5 to 30 s; `chance` is from 0 to 1.
+
+    It spreads what a sink that comes back is asked by many processes.
+    """
+    return float(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S)) * (1 + chance) / 2
+
+
+__all__ = ["Shipper", "Sink", "SinkUnavailable", "pause_s", "place_of"]

@@ -1,0 +1,1 @@
+"""Where usage records are delivered."""

@@ -1,0 +1,70 @@
+"""Usage records over HTTP: `POST` of `{"records": [...]}` in JSON, a batch at a time.
+
+Any 2xx acknowledges the whole batch. Whatever else comes, or nothing within ten seconds, means that it is sent again:
+the receiver keeps the first of each `id`.
+"""
+
+import errno
+import os
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from edge.journal.shipping import SinkUnavailable, place_of
+
+_TIMEOUT_S: Final = 10.0
+
+
+class HttpSink:
+    """Posts records to one URL, with a bearer token where there is one."""
+
+    def __init__(self, url: str, token: str | None = None, ca_file: Path | None = None) -> None:
+        self._url = url
+        self._place = place_of(url)
+        self.reconfigure(token)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=ca_file)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        )
+
+    def reconfigure(self, token: str | None) -> None:
+        """Take over the token of a reload."""
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    async def deliver(self, lines: Sequence[bytes]) -> None:
+        """Post records; raises `SinkUnavailable`."""
+        body = b'{"records":[' + b",".join(lines) + b"]}"
+        try:
+            async with self._session.post(
+                self._url, data=body, headers=self._headers, allow_redirects=False
+            ) as response:
+                status = response.status
+        except (aiohttp.ClientError, OSError) as error:  # a timeout too
+            raise SinkUnavailable(f"{self._place}: {_reason_of(error)}") from None
+        if not 200 <= status < 300:
+            raise SinkUnavailable(f"{self._place}: status {status}")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+def _reason_of(error: aiohttp.ClientError | OSError) -> str:
+    """Return what the log may say of a failure; the text of any other error could repeat the URL."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_TIMEOUT_S:g} s"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLError):  # whose numbers are its own
+        return str(cause)
+    if isinstance(cause, OSError) and cause.errno is not None:
+        known = os.strerror(cause.errno) if cause.errno in errno.errorcode else cause.strerror
+        return known or type(error).__name__
+    return type(error).__name__

@@ -1,0 +1,60 @@
+"""Usage records into a stream of Redis or Valkey: `XADD edge:usage * id ID record JSON`, a batch in one transaction.
+
+The stream grows until its readers trim it (XTRIM with MINID); to trim here could lose what nobody has read. A reader
+keeps the first of each `id`. Source: https://valkey.io/topics/streams-intro/
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge.journal.shipping import SinkUnavailable, place_of
+from edge.valkey import connect, disconnect, reason_of
+
+STREAM: Final = "edge:usage"
+_TIMEOUT_S: Final = 3.0  # also how long a cancellation may take, see below
+
+
+class _Identified(msgspec.Struct):
+    id: str
+
+
+_decoder: Final = msgspec.json.Decoder(_Identified)
+
+
+class RedisSink:
+    """Adds records to the stream; raises `Unusable` without the package or for a bad URL."""
+
+    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+        self._client = connect(url, _TIMEOUT_S, str(ca_file) if ca_file is not None else None)
+        self._place = place_of(url)
+
+    async def deliver(self, lines: Sequence[bytes]) -> None:
+        """Add records, all or none; raises `SinkUnavailable`."""
+        from redis.exceptions import RedisError
+
+        try:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                for line in lines:
+                    pipeline.xadd(STREAM, {"id": _decoder.decode(line).id, "record": line})
+                await pipeline.execute()
+        except (RedisError, OSError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # which redis-py takes for a timeout while it connects
+                raise asyncio.CancelledError from None
+            raise SinkUnavailable(self._told(error)) from None
+
+    def _told(self, error: Exception) -> str:
+        """Return where and why a delivery failed; redis-py says where itself when it cannot connect."""
+        from redis.exceptions import TimeoutError as RedisTimeoutError
+
+        late = isinstance(error, RedisTimeoutError | TimeoutError)
+        reason = f"no answer within {_TIMEOUT_S:g} s" if late else reason_of(error)
+        return reason if self._place in reason else f"{self._place}: {reason}"
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await disconnect(self._client)

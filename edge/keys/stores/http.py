@@ -1,0 +1,186 @@
+"""A key store that is asked over HTTP: token introspection (RFC 7662), or the platform's own reply.
+
+The key is sent as the form field `token` (section 2.1), so the server should be reached over TLS. It answers JSON:
+
+- RFC 7662: `{"active": true, "sub": "u-1100a15812cc", "exp": 1763000000, "jti": "key_1"}`; `sub` is the user. `name`,
+  `allow_models`, `deny_models`, `enabled`, `suspended`, `out_of_quota` and `limit` may stand beside it.
+- the platform: `{"is_valid": true, "user_id": "u-...", "api_key_id": "...", "allow_models": [], "deny_models": []}`.
+
+A refusal is `"active": false` or `"is_valid": false` with status 200, and nothing else: whatever cannot be understood
+is a failure of the server, never an unknown key. Nobody tells of changes: a revoked key lives until its answer is old,
+or `POST /keys/purge` says so.
+"""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote_plus
+
+import aiohttp
+import orjson
+
+from edge.config.notation import is_dns_label, is_pattern
+from edge.config.settings import KeysConfig
+from edge.exchange import Principal
+from edge.keys.stores.protocol import (
+    AnswerUnusable,
+    Changes,
+    StoreFailed,
+    UserState,
+    ignore_changes,
+    ignore_outage,
+    tls_context,
+)
+
+_MAX_ANSWER_BYTES: Final = 2**16
+_MAX_CONNECTIONS: Final = 64
+_ID_LENGTH: Final = 12
+
+
+class HttpKeyStore:
+    """Asks an introspection server about each key."""
+
+    knows_users = False
+
+    def __init__(self, config: KeysConfig) -> None:
+        self.changed: Callable[[Changes], object] = ignore_changes
+        self.outage: Callable[[str], None] = ignore_outage
+        self._config = config
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Begin to answer; the server is first asked when a key comes. Raises: `Unusable` for a bad CA file."""
+        tls = tls_context(self._config.store_ca_file, "keys.store_ca_file")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # the owner bounds the whole look-up
+        )
+
+    async def close(self) -> None:
+        """Close the connections to the server."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    def reconfigure(self, config: KeysConfig) -> None:
+        """Take over the credentials of a reload."""
+        self._config = config
+
+    async def look_up(self, digest: bytes, key: str) -> Principal | None:
+        """Return who owns a key; raises `StoreFailed` for every answer but a clear one."""
+        try:
+            content = await self._ask(key)
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise StoreFailed(type(error).__name__) from None
+        try:
+            return principal_of(orjson.loads(content), digest)
+        except orjson.JSONDecodeError:
+            raise AnswerUnusable("an answer that is no JSON") from None
+        except ValueError as error:
+            raise AnswerUnusable(f"an answer that is {error}") from None
+
+    async def _ask(self, key: str) -> bytes:
+        """Return the body of an answer.
+
+        A server closes connections that are idle, and a request that crosses this on its way is answered by nobody: it
+        is sent once more, since asking changes nothing.
+        """
+        try:
+            return await self._ask_once(key)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self._ask_once(key)
+
+    async def _ask_once(self, key: str) -> bytes:
+        if self._session is None:
+            raise StoreFailed("the store is closed")
+        config = self._config
+        headers = {"Accept": "application/json"}
+        if config.store_token is not None:
+            headers["Authorization"] = f"Bearer {config.store_token}"
+        elif config.store_client_id is not None:
+            # Both are encoded as in a form before they are joined (RFC 6749 section 2.3.1).
+            client_id, secret = quote_plus(config.store_client_id), quote_plus(config.store_client_secret or "")
+            headers["Authorization"] = aiohttp.encode_basic_auth(client_id, secret)
+        async with self._session.post(
+            config.store.url, data={"token": key}, headers=headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                raise AnswerUnusable(f"status {response.status}")
+            content = bytearray()
+            async for piece in response.content.iter_any():
+                content += piece
+                if len(content) > _MAX_ANSWER_BYTES:
+                    raise AnswerUnusable("an answer of more than 64 KiB")
+            return bytes(content)
+
+    async def look_up_user(self, user: str) -> UserState:
+        """Return that nothing is known: there is no such question in RFC 7662."""
+        return UserState()
+
+
+def principal_of(answer: object, digest: bytes) -> Principal | None:
+    """Return the record of an answer, None for one that says no; raises `ValueError` with what is wrong with it."""
+    if not isinstance(answer, Mapping):
+        raise ValueError("no JSON object")
+    verdicts = [answer[name] for name in ("active", "is_valid") if name in answer]
+    if not verdicts or not all(isinstance(each, bool) for each in verdicts) or len(set(verdicts)) > 1:
+        raise ValueError('without one "active" or "is_valid", true or false')
+    if not verdicts[0]:
+        return None
+    user = answer.get("user_id", answer.get("sub"))
+    if not isinstance(user, str) or not is_dns_label(user):
+        raise ValueError('without a DNS label as "sub" or "user_id"')
+    return Principal(
+        id=_text(answer, "api_key_id") or _text(answer, "jti") or _own_id(digest),
+        user=user,
+        name=_text(answer, "name") or "",
+        allow=_patterns(answer, "allow_models"),
+        deny=_patterns(answer, "deny_models"),
+        enabled=_flag(answer, "enabled", True),
+        suspended=_flag(answer, "suspended", False),
+        out_of_quota=_flag(answer, "out_of_quota", False),
+        expires_at=_time(answer, "exp"),
+        limit=_text(answer, "limit"),
+    )
+
+
+def _own_id(digest: bytes) -> str:
+    """Return an id for a key without one: the same each time, and no way back to the digest."""
+    return "key_" + hashlib.sha256(b"id of " + digest).hexdigest()[:_ID_LENGTH]
+
+
+def _text(answer: Mapping[str, Any], name: str) -> str | None:
+    value = answer.get(name)
+    if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) <= 256):
+        raise ValueError(f'with another "{name}" than one line of text')
+    return value or None
+
+
+def _flag(answer: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = answer.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f'with another "{name}" than true or false')
+    return value
+
+
+def _time(answer: Mapping[str, Any], name: str) -> float | None:
+    value = answer.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f'with another "{name}" than seconds since 1970')
+    return float(value)
+
+
+def _patterns(answer: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = answer.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, str) and is_pattern(each) for each in value):
+        raise ValueError(f'with another "{name}" than a list of patterns')
+    return tuple(value)

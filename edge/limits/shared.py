@@ -1,0 +1,173 @@
+"""The limits of several processes as one: every 0.1 s each tells a Redis or Valkey what it counted, and hears the rest.
+
+`edge:limit:` and a counter's names (a JSON array) name a hash with a field for each process: `minute requests tokens
+previous_requests previous_tokens running at`, the last in Redis's own time, whose minutes all processes share. A field
+holds absolute counts and has one writer. Increments would be smaller, but when a reply is lost nobody knows whether
+they were applied; a field that is written again stays right, so a process that cannot be sure, and one that finds the
+server empty, just tells everything once more. A process that tells nothing for 3 s is taken for dead: what runs there
+counts no more, what it used goes with its minutes.
+
+Source: https://valkey.io/topics/eval-intro/
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from edge.limits.admission import SLOTS_EXPIRE_S, Admission, Counter, Told
+from edge.valkey import reason_of
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+_log = logging.getLogger(__name__)
+
+PREFIX: Final = "edge:limit:"
+_INTERVAL_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 1.0  # between two tries
+_LEAVE_TIMEOUT_S: Final = 2.0
+_BATCH: Final = 200  # counters in a call: what the server and the loop are held up by
+_HASH_EXPIRES_S: Final = 180  # two minutes are counted, and clocks differ
+_CLOCKS_DIFFER_S: Final = 0.05  # less is not worth a step
+
+_SCRIPT: Final = """
+local process, alive_s, keep_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local lines = {string.format('%.6f', now)}
+for i, key in ipairs(KEYS) do
+  local own = ARGV[3 + i]
+  redis.call('HSET', key, process, own .. string.format(' %.3f', now))
+  redis.call('EXPIRE', key, keep_s)
+  local this = tonumber(string.match(own, '^%d+'))
+  local requests, tokens, previous_requests, previous_tokens, running = 0, 0, 0, 0, 0
+  local fields = redis.call('HGETALL', key)
+  for j = 1, #fields, 2 do
+    if fields[j] ~= process then
+      local minute, r, t, pr, pt, n, at =
+        string.match(fields[j + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.%d+)$')
+      if not at or now - at > keep_s then
+        redis.call('HDEL', key, fields[j])
+      else
+        local age = this - minute
+        if age == 0 then
+          requests, tokens = requests + r, tokens + t
+          previous_requests, previous_tokens = previous_requests + pr, previous_tokens + pt
+        elseif age == 1 then
+          previous_requests, previous_tokens = previous_requests + r, previous_tokens + t
+        elseif age == -1 then  -- its next minute has begun some milliseconds before ours
+          requests, tokens = requests + r + pr, tokens + t + pt
+        end
+        if now - at < alive_s then running = running + n end
+      end
+    end
+  end
+  lines[i + 1] = string.format('%.0f %.0f %.0f %.0f %.0f',
+    requests, tokens, previous_requests, previous_tokens, running)
+end
+return table.concat(lines, '\\n')
+"""
+# A reply is one string, since the client reads thousands of numbers slowly.
+_DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+
+class SharedLimits:
+    """Merges the counters of this process with those of all others, while Redis answers.
+
+    While it does not, requests are admitted by what is known here. `clock` is the admission's. `outage` is why it does
+    not answer, "" while it does.
+    """
+
+    def __init__(self, client: "Redis", admission: Admission, clock: Callable[[], float]) -> None:
+        self.outage = ""
+        self.merges = 0
+        self._client = client
+        self._admission = admission
+        self._clock = clock
+        self._process = secrets.token_hex(8)
+        self._joined = False  # whether all that was counted here has been told
+
+    async def run(self) -> None:
+        """Merge until cancelled, then tell that nothing runs here any more."""
+        from redis.exceptions import RedisError
+
+        task = asyncio.current_task()
+        pause_s = _INTERVAL_S
+        try:
+            while True:
+                try:
+                    await self.merge()
+                    self._tell("")
+                    pause_s = _INTERVAL_S
+                except (RedisError, OSError, TimeoutError) as error:
+                    if task is not None and task.cancelling():  # which redis-py takes for a failure to connect
+                        raise asyncio.CancelledError from None
+                    self._tell(reason_of(error))
+                    # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
+                    with contextlib.suppress(RedisError, OSError, TimeoutError):
+                        await self._client.connection_pool.disconnect(inuse_connections=False)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                await asyncio.sleep(pause_s)
+        finally:
+            if not self.outage:
+                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                        await self._leave()
+
+    async def merge(self) -> None:
+        """Tell what was counted since the last merge, and hear of it from the others; raises what the client raises."""
+        joined, self._joined = self._joined, False
+        if not joined:
+            await self._client.script_load(_SCRIPT)
+            await self._exchange([])  # for its time: what is told is told in its minutes
+        counters = self._admission.collect(everything=not joined)
+        for first in range(0, max(len(counters), 1), _BATCH):
+            await self._exchange(counters[first : first + _BATCH])
+        self._joined = True
+        self.merges += 1
+
+    async def _leave(self) -> None:
+        counters = self._admission.collect(everything=True)
+        for first in range(0, len(counters), _BATCH):
+            await self._exchange(counters[first : first + _BATCH], leaving=True)
+
+    async def _exchange(self, counters: Sequence[Counter], leaving: bool = False) -> None:
+        own = [counter.own() for counter in counters]
+        if leaving:
+            own = [each._replace(running=0) for each in own]
+        asked_at = self._clock()
+        reply: Any = self._client.evalsha(
+            _DIGEST,
+            len(counters),
+            *(PREFIX + orjson.dumps(counter.key).decode() for counter in counters),
+            self._process,
+            str(SLOTS_EXPIRE_S),
+            str(_HASH_EXPIRES_S),
+            *(" ".join(map(str, each)) for each in own),
+        )
+        time, *lines = (await reply).split(b"\n")
+        self._keep_time(float(time), asked_at, self._clock())
+        heard = [Told(each.minute, *map(int, line.split())) for each, line in zip(own, lines, strict=True)]
+        self._admission.merge(counters, heard)
+
+    def _keep_time(self, time: float, asked_at: float, answered_at: float) -> None:
+        """Follow Redis's clock, where it differs by more than is lost on the way."""
+        offset_s = time - (asked_at + answered_at) / 2
+        if abs(offset_s - self._admission.offset_s) > max(_CLOCKS_DIFFER_S, answered_at - asked_at):
+            self._admission.adopt(offset_s)
+
+    def _tell(self, outage: str) -> None:
+        """Tell once when Redis goes, and once when it is back."""
+        if outage and not self.outage:
+            _log.error(
+                "shared.redis is unavailable, limits count what this process serves, news of keys waits: %s", outage
+            )
+        elif self.outage and not outage:
+            _log.warning("shared.redis answers again, limits are shared")
+        self.outage = outage

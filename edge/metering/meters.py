@@ -1,0 +1,103 @@
+"""What an answer used, read out of its bytes as they pass.
+
+A meter sees the content of one answer, without the framing of HTTP, in whatever pieces it comes. It looks at the few
+members that tell of usage and skips the rest; it never fails, whatever an upstream sends. Most tokens of a stream need
+not be shown to it at all, see `Meter.ending`.
+
+The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative; that
+of several choices is told for each of them. A count that is missing or null is none; one that is no whole number from 0
+to 2**53 makes the object that it stands in nonsense, and nonsense is as good as no usage. Where there is none, the
+frames that carry a token are counted.
+"""
+
+from typing import Final, Protocol
+
+import msgspec
+
+from edge.exchange import Usage
+from edge.metering.documents import Document, ImageDocument, ReadingDocument, TextDocument, Unmetered
+from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents
+
+
+class Meter(Protocol):
+    """Reads the usage of one answer while its content passes.
+
+    `ending` is how an event ends that need not be shown: content that is one event, that ends so, and that begins where
+    `holds` is false may go on without `feed`, each counted by `passed += 1`. It is b"" as long as there is none. It is
+    taken from the events themselves and reaches from `"finish_reason":null` (in `responses` from a `type` that is a
+    delta's) to the empty line. What ends in the same bytes is another frame of an unfinished choice with nothing behind
+    it: usage, an error, a finish reason and `[DONE]` end otherwise. Both marks have quotes that would be escaped within
+    a text, so that no text can end so. `messages` has no such mark and no `ending`, and running usage is read from
+    every event. What is lost is usage on a frame of content by a server that puts it in front of the choices of some
+    frames and not of others; the last usage of a stream is never lost.
+
+    `failed` says that the last data before `[DONE]`, or before the end, is an error.
+    """
+
+    ending: bytes
+    passed: int
+    failed: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether an event has begun and not ended; where events are changed, it is held back."""
+
+    def feed(self, content: bytes) -> bytes:
+        """Return what the client gets: the same object, unless something was changed or held back."""
+
+    def close(self) -> bytes:
+        """Return what is held back: the answer has ended, in order, without an empty line."""
+
+    def usage(self, whole: bool) -> Usage:
+        """Return what the answer used, as far as it came; `whole` says that it came to its orderly end."""
+
+
+class Metering(msgspec.Struct, frozen=True):
+    """How the answer to one request is to be metered.
+
+    `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
+    did not ask for what we asked for: the last frame, with usage and no choices, and the usage on the others.
+    `prompt_estimate` is what counts for the prompt where the upstream says nothing, in tokens.
+    """
+
+    operation: str
+    continuous: bool = False
+    hide_usage: bool = False
+    hide_running: bool = False
+    prompt_estimate: int = 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether a meter of events may change or hold back what passes."""
+        return self.hide_usage or self.hide_running
+
+    def events(self) -> Meter:
+        """Return a meter for an answer that is a stream of events."""
+        kind = _EVENTS.get(self.operation, OtherEvents)
+        return kind(self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running)
+
+    def document(self) -> Meter:
+        """Return a meter for any other answer."""
+        return _DOCUMENTS.get(self.operation, Document)(self.prompt_estimate)
+
+
+_EVENTS: Final[dict[str, type[Events]]] = {
+    "chat/completions": ChunkEvents,
+    "completions": ChunkEvents,
+    "messages": MessageEvents,
+    "responses": ResponseEvents,
+}
+_DOCUMENTS: Final[dict[str, type[Document] | type[Unmetered]]] = {
+    "chat/completions": TextDocument,
+    "completions": TextDocument,
+    "messages": TextDocument,
+    "responses": TextDocument,
+    "embeddings": ReadingDocument,
+    "rerank": ReadingDocument,
+    "score": ReadingDocument,
+    "images/generations": ImageDocument,
+    "images/edits": ImageDocument,
+    "audio/speech": Unmetered,
+    "tokenize": Unmetered,
+    "detokenize": Unmetered,
+}

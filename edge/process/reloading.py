@@ -1,0 +1,153 @@
+"""routes.toml read again while the process runs: whole or not at all, at SIGHUP and when a file has changed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from edge.config.changes import describe_change
+from edge.config.settings import Config, ConfigError, load
+from edge.errors import Unusable
+from edge.process.admin import Health
+from edge.process.listeners import listener_tls
+from edge.proxy import Generation
+from edge.routing import RouteTable
+from edge.upstream.pools import Endpoints, Pool
+
+_log = logging.getLogger(__name__)
+
+_LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
+
+FileState = tuple[int, int, int]  # time of change in ns, of permissions too, size, inode; all 0 of none
+
+
+class Reloader:
+    """Reads the file again when it changed, and keeps the generation that works.
+
+    `adapt` is what the command line changes of the file. Raises nothing: a bad file is told in the log and in `health`.
+    """
+
+    def __init__(self, path: Path, adapt: Callable[[Config], Config], endpoints: Endpoints, health: Health) -> None:
+        self._path = path
+        self._adapt = adapt
+        self._endpoints = endpoints
+        self._health = health
+        self._seen: dict[Path, FileState] = {}
+
+    def first(self) -> Generation:
+        """Return the first generation; raises `ConfigError` or `Unusable`."""
+        config = self._adapt(self._read(()))
+        for warning in config.warnings:
+            _log.warning("%s:%d: %s", self._path, warning.line, warning)
+        return self._accept(self._build(config, 1))
+
+    def reload(self, current: Generation) -> Generation:
+        """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
+        named: tuple[Path, ...] = ()
+        try:
+            config = self._adapt(self._read((*current.config.watched, *self._seen)))
+            named = config.watched
+            refuse_what_needs_a_restart(current.config, config)
+            generation = self._build(config, current.number + 1)
+        except (ConfigError, Unusable) as error:
+            self._watch(current.config.watched, error.watched if isinstance(error, ConfigError) else named)
+            self.refuse(current, str(error))
+            return current
+        self._watch(config.watched)
+        _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
+        return self._accept(generation)
+
+    def refuse(self, current: Generation, reason: str) -> None:
+        """Say that the file is not in force, and why; the current generation goes on."""
+        self._health.reload_failures += 1
+        self._health.reload_failed = reason
+        self._health.generation, self._health.loaded_at = current.number, current.loaded_at
+        _log.error("reload refused, generation %d goes on: %s", current.number, reason)
+
+    def _read(self, looked_at: Iterable[Path]) -> Config:
+        """Return what the file says, after a look at it and at all that it names, so that a later change is seen.
+
+        It is read again when it names what was not looked at before. Raises: `ConfigError`.
+        """
+        self._seen = self._look(looked_at)
+        try:
+            config = load(self._path)
+            named = config.watched
+        except ConfigError as error:
+            if self._seen.keys() >= set(error.watched):
+                raise
+            named = error.watched
+        else:
+            if self._seen.keys() >= set(named):
+                return config
+        return self._read((*self._seen, *named))
+
+    def _watch(self, *watched: Iterable[Path]) -> None:
+        """Go on looking at the file and at these, of all that was looked at."""
+        self._seen = {path: self._seen[path] for path in dict.fromkeys((self._path, *chain(*watched)))}
+
+    def _accept(self, generation: Generation) -> Generation:
+        self._health.generation = generation.number
+        self._health.loaded_at = generation.loaded_at
+        self._health.reload_failed = ""
+        return generation
+
+    def _build(self, config: Config, number: int) -> Generation:
+        pools = {}
+        for name, pool in config.pools.items():
+            try:
+                pools[name] = Pool(pool, [self._endpoints.member(each.url, pool.ca_file) for each in pool.endpoints])
+            except OSError as error:
+                raise Unusable(f"pools.{name}.ca_file: cannot be used as PEM certificates ({error})") from None
+        if config.server.tls is not None:
+            listener_tls(config.server.tls)
+        return Generation(number, config, RouteTable(config.routes), pools, time.time())
+
+    async def changed(self) -> None:
+        """Return when the file or one it names has changed and two looks agree."""
+        previous = self._seen
+        while True:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            now = await asyncio.to_thread(self._look, tuple(self._seen))
+            if now != self._seen and now == previous:
+                return
+            previous = now
+
+    def _look(self, watched: Iterable[Path]) -> dict[Path, FileState]:
+        """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
+        return {path: _look_at(path) for path in (self._path, *watched)}
+
+
+def _look_at(path: Path) -> FileState:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_ctime_ns, found.st_size, found.st_ino
+
+
+def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
+    """Raise `Unusable` for a change that a running process cannot make."""
+    changed = [
+        name
+        for name, before, after in (
+            ("server.listen", old.server.listen, new.server.listen),
+            ("server.admin", old.server.admin, new.server.admin),
+            ("server.tls", old.server.tls is None, new.server.tls is None),
+            ("keys.store", old.keys.store, new.keys.store),
+            ("keys.store_ca_file", old.keys.store_ca_file, new.keys.store_ca_file),
+            ("jwt", old.jwt is None, new.jwt is None),
+            ("jwt.ca_file", old.jwt and old.jwt.ca_file, new.jwt and new.jwt.ca_file),
+            ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
+            ("shared", old.shared, new.shared),
+        )
+        if before != after
+    ]
+    if changed:
+        raise Unusable(f"{', '.join(changed)} changed: that needs a restart")
+    if not {route.name for route in old.routes} & {route.name for route in new.routes}:
+        raise Unusable("routes: every route of before is gone: restart if that is meant")

@@ -1,0 +1,461 @@
+"""The process: listeners, reload, drain. The only place that wires the parts together."""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+from aiohttp import http_parser, web
+
+from edge.client.connection import BodyMemory, ClientServer
+from edge.config.settings import Address, Config, KeysConfig, ServerConfig, UsageConfig
+from edge.errors import Unusable
+from edge.journal.journal import Journal
+from edge.journal.shipping import Shipper, Sink
+from edge.journal.sinks.http import HttpSink
+from edge.journal.sinks.redis import RedisSink
+from edge.keys.authenticator import Authenticator
+from edge.keys.revocations import RevocationChannel
+from edge.keys.stores.http import HttpKeyStore
+from edge.keys.stores.protocol import Changes, KeyStore
+from edge.keys.stores.redis import RedisKeyStore
+from edge.keys.stores.sqlite import SqliteKeyStore
+from edge.keys.tokens import TokenVerifier
+from edge.limits.admission import Admission
+from edge.limits.shared import SharedLimits
+from edge.process.admin import Health, admin_handler
+from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
+from edge.process.reloading import Reloader
+from edge.process.status import Status
+from edge.proxy import Generation, Proxy, new_request_id
+from edge.relay.relay import Relay
+from edge.telemetry.metrics import AccessLog, Metrics
+from edge.upstream.discovery import Discovery
+from edge.upstream.pools import Endpoints
+from edge.upstream.probes import HealthProbes
+from edge.valkey import connect, disconnect, reason_of
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy; capped by net.core.somaxconn
+_SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
+_SHARED_TIMEOUT_S: Final = 2.0
+_DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
+_DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
+_SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
+_RESTART_PAUSE_S: Final = 1.0  # of a part that failed
+_NOT_CONNECTED: Final = "not connected yet"
+_CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
+
+
+class Server:
+    """One edge process, from its file to its end."""
+
+    def __init__(self, path: Path, adapt: Callable[[Config], Config] = lambda config: config, log_to: int = 1) -> None:
+        if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+            raise Unusable(
+                "aiohttp runs without its C parser, which is lenient where an edge must not be: reinstall it"
+            )
+        self._loop = asyncio.get_running_loop()
+        self.health = Health()
+        self.metrics = Metrics()
+        self.endpoints = Endpoints(self._loop)
+        self._access_log = AccessLog(log_to)
+        self._reloader = Reloader(path, adapt, self.endpoints, self.health)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reload_now = asyncio.Event()
+        self._tls: ssl.SSLContext | None = None
+        self._coming: Generation | None = None  # that is made ready, or in force already
+        self._channel: RevocationChannel | None = None
+        self._shared_lost = _NOT_CONNECTED
+        self.shared_limits: SharedLimits | None = None
+        self._sink: Sink | None = None
+        self._shipper: Shipper | None = None
+        self._listeners: list[asyncio.Server] = []
+        self.addresses: list[str] = []
+        self.admin_address = ""
+
+    @property
+    def generation(self) -> Generation:
+        """The configuration that new requests get."""
+        return self.proxy.generation
+
+    async def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
+        """Serve until `stop`.
+
+        Raises: `ConfigError`, `Unusable`, `Unusable`, `Unusable` when it cannot start.
+        """
+        self._descriptors = _raise_descriptor_limit()
+        generation = self._reloader.first()
+        config = generation.config
+        store = self._store = _key_store(config.keys)
+        self._tokens = _token_verifier(config, self._loop.time)
+        self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
+        self.memory = BodyMemory(config.server.body_memory_bytes)
+        self._unix_time = _steady_unix_time()
+        self.admission = Admission(config.limits, self._unix_time)
+        self.journal = self._record(config.usage)
+        self.proxy = Proxy(
+            generation,
+            self.authenticator,
+            self.admission,
+            self.endpoints,
+            self.journal,
+            self.memory,
+            self.metrics,
+            self._access_log,
+        )
+        self.clients = ClientServer(
+            self.proxy.handle,
+            new_request_id=new_request_id,
+            client_idle_timeout_s=config.server.client_idle_timeout_s,
+            header_timeout_s=config.server.header_timeout_s,
+            max_connections=self._most_connections(config.server),
+        )
+        self.probes = HealthProbes()
+        self.discovery = Discovery(self.endpoints, self._members_changed)
+        # Before anybody can connect: who is told to stop in its first milliseconds drains too.
+        for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
+            self._loop.add_signal_handler(name, act)
+        try:
+            await store.open()
+            await self._share(config)
+            if self._tokens is not None:
+                await self._tokens.open()
+            self._tell()
+            await self.discovery.learn(generation.pools.values())
+            await self._listen(config)
+            _spare_the_collector()
+            self.discovery.apply(generation.pools.values())
+            self.probes.apply(generation.pools.values())
+            await self._serve(ready)
+        finally:
+            await self._end()
+
+    def _most_connections(self, server: ServerConfig) -> int:
+        """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
+        return server.max_connections or max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
+
+    async def _serve(self, ready: Callable[["Server"], None]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
+            if self._shipper is not None:
+                parts["shipper"] = self._shipper.run
+            if self.shared_limits is not None:
+                parts["shared limits"] = self.shared_limits.run
+            owned = [tasks.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
+            _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
+            ready(self)
+            await self._stop.wait()
+            await self.drain()
+            for task in owned:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Begin to drain; a second call ends the wait for the balancer and for running answers."""
+        if self._stop.is_set():
+            self._hurry.set()
+        else:
+            self._stop.set()
+
+    def reload(self) -> None:
+        """Read the file again at once."""
+        self._reload_now.set()
+
+    # --- listeners
+
+    async def _listen(self, config: Config) -> None:
+        server = config.server
+        handshake_timeout_s = None
+        if server.tls is not None:
+            self._tls = listener_tls(server.tls)
+            handshake_timeout_s = server.header_timeout_s  # until its end a client is not counted
+        try:
+            for sock in passed_sockets() or [bind(address) for address in server.listen]:
+                listener = await self._loop.create_server(
+                    self.clients,
+                    sock=sock,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=handshake_timeout_s,
+                    backlog=_BACKLOG,
+                    start_serving=False,
+                )
+                self._listeners.append(listener)
+                self.addresses.append(name_of(sock))
+            admin_socket = bind(server.admin)
+        except OSError as error:
+            raise Unusable(f"cannot listen: {error.strerror or error}") from None
+        self.admin_address = name_of(admin_socket)
+        handler = admin_handler(self.health, self.metrics, self.purge)
+        self._admin_server = web.Server(handler, access_log=None)
+        self._admin = await self._loop.create_server(self._admin_server, sock=admin_socket)
+        for listener in self._listeners:
+            await listener.start_serving()
+
+    async def _watch_file(self) -> None:
+        while True:
+            changed = self._loop.create_task(self._reloader.changed(), name="watch routes.toml")
+            asked = self._loop.create_task(self._reload_now.wait(), name="wait for SIGHUP")
+            try:
+                await asyncio.wait((changed, asked), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+                asked.cancel()
+            self._reload_now.clear()
+            generation = self._coming = self._reloader.reload(self.generation)
+            await self.discovery.learn(generation.pools.values())
+            self._apply(generation)
+
+    def _apply(self, generation: Generation) -> None:
+        """Let new requests have a generation; one reference is swapped, and running requests keep theirs."""
+        if generation is self.generation:
+            return
+        server = generation.config.server
+        if self._tls is not None and server.tls is not None:
+            try:
+                listener_tls(server.tls)  # proved when it was built, and perhaps half replaced in the meantime
+                load_certificate(self._tls, server.tls)
+            except Unusable as error:
+                self._reloader.refuse(self.generation, str(error))
+                return
+        self.proxy.generation = generation
+        self.endpoints.keep_only(generation.pools.values())
+        self.discovery.apply(generation.pools.values())
+        self.probes.apply(generation.pools.values())
+        self.authenticator.reconfigure(generation.config.keys)
+        self.admission.reconfigure(generation.config.limits)
+        if isinstance(self._store, HttpKeyStore):
+            self._store.reconfigure(generation.config.keys)
+        if isinstance(self._sink, HttpSink):
+            self._sink.reconfigure(generation.config.usage.sink_token)
+        if self._tokens is not None and generation.config.jwt is not None:
+            self._tokens.reconfigure(generation.config.jwt)
+        self.memory.limit_bytes = server.body_memory_bytes
+        most = self._most_connections(server)
+        self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, most)
+
+    # --- usage
+
+    def _record(self, config: UsageConfig) -> Journal:
+        """Return the journal, and have it shipped where the file says so."""
+        if config.sink:
+            self._sink = _sink(config)
+        journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
+        if self._sink is not None:
+            self._shipper = Shipper(config.journal, journal.token, journal.adopted, self._sink)
+        return journal
+
+    async def _keep_journal(self) -> None:
+        while True:
+            for _ in range(_DRAINS_A_SYNC):
+                await asyncio.sleep(_DRAIN_INTERVAL_S)
+                self.journal.drain()
+            await asyncio.to_thread(self.journal.sync)
+            self.journal.retry()
+
+    async def _end_journal(self) -> None:
+        """Deliver what is left, as far as that goes quickly, and close the journal: the last thing that is done."""
+        self.journal.retry()
+        if self._shipper is not None:
+            await self._shipper.flush(_SHIP_PATIENCE_S)
+        if self._sink is not None:
+            await self._sink.close()
+        self.journal.close()
+
+    # --- what is shared
+
+    async def _share(self, config: Config) -> None:
+        """Listen to what other processes say of keys, and count with them."""
+        if config.shared.redis:
+            self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
+            self.shared_limits = SharedLimits(self._shared_client, self.admission, self._unix_time)
+            self._channel = RevocationChannel(self._shared_client)
+            self._channel.changed = self.authenticator.forget
+            self._channel.outage = self._shared_outage
+            self._channel.open()
+
+    def _tell(self) -> None:
+        """Have the metrics and the status page tell of everything there is."""
+        status = Status(
+            health=self.health,
+            proxy=self.proxy,
+            clients=self.clients,
+            authenticator=self.authenticator,
+            tokens=self._tokens,
+            admission=self.admission,
+            shared_limits=self.shared_limits,
+            shared_lost=None if self._channel is None else lambda: self._shared_lost,
+            endpoints=self.endpoints,
+            journal=self.journal,
+            shipper=self._shipper,
+            memory=self.memory,
+            access_log=self._access_log,
+            clock=self._loop.time,
+        )
+        self.metrics.gauges.append(status.gauges)
+        self.health.details = status.details
+
+    def _shared_outage(self, reason: str) -> None:
+        """Note whether news of keys arrives; that Redis itself is gone is told where limits are shared."""
+        self._shared_lost = reason
+
+    async def purge(self, changes: Changes) -> dict[str, object]:
+        """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""
+        done: dict[str, object] = {"forgotten": self.authenticator.forget(changes)}
+        if self._channel is not None:
+            try:
+                done["processes"] = await self._channel.publish(changes)
+            except Exception as error:  # redis-py's own are not imported where it may be absent
+                done["processes"] = 1
+                done["problem"] = f"other processes could not be told: {reason_of(error)}"
+        return done
+
+    def _members_changed(self) -> None:
+        """Take over the members that DNS names now."""
+        coming = self._coming.pools.values() if self._coming is not None else ()
+        self.endpoints.keep_only((*self.generation.pools.values(), *coming))
+        self.probes.apply(self.generation.pools.values())
+
+    # --- the end
+
+    async def drain(self) -> None:
+        """Stop without hurting anybody: be unready, take no new connection, wait for answers, cut what is too long."""
+        config = self.generation.config.server
+        self.health.draining = self.proxy.draining = True
+        for answer in self._answers():
+            answer.be_last()
+        _log.info("draining: %d requests, %d connections", self.proxy.in_flight, len(self.clients.clients))
+        await self._hurried(asyncio.sleep(config.shutdown_delay_s))
+        self.proxy.closing = True
+        for listener in self._listeners:
+            listener.close()
+        for client in list(self.clients.clients):
+            client.close_if_idle()
+        if await self._hurried(asyncio.wait_for(self.clients.wait_empty(), config.drain_timeout_s)):
+            return
+        _log.warning("drain: %d connections are cut", len(self.clients.clients))
+        for answer in self._answers():
+            answer.cut()
+        try:
+            await asyncio.wait_for(self.clients.wait_empty(), _CUT_GRACE_S)
+        except TimeoutError:
+            self.proxy.cutting = True
+            for answer in self._answers():  # that began since: an abort alone would look as if their clients had left
+                answer.cut()
+            for client in list(self.clients.clients):
+                client.abort()
+            await self.clients.wait_empty()
+
+    def _answers(self) -> list[Relay]:
+        """Return the answers that are being passed on."""
+        return [client.answering for client in self.clients.clients if isinstance(client.answering, Relay)]
+
+    async def _hurried(self, waiting: Any) -> bool:
+        """Wait, unless a second signal ends it; return whether it came to its own end."""
+        task = self._loop.create_task(waiting, name="drain")
+        hurry = self._loop.create_task(self._hurry.wait(), name="second signal")
+        await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not task.done():
+            task.cancel()
+            return False
+        return task.exception() is None
+
+    async def _end(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await self.authenticator.close()
+        if self._tokens is not None:
+            await self._tokens.close()
+        if self._channel is not None:
+            await self._channel.close()
+            await disconnect(self._shared_client)
+        await self._store.close()
+        await self.discovery.close()
+        await self.probes.close()
+        self.endpoints.close()
+        if hasattr(self, "_admin"):
+            self._admin.close()
+            await self._admin_server.shutdown(0.1)
+        await self.proxy.wait_idle()  # cancelled handlers take their closing step
+        await self._access_log.close()
+        await self._end_journal()
+
+
+async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a part of the process until it is cancelled; a defect of one ends neither the others nor the streams."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("%s failed, and begins again", name)
+        await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+def _key_store(config: KeysConfig) -> KeyStore:
+    """Return the store that `keys.store` names."""
+    if config.store.path is not None:
+        return SqliteKeyStore(config.store.path)
+    return HttpKeyStore(config) if config.store.scheme.startswith("http") else RedisKeyStore(config)
+
+
+def _sink(config: UsageConfig) -> Sink:
+    """Return the sink that `usage.sink` names; raises `Unusable`."""
+    if not config.sink.startswith("http"):
+        return RedisSink(config.sink, config.sink_ca_file)
+    try:
+        return HttpSink(config.sink, config.sink_token, config.sink_ca_file)
+    except OSError as error:
+        raise Unusable(f"usage.sink_ca_file: cannot be used as PEM certificates ({error})") from None
+
+
+def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:
+    """Return what verifies tokens, None when there are to be none; raises `Unusable`."""
+    if config.jwt is None:
+        return None
+    missing = [name for name in config.jwt.algorithms if name not in jwt.algorithms.get_default_algorithms()]
+    if missing:
+        raise Unusable(f'jwt: {", ".join(missing)} needs the package cryptography: pip install "edge[jwt]"')
+    return TokenVerifier(config.jwt, clock)
+
+
+def _steady_unix_time() -> Callable[[], float]:
+    """Return a clock of Unix seconds that no correction of the machine's clock moves."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset_s
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise the limit of open descriptors to its hard value and return it; every stream holds two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _spare_the_collector() -> None:
+    """Keep what lives for ever out of the garbage collector's sight, and let it look less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:
+    """Return what the command line's addresses make of a file."""
+
+    def adapt(config: Config) -> Config:
+        server = config.server
+        server = replace(server, listen=(listen,) if listen else server.listen, admin=admin or server.admin)
+        return replace(config, server=server)
+
+    return adapt

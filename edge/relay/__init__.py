@@ -1,0 +1,1 @@
+"""The bytes of an answer, moved to the client."""

@@ -1,0 +1,714 @@
+"""A model server that only pretends: what stands in for an engine in tests, in `edge demo` and under load.
+
+It speaks the APIs of vLLM, SGLang, llama.cpp or OpenAI with their framings, error shapes and usage, at a set pace, and
+fails on request. It thinks nothing: text, ids and times of creation are the same for the same question, so that answers
+can be compared byte for byte; another `seed` in the request gives other ids.
+
+A request steers its own answer by a `simulate` object in its JSON body (or a `simulate` part in a form) whose members
+are fields of `Behaviour`: `{"model": "m", "messages": [], "simulate": {"fault": "cut", "after": 3}}`.
+
+aiohttp parses what comes in. What goes out is written to the transport as it stands, since exact framing, resets and
+cuts are the point: frames are built once per question and kept, and a stream costs one timer and one write per frame.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import email.utils
+import functools
+import random
+import signal
+import socket
+import ssl as tls
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Final, get_args
+
+import msgspec
+import orjson
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+
+from edge.simulator.dialects import (
+    DOCUMENTS,
+    DONE,
+    FORMS,
+    GENERATING,
+    GETS,
+    MAX_BODY_BYTES,
+    POSTS,
+    STREAMS,
+    Ask,
+    Behaviour,
+    Dialect,
+    Fault,
+    Framing,
+    Refusal,
+    Script,
+    decode_ask,
+    document_script,
+    error_document,
+    error_frames,
+    failure_text,
+    http_chunk,
+    models_document,
+    question_of,
+    stream_script,
+)
+
+KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's
+_FLUSH_S: Final = 0.002
+_RUBBISH: Final = b"\x16\x03\x01 this is no HTTP \xff\xfe\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Record:
+    """One request and what became of it.
+
+    `path` is as on the wire, with its query. `outcome` is `open` while the answer runs, then `complete` (so are errors
+    that nobody injected), `client_gone`, `closed` (by the simulator's own end) or the name of the injected fault.
+    `status` is 0 when no status line was sent. `frames_sent` (running) and `tokens` (set at the end) count what was
+    given to the transport. Times are seconds of the loop's clock.
+    """
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    started: float
+    body: bytes = b""
+    status: int = 0
+    outcome: str = "open"
+    frames_sent: int = 0
+    tokens: int = 0
+    ended: float = 0.0
+
+
+class _Sent(web.StreamResponse):
+    """Tells aiohttp that an answer is already on its way; it only has to keep or close the connection."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+_KEEP: Final = _Sent(keep_alive=True)
+_CLOSE: Final = _Sent(keep_alive=False)
+
+
+class _Answer:
+    """One script on its way to one client, driven by one timer."""
+
+    __slots__ = (
+        "_connection", "_due", "_ended", "_fault", "_frames", "_gap_s", "_jitter", "_loop", "_paused", "_random",
+        "_record", "_script", "_simulator", "_stop", "_tail", "_timer", "_transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        simulator: "Simulator",
+        connection: "_Connection",
+        transport: asyncio.Transport,
+        record: Record,
+        script: Script,
+        behaviour: Behaviour,
+        tail: bytes,
+    ) -> None:
+        self._simulator = simulator
+        self._connection = connection
+        self._transport = transport
+        self._record = record
+        self._script = script
+        self._frames = script.frames
+        self._tail = tail
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._due = 0.0
+        self._fault = behaviour.fault
+        self._stop = len(script.frames)
+        if self._fault in ("reset", "cut", "stall"):
+            self._tail = (b"".join(script.frames[max(behaviour.after, 0) :]) + tail)[: behaviour.after_bytes]
+            self._stop = min(self._stop, max(behaviour.after, 0))
+        self._gap_s = behaviour.interval_ms / 1000
+        self._jitter = behaviour.jitter
+        self._random = random.Random(zlib.crc32(record.body)) if behaviour.jitter else None
+
+    async def send(self, head: bytes, delay_s: float) -> None:
+        """Write the head of a stream now, the first frame after `delay_s`, the rest at its pace; return at the end.
+
+        The head of an answer that is no stream goes with the body, for a server has to compute that first.
+        """
+        self._connection.answer = self
+        self._due = self._loop.time() + delay_s
+        if self._script.stream:
+            self._transport.write(head)
+            self._timer = self._loop.call_at(self._due, self._tick)
+        else:
+            self._timer = self._loop.call_at(self._due, self._tick_with, head)
+        try:
+            await self._ended
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Write no more."""
+        self._connection.answer = None
+        self._record.tokens = self._script.tokens_in(self._record.frames_sent)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def resume(self) -> None:
+        """Go on after the client made room."""
+        if self._paused:
+            self._paused = False
+            self._due = self._loop.time()
+            self._tick()
+
+    def _tick_with(self, head: bytes) -> None:
+        self._transport.write(head)
+        self._tick()
+
+    def _tick(self) -> None:
+        """Write every frame that is due, unless the client is behind."""
+        record = self._record
+        now = self._loop.time()
+        while record.frames_sent < self._stop:
+            if self._connection.writing_paused:
+                self._paused = True
+                return
+            self._transport.write(self._frames[record.frames_sent])
+            record.frames_sent += 1
+            self._simulator.changed()
+            self._due += self._gap()
+            if self._due > now and record.frames_sent < self._stop:
+                self._timer = self._loop.call_at(self._due, self._tick)
+                return
+        self._finish()
+
+    def _gap(self) -> float:
+        if self._random is None:
+            return self._gap_s
+        return self._gap_s * (1 + self._jitter * self._random.uniform(-1, 1))
+
+    def _finish(self) -> None:
+        self._timer = None
+        if self._tail:
+            self._transport.write(self._tail)
+        if self._fault == "reset":
+            self._timer = self._loop.call_later(_FLUSH_S, self._reset)
+        elif self._fault != "stall":
+            self._end()
+
+    def _end(self) -> None:
+        self._record.outcome = self._fault or "complete"
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _reset(self) -> None:
+        """End the connection by RST, once what was written has left: `abort` would drop it.
+
+        No event says so; and uvloop writes at the end of its turn, until when its buffer looks empty.
+        """
+        if self._transport.get_write_buffer_size():
+            self._timer = self._loop.call_later(_FLUSH_S, self._reset)
+            return
+        self._end()
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+
+class _Connection(web.RequestHandler):
+    """One client's connection: aiohttp's, that tells the answer on it when to pause and when to stop."""
+
+    __slots__ = ("_simulator", "answer")
+
+    def __init__(self, simulator: "Simulator", server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=simulator.keepalive_timeout_s,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp takes None for no log, its annotation does not
+            auto_decompress=False,
+            max_line_size=65_536,
+            max_field_size=65_536,
+        )
+        self._simulator = simulator
+        self.answer: _Answer | None = None
+
+    async def start(self) -> None:
+        self._simulator.opened(self)
+        try:
+            await super().start()
+        finally:
+            self._simulator.lost(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.answer is not None:
+            self.answer.resume()
+
+    def eof_received(self) -> None:
+        if self.answer is not None and self.transport is not None:
+            self.transport.abort()  # else a full buffer keeps the connection for as long as nobody reads it
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.answer is not None:
+            self.answer.stop()
+        super().connection_lost(exc)
+
+
+class Simulator:
+    """A model server on one listening socket.
+
+    `behaviour` and `healthy` (else `/health` is 503) may be changed at any time and hold for later requests.
+    `requests` keeps the last `keep_requests` records, bodies included; under load, keep none.
+    `active` counts requests that are being answered.
+    """
+
+    def __init__(
+        self,
+        behaviour: Behaviour | None = None,
+        *,
+        keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
+        keep_requests: int = 1_000,
+    ) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.healthy = True
+        self.keepalive_timeout_s = keepalive_timeout_s
+        self.requests: deque[Record] = deque(maxlen=keep_requests)
+        self.active = 0
+        self._connections: set[_Connection] = set()
+        self._waiters: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
+        self._listener: asyncio.Server | None = None
+        self._scheme = "http"
+        self._closing = False
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._address()[1])
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a path."""
+        host, port = self._address()[:2]
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
+
+    def _address(self) -> tuple[Any, ...]:
+        if self._listener is None or not self._listener.sockets:
+            raise RuntimeError("the simulator does not listen: await start() first")
+        address: tuple[Any, ...] = self._listener.sockets[0].getsockname()
+        return address
+
+    async def start(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        sock: socket.socket | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> None:
+        """Listen on `host` and `port` (0: any free one), or on `sock`; with `ssl`, speak TLS.
+
+        Raises:
+            OSError: the address is taken or not ours.
+
+        """
+        loop = asyncio.get_running_loop()
+        server = web.Server(self._handle, request_factory=_request, handler_cancellation=True)
+        where: dict[str, Any] = {"host": host, "port": port} if sock is None else {"sock": sock}
+        self._closing = False
+        self._scheme = "https" if ssl else "http"
+        self._listener = await loop.create_server(
+            lambda: _Connection(self, server, loop),
+            **where,
+            ssl=ssl,
+            backlog=65_535,  # the kernel lowers it to net.core.somaxconn
+        )
+
+    async def close(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._listener is None:
+            return
+        self._closing = True
+        self._listener.close()
+        for connection in self._connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self.wait_for(lambda: not self._connections)
+        await self._listener.wait_closed()
+        self._listener = None
+
+    async def wait_for(self, predicate: Callable[[], object]) -> None:
+        """Return when `predicate()` holds; it is asked again whenever a request, frame or connection comes or ends."""
+        if predicate():
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (predicate, waiter)
+        self._waiters.append(entry)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(entry)
+
+    def changed(self) -> None:
+        """Ask the predicates that are waited for."""
+        for predicate, waiter in self._waiters:
+            if not waiter.done():
+                try:
+                    if predicate():
+                        waiter.set_result(None)
+                except Exception as error:  # the waiter's mistake, not the request's that happens to run
+                    waiter.set_exception(error)
+
+    def opened(self, connection: _Connection) -> None:
+        """Count a connection."""
+        self._connections.add(connection)
+        self.changed()
+
+    def lost(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        self.changed()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        loop = asyncio.get_running_loop()
+        record = Record(request.method, request.raw_path, list(request.headers.items()), loop.time())
+        self.requests.append(record)
+        self.active += 1
+        self.changed()
+        try:
+            return await self._answer(request, record)
+        except ConnectionError:
+            return _CLOSE
+        finally:
+            if record.outcome == "open":
+                record.outcome = "closed" if self._closing else "client_gone"
+            record.ended = loop.time()
+            self.active -= 1
+            self.changed()
+
+    async def _answer(self, request: web.BaseRequest, record: Record) -> web.StreamResponse:
+        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        behaviour = self.behaviour
+        delay_s = 0.0
+        try:
+            record.body = await _read(request)
+            self.changed()
+            if request.method == "POST" and request.rel_url.raw_path in POSTS:
+                ask = await _asked(request, record.body, behaviour)
+                behaviour = _steered(behaviour, ask)
+                script = _script(request, ask, behaviour)
+                tokens = 0 if script.stream else script.tokens
+                delay_s = (behaviour.ttft_ms + behaviour.interval_ms * tokens) / 1000
+            else:
+                script, behaviour = self._unsteered(request), Behaviour()
+        except Refusal as refusal:
+            document = error_document(behaviour.dialect, refusal.status, refusal.message, refusal.param)
+            script, behaviour = document_script(document, status=refusal.status), Behaviour()
+        return await self._send(request, record, script, behaviour, delay_s)
+
+    def _unsteered(self, request: web.BaseRequest) -> Script:
+        """Return the answer to what is no question to a model: no pace, no faults."""
+        match request.method, request.rel_url.raw_path:
+            case "GET", "/health":
+                return Script("text/plain; charset=utf-8", (b"",), status=200 if self.healthy else 503)
+            case "GET", "/v1/models":
+                return document_script(models_document(self.behaviour))
+            case _, path if path in POSTS or path in GETS:
+                return document_script({"detail": "Method Not Allowed"}, status=405)
+            case _:
+                return document_script({"detail": "Not Found"}, status=404)
+
+    async def _send(
+        self, request: web.BaseRequest, record: Record, script: Script, behaviour: Behaviour, delay_s: float
+    ) -> web.StreamResponse:
+        connection, transport = request.protocol, request.transport
+        assert isinstance(connection, _Connection)
+        if transport is None:
+            return _CLOSE
+        framing = _framing(request, script, behaviour)
+        keep = request.keep_alive and framing != "close" and behaviour.fault not in ("cut", "reset", "rubbish")
+        head = _head(script, framing, self.behaviour.dialect, close=not request.keep_alive or framing == "close")
+        tail = b"0\r\n\r\n" if framing == "chunked" else b""
+        if framing == "chunked" and not script.stream:
+            script = replace(script, frames=(b"".join((*map(http_chunk, filter(None, script.frames)), tail)),))
+            tail = b""
+        if request.method == "HEAD":  # which has no body (RFC 9110 section 9.3.2)
+            script, tail = Script(script.content_type, (), status=script.status), b""
+        elif behaviour.fault == "rubbish":
+            head, script, tail = b"", Script("", (_RUBBISH,), status=0), b""
+        elif behaviour.fault in ("cut", "reset", "stall") and behaviour.after < 0:
+            head, script, tail = b"", Script("", (), status=0), b""
+        if behaviour.fault == "stall" and _is_whole(script, framing, behaviour, tail):
+            behaviour = replace(behaviour, fault=None)
+        record.status = script.status
+        await _Answer(self, connection, transport, record, script, behaviour, tail).send(head, delay_s)
+        return _KEEP if keep else _CLOSE
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES)
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise Refusal(413, f"The request is over {MAX_BODY_BYTES} bytes.") from None
+
+
+async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) -> Ask:
+    """Read what a body asks for.
+
+    Raises:
+        Refusal: the body is not what this path takes; vLLM and SGLang look at its content type too.
+
+    """
+    if request.rel_url.raw_path in FORMS:
+        return await _asked_in_form(request, body)
+    if behaviour.dialect in ("vllm", "sglang") and request.content_type != "application/json":
+        raise Refusal(400, "Unsupported Media Type: Only 'application/json' is allowed")
+    try:
+        return decode_ask(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(400, f"The body cannot be read: {error}") from None
+
+
+async def _asked_in_form(request: web.BaseRequest, body: bytes) -> Ask:
+    if request.content_type != "multipart/form-data":
+        raise Refusal(400, "This path takes multipart/form-data.")
+    # The reader wants a stream; a limit above any body keeps it from pausing the connection.
+    stream = StreamReader(request.protocol, MAX_BODY_BYTES, loop=asyncio.get_running_loop())
+    stream.feed_data(body)
+    stream.feed_eof()
+    form: dict[str, Any] = {}
+    try:
+        async for part in MultipartReader(request.headers, stream):
+            if isinstance(part, BodyPartReader) and part.name and part.filename is None:
+                form[part.name] = await part.text()
+        if "simulate" in form:
+            form["simulate"] = orjson.loads(form["simulate"])
+        return msgspec.convert(
+            {name: form[name] for name in ("model", "n", "simulate") if name in form}, Ask, strict=False
+        )
+    except ValueError as error:
+        raise Refusal(400, f"The form cannot be read: {error}") from None
+
+
+def _steered(behaviour: Behaviour, ask: Ask) -> Behaviour:
+    try:
+        return behaviour.steered(ask.simulate)
+    except ValueError as error:
+        raise Refusal(400, str(error), "simulate") from None
+
+
+def _script(request: web.BaseRequest, ask: Ask, behaviour: Behaviour) -> Script:
+    """Return the answer to `ask`, with the faults in it that lie in the frames themselves."""
+    path = request.rel_url.raw_path
+    question = question_of(ask, behaviour)
+    streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
+    events = streams and path in DOCUMENTS
+    fault = behaviour.fault
+    if fault == "error" or (fault in ("error_first", "error_mid") and not events):
+        document = error_document(behaviour.dialect, behaviour.status, failure_text(behaviour.status))
+        return document_script(document, status=behaviour.status)
+    if not streams:
+        tokens = question.tokens if path in GENERATING else 0
+        return document_script(DOCUMENTS[path](ask, question), tokens=tokens)
+    chunked = _streams_chunked(request, behaviour)
+    script = stream_script(path, question, chunked=chunked)
+    if fault in ("error_first", "error_mid"):
+        error = error_frames(path, behaviour.dialect, behaviour.status)
+        after = 0 if fault == "error_first" else min(max(behaviour.after, 0), script.lead + script.tokens)
+        return _with_end(script, after, tuple(map(http_chunk, error)) if chunked else error)
+    if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
+        return _with_end(script, len(script.frames) - 1, ())
+    return script
+
+
+def _with_end(script: Script, after: int, end: tuple[bytes, ...]) -> Script:
+    """Return a stream with other frames in place of those behind the first `after`."""
+    frames = script.frames[:after] + end
+    return replace(script, frames=frames, tokens=min(script.tokens, max(0, after - script.lead)))
+
+
+def _streams_chunked(request: web.BaseRequest, behaviour: Behaviour) -> bool:
+    """HTTP/1.0 knows no chunks (RFC 9112 section 7.1)."""
+    return behaviour.framing in (None, "chunked") and request.version >= (1, 1)
+
+
+def _framing(request: web.BaseRequest, script: Script, behaviour: Behaviour) -> Framing:
+    wanted = behaviour.framing or ("chunked" if script.stream else "length")
+    return "close" if wanted == "chunked" and request.version < (1, 1) else wanted
+
+
+def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) -> bytes:
+    """Return the head of an answer, with the names and in the order of uvicorn."""
+    lines = [
+        f"HTTP/1.1 {script.status} {_reason(script.status)}",
+        f"date: {_date(int(time.time()))}",
+        "server: uvicorn",
+        f"content-type: {script.content_type}",
+    ]
+    if framing == "chunked":
+        lines.append("transfer-encoding: chunked")
+    elif framing == "length":
+        lines.append(f"content-length: {sum(map(len, script.frames))}")
+    if dialect == "openai":
+        lines += ["openai-processing-ms: 1", "x-request-id: req_simulated"]
+    if close:
+        lines.append("connection: close")
+    return "\r\n".join((*lines, "\r\n")).encode()
+
+
+def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: bytes) -> bool:
+    """Say whether a client has its whole answer before a fault: a stall there would hang its next request, not this."""
+    if behaviour.after < 0 or framing == "close":
+        return False
+    return sum(map(len, script.frames[behaviour.after :])) + len(tail) <= behaviour.after_bytes
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+@functools.lru_cache(maxsize=2)
+def _date(unix_s: int) -> str:
+    return email.utils.formatdate(unix_s, usegmt=True)
+
+
+# --- edge simulate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `edge simulate`; `listen` becomes a (host, port) pair."""
+    parser.add_argument(
+        "--listen",
+        type=_listen_address,
+        default=("127.0.0.1", 9001),
+        metavar="HOST:PORT",
+        help="default 127.0.0.1:9001",
+    )
+    parser.add_argument("--dialect", choices=get_args(Dialect), default="vllm", help="whose habits (default vllm)")
+    parser.add_argument(
+        "--ttft", type=_duration_ms, default=200.0, metavar="TIME", help="to the first token (default 200ms)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=50.0, metavar="N", help="tokens a second of one stream (default 50); 0: no pause"
+    )
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, metavar="SHARE", help="0 to 1 of the pause between tokens (default 0)"
+    )
+    parser.add_argument("--prompt-tokens", type=int, default=12, metavar="N", help="what usage says (default 12)")
+    parser.add_argument("--fault", choices=get_args(Fault), help="fail every answer in this way")
+    parser.add_argument("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
+    parser.add_argument(
+        "--after",
+        type=int,
+        default=0,
+        metavar="FRAMES",
+        help="sent before the fault (default 0: the head only); -1: not even the head",
+    )
+    parser.add_argument(
+        "--after-bytes", type=int, default=0, metavar="N", help="of what follows, sent before the fault (default 0)"
+    )
+    parser.add_argument(
+        "--framing", choices=get_args(Framing), help="of every answer (default: chunked for streams, else length)"
+    )
+    parser.add_argument("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
+
+
+def behaviour_from(args: argparse.Namespace) -> Behaviour:
+    """Return the behaviour that the options of `add_arguments` ask for.
+
+    Raises:
+        ValueError: a value is out of range; the message says which and what it may be.
+
+    """
+    if not 0 <= args.rate <= 1_000_000:
+        raise ValueError(f"rate must be between 0 and 1000000 tokens a second, not {args.rate!r}")
+    return Behaviour(
+        dialect=args.dialect,
+        ttft_ms=args.ttft,
+        interval_ms=1000 / args.rate if args.rate else 0,
+        tokens=args.tokens,
+        jitter=args.jitter,
+        fault=args.fault,
+        status=args.status,
+        after=args.after,
+        after_bytes=args.after_bytes,
+        framing=args.framing,
+        prompt_tokens=args.prompt_tokens,
+        served=tuple(args.model) if args.model else None,
+    )
+
+
+def _duration_ms(text: str) -> float:
+    for unit, factor in (("ms", 1.0), ("s", 1_000.0), ("m", 60_000.0)):
+        if text.endswith(unit):
+            with contextlib.suppress(ValueError):
+                return float(text.removesuffix(unit)) * factor
+            break
+    raise argparse.ArgumentTypeError(f"{text!r} is no duration: write a number with ms, s or m, such as 200ms")
+
+
+def _listen_address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST:PORT, such as 127.0.0.1:9001")
+    return host.strip("[]"), int(port)
+
+
+async def run(listen_host: str, listen_port: int, behaviour: Behaviour) -> None:
+    """Play a model server until SIGINT or SIGTERM.
+
+    Raises:
+        OSError: the address is taken or not ours.
+
+    """
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    simulator = Simulator(behaviour, keep_requests=0)
+    await simulator.start(listen_host, listen_port)
+    try:
+        print(f"simulating {behaviour.dialect} on {simulator.url}/v1", flush=True)
+        await stopped.wait()
+    finally:
+        await simulator.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,145 @@
+"""Members by DNS: all addresses of a pool's name, looked up again and again, behind the requests."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from edge.config.settings import Url
+from edge.upstream.pools import Endpoints, Pool
+
+_log = logging.getLogger(__name__)
+
+_INTERVAL_S: Final = 5.0  # what cluster DNS lets clients keep an answer; getaddrinfo tells no TTL
+_JITTER: Final = 0.1  # of the interval, so that many edges do not ask at once
+_TIMEOUT_S: Final = 5.0  # a resolver's first server is given up after it (resolv.conf(5))
+
+Addresses = tuple[str, ...]
+
+
+class Discovery:
+    """Follows the names of a generation's pools; the last good answer counts while there is no new one."""
+
+    def __init__(self, endpoints: Endpoints, changed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._endpoints = endpoints
+        self._changed = changed  # called when pools have other members
+        self._known: dict[Url, Addresses] = {}
+        self._failing: set[Url] = set()
+        self._pools: list[Pool] = []
+        self._tasks: dict[Url, asyncio.Task[None]] = {}
+        self._asking: dict[Url, asyncio.Task[Addresses]] = {}  # each until its answer comes, however late
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def learn(self, pools: Iterable[Pool]) -> None:
+        """Give these pools their members, asking for the names that are new; a name that fails leaves a pool empty."""
+        pools = [pool for pool in pools if pool.config.dns is not None]
+        names = {pool.config.dns for pool in pools if pool.config.dns is not None}
+        await asyncio.gather(*(self._ask(name) for name in names if name not in self._known))
+        for pool in pools:
+            self._fill(pool)
+
+    def apply(self, pools: Iterable[Pool]) -> None:
+        """Follow the names of these pools, and no others any more."""
+        self._pools = [pool for pool in pools if pool.config.dns is not None]
+        names = {pool.config.dns for pool in self._pools if pool.config.dns is not None}
+        for name in self._tasks.keys() - names:
+            self._tasks.pop(name).cancel()
+            self._known.pop(name, None)
+            self._failing.discard(name)
+        for name in names - self._tasks.keys():
+            self._tasks[name] = self._loop.create_task(self._follow(name), name=f"dns {name.authority}")
+
+    async def _follow(self, name: Url) -> None:
+        while True:
+            if name not in self._asking:  # else its answer is late, and taken over when it comes
+                await asyncio.sleep(_INTERVAL_S * random.uniform(1 - _JITTER, 1 + _JITTER))
+            before = self._known.get(name)
+            await self._ask(name)
+            if self._known.get(name) != before:
+                for pool in self._pools:
+                    if pool.config.dns == name:
+                        self._fill(pool)
+                self._changed()
+
+    async def _ask(self, name: Url) -> None:
+        """Take over what a name's look-up says; one that is late goes on, and no other is begun before its end."""
+        asking = self._asking.get(name) or self._begin(name)
+        await asyncio.wait((asking,), timeout=_TIMEOUT_S)
+        try:
+            if not asking.done():
+                raise TimeoutError
+            addresses = asking.result()
+        except (OSError, UnicodeError, RuntimeError) as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                kept = "the last answer goes on" if name in self._known else "its pool is empty"
+                _log.warning("dns %s cannot be resolved, %s: %s", name.authority, kept, str(error) or "no answer")
+            return
+        self._failing.discard(name)
+        if addresses != self._known.get(name):
+            self._known[name] = addresses
+            _log.info("dns %s is %s", name.authority, ", ".join(addresses))
+
+    def _begin(self, name: Url) -> asyncio.Task[Addresses]:
+        def end(asking: asyncio.Task[Addresses]) -> None:
+            del self._asking[name]
+            if not asking.cancelled():
+                asking.exception()  # whoever asked may have gone
+
+        asking = self._asking[name] = self._loop.create_task(look_up(name), name=f"look up {name.authority}")
+        asking.add_done_callback(end)
+        return asking
+
+    def _fill(self, pool: Pool) -> None:
+        name = pool.config.dns
+        assert name is not None  # only pools with one are kept
+        addresses = self._known.get(name, ())
+        pool.replace([self._endpoints.member(Url(name.scheme, each, name.port), None) for each in addresses])
+
+    async def close(self) -> None:
+        """End every look-up; a thread that still waits for its resolver is left behind."""
+        tasks = [*self._tasks.values(), *self._asking.values()]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def look_up(name: Url) -> Addresses:
+    """Return all addresses of a name, in a fixed order.
+
+    Each on a thread of its own: the loop has four for all names of the process, and one whose server is dead holds its
+    thread for as long as the resolver is patient. A daemon, so that it does not hold the process's end either.
+    Raises: `OSError`, `UnicodeError`, or `RuntimeError` when there is no thread to be had.
+    """
+    answer: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+    threading.Thread(target=_resolve, args=(name, answer), name=f"dns {name.authority}", daemon=True).start()
+    return await answer
+
+
+def _resolve(name: Url, answer: asyncio.Future[Addresses]) -> None:
+    """Ask the resolver, on a thread that may wait for it."""
+    outcome: Addresses | Exception
+    try:
+        found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+        outcome = tuple(sorted({str(address[0]) for *_, address in found}))
+    except Exception as error:  # told to who waits
+        outcome = error
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)
+
+
+def _settle(answer: asyncio.Future[Addresses], outcome: Addresses | Exception) -> None:
+    if answer.done():  # cancelled
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

@@ -1,0 +1,200 @@
+"""The client's side of a connection: what aiohttp's parser refuses, how many there may be, how bodies are bounded."""
+
+import asyncio
+import importlib.metadata
+import json
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import http_parser
+
+from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, REASONS, BodyMemory, response
+from edge.errors import EdgeError, Overloaded
+from edge.simulator.server import Simulator
+from tests.conftest import ROUTES, Edge, RawClient, StartEdge, tls_setting
+from tests.unit.test_errors import ALL
+
+SECRET = "sk-" + "s3cret" * 7
+
+
+def test_aiohttp_is_the_version_that_was_read_and_has_its_c_parser() -> None:
+    """The connection rides on private names of `RequestHandler`; the pure parser is too lenient for an edge."""
+    assert importlib.metadata.version("aiohttp").split(".")[:2] == ["3", "14"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert any(each.startswith("aiohttp>=3.14") and each.endswith("<3.15") for each in project["dependencies"])
+    assert http_parser.HttpRequestParser is not http_parser.HttpRequestParserPy
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_status_has_its_reason(kind: type[EdgeError]) -> None:
+    assert kind.status in REASONS
+
+
+HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (f"{SECRET}\r\n\r\n", 400),
+        (f"GET {SECRET} HTTP/9.9\r\n\r\n", 400),
+        (f"{HEAD}{SECRET} no colon\r\n\r\n", 400),
+        (f"{HEAD}X: a\x00{SECRET}\r\n\r\n", 400),
+        (f"{HEAD}Content-Length: {SECRET}\r\n\r\n", 400),
+        (f"{HEAD}Content-Length: -1\r\n\r\n", 400),
+        (f"{HEAD}Content-Length: 1\r\nContent-Length: 2\r\n\r\n{SECRET}", 400),
+        (f"{HEAD}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SECRET}", 400),
+        (f"{HEAD}Transfer-Encoding: chunked, {SECRET}\r\n\r\n", 400),
+        (f"{HEAD}X : {SECRET}\r\n\r\n", 400),
+        (f"{HEAD} {SECRET}: folded\r\n\r\n", 400),
+        (f"POST /{SECRET}?{'x' * MAX_REQUEST_LINE_BYTES} HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (f"{HEAD}X: {SECRET}{'x' * MAX_FIELD_BYTES}\r\n\r\n", 431),
+        (f"{HEAD}{'x' * MAX_FIELD_BYTES}y: {SECRET}\r\n\r\n", 431),
+        (HEAD + f"X: {SECRET}\r\n" * MAX_FIELDS + "\r\n", 431),
+        (HEAD + f"X: {SECRET}{'x' * 10_000}\r\n" * 90 + "\r\n", 431),
+    ],
+    ids=[
+        "no HTTP", "version", "no colon", "NUL", "length is a word", "negative length", "two lengths",
+        "length and chunked", "unknown coding", "space before colon", "folded", "long request line", "long value",
+        "long name", "many headers", "large head",
+    ],
+)  # fmt: skip
+async def test_what_the_parser_refuses_is_our_json_and_quotes_nothing(
+    edge: Edge, data: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiohttp's own answer and traceback quote the input, keys included (RFC 9112 sections 3, 5, 6.3)."""
+    caplog.set_level(logging.DEBUG)
+    client = await edge.connect()
+    client.send(data.encode("latin-1"))
+    got, headers, body = await client.response()
+    assert got == status
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert (headers["content-type"], headers["connection"]) == ("application/json", "close")
+    assert headers["x-request-id"].startswith("req_")
+    assert headers["access-control-allow-origin"] == "*"
+    assert await client.rest() == b""
+    assert SECRET.encode() not in body
+    assert SECRET not in repr(headers)
+    assert SECRET not in caplog.text
+    assert SECRET not in json.dumps(await edge.log())
+    await edge.consistent()
+
+
+async def test_request_before_a_malformed_one_is_still_answered(edge: Edge, simulator: Simulator) -> None:
+    client = await edge.connect()
+    client.send(edge.request({"model": "public/deepseek-r1", "simulate": {"ttft_ms": 100}}))
+    await simulator.wait_for(lambda: simulator.requests)
+    client.send(b"rubbish\r\n\r\n")
+    assert (await client.response())[0] == 200
+    assert (await client.response())[0] == 400
+    assert await client.rest() == b""
+    await edge.consistent()
+
+
+async def test_connection_too_many_is_refused_with_503(start_edge: StartEdge, simulator: Simulator) -> None:
+    """And is no longer too many when another has gone."""
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
+    first, second = await edge.connect(), await edge.connect()
+    for client in (first, second):
+        client.send(edge.request({"model": "public/deepseek-r1"}))
+        assert (await client.response())[0] == 200
+    third = await edge.connect()
+    status, headers, body = await third.response()
+    assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+    assert json.loads(body)["error"]["code"] == "overloaded"
+    assert await third.rest() == b""
+    assert edge.server.clients.refused_connections == 1
+    first.close()
+    while len(edge.server.clients.clients) > 1:
+        await asyncio.sleep(0.01)
+    assert (await edge.ask({"model": "public/deepseek-r1"}))[0] == 200
+    await edge.consistent()
+
+
+async def test_flood_of_connections_takes_no_descriptors(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Some are told why; each of those lingers to be read, so not all can be."""
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
+    clients = [await edge.connect() for _ in range(60)]
+    while edge.server.clients.refused_connections < 58:
+        await asyncio.sleep(0.01)
+    assert len(edge.server.clients.clients) <= 2 + 32
+    assert await clients[-1].rest() == b""
+
+
+async def test_handshake_that_never_ends_has_the_time_of_a_head(start_edge: StartEdge, tmp_path: Path) -> None:
+    settings = 'header_timeout = "100ms"\n' + tls_setting(tmp_path, trustme.CA())
+    edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=settings)
+    silent = await edge.connect()
+    assert await silent.rest() == b""
+
+
+async def test_connection_that_says_nothing_is_closed(start_edge: StartEdge, simulator: Simulator) -> None:
+    """Before its first request and after it; a head that never ends gets a 408."""
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", simulator.url), server='client_idle_timeout = "200ms"\nheader_timeout = "100ms"\n'
+    )
+    silent, idle, slow = await edge.connect(), await edge.connect(), await edge.connect()
+    idle.send(edge.request({"model": "public/deepseek-r1"}))
+    assert (await idle.response())[0] == 200
+    slow.send(b"POST /v1/completions HTTP/1.1\r\nHost")
+    assert await silent.rest() == b""
+    assert await idle.rest() == b""
+    assert (await slow.rest()).startswith(b"HTTP/1.1 408 ")
+    await edge.consistent()
+
+
+@pytest.mark.parametrize(
+    ("facts", "absent", "present"),
+    [
+        ({"keep_alive": True}, [b"connection"], [b"content-length: 2"]),
+        ({"keep_alive": False}, [], [b"connection: close"]),
+        ({"keep_alive": True, "with_body": False}, [], [b"content-length: 2"]),
+        ({"keep_alive": True, "status": 204, "body": b""}, [b"content-length", b"content-type"], []),
+    ],
+)
+def test_answer_of_the_edges_own(facts: dict[str, object], absent: list[bytes], present: list[bytes]) -> None:
+    """RFC 9110 section 8.6: a 204 has no length, an answer to HEAD has that of the GET."""
+    arguments = {"status": 200, "body": b"{}", **facts}
+    data = response(arguments.pop("status"), arguments.pop("body"), request_id="r", **arguments)  # type: ignore[arg-type]
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 20")
+    assert [line for line in absent if line in head] == []
+    assert [line for line in present if line not in head] == []
+    for name in (b"\r\ndate: ", b"\r\nx-request-id: r", b"\r\naccess-control-allow-origin: *"):
+        assert head.count(name) == 1
+    assert body == (b"" if facts.get("with_body") is False or facts.get("status") == 204 else b"{}")
+
+
+def test_memory_of_bodies_is_bounded_and_given_back() -> None:
+    memory = BodyMemory(10)
+    memory.reserve(10)
+    with pytest.raises(Overloaded):
+        memory.reserve(1)
+    assert memory.used_bytes == 10
+    memory.release(4)
+    memory.reserve(4)
+    assert memory.used_bytes == 10
+
+
+async def test_body_over_the_memory_of_all_bodies_is_503_and_leaves_nothing(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", simulator.url), server='max_body = "20KB"\nbody_memory = "20KB"\n'
+    )
+    request = edge.request({"model": "public/deepseek-r1", "user": "x" * 15_000})
+    waiting: RawClient = await edge.connect()
+    waiting.send(request[:-10])
+    while edge.server.memory.used_bytes < 10_000:
+        await asyncio.sleep(0.01)
+    other = await edge.connect()
+    other.send(request)
+    status, headers, body = await other.response()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+    assert headers["retry-after"] == "1"
+    waiting.send(request[-10:])
+    assert (await waiting.response())[0] == 200
+    await edge.consistent()

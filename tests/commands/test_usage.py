@@ -1,0 +1,230 @@
+"""`edge usage`: the sums agree with the journal to the token."""
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.commands import usage as usage_report
+from edge.commands.usage import Row, parse_time, render, totals
+from edge.exchange import End, Principal, Usage, UsageSource
+from edge.journal.journal import Journal
+from tests.records import STARTED_AT, accepted, ended, ends_of, journal_files
+
+NOW = 1_763_000_000.25
+DAY_S = 86_400
+COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "units")
+
+counts = st.integers(0, 10**9)
+usages = st.builds(Usage, counts, counts, counts, counts, counts, st.sampled_from(UsageSource))
+requests = st.fixed_dictionaries(
+    {
+        "principal": st.builds(Principal, st.sampled_from(["key_1", "key_2"]), st.sampled_from(["u-a", "u-b", "u-c"])),
+        "model": st.sampled_from(["public/a", "public/b", "u-a/模型"]),
+        "started_at": st.integers(0, 4 * DAY_S * 1000).map(lambda ms: NOW + (ms + 0.5) / 1000),
+        "usage": usages,
+        "end": st.sampled_from(End),
+        "crashes": st.booleans(),
+    }
+)
+
+
+def record(directory: Path, made: list[dict[str, Any]], rotate_bytes: int = 3000) -> None:
+    """Write requests; those that crash have no usage."""
+    journal = Journal(directory, rotate_bytes, "serve")
+    for facts in made:
+        exchange = accepted(principal=facts["principal"], model=facts["model"], started_at=facts["started_at"])
+        journal.open_record(exchange)
+        if not facts["crashes"]:
+            journal.close_record(ended(exchange, usage=facts["usage"], end=facts["end"]))
+    journal.close()  # what is open is ended as crashed by the next start
+    Journal(directory, rotate_bytes, "serve").close()
+
+
+NAME: dict[usage_report.By, Callable[[dict[str, Any]], str]] = {
+    "key": lambda facts: facts["principal"].id,
+    "user": lambda facts: facts["principal"].user,
+    "model": lambda facts: facts["model"],
+    "day": lambda facts: datetime.fromtimestamp(facts["started_at"], UTC).strftime("%Y-%m-%d"),
+}
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.lists(requests, max_size=30), st.sampled_from(list(NAME)))
+def test_sums_agree_with_what_was_recorded(
+    tmp_path_factory: pytest.TempPathFactory, made: list[dict[str, Any]], by: usage_report.By
+) -> None:
+    directory = tmp_path_factory.mktemp("usage")
+    record(directory, made)
+    found = totals(directory, None, None, by)
+    assert found.unreadable == 0
+    expected: dict[str, Counter[str]] = {}
+    for facts in made:
+        sums = expected.setdefault(NAME[by](facts), Counter())
+        usage: Usage = Usage() if facts["crashes"] else facts["usage"]
+        sums.update({name: getattr(usage, name) for name in COUNTED})
+        sums["requests"] += 1
+        sums["crashed"] += facts["crashes"]
+        sums["estimated"] += usage.source is UsageSource.ESTIMATED
+    names = [*COUNTED, "requests", "crashed", "estimated"]
+    assert {row.name: {name: getattr(row, name) for name in names} for row in found.rows} == {
+        name: {each: sums[each] for each in names} for name, sums in expected.items()
+    }
+    records = ends_of(directory).values()
+    for name in COUNTED:
+        assert sum(getattr(row, name) for row in found.rows) == sum(each[name] for each in records)
+    shutil.rmtree(directory)
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.lists(requests, max_size=30), st.integers(-1000, 5 * DAY_S * 1000))
+def test_every_request_is_before_a_time_or_from_it_on(
+    tmp_path_factory: pytest.TempPathFactory, made: list[dict[str, Any]], offset_ms: int
+) -> None:
+    directory = tmp_path_factory.mktemp("usage")
+    record(directory, made)
+    at = NOW + offset_ms / 1000
+    before = totals(directory, None, at, "user").rows
+    after = totals(directory, at, None, "user").rows
+    assert sum(row.requests for row in before) == sum(facts["started_at"] < at for facts in made)
+    assert sum(row.requests for row in after) == sum(facts["started_at"] >= at for facts in made)
+    shutil.rmtree(directory)
+
+
+def test_file_that_ended_long_before_is_not_read(tmp_path: Path) -> None:
+    """What `--since 24h` costs does not grow with the years."""
+    record(tmp_path, [{**REQUEST, "started_at": NOW}])
+    [path] = journal_files(tmp_path)
+    os.utime(path, (NOW, NOW))
+    path.chmod(0)
+    read: list[Path] = []
+    real = Path.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *mode: (read.append(path), real(path, *mode))[1])
+        assert totals(tmp_path, NOW + 2 * DAY_S, None, "user").rows == []
+        assert read == []
+        assert len(totals(tmp_path, NOW - 1, None, "user").rows) == 1
+
+
+REQUEST: dict[str, Any] = {
+    "principal": Principal("key_1", "u-a"), "model": "public/a", "started_at": STARTED_AT,
+    "usage": Usage(100, 20, 5, 3, 1, UsageSource.ESTIMATED), "end": End.COMPLETE, "crashes": False,
+}  # fmt: skip
+
+
+def test_request_that_runs_does_not_count_and_a_line_that_is_being_written_is_no_fault(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 2**20, "serve")
+    journal.open_record(accepted())
+    os.write(journal._descriptor, b'{"id":"x","tim')
+    found = totals(tmp_path, None, None, "user")
+    assert (found.rows, found.unreadable) == ([], 0)
+    journal.close()
+
+
+@pytest.mark.parametrize("rubbish", [b"\0" * 99, b"[" * 100_000, b"[]", b"\xff", b'{"time":7,"end":"complete"}'])
+def test_lines_that_cannot_be_read_are_counted_and_said(
+    tmp_path: Path, rubbish: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path, [REQUEST])
+    [path] = journal_files(tmp_path)
+    path.write_bytes(rubbish + b"\n" + path.read_bytes() + rubbish + b"\n")
+    found = totals(tmp_path, None, None, "user")
+    assert ([row.requests for row in found.rows], found.unreadable) == ([1], 2)
+    assert usage_report.main(tmp_path, parse()) == 0
+    printed = capsys.readouterr()
+    assert "2 lines cannot be read" in printed.err
+    assert "u-a" in printed.out
+
+
+def test_largest_comes_first_but_days_come_in_order(tmp_path: Path) -> None:
+    made = [
+        {**REQUEST, "principal": Principal("k", user), "usage": Usage(tokens), "started_at": NOW - number * DAY_S}
+        for number, (user, tokens) in enumerate([("u-b", 5), ("u-a", 5), ("u-c", 9)])
+    ]
+    record(tmp_path, made)
+    assert [row.name for row in totals(tmp_path, None, None, "user").rows] == ["u-c", "u-a", "u-b"]
+    days = [row.name for row in totals(tmp_path, None, None, "day").rows]
+    assert days == ["2025-11-11", "2025-11-12", "2025-11-13"]
+
+
+def test_table_is_aligned_and_ends_in_a_total() -> None:
+    rows = [Row("u-1100a15812cc", 3, 1_000_000, 20, 7, 0, 0, 1, 0), Row("", 1, 5, 5, 0, 0, 2, 0, 1)]
+    assert render(rows, "user").splitlines() == [
+        "USER            REQUESTS   PROMPT  COMPLETION  CACHED  REASONING  UNITS  ESTIMATED  CRASHED",
+        "u-1100a15812cc         3  1000000          20       7          0      0          1        0",
+        "-                      1        5           5       0          0      2          0        1",
+        "TOTAL                  4  1000005          25       7          0      2          1        1",
+    ]
+
+
+def test_name_that_a_client_made_up_writes_nothing_on_the_terminal() -> None:
+    assert "\x1b" not in render([Row("\x1b[2J")], "model")
+    assert "模型" in render([Row("模型")], "model")
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("24h", NOW - DAY_S),
+        ("30d", NOW - 30 * DAY_S),
+        ("90s", NOW - 90),
+        ("2025-11-13", 1_762_992_000.0),
+        ("2025-11-13T02:13:20.25Z", NOW),
+        ("2025-11-13T10:13:20.25+08:00", NOW),
+        ("2025-11-13T02:13:20.25", NOW),
+    ],
+)
+def test_time_is_a_duration_a_day_or_a_moment(text: str, at: float) -> None:
+    assert parse_time(text, NOW) == at
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "24", "-1h", "2025-13-01", "2025-11-13T25:00:00Z", "now"])
+def test_anything_else_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ValueError, match="write 24h, 2026-11-25 or 2026-11-25T03:10:00Z"):
+        parse_time(text, NOW)
+
+
+# --- the command
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    usage_report.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_json_is_an_array_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, [REQUEST, REQUEST])
+    assert usage_report.main(tmp_path, parse("--json", "--by", "key", "--since", "2025-11-13")) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "key": "key_1", "requests": 2, "prompt_tokens": 200, "completion_tokens": 40, "cached_tokens": 10,
+            "reasoning_tokens": 6, "units": 2, "estimated": 2, "crashed": 0,
+        }
+    ]  # fmt: skip
+    assert usage_report.main(tmp_path, parse("--json", "--until", "2025-11-13")) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_wrong_time_is_wrong_usage_and_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--since", "soon")
+    assert caught.value.code == 2
+    assert "'soon' is no time: write 24h" in capsys.readouterr().err
+
+
+def test_journal_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no journal in .*nowhere"):
+        usage_report.main(tmp_path / "nowhere", parse())

@@ -1,0 +1,324 @@
+"""The notations inside the strings of routes.toml."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edge.config.notation import (
+    Address,
+    Url,
+    byte_count,
+    check_host_pattern,
+    check_instance,
+    check_placeholders,
+    expand,
+    fill,
+    hosts_overlap,
+    is_dns_label,
+    is_host_name,
+    is_instance_name,
+    parse_address,
+    parse_url,
+    seconds,
+)
+
+ENV = {"A": "a", "B_2": "b", "EMPTY": "", "DOLLAR": "${A}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("", ""),
+        ("plain {braces}", "plain {braces}"),
+        ("${A}${B_2}", "ab"),
+        ("x${A}y", "xay"),
+        ("$$", "$"),
+        ("$${A}", "${A}"),
+        ("$$${A}", "$a"),
+        ("${EMPTY}", ""),
+        ("${UNSET:-}", ""),
+        ("${EMPTY:-default}", "default"),
+        ("${A:-default}", "a"),
+        ("${UNSET:-a:-b}", "a:-b"),
+        ("${UNSET:-http://{service}.{owner}:8000}/v1", "http://{service}.{owner}:8000/v1"),
+        ("${UNSET:-${EMPTY:-${A}}}", "a"),
+        ("${UNSET:-$$5}", "$5"),
+        ("${A:-${NEVER_READ}}", "a"),
+        ("${DOLLAR}", "${A}"),
+    ],
+)
+def test_variables_are_replaced_once(text: str, expanded: str) -> None:
+    """A default ends at its matching brace; unset or empty takes it; a variable's value is not read again."""
+    assert expand(text, ENV) == expanded
+
+
+@pytest.mark.parametrize(
+    "text", ["$", "$A", "a$", "${A", "${A:-{}", "${}", "${:-x}", "${A-x}", "${1A}", "${UNSET}", "$${$"]
+)
+def test_text_that_is_no_variable_is_refused(text: str) -> None:
+    """A dollar that is not meant as a variable is written `$$`: nothing with a dollar is taken literally by chance."""
+    with pytest.raises(ValueError, match="write"):
+        expand(text, ENV)
+
+
+@given(st.text())
+def test_doubled_dollars_keep_any_text(text: str) -> None:
+    """Any text can be written: only the dollar is special."""
+    assert expand(text.replace("$", "$$"), {}) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("250ms", 0.25), ("1.5s", 1.5), ("2s", 2), ("5m", 300), ("1h", 3600), ("1d", 86400), ("0s", 0), ("0.1ms", 0.0001)],
+)
+def test_durations_are_seconds(text: str, value: float) -> None:
+    """Each unit, with fractions."""
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "2 s", "-1s", "+1s", ".5s", "1.s", "1e3s", "2S", "2sec", "1h30m", "inf", "٢s", "366d"]
+)
+def test_text_that_is_no_duration_is_refused(text: str) -> None:
+    """One number and one unit, in ASCII, and nothing that an event loop cannot wait for."""
+    with pytest.raises(ValueError, match="write"):
+        seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0B", 0),
+        ("1KB", 1000),
+        ("1KiB", 1024),
+        ("1.5MiB", 1572864),
+        ("2MB", 2_000_000),
+        ("1GB", 10**9),
+        ("1GiB", 2**30),
+    ],
+)
+def test_sizes_are_bytes(text: str, value: int) -> None:
+    """KB, MB, GB count thousands; KiB, MiB, GiB count 1024."""
+    assert byte_count(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "64", "64M", "64mib", "64 MiB", "-1B", "0.5B", "1.0001KB", "1TB"])
+def test_text_that_is_no_size_is_refused(text: str) -> None:
+    """One number and one unit, that together are whole bytes."""
+    with pytest.raises(ValueError, match="write"):
+        byte_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("0.0.0.0:8080", Address("0.0.0.0", 8080), "0.0.0.0:8080"),
+        ("[::1]:80", Address("::1", 80), "[::1]:80"),
+        ("[0:0::1]:80", Address("::1", 80), "[::1]:80"),
+        ("LocalHost:0", Address("localhost", 0), "localhost:0"),
+        ("unix:edge.sock", Address(None, None, Path("/etc/edge/edge.sock")), "unix:/etc/edge/edge.sock"),
+        ("unix:/run/edge.sock", Address(None, None, Path("/run/edge.sock")), "unix:/run/edge.sock"),
+    ],
+)
+def test_addresses_are_hosts_with_ports_or_sockets(text: str, address: Address, shown: str) -> None:
+    """Relative paths start at the file; the text of an address is what one writes in the file."""
+    assert parse_address(text, Path("/etc/edge")) == address
+    assert str(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "collides"),
+    [
+        ("0.0.0.0:80", "127.0.0.1:80", True),
+        ("[::]:80", "[::1]:80", True),
+        ("a:80", "a:80", True),
+        ("unix:/a", "unix:/a", True),
+        ("[::]:80", "127.0.0.1:80", False),
+        ("127.0.0.1:80", "127.0.0.2:80", False),
+        ("127.0.0.1:80", "127.0.0.1:81", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+        ("unix:/a", "unix:/b", False),
+        ("unix:/a", "127.0.0.1:80", False),
+    ],
+)
+def test_addresses_collide_where_the_kernel_refuses_the_second(one: str, other: str, collides: bool) -> None:
+    """A wildcard takes its port on every address of its family; port 0 is a new port each time."""
+    first, second = parse_address(one, Path()), parse_address(other, Path())
+    assert first.collides(second) is collides
+    assert second.collides(first) is collides
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "shown"),
+    [
+        ("http://a", Url("http", "a", 80), "http://a"),
+        ("HTTP://A:80/", Url("http", "a", 80), "http://a"),
+        ("https://a:443/v1/", Url("https", "a", 443, "/v1"), "https://a/v1"),
+        ("https://a:80", Url("https", "a", 80), "https://a:80"),
+        ("http://[2001:DB8::1]:8000", Url("http", "2001:db8::1", 8000), "http://[2001:db8::1]:8000"),
+        ("http://10.0.0.1:8000/a/b%20c", Url("http", "10.0.0.1", 8000, "/a/b%20c"), "http://10.0.0.1:8000/a/b%20c"),
+        ("http://my_service.local.:1", Url("http", "my_service.local.", 1), "http://my_service.local.:1"),
+    ],
+)
+def test_urls_are_kept_in_one_spelling(text: str, url: Url, shown: str) -> None:
+    """Equal addresses compare equal: lower case, shortest IPv6, the scheme's port, no last slash."""
+    assert parse_url(text) == url
+    assert str(url) == shown
+    assert parse_url(shown) == url
+
+
+@given(st.text(alphabet="htps:/.@?#[]{}%a1-_ \n", max_size=20).map(lambda tail: "http://" + tail))
+@example("http://_/@")
+def test_every_accepted_url_reads_back_as_itself(text: str) -> None:
+    """What is accepted has one meaning: no blank, user info, query or fragment is left in it."""
+    try:
+        url = parse_url(text)
+    except ValueError:
+        return
+    assert parse_url(str(url)) == url
+    assert not set(str(url)) & set("?#{} \n")
+    assert "@" not in url.authority, "in a path it is a character as any other (RFC 3986 section 3.3)"
+
+
+@pytest.mark.parametrize("label", ["a", "u-1100a15812cc", "0", "a" * 63])
+def test_dns_labels(label: str) -> None:
+    """RFC 1123 section 2.1: letters, digits and inner hyphens, 63 at most."""
+    assert is_dns_label(label)
+
+
+@pytest.mark.parametrize("label", ["", "A", "-a", "a-", "a.b", "a_b", "é", "a" * 64, "a\n"])
+def test_texts_that_are_no_dns_label(label: str) -> None:
+    """An owner or service that is none of these must never become part of an address."""
+    assert not is_dns_label(label)
+
+
+@pytest.mark.parametrize(
+    "name", ["2130706433", "0x7f000001", "127.1", "a.0x7f", "10.0.0.256", "1.2.3.4.5", "a..b", "." * 3]
+)
+def test_numbers_are_no_host_names(name: str) -> None:
+    """Resolvers read a name that ends in a number as an IPv4 address: a service called so could be this machine."""
+    assert not is_host_name(name)
+
+
+@pytest.mark.parametrize(
+    "entry", ["chat.d.run", "*.d.run", "!chat.d.run", "a.*.run", "!*", "10.0.0.1", "::1", "localhost"]
+)
+def test_entries_of_hosts(entry: str) -> None:
+    """Names, `*` for one label, `!` to exclude, IP addresses without brackets."""
+    check_host_pattern(entry)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        ((), (), True),
+        ((), ("a",), True),
+        (("a",), ("a", "b"), True),
+        (("a",), ("b",), False),
+        (("*.d.run",), ("chat.d.run",), True),
+        (("*.d.run", "!chat.d.run"), ("chat.d.run",), False),
+        (("*.d.run", "!chat.d.run"), ("*.d.run",), True),
+        (("*.d.run",), ("d.run",), False),
+        (("*.d.run",), ("a.b.d.run",), False),
+        (("*.d.run",), ("chat.*.run",), True),
+        (("*.d.run", "!chat.*.run"), ("chat.*.run",), False),
+        (("*.d.run",), ("*.*.run", "!*.d.run"), False),
+        (("!chat.d.run",), ("chat.d.run",), False),
+        (("!chat.d.run",), ("sh.d.run",), True),
+        (("!a",), ("!b",), True),
+        (("!a",), (), True),
+        (("!*",), ("a",), False),
+    ],
+)
+def test_host_lists_overlap_where_one_host_passes_both(
+    one: tuple[str, ...], other: tuple[str, ...], overlap: bool
+) -> None:
+    """Two routes of one pattern may stand side by side only when no host lets both win."""
+    assert hosts_overlap(one, other) is overlap
+    assert hosts_overlap(other, one) is overlap
+
+
+LABELS = st.sampled_from(["a", "b"])
+ENTRIES = st.builds(
+    lambda mark, labels: mark + ".".join(labels),
+    st.sampled_from(["", "", "!"]),
+    st.lists(LABELS | st.just("*"), min_size=1, max_size=2),
+)
+HOSTS = [[x] for x in "abc"] + [[x, y] for x in "abc" for y in "abc"] + [["c", "c", "c"]]
+
+
+def passes(hosts: list[str], labels: list[str]) -> bool:
+    """Say by trial whether a host passes a list."""
+
+    def matches(entry: str) -> bool:
+        pattern = entry.split(".")
+        return len(pattern) == len(labels) and all(p in ("*", label) for p, label in zip(pattern, labels, strict=True))
+
+    included = [entry for entry in hosts if not entry.startswith("!")]
+    excluded = [entry[1:] for entry in hosts if entry.startswith("!")]
+    return (not included or any(map(matches, included))) and not any(map(matches, excluded))
+
+
+@given(st.lists(ENTRIES, max_size=4), st.lists(ENTRIES, max_size=4))
+def test_overlap_agrees_with_trying_every_host(one: list[str], other: list[str]) -> None:
+    """Exact, not cautious: "c" stands for any label that no list names."""
+    tried = any(passes(one, labels) and passes(other, labels) for labels in HOSTS)
+    assert hosts_overlap(tuple(one), tuple(other)) is tried
+
+
+@pytest.mark.parametrize(
+    ("name", "is_instance"),
+    [
+        ("u-1/qwen2", True),
+        ("u-1", False),
+        ("/a", False),
+        ("a/", False),
+        ("a/b/c", False),
+        ("u-1/qwen2.5", False),
+        ("U/a", False),
+    ],
+)
+def test_instance_names_are_two_dns_labels(name: str, is_instance: bool) -> None:
+    """Owner and service are the parts before and after the first `/`."""
+    assert is_instance_name(name) is is_instance
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["http://{service}.{owner}.svc.cluster.local:8000", "https://{owner}-{service}.example/v1", "http://10.0.0.1:8000"],
+)
+def test_instance_templates_become_urls(template: str) -> None:
+    """With any owner and service a template is a URL; it may have no placeholder."""
+    check_instance(template)
+    assert parse_url(fill(template, "u-1", "qwen2")).host
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "http://{name}",
+        "http://{}",
+        "http://{owner",
+        "http://owner}",
+        "http://{{owner}}",
+        "http://a/{service}",
+        "http://a?{service}",
+        "http://a:{service}",
+        "{owner}://a",
+        "http://{owner}@a",
+        "",
+    ],
+)
+def test_instance_templates_hold_placeholders_only_in_the_host(template: str) -> None:
+    """The caller chooses owner and service, so they may choose a host below the operator's names and nothing else."""
+    with pytest.raises(ValueError, match=r"write|remove"):
+        check_instance(template)
+
+
+def test_placeholders_of_a_model_are_owner_and_service() -> None:
+    """The name sent upstream may be made of both parts."""
+    check_placeholders("{owner}--{service}")
+    with pytest.raises(ValueError, match="write"):
+        check_placeholders("{model}")

@@ -1,0 +1,308 @@
+"""The rules of routes.toml: golden cases of problems, the values that come out, and the file that is shipped."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.config import notation
+from edge.config import settings as config
+from edge.envelope import json as envelope
+from edge.errors import ModelNotFound
+
+ROOT = Path(__file__).parents[2]
+CASES = sorted((ROOT / "tests/cases/config").glob("*.toml"))
+DASHES = "-" * 10 + "\n"
+ENV = {"SET": "value", "EMPTY": ""}
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the directory of routes.toml, with the files that the cases name."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "secret": b"\n sk-from-file \r\n",
+        "empty": b" \n",
+        "two_lines": b"sk-1\nsk-2\n",
+        "tls.crt": b"certificate",
+        "tls.key": b"key",
+    }.items():
+        Path(name).write_bytes(content)
+    Path("directory").mkdir()
+    return tmp_path
+
+
+def findings(text: str, path: Path = Path("routes.toml")) -> tuple[config.Problem, ...]:
+    """List all problems of a text, or the warnings of a valid one."""
+    try:
+        return config.parse(text, path, ENV).warnings
+    except config.ConfigError as error:
+        return error.problems
+
+
+def parsed(text: str) -> config.Config:
+    """Read a text to which one route and its pool are added."""
+    return config.parse(
+        text + '\n[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]', Path("routes.toml"), ENV
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+@pytest.mark.usefixtures("directory")
+def test_every_problem_is_reported_with_its_line(case: Path) -> None:
+    """Everything wrong is listed at once, by line, at the deepest key that is there, with what to write."""
+    text, expected = case.read_text().split(DASHES)
+    assert [f"{problem.line}: {problem}" for problem in findings(text)] == expected.splitlines()
+
+
+@pytest.mark.usefixtures("directory")
+def test_every_message_says_what_to_do() -> None:
+    """A message names what to change: it holds a hint, and never only a complaint."""
+    verbs = ("write", "remove", "did you mean", "close", "put", "give", "stands in quotes", "set it", "keep")
+    messages = [problem.message for case in CASES for problem in findings(case.read_text().split(DASHES)[0])]
+    assert [message for message in messages if not any(verb in message for verb in verbs)] == []
+
+
+NO_SERVERS = ["h:99999", "h:0", "h:x", "a..c", "[zz]", "[::1", r"h\\x", "a b", "a%20b", "1.2.3.4.5", r"h\u0000", ""]
+
+
+@pytest.mark.parametrize("server", NO_SERVERS)
+@pytest.mark.parametrize(
+    ("table", "key", "scheme"),
+    [
+        ("keys", "store", "https"),
+        ("keys", "store", "redis"),
+        ("usage", "sink", "http"),
+        ("usage", "sink", "rediss"),
+        ("shared", "redis", "redis"),
+        ("jwt", "jwks", "https"),
+    ],
+)
+def test_server_that_cannot_be_one_is_a_problem(table: str, key: str, scheme: str, server: str) -> None:
+    """It would be found out at the first request, or never; the message repeats nothing, as it may be a password."""
+    more = 'issuer = "i"\naudience = "a"' if table == "jwt" else ""
+    pool = '[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]'
+    (problem,) = findings(f'[{table}]\n{key} = "{scheme}://{server}/0"\n{more}\n{pool}')
+    assert (problem.line, problem.key) == (2, f"{table}.{key}")
+    assert "write" in problem.message
+    assert not server or server not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("server", "is_one"),
+    [
+        ("127.0.0.1", True),
+        (":secret@[::1]:6379/15", True),
+        ("user:p@ss@redis_1.svc./", True),
+        ("h/\u00b2", False),
+        (f"h/{'9' * 5000}", False),
+        ("h/-1", False),
+        ("h/0/0", False),
+        (":pass/word@h:1", False),
+    ],
+)
+def test_database_of_a_redis_is_a_small_number(server: str, is_one: bool) -> None:
+    text = f'[shared]\nredis = "redis://{server}"\n[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]'
+    assert (findings(text) == ()) is is_one
+
+
+def test_longest_name_of_a_route_is_that_of_a_request() -> None:
+    longest = "m" * notation.MAX_MODEL_LENGTH
+    notation.check_model_name(longest)
+    assert envelope.read_json(b'{"model":"%b"}' % longest.encode()).model == longest
+    with pytest.raises(ValueError, match="longer"):
+        notation.check_model_name(longest + "m")
+    with pytest.raises(ModelNotFound):
+        envelope.read_json(b'{"model":"%bm"}' % longest.encode())
+
+
+def test_shipped_file_is_valid_and_warns_of_nothing() -> None:
+    """routes.toml works as it is, without one variable set: the public models on chat.d.run, instances elsewhere."""
+    shipped = config.load(ROOT / "routes.toml", {})
+    assert shipped.warnings == ()
+    assert [route.name for route in shipped.routes] == [
+        "public/deepseek-r1",
+        "public/deepseek-v3",
+        "public/qwen2.5-7b-instruct",
+        "public/qwen2.5-72b-instruct-awq",
+        "public/llama-3.2-11b-vision-instruct",
+        "public/glm-4-9b-chat",
+        "u-*",
+    ]
+    urls = [str(endpoint.url) for pool in shipped.pools.values() for endpoint in pool.endpoints]
+    assert urls == ["http://127.0.0.1:9001"] * 6
+    assert {route.hosts for route in shipped.routes} == {("chat.d.run",), ("*.d.run", "!chat.d.run")}
+
+
+def test_shipped_file_takes_upstreams_from_the_environment() -> None:
+    """An operator points the shipped file at real servers without editing it."""
+    template = "http://{service}.{owner}.svc.cluster.local:8000"
+    shipped = config.load(ROOT / "routes.toml", {"DEEPSEEK_R1_URL": "https://r1.example", "INSTANCE_URL": template})
+    assert shipped.pools["deepseek-r1"].endpoints[0].url == config.Url("https", "r1.example", 443)
+    assert shipped.routes[-1].instance == template
+
+
+def test_shipped_file_states_the_defaults() -> None:
+    """A value that the shipped file shows, commented out or not, is what its absence means."""
+    text = (ROOT / "routes.toml").read_text()
+    settings = [line.removeprefix("# ") for line in text.splitlines() if "=" in line]
+    shown = [line for line in settings if line.split(" = ")[0] in {*SERVER_NAMES, *KEYS_NAMES}]
+    server = "\n".join(line for line in shown if line.split(" = ")[0] in SERVER_NAMES)
+    keys = "\n".join(line for line in shown if line.split(" = ")[0] in KEYS_NAMES)
+    assert len(shown) == len(SERVER_NAMES) + len(KEYS_NAMES)
+    stated, absent = parsed(f"[server]\n{server}\n[keys]\n{keys}"), parsed("")
+    assert (stated.server, stated.keys) == (absent.server, absent.keys)
+
+
+SERVER_NAMES = {
+    "listen",
+    "admin",
+    "max_body",
+    "body_memory",
+    "header_timeout",
+    "body_timeout",
+    "client_idle_timeout",
+    "min_client_rate",
+    "drain_timeout",
+    "shutdown_delay",
+}
+KEYS_NAMES = {"store", "cache_ttl", "negative_ttl", "stale_for", "cache_entries"}
+
+
+def test_values_come_out_in_the_units_of_their_names(directory: Path) -> None:
+    """Durations are seconds, sizes are bytes, whatever unit the file uses; paths start at the file."""
+    text = (ROOT / "tests/cases/config/everything.toml").read_text().split(DASHES)[0]
+    result = config.parse(text, directory / "routes.toml", ENV)
+    server, keys, pool = result.server, result.keys, result.pools["a"]
+    assert [str(address) for address in server.listen] == ["0.0.0.0:8080", "[::]:8080", f"unix:{directory}/edge.sock"]
+    assert (server.max_body_bytes, server.body_memory_bytes) == (1536 * 1024, 2 * 10**9)
+    assert (server.header_timeout_s, server.body_timeout_s, server.client_idle_timeout_s) == (1.5, 30, 3600)
+    assert (server.min_client_rate_bytes_per_s, server.max_connections, server.drain_timeout_s) == (0, 1000, 0)
+    assert (keys.store.path, keys.cache_ttl_s, keys.negative_ttl_s) == (directory / "data/edge.db", 86400, 0.001)
+    assert (pool.connect_timeout_s, pool.first_byte_timeout_s, pool.idle_timeout_s) == (0.25, 3600, 120)
+    assert [str(endpoint.url) for endpoint in pool.endpoints] == [
+        "http://10.0.0.1:8000",
+        "https://example.com/v1",
+        "http://[::1]",
+    ]
+    assert [endpoint.api_key for endpoint in pool.endpoints] == [None, "value", "sk-from-file"]
+
+
+def test_every_named_file_is_watched(directory: Path) -> None:
+    """A reload must notice a change of any secret, TLS or CA file, so each is listed, once."""
+    text = (ROOT / "tests/cases/config/everything.toml").read_text().split(DASHES)[0]
+    result = config.parse(text, directory / "routes.toml", ENV)
+    assert sorted(path.name for path in result.watched) == ["secret", "tls.crt", "tls.key"]
+
+
+def test_missing_file_is_watched_after_a_failed_read() -> None:
+    """A secret that is mounted late must be noticed, though the file that names it was refused."""
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse('[pools.a]\nendpoints = [{ url = "http://a", api_key_file = "late" }]', Path("x/routes.toml"), {})
+    assert caught.value.watched == (Path("x/late"),)
+
+
+def test_nothing_in_a_config_can_be_changed() -> None:
+    """A request keeps the generation it began with, so a generation never changes."""
+    result = parsed("")
+    with pytest.raises(AttributeError):
+        result.server.max_body_bytes = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        result.pools["q"] = result.pools["p"]  # type: ignore[index]
+
+
+def test_secret_is_in_no_representation() -> None:
+    """A config may be logged whole: its repr holds no API key."""
+    assert "sk-hidden" not in repr(config.EndpointConfig(config.Url("http", "a", 80), api_key="sk-hidden"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'endpoints = [{ url = "http://a", api_key = sk-hidden }]',
+        'endpoints = [{ url = "http://a", api_key = "sk-hidden\n }]',
+        'endpoints = [{ url = "http://a", api_key = "sk-hidden é" }]',
+        'endpoints = ["http://sk-hidden@a"]',
+        'endpoints = ["http://a?key=sk-hidden"]',
+        'endpoints = ["redis://sk-hidden@a"]',
+    ],
+)
+def test_secret_is_in_no_message(line: str) -> None:
+    """Problems are shown on the status page and in the log, so they repeat no value that may hold a secret."""
+    found = findings(f"[pools.a]\n{line}")
+    assert found
+    assert "sk-hidden" not in config.render_problems(Path("routes.toml"), found)
+
+
+def test_unreadable_file_is_one_problem(directory: Path) -> None:
+    """A path that is wrong, a directory and bytes that are no UTF-8 are told like any other problem."""
+    Path("latin.toml").write_bytes(b"[server]\n# caf\xe9\n")
+    rendered = []
+    for name in ("missing.toml", "directory", "latin.toml", "nul\0"):
+        with pytest.raises(config.ConfigError) as caught:
+            config.load(directory / name, {})
+        rendered.append(str(caught.value).removeprefix(str(directory)))
+    assert rendered == [
+        "/missing.toml:1: cannot be read (No such file or directory): name a readable file",
+        "/directory:1: cannot be read (Is a directory): name a readable file",
+        "/latin.toml:2: not UTF-8: save the file as UTF-8",
+        "/nul\0:1: cannot be read (embedded null byte): name a readable file",
+    ]
+
+
+def test_byte_order_mark_is_no_problem(directory: Path) -> None:
+    """Editors on Windows begin a UTF-8 file with U+FEFF."""
+    Path("bom.toml").write_text('\ufeffpools.p.endpoints = ["http://p"]\r\nroutes.r.pool = "p"\r\n', newline="")
+    assert config.load(directory / "bom.toml", {}).routes == (config.RouteConfig("r", "r", "p"),)
+
+
+def test_problems_as_json_carry_the_same_facts() -> None:
+    """`edge check --json` is for editors and CI: file, line, key, message and severity of each."""
+    problem, warning = config.Problem(3, "server.admin", "m"), config.Problem(4, "", "n", "warning")
+    assert json.loads(config.problems_json(Path("a.toml"), [problem, warning])) == [
+        {"file": "a.toml", "line": 3, "key": "server.admin", "message": "m", "severity": "error"},
+        {"file": "a.toml", "line": 4, "key": "", "message": "n", "severity": "warning"},
+    ]
+    assert (
+        config.render_problems(Path("a.toml"), [problem, warning]) == "a.toml:3: server.admin: m\na.toml:4: warning: n"
+    )
+
+
+SEEDS = [case.read_text().split(DASHES)[0] for case in CASES] + [(ROOT / "routes.toml").read_text()]
+SCRAPS = st.sampled_from(
+    ["[", "]", "{", "}", '"', "'", '"""', "=", ".", ",", "\n", "#", "$", "${", "*", "/", "\\", "\0", "é"]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """One of the cases with some spans replaced by scraps of syntax, spans of another case or any text."""
+    text, other = draw(st.sampled_from(SEEDS)), draw(st.sampled_from(SEEDS))
+    for _ in range(draw(st.integers(1, 5))):
+        start, length = draw(st.integers(0, len(text))), draw(st.integers(0, 20))
+        begin = draw(st.integers(0, len(other)))
+        scrap = draw(SCRAPS | st.text(max_size=5) | st.just(other[begin : begin + 30]))
+        text = text[:start] + scrap + text[start + length :]
+    return text
+
+
+@given(mutated())
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_no_text_makes_reading_fail_but_by_config_error(text: str) -> None:
+    """Whatever the operator saves, the running edge gets problems with lines of the file, never another exception."""
+    for problem in findings(text, Path("/nowhere/routes.toml")):
+        assert 1 <= problem.line <= text.count("\n") + 1
+        assert problem.message
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 3000, "a = " + "9" * 5000, "a." * 3000, "x = 0x" + "f" * 9000])
+def test_absurd_nesting_and_numbers_are_problems(text: str) -> None:
+    """The TOML parser's limits (recursion, digits of an int) are problems of the file too."""
+    assert findings(text)
+
+
+def test_deep_variables_are_a_problem() -> None:
+    """Defaults nest as deep as anyone writes, and a machine's depth is refused, not a crash."""
+    assert findings('server.listen = "' + "${A:-" * 5000 + "}" * 5000 + '"')

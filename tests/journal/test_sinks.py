@@ -1,0 +1,371 @@
+"""One suite over both sinks, each with a real server: `journal/sinks/redis.py` and `journal/sinks/http.py`."""
+
+import asyncio
+import json
+import signal
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import trustme
+from aiohttp import web
+
+from edge.errors import Unusable
+from edge.journal.journal import Journal
+from edge.journal.shipping import Shipper, Sink, SinkUnavailable, place_of
+from edge.journal.sinks import http as sink_http
+from edge.journal.sinks import redis as sink_redis
+from edge.journal.sinks.http import HttpSink
+from edge.journal.sinks.redis import STREAM, RedisSink
+from tests.keybackends import PATIENCE_S, ValkeyServer
+from tests.records import accepted, ended
+
+LINES = [b'{"id":"a-1","time":"2025-11-13T02:13:20.250Z","model":"\xe6\xa8\xa1","end":"complete"}', b'{"id":"a-2"}']
+
+
+class Receiver(ABC):
+    """A server that takes records and can be harmed."""
+
+    reasons: ClassVar[dict[str, str]]  # why nothing arrives, by the harm that is done
+
+    @property
+    @abstractmethod
+    def place(self) -> str: ...
+
+    @abstractmethod
+    def sink(self) -> Sink: ...
+
+    @abstractmethod
+    def received(self) -> list[bytes]: ...
+
+    @abstractmethod
+    async def harm(self, how: str) -> None: ...
+
+    @abstractmethod
+    async def mend(self) -> None: ...
+
+
+class RedisReceiver(Receiver):
+    reasons: ClassVar[dict[str, str]] = {
+        "dead": "Connection ",
+        "silent": "no answer within 0.2 s",
+        "wrong type": "ResponseError",
+        "full": "OutOfMemoryError",
+    }
+
+    def __init__(self, directory: Path) -> None:
+        self.server = ValkeyServer(directory)
+        self.server.start()
+        self._harm = ""
+
+    @property
+    def place(self) -> str:
+        return self.server.url.split("/")[2].rpartition("@")[2]
+
+    def sink(self) -> Sink:
+        return RedisSink(self.server.url)
+
+    def received(self) -> list[bytes]:
+        with self.server.client() as client:
+            entries: Any = client.xrange(STREAM)
+        for _, fields in entries:
+            assert set(fields) == {b"id", b"record"}
+            assert json.loads(fields[b"record"])["id"] == fields[b"id"].decode()
+        return [fields[b"record"] for _, fields in entries]
+
+    async def harm(self, how: str) -> None:
+        self._harm = how
+        with self.server.client() as client:
+            match how:
+                case "dead":
+                    self.server.stop()
+                case "silent":
+                    self.server.signal(signal.SIGSTOP)
+                case "wrong type":
+                    client.set(STREAM, "text")
+                case "full":
+                    client.config_set("maxmemory", "1")
+
+    async def mend(self) -> None:
+        if self._harm == "dead":
+            self.server.start()
+        elif self._harm == "silent":
+            self.server.signal(signal.SIGCONT)
+        with self.server.client() as client:
+            if self._harm == "wrong type":
+                client.delete(STREAM)
+            elif self._harm == "full":
+                client.config_set("maxmemory", "0")
+
+
+class HttpReceiver(Receiver):
+    reasons: ClassVar[dict[str, str]] = {
+        "dead": "Connection refused",
+        "silent": "no answer within 0.2 s",
+        "500": "status 500",
+        "429": "status 429",
+        "redirect": "status 307",
+        "cut": "ServerDisconnectedError",
+    }
+    token = "take-my-records"
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self._harm = ""
+        self._port = 0
+        self._mended = asyncio.Event()
+        self._runner: web.ServerRunner | None = None
+
+    async def start(self) -> None:
+        self._runner = web.ServerRunner(web.Server(self._answer))
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
+        self._port = self._runner.addresses[0][1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/records?a=b"
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def sink(self) -> Sink:
+        return HttpSink(self.url, self.token)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        if request.path == "/elsewhere":
+            return web.Response(status=200)
+        match self._harm:
+            case "silent":
+                await self._mended.wait()
+            case "500" | "429":
+                return web.Response(status=int(self._harm))
+            case "redirect":
+                return web.Response(status=307, headers={"Location": "/elsewhere"})
+            case "cut":
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+        assert (request.method, request.path_qs, request.content_type) == ("POST", "/records?a=b", "application/json")
+        self.bodies.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        return web.Response(status=202, text="x" * 100_000)
+
+    def received(self) -> list[bytes]:
+        found = []
+        for body in self.bodies:
+            json.loads(body)
+            assert body.startswith(b'{"records":[')
+            assert body.endswith(b"]}")
+            found += [b"{" + line for line in body[len(b'{"records":[{') : -2].split(b",{")]
+        return found
+
+    async def harm(self, how: str) -> None:
+        self._harm = how
+        self._mended.clear()
+        if how == "dead":
+            await self.close()
+
+    async def mend(self) -> None:
+        dead, self._harm = self._harm == "dead", ""
+        self._mended.set()
+        if dead:
+            await self.start()
+
+    async def close(self) -> None:
+        self._mended.set()
+        if self._runner is not None:
+            await self._runner.shutdown()
+            await self._runner.cleanup()
+
+
+@pytest.fixture
+async def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Receiver]:
+    if request.param == "redis":
+        redis = RedisReceiver(tmp_path)
+        yield redis
+        redis.server.stop()
+    else:
+        http = HttpReceiver()
+        await http.start()
+        yield http
+        await http.close()
+
+
+BOTH = pytest.mark.parametrize("receiver", ["redis", "http"], indirect=True)
+HARMS = [
+    *(("redis", how) for how in RedisReceiver.reasons),
+    *(("http", how) for how in HttpReceiver.reasons),
+]
+
+
+@BOTH
+async def test_records_arrive_byte_for_byte_and_in_order(receiver: Receiver) -> None:
+    sink = receiver.sink()
+    await sink.deliver(LINES)
+    await sink.deliver(LINES[1:])
+    await sink.close()
+    assert receiver.received() == [*LINES, LINES[1]]
+
+
+@pytest.mark.parametrize(("receiver", "how"), HARMS, indirect=["receiver"])
+async def test_whatever_is_no_acknowledgement_is_an_outage_and_passes(
+    receiver: Receiver, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "silent":
+        monkeypatch.setattr(sink_redis, "_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(sink_http, "_TIMEOUT_S", 0.2)
+    sink = receiver.sink()
+    await sink.deliver(LINES[:1])
+    await receiver.harm(how)
+    with pytest.raises(SinkUnavailable) as caught:
+        await sink.deliver(LINES)
+    told = str(caught.value)
+    assert receiver.place in told
+    assert receiver.reasons[how] in told
+    assert not any(each in told for each in ("a-1", "?a=b", "/records", HttpReceiver.token))
+    await receiver.mend()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await sink.deliver(LINES)
+                break
+            except SinkUnavailable:
+                await asyncio.sleep(0)
+    await sink.close()
+    assert receiver.received()[-2:] == LINES
+
+
+@BOTH
+async def test_journal_reaches_the_sink_through_an_outage(receiver: Receiver, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "usage", 20_000, "serve", ships=True)
+    ids = []
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            exchange = accepted()
+            journal.open_record(exchange)
+            journal.close_record(ended(exchange))
+            ids.append(exchange.record_id)
+        journal.drain()
+
+    sink = receiver.sink()
+    shipper = Shipper(journal.directory, journal.token, journal.adopted, sink)
+    write(600)
+    await shipper.flush(PATIENCE_S)
+    await receiver.harm("dead")
+    write(600)
+    await shipper.flush(0.1)
+    assert shipper.outage
+    assert shipper.shipped >= 600
+    await receiver.mend()
+    await shipper.flush(PATIENCE_S)
+    await sink.close()
+    journal.close()
+    arrived = [json.loads(line)["id"] for line in receiver.received()]
+    # The Valkey of these tests keeps nothing on disk: what it acknowledged before it died is gone with it.
+    assert list(dict.fromkeys(arrived))[-600:] == ids[-600:]
+    assert [path.suffix for path in journal.directory.iterdir() if path.suffix != ".jsonl"] == []
+
+
+@pytest.mark.parametrize("receiver", ["redis"], indirect=True)
+async def test_redis_takes_a_batch_whole_or_not_at_all(receiver: RedisReceiver) -> None:
+    sink = receiver.sink()
+    await sink.deliver(LINES)
+    await sink.close()
+    with receiver.server.client() as client:
+        calls: Any = client.info("commandstats")
+    assert calls["cmdstat_exec"]["calls"] == 1
+
+
+async def test_delivery_that_is_cancelled_while_redis_is_connected_to_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py takes a cancellation at some moments for a timeout, and the end of the process would wait for ever."""
+    monkeypatch.setattr(sink_redis, "_TIMEOUT_S", 0.05)
+    loop = asyncio.get_running_loop()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    sink = RedisSink(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    for turns in range(20):
+        task = loop.create_task(sink.deliver(LINES))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await sink.close()
+    server.close()
+
+
+@pytest.mark.parametrize("receiver", ["http"], indirect=True)
+async def test_token_is_shown_and_taken_over_from_a_reload(receiver: HttpReceiver) -> None:
+    sink = HttpSink(receiver.url, "first")
+    await sink.deliver(LINES)
+    for token in ("second", None):
+        sink.reconfigure(token)
+        await sink.deliver(LINES)
+    await sink.close()
+    assert [headers.get("authorization") for headers in receiver.headers] == ["Bearer first", "Bearer second", None]
+
+
+async def test_certificate_of_a_receiver_is_proved_by_the_given_authority(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    bodies: list[bytes] = []
+
+    async def take(request: web.BaseRequest) -> web.Response:
+        bodies.append(await request.read())
+        return web.Response(status=204)
+
+    runner = web.ServerRunner(web.Server(take))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}/"
+    trusting, doubting = HttpSink(url, ca_file=tmp_path / "ca.pem"), HttpSink(url)
+    await trusting.deliver(LINES)
+    with pytest.raises(SinkUnavailable, match=f"127.0.0.1:{runner.addresses[0][1]}: .*verify failed"):
+        await doubting.deliver(LINES)
+    await trusting.close()
+    await doubting.close()
+    await runner.cleanup()
+    assert len(bodies) == 1
+
+
+def test_bad_redis_url_is_refused_without_its_password() -> None:
+    with pytest.raises(Unusable) as caught:
+        RedisSink("redis://:hunter2@host:notaport/0")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://sink.test/secret/path?token=x", "sink.test:443"),
+        ("http://[::1]:8080/", "[::1]:8080"),
+        ("redis://:hunter2@10.0.0.1/0", "10.0.0.1:6379"),
+        ("rediss://user:hunter2@cache.test:6380/0", "cache.test:6380"),
+        ("redis:///0", "localhost:6379"),
+    ],
+)
+def test_log_says_where_a_sink_is_and_nothing_secret(url: str, place: str) -> None:
+    assert place_of(url) == place
+
+
+async def test_name_of_a_sink_that_nobody_knows_is_told_with_the_reason() -> None:
+    sink = HttpSink("https://sink.invalid/secret")
+    with pytest.raises(SinkUnavailable, match=r"^sink\.invalid:443: ") as caught:
+        await sink.deliver(LINES)
+    assert "Error" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    await sink.close()

@@ -1,0 +1,899 @@
+"""What an answer used, read from its bytes: the same however they come, and never disturbed by what stands in them."""
+
+import json
+import re
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering.documents import MAX_DOCUMENT_BYTES
+from edge.metering.events import MAX_ENDING_BYTES, MAX_EVENT_BYTES, MAX_HELD_BYTES
+from edge.metering.meters import Meter, Metering
+from edge.metering.usage_objects import TAIL_BYTES
+from edge.simulator import dialects
+from edge.simulator.dialects import Ask, Dialect, Question, error_frames
+
+FINAL, RUNNING, ESTIMATED, NONE = UsageSource
+CHAT, TEXT, MESSAGES, RESPONSES = "chat/completions", "completions", "messages", "responses"
+DIALECTS = get_args(Dialect)
+KINDS = [*((CHAT, each) for each in DIALECTS), *((TEXT, each) for each in DIALECTS), (MESSAGES, "vllm")]
+KINDS.append((RESPONSES, "vllm"))
+CASES = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
+
+
+def question(dialect: Any = "vllm", tokens: int = 5, usage: bool = False, running: bool = False) -> Question:
+    return Question(dialect, "m", tokens, "stop", 12, usage=usage, running_usage=running)
+
+
+def simulated(operation: str, *args: Any, **kwargs: Any) -> list[bytes]:
+    """Return the frames that a model server sends."""
+    return list(dialects.STREAMS[f"/v1/{operation}"](question(*args, **kwargs)).frames)
+
+
+def events(operation: str = CHAT, **options: Any) -> Meter:
+    return Metering(operation, prompt_estimate=7, **options).events()
+
+
+def document(operation: str = CHAT) -> Meter:
+    return Metering(operation, prompt_estimate=7).document()
+
+
+def fed(meter: Meter, parts: Iterable[bytes]) -> Meter:
+    for part in parts:
+        meter.feed(part)
+    return meter
+
+
+def read(parts: bytes | Iterable[bytes], operation: str = CHAT, whole: bool = True) -> Usage:
+    return fed(events(operation), [parts] if isinstance(parts, bytes) else parts).usage(whole)
+
+
+def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
+    at = [0, *sorted(positions), len(data)]
+    return [data[low:high] for low, high in pairwise(at)]
+
+
+def data(value: object) -> bytes:
+    return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+def chunk(delta: object = None, finish: str | None = None, **members: Any) -> bytes:
+    delta = {"content": "a"} if delta is None else delta
+    return data({"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]} | members)
+
+
+def usage(prompt: int = 12, completion: int = 5, **members: Any) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion} | members
+
+
+def last(**members: Any) -> bytes:
+    return data({"id": "1", "choices": [], "usage": usage()} | members)
+
+
+DONE = b"data: [DONE]\n\n"
+USED = Usage(12, 5, source=FINAL)
+
+
+# --- whole streams
+
+
+@pytest.mark.parametrize(("operation", "dialect"), KINDS)
+def test_whole_stream_used_what_its_server_says(operation: str, dialect: str) -> None:
+    assert read(simulated(operation, dialect, usage=True), operation) == USED
+
+
+@pytest.mark.parametrize(("operation", "dialect"), [*((CHAT, each) for each in DIALECTS), (TEXT, "vllm")])
+def test_stream_without_usage_used_its_frames(operation: str, dialect: str) -> None:
+    assert read(simulated(operation, dialect, tokens=9), operation) == Usage(7, 9, source=ESTIMATED)
+
+
+@pytest.mark.parametrize(("operation", "dialect"), KINDS)
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+def test_frames_that_carry_a_token_are_counted_as_the_server_counts_them(
+    operation: str, dialect: str, tokens: int
+) -> None:
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect, tokens))
+    prompt = 12 if operation == MESSAGES else 7  # `message_start` tells
+    for sent in range(len(script.frames)):
+        used = read(script.frames[:sent], operation, whole=False)
+        if sent == 0:
+            assert used == NO_USAGE
+        elif used.source is ESTIMATED:
+            assert used == Usage(prompt, script.tokens_in(sent), source=ESTIMATED)
+        else:
+            assert (operation, used) == (MESSAGES, Usage(12, tokens, source=FINAL))
+            assert sent == len(script.frames) - 1
+
+
+def test_only_frames_that_carry_a_token_are_counted() -> None:
+    tool = {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}
+    counted = [
+        chunk(tool), chunk({"reasoning_content": "a"}), chunk({"role": "assistant", "content": "a"}),
+        chunk({"content": None, "refusal": "no"}), chunk({"content": "a"}, "stop"), chunk({"content": " "}),
+        data({"choices": [{"text": "a", "finish_reason": None}]}), data({"token": {"text": "a"}}),
+        b"data: no JSON\n\n", data({"choices": [{"delta": ["a"]}]}), b'data: {"choices":[{"text":"\\ud83d"}]}\n\n',
+    ]  # fmt: skip
+    others = [
+        chunk({"role": "assistant"}), chunk({"role": "assistant", "content": ""}), chunk({}), chunk({}, "stop"),
+        chunk({"content": None, "tool_calls": []}), data({"choices": [{"delta": None}]}), last(), data({"choices": []}),
+        data({"choices": [{"text": "", "finish_reason": "stop"}]}), data({"error": {"message": "a"}}), DONE,
+        b": a comment\n\n", b"event: ping\n\n", b"\n\n", b"id: 1\n\n", data({"usage": usage()}),
+    ]  # fmt: skip
+    for frame in counted:
+        assert read(frame) == Usage(7, 1, source=ESTIMATED), frame
+    for frame in others:
+        assert read(frame).completion_tokens in (0, 5), frame
+
+
+@pytest.mark.parametrize("parts", [[], [b""], [b": keep-alive\n\n"] * 3, [DONE], [data({"error": {"message": "a"}})]])
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES, "audio/transcriptions"])
+def test_nothing_is_used_by_a_stream_that_says_nothing(operation: str, parts: list[bytes]) -> None:
+    """The text of an error is no answer."""
+    for whole in (True, False):
+        assert read(parts, operation, whole) == NO_USAGE
+
+
+# --- usage objects
+
+
+@pytest.mark.parametrize(
+    ("value", "used"),
+    [
+        (usage(), Usage(12, 5)),
+        (usage(0, 0), Usage(0, 0)),
+        (usage(prompt_tokens_details={"cached_tokens": 8}, completion_tokens_details={"reasoning_tokens": 3}),
+         Usage(12, 5, 8, 3)),
+        (usage(prompt_tokens_details=None, completion_tokens_details={"reasoning_tokens": None}), Usage(12, 5)),
+        (usage(prompt_tokens_details={"cached_tokens": -1}, completion_tokens_details="3"), Usage(12, 5)),
+        ({"prompt_tokens": 12, "total_tokens": 14}, Usage(12, 2)),
+        ({"prompt_tokens": 12, "total_tokens": 4}, Usage(12, 0)),
+        ({"prompt_tokens": 12, "completion_tokens": None}, Usage(12, 0)),
+        ({"total_tokens": 14}, Usage(14, 0)),
+        ({"completion_tokens": 4, "total_tokens": 14}, Usage(10, 4)),
+        ({"completion_tokens": 4}, Usage(0, 4)),
+        ({"input_tokens": 12, "output_tokens": 5, "total_tokens": 17}, Usage(12, 5)),
+        (usage(2**53, 0), Usage(2**53, 0)),
+        (usage(reasoning_tokens=4), Usage(12, 5, 0, 4)),
+        (usage(reasoning_tokens="4"), Usage(12, 5)),
+        (usage(reasoning_tokens=4, completion_tokens_details={"reasoning_tokens": 3}), Usage(12, 5, 0, 3)),
+        (usage(prompt_tokens_details=None, input_tokens_details={"cached_tokens": 2}), Usage(12, 5, 2)),
+        (usage(completion_tokens_details=None, output_tokens_details={"reasoning_tokens": 2}), Usage(12, 5, 0, 2)),
+    ],
+)  # fmt: skip
+def test_usage_is_what_the_object_says(value: dict[str, Any], used: Usage) -> None:
+    expected = msgspec.structs.replace(used, source=FINAL)
+    assert read(data({"choices": [], "usage": value})) == expected
+    assert fed(document(), [orjson.dumps({"choices": [], "usage": value})]).usage(True) == expected
+
+
+NONSENSE = [
+    b"null", b"{}", b"[]", b'"12"', b"12", b"true", b'{"prompt_tokens":null}', b'{"prompt_tokens":-1,"total_tokens":3}',
+    b'{"prompt_tokens":12.0,"completion_tokens":5}', b'{"prompt_tokens":"12","completion_tokens":5}',
+    b'{"prompt_tokens":12,"completion_tokens":9007199254740993}', b'{"prompt_tokens":1e400}',
+    b'{"prompt_tokens":' + b"9" * 5000 + b"}", b'{"prompt_tokens":[12]}', b'{"prompt_tokens":true}',
+    b'{"type":"duration","seconds":1}', b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+def test_nonsense_is_no_usage(value: bytes) -> None:
+    assert read([chunk(), b'data: {"choices":[],"usage":%b}\n\n' % value]).source is ESTIMATED
+    assert read([last(), b'data: {"choices":[],"usage":%b}\n\n' % value]) == USED
+    other = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'  # the caller's own, not the upstream's
+    answers = [b'{"choices":[],"usage":%b}' % value]
+    if b"[[" not in value:  # too deep to be read, and so looked through from its end
+        answers.append(b'{"usage":%b,"metadata":%b}' % (value, other))
+    for answer in answers:
+        assert fed(document(), [answer]).usage(True) == Usage(7, len(answer) // 4, source=ESTIMATED)
+
+
+def test_running_usage_is_never_summed() -> None:
+    frames = [chunk(usage=usage(12, count)) for count in range(1, 6)]
+    assert read(frames) == USED
+    assert read(frames, whole=False) == Usage(12, 5, source=RUNNING)
+    assert read([*frames, last(usage=usage(12, 6))], whole=False) == Usage(12, 6, source=FINAL)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+@pytest.mark.parametrize("operation", [CHAT, TEXT])
+def test_stream_that_is_cut_used_what_was_running(operation: str, dialect: str) -> None:
+    frames = simulated(operation, dialect, tokens=9, usage=True, running=True)
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect, 9))
+    for sent in range(1, len(frames) - 2):
+        meter = fed(events(operation, continuous=True), frames[:sent])
+        assert meter.usage(False) == Usage(12, script.tokens_in(sent), source=RUNNING)
+        assert meter.ending == b""
+    assert read(frames[:-1], operation, whole=False) == Usage(12, 9, source=FINAL)
+
+
+def test_running_usage_of_several_choices_is_told_for_each_of_them() -> None:
+    """As vLLM does, `previous_num_tokens[i]`; the end tells all of it."""
+
+    def frame(count: int, **index: int) -> bytes:
+        choice = {**index, "delta": {"content": "ab"}, "finish_reason": None}
+        return data({"choices": [choice], "usage": usage(12, count)})
+
+    frames = [frame(2 * count, index=index) for count in range(1, 6) for index in range(4)]
+    assert read(frames, whole=False) == Usage(12, 40, source=RUNNING)
+    assert read(frames[:-3], whole=False) == Usage(12, 34, source=RUNNING)
+    assert read([*frames, last(usage=usage(12, 43))], whole=False) == Usage(12, 43, source=FINAL)
+    assert read([frame(2, index=0), frame(4)]) == Usage(12, 4, source=FINAL), "an index that is left out is the first"
+
+
+# --- messages and responses
+
+
+def message(start: object, *deltas: object) -> list[bytes]:
+    frames = [{"type": "message_start", "message": {"model": "m", "usage": start}}]
+    frames += [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}] * 3
+    frames += [{"type": "message_delta", "delta": {}, "usage": delta} for delta in deltas]
+    return [b"event: %b\n" % str(frame["type"]).encode() + data(frame) for frame in frames]
+
+
+def test_each_value_of_a_message_is_the_latest() -> None:
+    start = {"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 1}
+    assert read(message(start, {"output_tokens": 5}), MESSAGES) == Usage(9, 5, 4, source=FINAL)
+    assert read(message(start, {"output_tokens": 5}), MESSAGES, whole=False) == Usage(9, 5, 4, source=FINAL)
+    both = message(start, {"output_tokens": 5}, {"output_tokens": 6, "input_tokens": 10, "cache_read_input_tokens": 0})
+    assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL)
+    assert read(message(None, {"output_tokens": 5, "input_tokens": 12}), MESSAGES) == USED
+    assert read(message({"input_tokens": -1}, {"output_tokens": 5}), MESSAGES) == Usage(0, 5, source=FINAL)
+
+
+def test_message_that_is_cut_used_the_prompt_it_tells_of_and_its_frames() -> None:
+    start = {"input_tokens": 2, "cache_read_input_tokens": 4, "output_tokens": 1}
+    for whole in (True, False):
+        assert read(message(start), MESSAGES, whole) == Usage(6, 3, 4, source=ESTIMATED)
+        assert read(message(start)[:1], MESSAGES, whole) == Usage(6, 1, 4, source=ESTIMATED)
+
+
+@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
+def test_usage_of_a_response_stands_in_its_last_event(kind: str) -> None:
+    value = {"input_tokens": 12, "input_tokens_details": {"cached_tokens": 2}, "output_tokens": 5,
+             "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 17}  # fmt: skip
+    meter = events(RESPONSES)
+    meter.feed(data({"type": "response.in_progress", "response": {"usage": usage(1, 1)}}))
+    meter.feed(data({"type": f"response.{kind}", "response": {"error": None, "usage": value}}))
+    assert meter.usage(True) == meter.usage(False) == Usage(12, 5, 2, 3, source=FINAL)
+    assert meter.failed is (kind == "failed")
+
+
+# --- what does not fool it
+
+SAID = '"usage":{"prompt_tokens":1,"completion_tokens":1}} data: [DONE]\n\ndata: {"error":{"message":"a"}}\n\n"error":1'
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("dumps", [lambda value: json.dumps(value).encode(), orjson.dumps], ids=["spaced", "dense"])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_what_a_model_says_is_not_taken_for_usage_or_an_end(operation: str, dumps: Any, size: int) -> None:
+    said = SAID * size
+    frames = {
+        CHAT: {"choices": [{"delta": {"content": said}, "finish_reason": None}]},
+        TEXT: {"choices": [{"text": said, "finish_reason": None}]},
+        MESSAGES: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": said}},
+        RESPONSES: {"type": "response.output_text.delta", "delta": said},
+    }
+    event = b"data: " + dumps(frames[operation]) + b"\n\n"
+    meter = fed(events(operation), [event, *cut(event, range(1000, len(event), 1000))])
+    expected = 0 if operation == RESPONSES and len(event) > MAX_EVENT_BYTES else 2
+    assert meter.usage(True) == Usage(7, expected, source=ESTIMATED)
+    assert not meter.failed
+    answer = dumps({"id": 1, "output": said, "choices": [frames[CHAT]]})
+    assert fed(document(operation), [answer]).usage(True).source is ESTIMATED
+    assert fed(document(operation), cut(answer, range(1000, len(answer), 1000))).usage(False).source is ESTIMATED
+
+
+# --- the same however it comes
+
+
+def variants() -> Iterator[tuple[str, str, bytes]]:
+    for name, stream in CASES.items():
+        yield name, {"messages": MESSAGES, "responses": RESPONSES}.get(name, CHAT), stream
+    for operation, dialect in KINDS:
+        yield f"{operation} {dialect}", operation, b"".join(simulated(operation, dialect, tokens=3, usage=True))
+    running = b"".join(simulated(CHAT, tokens=3, usage=True, running=True))
+    yield "running", CHAT, running
+    yield "error", CHAT, chunk() + data({"error": {"message": "a"}}) + DONE
+    yield "flat error", CHAT, chunk() + data({"object": "error", "message": "a"})
+    yield "no space", CHAT, (chunk() + last()).replace(b"data: ", b"data:") + DONE
+    yield (
+        "lines",
+        CHAT,
+        b"retry: 1\r\nid: 2\r\n" + last().replace(b',"usage"', b',\r\ndata:"usage"').strip() + b"\r\n\r\n",
+    )
+    yield "behind a comment", CHAT, b": a\n" + last()
+    yield "unfinished", CHAT, chunk() + last().strip()
+    yield "mixed ends", CHAT, chunk().replace(b"\n", b"\r\n") + last() + chunk().replace(b"\n", b"\r") + last() + DONE
+    yield "half an event", CHAT, chunk() + last()[:-20]
+    for ending in (b"\r\n", b"\r"):
+        yield f"ends {ending!r}", CHAT, running.replace(b"\n", ending)
+        yield f"messages {ending!r}", MESSAGES, CASES["messages"].replace(b"\n", ending)
+
+
+STREAMS = {name: (operation, stream) for name, operation, stream in variants()}
+MODES: list[dict[str, bool]] = [
+    {},
+    {"hide_usage": True},
+    {"continuous": True, "hide_usage": True, "hide_running": True},
+]
+
+
+def outcome(operation: str, mode: dict[str, bool], parts: list[bytes]) -> tuple[bytes, Usage, Usage, bool]:
+    meter = events(operation, **mode)
+    given = [meter.feed(part) for part in parts]
+    if not mode:
+        assert all(got is part for got, part in zip(given, parts, strict=True))
+    cut_off = meter.usage(False) if not meter.holds else NO_USAGE
+    ended = meter.close()
+    assert not meter.holds
+    return b"".join(given) + ended, meter.usage(True), cut_off, meter.failed
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "long"])
+def test_usage_is_the_same_cut_at_any_byte(name: str, mode: dict[str, bool]) -> None:
+    operation, stream = STREAMS[name]
+    mode = mode if operation in (CHAT, TEXT) else {}
+    expected = outcome(operation, mode, [stream])
+    assert outcome(operation, mode, cut(stream, range(1, len(stream)))) == expected
+    for at in range(0, len(stream), 3):
+        assert outcome(operation, mode, cut(stream, [at])) == expected, at
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.sampled_from(sorted(STREAMS)), st.sampled_from(MODES), st.data())
+def test_usage_is_the_same_at_random_cuts(name: str, mode: dict[str, bool], draw: st.DataObject) -> None:
+    operation, stream = STREAMS[name]
+    mode = mode if operation in (CHAT, TEXT) else {}
+    positions = draw.draw(st.sets(st.integers(1, len(stream) - 1), max_size=20))
+    assert outcome(operation, mode, cut(stream, positions)) == outcome(operation, mode, [stream])
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "failed"),
+    [
+        ("comments", Usage(7, 1, source=ESTIMATED), False),
+        ("crlf", Usage(7, 1, source=ESTIMATED), False),
+        ("llamacpp", Usage(7, 0, source=ESTIMATED), False),
+        ("long", Usage(7, 1, source=ESTIMATED), False),
+        ("messages", Usage(12, 2, source=FINAL), False),
+        ("openai", Usage(12, 2, source=FINAL), False),
+        ("responses", Usage(12, 2, source=FINAL), False),
+        ("sglang", Usage(7, 1, source=ESTIMATED), False),
+        ("transformers", Usage(7, 1, source=ESTIMATED), False),
+        ("vllm", Usage(12, 2, source=FINAL), False),
+        ("error", Usage(7, 1, source=ESTIMATED), True),
+        ("flat error", Usage(7, 1, source=ESTIMATED), True),
+        ("no space", USED, False),
+        ("lines", USED, False),
+        ("behind a comment", USED, False),
+        ("unfinished", USED, False),
+        ("mixed ends", USED, False),
+        ("ends b'\\r'", Usage(12, 3, source=FINAL), False),
+        ("messages b'\\r\\n'", Usage(12, 2, source=FINAL), False),
+    ],
+)
+def test_streams_of_many_servers_are_understood(name: str, used: Usage, failed: bool) -> None:
+    operation, stream = STREAMS[name]
+    meter = fed(events(operation), [stream])
+    assert meter.usage(True) == used
+    assert meter.failed is failed
+
+
+@given(st.lists(st.binary(max_size=20) | st.sampled_from([b"data: ", b"\n\n", b"{", b'"usage":', b"\r", b"[1]}"])))
+@settings(max_examples=300, deadline=None, database=None)
+def test_no_bytes_make_a_meter_fail(parts: list[bytes]) -> None:
+    for operation in (CHAT, TEXT, MESSAGES, RESPONSES, "images/edits", "audio/speech", "rerank", "new/operation"):
+        for mode in MODES:
+            meter = events(operation, **mode)
+            given = b"".join(map(meter.feed, parts)) + meter.close()
+            assert given == b"".join(parts)
+            assert meter.usage(False) == meter.usage(True)
+        meter = document(operation)
+        assert b"".join(map(meter.feed, parts)) + meter.close() == b"".join(parts)
+        assert meter.usage(True).prompt_tokens in (0, 7)
+        assert meter.usage(False).prompt_tokens in (0, 7)
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 5000 + "]" * 5000, '{"a":' * 50_000], ids=["open", "deep", "keys"]
+)
+def test_depth_costs_no_stack(value: str) -> None:
+    for member in ("choices", "usage", "delta", "error", "response", "message"):
+        bomb = f'{{"{member}":{value}}}'.encode()
+        for operation in (CHAT, MESSAGES, RESPONSES):
+            assert read([b"data: " + bomb + b"\n\n", last()], operation).completion_tokens in (0, 1, 5)
+            assert fed(document(operation), [bomb]).usage(True).source is ESTIMATED
+
+
+# --- errors
+
+ERRORS = [
+    data({"error": {"message": "a", "code": 500}}), data({"error": "a"}), b'data: {"error": "an "unescaped" one"}\n\n',
+    data({"object": "error", "message": "a"}), b'data:{"error":1}\n\n', b'error: {"code":500,"message":"a"}\n\n',
+    b'event: error\ndata: {"message":"a"}\n\n', b': a\ndata: {"error":{}}\n\n', chunk(error={"message": "a"}),
+    b'data: {"error":{\r\ndata: "message":1}}\r\n\r\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_stream_failed_whose_last_data_is_an_error(error: bytes) -> None:
+    for end in ([], [DONE], [b": a comment\n\n"]):
+        meter = fed(events(), [chunk(), error, *end])
+        assert meter.failed
+        assert meter.ending == b""
+        assert meter.usage(True) == Usage(7, 1, source=ESTIMATED)
+        assert not fed(meter, [chunk()]).failed
+    meter = events()
+    meter.feed(chunk() + error.strip())
+    meter.close()
+    assert meter.failed
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_errors_of_every_server_are_known(operation: str, dialect: Any) -> None:
+    frames = [*simulated(operation, dialect)[:5], *error_frames(f"/v1/{operation}", dialect, 500)]
+    meter = fed(events(operation), frames)
+    assert meter.failed
+    assert meter.usage(True).source is ESTIMATED
+
+
+@pytest.mark.parametrize("operation", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize("error", [data({"object": "error", "message": "a"}), data({"error": {"message": "a"}})])
+def test_error_of_another_dialect_is_one(operation: str, error: bytes) -> None:
+    assert fed(events(operation), [error]).failed
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [chunk(error=None), b'data: {"error":null,"choices":[]}\n\n', chunk({"content": '"error":1'}), chunk(), last()],
+)
+def test_error_that_is_null_is_none(frame: bytes) -> None:
+    """`"error":null` stands in each chunk of some servers."""
+    assert not fed(events(), [frame, DONE]).failed
+
+
+# --- the ending
+
+
+@pytest.mark.parametrize(("operation", "dialect"), KINDS)
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("fault", [0, 1, 6, 12])
+def test_frames_that_end_alike_need_not_be_seen(operation: str, dialect: Any, asked: bool, fault: int) -> None:
+    """Wherever the stream is cut or fails, what is known is the same as if all of it had been seen."""
+    frames = simulated(operation, dialect, tokens=12, usage=asked)
+    if fault:
+        frames[fault:] = error_frames(f"/v1/{operation}", dialect, 500)
+    every, some = events(operation), events(operation)
+    unseen = 0
+    for frame in frames:
+        every.feed(frame)
+        if some.ending and frame.endswith(some.ending) and not some.holds:
+            some.passed += 1
+            unseen += 1
+        else:
+            some.feed(frame)
+        assert some.usage(False) == every.usage(False)
+        assert some.failed == every.failed
+    assert some.usage(True) == every.usage(True)
+    if operation in (CHAT, TEXT) and not fault:
+        assert unseen == 11  # all but the first
+        assert len(some.ending) <= MAX_ENDING_BYTES
+    if operation == MESSAGES:
+        assert some.ending == b""
+
+
+def alike(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+CHOICE = {"index": 0, "delta": {"content": "a"}, "finish_reason": None}
+CONTENT = {"id": "1", "choices": [CHOICE], "model": "m", "object": "chat.completion.chunk"}
+NOT_CONTENT = [
+    CONTENT | {"choices": [CHOICE | {"finish_reason": "stop", "delta": {}}]},
+    {"id": "1", "choices": [], "usage": usage(), "model": "m", "object": "chat.completion.chunk"},
+    {"id": "1", "usage": usage(), "choices": [], "model": "m", "object": "chat.completion.chunk"},
+    {"usage": usage(), "choices": [CHOICE | {"finish_reason": "length"}], "model": "m"},
+    {"id": "1", "error": {"message": '"finish_reason":null}]}'}, "model": "m", "object": "chat.completion.chunk"},
+    {"error": {"message": '"finish_reason": null}], "model": "m", "object": "chat.completion.chunk"}'}},
+]
+
+
+@pytest.mark.parametrize("frame", NOT_CONTENT)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("dumps", [alike, data])
+def test_no_other_frame_ends_as_content_does(frame: dict[str, Any], order: int, dumps: Any) -> None:
+    """Also where the members stand in another order: what follows `finish_reason` tells what the frame is."""
+    turned = [dict(list(each.items())[::order]) for each in (CONTENT, frame)]
+    meter = fed(events(), map(dumps, turned[:1]))
+    assert meter.ending
+    assert not dumps(turned[1]).endswith(meter.ending)
+
+
+def test_ending_begins_at_the_mark_of_an_unfinished_choice() -> None:
+    assert fed(events(), [chunk()]).ending == b'"finish_reason":null}]}\n\n'
+    assert fed(events(), [alike(CONTENT)]).ending.startswith(b'"finish_reason": null}]')
+    assert fed(events(), [chunk().replace(b"\n", b"\r\n")]).ending == b'"finish_reason":null}]}\r\n\r\n'
+    assert fed(events(), [chunk(usage=None)]).ending == b'"finish_reason":null}],"usage":null}\n\n'
+    typed = data({"delta": "a", "sequence_number": 1, "type": "response.output_text.delta"})
+    assert fed(events(RESPONSES), [typed]).ending == b'"type":"response.output_text.delta"}\n\n'
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        chunk({"role": "assistant", "content": ""}), chunk({}, "stop"), chunk(finish="stop"), chunk(usage=usage()),
+        last(), DONE, ERRORS[0], b": a comment\n\n", chunk(x="y" * MAX_ENDING_BYTES), data({"token": 1}),
+        data({"choices": [{"finish_reason": None, "delta": {"content": "a" * MAX_ENDING_BYTES}}]}),
+    ],
+)  # fmt: skip
+def test_no_ending_is_taken_from_other_frames(frame: bytes) -> None:
+    assert fed(events(), [frame, frame]).ending == b""
+
+
+def test_ending_of_a_response_is_that_of_a_delta_only() -> None:
+    for kind in ("response.output_text.done", "response.completed", "error"):
+        assert fed(events(RESPONSES), [data({"text": "a", "type": kind})] * 2).ending == b""
+    nested = data({"type": "response.output_text.delta", "delta": {"type": "response.x.delta"}})
+    assert fed(events(RESPONSES), [nested]).ending == b""
+
+
+def test_no_ending_is_taken_where_usage_runs() -> None:
+    assert fed(events(continuous=True), [chunk(), chunk()]).ending == b""
+
+
+def test_frames_that_passed_unseen_are_an_answer() -> None:
+    meter = events()
+    meter.passed += 3
+    assert meter.usage(False) == Usage(7, 3, source=ESTIMATED)
+
+
+# --- what the client did not ask for
+
+
+def without(stream: bytes, *, running: bool, extra: bool = True) -> bytes:
+    """What the client gets, found by a parser and not by the code under test."""
+
+    def event(found: re.Match[bytes]) -> bytes:
+        try:
+            value = json.loads(found[1])
+        except ValueError:
+            return found[0]
+        if not isinstance(value.get("usage"), dict):
+            return found[0]
+        if value.get("choices") == [] and extra:
+            return b""
+        if running and value.get("choices"):
+            del value["usage"]
+            return data(value)
+        return found[0]
+
+    return re.sub(rb"data: ([^\n]+)\n\n", event, stream)
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("size", [1, 100, 100_000])
+def test_usage_that_the_client_did_not_ask_for_is_hidden(
+    operation: str, dialect: str, running: bool, size: int
+) -> None:
+    stream = b"".join(simulated(operation, dialect, usage=True, running=running))
+    meter = events(operation, continuous=running, hide_usage=True, hide_running=running)
+    given = b"".join(map(meter.feed, cut(stream, range(size, len(stream), size))))
+    assert given == without(stream, running=running) != stream
+    assert b'"usage":{' not in given
+    assert meter.usage(True) == USED
+
+
+def test_usage_stays_for_who_asked_for_it_at_the_end_only() -> None:
+    frames = simulated(CHAT, usage=True, running=True)
+    meter = events(continuous=True, hide_running=True)
+    assert b"".join(map(meter.feed, frames)) == without(b"".join(frames), running=True, extra=False)
+    assert meter.usage(True) == USED
+
+
+def test_same_object_comes_back_while_nothing_changes() -> None:
+    contents = [
+        chunk(), chunk() + DONE, b": a\n\n", chunk(usage=usage()), data({"choices": []}), chunk(usage=None),
+        data({"usage": usage()}),
+    ]  # fmt: skip
+    meter = events(hide_usage=True)
+    for content in contents:
+        assert meter.feed(content) is content
+        assert not meter.holds
+    assert [meter.feed(part) for part in (b"data: 1", b"\n", b"\n", b"")] == [b"", b"", b"data: 1\n\n", b""]
+    assert meter.feed(last()) == b""
+    assert meter.feed(chunk() + last() + DONE) == chunk() + DONE
+    assert meter.feed(b"data: 2") == b""
+    assert meter.holds
+    assert (meter.close(), meter.holds, meter.close()) == (b"data: 2", False, b"")
+
+
+def test_passive_meter_holds_nothing_back() -> None:
+    meter = events()
+    for content in (last()[:30], last()[30:50]):
+        assert meter.feed(content) is content
+        assert meter.holds
+    assert meter.close() == b""
+    assert not Metering(CHAT, continuous=True).changes
+    assert Metering(CHAT, hide_usage=True).changes
+    assert Metering(CHAT, hide_running=True).changes
+
+
+@pytest.mark.parametrize(
+    ("frame", "hidden"),
+    [
+        ('{"usage":%,"choices":[{"text":"a"}]}', '{"choices":[{"text":"a"}]}'),
+        ('{"id":1,"usage":%,"choices":[{"text":"a"}]}', '{"id":1,"choices":[{"text":"a"}]}'),
+        ('{"choices":[{"text":"a"}],"usage":%}', '{"choices":[{"text":"a"}]}'),
+        ('{ "usage" : % , "choices":[{"text":"a"}] }', '{  "choices":[{"text":"a"}] }'),
+        ('{ "id" : 1 , "usage" : % , "choices":[{"text":"a"}] }', '{ "id" : 1  , "choices":[{"text":"a"}] }'),
+        ('{"choices":[{"text":"a"}] ,\t"usage"\t:% }', '{"choices":[{"text":"a"}]  }'),
+        ('{"x":{"usage":%},"choices":[{"text":"\\"usage\\":{}"}],"usage":%}',
+         '{"x":{"usage":%},"choices":[{"text":"\\"usage\\":{}"}]}'),
+        ('{"choices":[{"text":"a","usage":%}]}', '{"choices":[{"text":"a","usage":%}]}'),
+        ('{"choices":[{"text":"a"}],"usage":null}', '{"choices":[{"text":"a"}],"usage":null}'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "value", ['{"prompt_tokens":1}', "{ }", '{"a":{"b":{"c":1}},"prompt_tokens_details":{"cached_tokens":0}}']
+)
+def test_running_usage_is_cut_out_and_every_other_byte_stays(frame: str, hidden: str, value: str) -> None:
+    meter = events(continuous=True, hide_usage=True, hide_running=True)
+    event, expected = (f"data: {text.replace('%', value)}\n\n".encode() for text in (frame, hidden))
+    assert meter.feed(event) == expected
+    json.loads(expected[6:])
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text('a"\\{}:,', max_size=6),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(["usage", "a", "choices"]), below),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    st.dictionaries(st.sampled_from(["id", "x", "delta", 'q"{']), JSON),
+    st.dictionaries(st.sampled_from(["prompt_tokens", "usage", "a"]), st.integers(0, 9) | st.none()),
+    st.booleans(),
+    st.randoms(),
+)
+def test_any_chunk_loses_its_usage_as_a_parser_would_take_it(
+    members: dict[str, Any], value: dict[str, Any], spaced: bool, random: Any
+) -> None:
+    members = members | {"usage": value, "choices": [{"index": 0, "delta": {"content": SAID}}]}
+    items = list(members.items())
+    random.shuffle(items)
+    text = json.dumps(dict(items), separators=None if spaced else (",", ":")).encode()
+    given = events(continuous=True, hide_usage=True, hide_running=True).feed(b"data: " + text + b"\n\n")
+    assert list(json.loads(given[6:]).items()) == [item for item in items if item[0] != "usage"]
+
+
+# --- what is too long
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 10**7])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_event_too_long_to_be_held_goes_on_and_its_usage_is_read(size: int, end: bytes) -> None:
+    long = b'data: {"choices":[{"text":"' + b"x" * (MAX_HELD_BYTES + 9000) + b'"}],"usage":{"prompt_tokens":3}}' + end
+    after = (last(usage=usage(12, 1)) + chunk()).replace(b"\n\n", end)
+    meter = events(hide_usage=True)
+    given = [meter.feed(part) for part in cut(long + after, range(size, len(long + after), size))]
+    assert b"".join(given) == long + chunk().replace(b"\n\n", end)
+    assert meter.usage(True) == Usage(12, 1, source=FINAL)
+    meter = events(hide_running=True)
+    for part in cut(long, range(size, len(long), size)):
+        meter.feed(part)
+    assert meter.usage(False) == Usage(3, 0, source=RUNNING)
+    assert not meter.holds
+
+
+@pytest.mark.parametrize("length", range(MAX_HELD_BYTES - 4, MAX_HELD_BYTES + 4))
+def test_what_is_too_long_does_not_depend_on_the_reads(length: int) -> None:
+    event = last(x="")
+    event = last(x="x" * (length - len(event)))
+    mode = MODES[2]
+    expected = outcome(CHAT, mode, [event])
+    assert expected[0] == (b"" if length < MAX_HELD_BYTES else event)
+    for positions in ([5], [length - 2], [length - 1], [5, length - 3]):
+        assert outcome(CHAT, mode, cut(event, positions))[:2] == expected[:2]
+    assert outcome(CHAT, mode, [event + DONE])[0] == expected[0] + DONE
+
+
+def test_last_usage_of_a_long_event_that_is_one_counts() -> None:
+    event = data({"x": "x" * MAX_EVENT_BYTES, "y": {"usage": usage(1, 1)}, "usage": usage(), "z": {"usage": {}}})
+    assert read(event) == read(event, RESPONSES) == USED
+
+
+def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
+    for operation, hide in ((CHAT, True), (CHAT, False), (RESPONSES, False)):
+        meter = events(operation, hide_usage=hide)
+        event = b'data: {"text":"' + b"x" * MAX_EVENT_BYTES + b'","usage":{"total_tokens":3}}'
+        assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
+        assert meter.usage(False).prompt_tokens == 3
+
+
+@pytest.mark.parametrize("length", [30_000, 200_000, 900_000, 3_000_000])
+@pytest.mark.parametrize("size", [1400, 65_536, 10**7])
+def test_last_event_of_a_response_is_read_however_long_it_is(length: int, size: int) -> None:
+    """It repeats the whole text; behind the usage stand the caller's own tools and metadata."""
+    value = {"output": ["x" * length], "usage": {"input_tokens": 12, "output_tokens": 5}, "tools": ["t" * 30_000]}
+    event = b"event: response.completed\n" + data({"type": "response.completed", "response": value})
+    meter = events(RESPONSES)
+    for part in cut(event, range(size, len(event), size)):
+        assert meter.feed(part) is part
+    assert meter.usage(False) == USED
+
+
+def test_little_is_kept_of_what_is_long() -> None:
+    meters = [
+        events,
+        lambda: events(RESPONSES),
+        lambda: events(hide_usage=True),
+        document,
+        lambda: document("images/edits"),
+    ]
+    tracemalloc.start()
+    try:
+        for new in meters:
+            meter = new()
+            meter.feed(b'data: {"x":"')
+            for _ in range(300):
+                meter.feed(bytes(32_768))
+            assert tracemalloc.get_traced_memory()[0] < 4 * TAIL_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_EVENT_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+# --- answers that are no streams
+
+
+def answer(operation: str, dialect: Any = "vllm", **ask: Any) -> bytes:
+    return orjson.dumps(dialects.DOCUMENTS[f"/v1/{operation}"](Ask(**ask), question(dialect)))
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_document_used_what_its_server_says(operation: str, dialect: str) -> None:
+    content = answer(operation, dialect)
+    for parts in ([content], cut(content, range(1, len(content))), [b"", content, b"\n"]):
+        meter = document(operation)
+        assert all(meter.feed(part) is part for part in parts)
+        assert (meter.usage(True), meter.usage(False)) == (USED, USED)
+        assert (meter.close(), meter.holds, meter.failed, meter.ending, meter.passed) == (b"", False, False, b"", 0)
+
+
+@pytest.mark.parametrize("operation", ["embeddings", "rerank", "score"])
+def test_vectors_and_ranks_cost_their_prompt(operation: str) -> None:
+    content = answer(operation)
+    assert fed(document(operation), [content]).usage(True) == Usage(12, 0, source=FINAL)
+    assert fed(document(operation), [content[:-60]]).usage(False) == Usage(7, 0, source=ESTIMATED)
+    assert fed(document(operation), [b"{}"]).usage(True) == Usage(7, 0, source=ESTIMATED)
+    total = b'{"results":[],"usage":{"total_tokens":9}}'
+    assert fed(document(operation), [total]).usage(True) == Usage(9, 0, source=FINAL)
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
+def test_document_without_usage_is_guessed_from_its_size(operation: str) -> None:
+    assert fed(document(operation), [b'{"choices":[]}'] * 4).usage(True) == Usage(7, 14, source=ESTIMATED)
+    assert fed(document(operation), [b"<html>"]).usage(True) == Usage(7, 1, source=ESTIMATED)
+
+
+@pytest.mark.parametrize("operation", [CHAT, "embeddings", "audio/speech", "tokenize", "images/edits", "new/operation"])
+def test_nothing_is_used_by_a_document_that_did_not_come(operation: str) -> None:
+    for whole in (True, False):
+        assert document(operation).usage(whole) == NO_USAGE
+        assert fed(document(operation), [b""]).usage(whole) == NO_USAGE
+
+
+@pytest.mark.parametrize(
+    "operation", ["audio/speech", "tokenize", "detokenize", "audio/transcriptions", "new/operation"]
+)
+def test_other_answers_use_nothing_that_they_do_not_tell_of(operation: str) -> None:
+    for content in (
+        b"\xff\xfb\x90",
+        b'{"text":"a","usage":{"type":"duration","seconds":1}}',
+        b'a "usage":{"total_tokens":1}',
+    ):
+        for whole in (True, False):
+            assert fed(document(operation), [content]).usage(whole) == NO_USAGE
+
+
+def test_transcript_used_the_tokens_that_it_tells_of() -> None:
+    content = b'{"text":"a","usage":{"type":"tokens","input_tokens":12,"output_tokens":5,"total_tokens":17}}'
+    assert fed(document("audio/transcriptions"), [content]).usage(True) == USED
+    stream = [
+        data({"type": "transcript.text.delta", "delta": "a"}),
+        data({"type": "transcript.text.done"} | json.loads(content)),
+    ]
+    assert read(stream, "audio/transcriptions") == USED
+    assert read(stream[:1], "audio/transcriptions") == NO_USAGE
+
+
+def test_document_that_is_cut_used_what_it_told_before() -> None:
+    content = b'{"usage":{"prompt_tokens":12,"completion_tokens":5},"choices":[{"text":"aaaa'
+    assert fed(document(), [content]).usage(False) == Usage(12, 5, source=RUNNING)
+    lone = b'{"choices":[{"text":"\\ud83d"}],"usage":{"prompt_tokens":12,"completion_tokens":5}}'
+    assert fed(document(), [lone]).usage(True) == USED
+
+
+@pytest.mark.parametrize("size", [1400, 65_536, MAX_DOCUMENT_BYTES, 10**8])
+def test_usage_of_a_long_document_is_read_from_its_end(size: int) -> None:
+    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
+    content = b'{"data":[' + vectors + b'],"usage":{"prompt_tokens":12,"total_tokens":12}}'
+    assert len(content) > 2 * MAX_DOCUMENT_BYTES
+    parts = cut(content, range(size, len(content), size))
+    assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
+    assert fed(document("embeddings"), parts).usage(False) == Usage(12, 0, source=RUNNING)
+    assert fed(document("embeddings"), [content[:-60]]).usage(False) == Usage(7, 0, source=ESTIMATED)
+    assert fed(document(), [content[:-60]]).usage(True) == Usage(7, (len(content) - 60) // 4, source=ESTIMATED)
+
+
+@pytest.mark.parametrize("size", [1400, 65_536, 10**8])
+def test_usage_of_a_long_document_may_stand_where_it_begins(size: int) -> None:
+    """llama.cpp has it in front of the vectors."""
+    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
+    content = b'{"model":"m","usage":{"prompt_tokens":12,"total_tokens":12},"data":[' + vectors + b"]}"
+    parts = cut(content, range(size, len(content), size))
+    assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
+
+
+# --- images
+
+
+@pytest.mark.parametrize("size", [1, 7, 1400, 10**8])
+@pytest.mark.parametrize("operation", ["generation", "edit"])
+def test_images_of_a_stream_are_counted_however_long_they_are(operation: str, size: int) -> None:
+    done = f"image_{operation}.completed"
+    image = "QUJD" * (MAX_EVENT_BYTES // 4 if size > 1000 else 4)
+    frames = [
+        b"event: %b\n" % done.encode() + data({"type": done, "b64_json": image}),
+        data({"type": f"image_{operation}.partial_image", "b64_json": "QUJD"}),
+        data({"b64_json": "QUJD", "type": done, "usage": {"input_tokens": 12, "output_tokens": 5}}),
+    ]
+    content = b"".join(frames)
+    parts = cut(content, range(size, len(content), size))
+    assert read(parts, "images/generations") == Usage(12, 5, units=2, source=FINAL)
+    assert read(parts, "images/generations", whole=False).units == 2
+
+
+@pytest.mark.parametrize("operation", ["images/generations", "images/edits"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_images_are_counted(operation: str, n: int) -> None:
+    content = answer(operation, n=n)
+    assert fed(document(operation), [content]).usage(True) == Usage(units=n, source=FINAL)
+    assert fed(document(operation), [content]).usage(False) == Usage(units=n, source=RUNNING)
+    assert fed(document(operation), [content[:-4]]).usage(False) == Usage(units=n, source=RUNNING)
+    told = content[:-1] + b',"usage":{"input_tokens":12,"output_tokens":5}}'
+    assert fed(document(operation), [told]).usage(True) == Usage(12, 5, units=n, source=FINAL)
+
+
+@pytest.mark.parametrize("content", [b'{"data":[]}', b'{"data":null}', b"{}", b'{"error":{"message":"a"}}', b"x"])
+def test_answer_without_an_image_used_nothing(content: bytes) -> None:
+    assert fed(document("images/generations"), [content]).usage(True) == NO_USAGE
+
+
+@pytest.mark.parametrize("size", [1, 7, 1400, MAX_DOCUMENT_BYTES + 1, 10**8])
+@pytest.mark.parametrize("member", ['"b64_json":"%s"', '"b64_json": "%s", "url": null', '"url":"data:%s"'])
+def test_large_images_are_counted_as_they_pass(size: int, member: str) -> None:
+    """An answer of 1 MiB is an everyday image; it is not kept."""
+    first = "QUJD" * (MAX_DOCUMENT_BYTES // 4)
+    images = ",".join("{" + member.replace("%s", text) + "}" for text in (first, "QUJD", "QUJD"))
+    content = f'{{"created":1,"data":[{images}],"usage":{{"input_tokens":12,"output_tokens":5}}}}'.encode()
+    positions = range(max(size, len(content) - 400 * size), len(content), size)
+    parts = cut(content, positions)
+    assert fed(document("images/generations"), parts).usage(True) == Usage(12, 5, units=3, source=FINAL)

@@ -1,0 +1,1009 @@
+"""The simulated model server: what tests, the demo and load tests rely on when it plays an engine."""
+
+import argparse
+import asyncio
+import io
+import os
+import signal
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+import trustme
+import uvloop
+
+from edge.simulator.dialects import Behaviour, answer_text, error_document
+from edge.simulator.server import Simulator, add_arguments, behaviour_from, run
+
+CHAT = "/v1/chat/completions"
+HOUR_MS = 3_600_000
+
+
+@asynccontextmanager
+async def simulating(behaviour: Behaviour | None = None, **options: Any) -> AsyncIterator[Simulator]:
+    """Run a simulator on a free port of the loopback address."""
+    simulator = Simulator(behaviour, **options)
+    await simulator.start()
+    try:
+        yield simulator
+    finally:
+        await simulator.close()
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with simulating() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def request_bytes(body: dict[str, Any], path: str = CHAT, version: str = "1.1", headers: str = "") -> bytes:
+    data = orjson.dumps(body)
+    head = f"POST {path} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+    return (head + headers + "\r\n").encode() + data
+
+
+class RawClient:
+    """A connection on which every byte can be seen."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def ask(self, **body: Any) -> None:
+        self.writer.write(request_bytes({"model": "m"} | body))
+
+    async def head(self) -> tuple[bytes, dict[str, str]]:
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        return lines[0].encode(), dict(line.split(": ", 1) for line in lines[1:] if line)
+
+    async def chunk(self) -> bytes:
+        size = int(await self.reader.readuntil(b"\r\n"), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def chunks(self) -> list[bytes]:
+        """Every chunk up to and without the last one."""
+        found = []
+        while data := await self.chunk():
+            found.append(data)
+        return found
+
+    async def rest(self) -> bytes:
+        return await self.reader.read()
+
+
+@asynccontextmanager
+async def raw(simulator: Simulator) -> AsyncIterator[RawClient]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", simulator.port)
+    try:
+        yield RawClient(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+def objects(chunks: list[bytes]) -> list[dict[str, Any]]:
+    """Return the JSON of all frames but `[DONE]`."""
+    return [orjson.loads(c.partition(b"data: ")[2]) for c in chunks if c != b"data: [DONE]\n\n"]
+
+
+async def stream(simulator: Simulator, **body: Any) -> list[bytes]:
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, **body)
+        await connection.head()
+        return await connection.chunks()
+
+
+# --- Streams
+
+
+async def test_each_frame_of_a_chat_stream_is_one_chunk(simulator: Simulator) -> None:
+    """Role first, then one frame per token, then the reason to finish, then `[DONE]`; no usage unless asked for."""
+    chunks = await stream(simulator, simulate={"tokens": 9})
+    assert all(c.startswith(b"data: ") and c.endswith(b"\n\n") and c.count(b"\n\n") == 1 for c in chunks)
+    assert chunks[-1] == b"data: [DONE]\n\n"
+    found = objects(chunks)
+    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(o["choices"][0]["delta"]["content"] for o in found) == answer_text(9)
+    assert [o["choices"][0]["finish_reason"] for o in found] == [None] * 10 + ["stop"]
+    assert {o["model"] for o in found} == {"m"}
+    assert not any("usage" in o for o in found)
+
+
+async def test_text_has_chinese_quotes_and_newlines_that_json_must_escape() -> None:
+    """What breaks naive readers of streams is in the text by default."""
+    text = answer_text(16)
+    assert "你好" in text
+    assert '"' in text
+    assert "\n\n" in text
+
+
+async def test_the_head_is_sent_before_the_first_frame_exists(simulator: Simulator) -> None:
+    """Starlette sends the head of a StreamingResponse at once: status 200 says nothing about the first token."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"ttft_ms": HOUR_MS})
+        status, headers = await connection.head()
+        assert status == b"HTTP/1.1 200 OK"
+        assert list(headers) == ["date", "server", "content-type", "transfer-encoding"]
+        assert headers["server"] == "uvicorn"
+        assert headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert simulator.requests[0].frames_sent == 0
+        assert simulator.requests[0].outcome == "open"
+        assert simulator.active == 1
+
+
+async def test_usage_comes_in_a_frame_of_its_own_when_asked_for(simulator: Simulator) -> None:
+    """`include_usage` adds a frame with `choices: []` before `[DONE]`; its count is the number of content frames."""
+    options = {"include_usage": True}
+    chunks = await stream(simulator, stream_options=options, simulate={"tokens": 5, "prompt_tokens": 7})
+    *frames, last = objects(chunks)
+    assert chunks[-1] == b"data: [DONE]\n\n"
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 7, "total_tokens": 12, "completion_tokens": 5}
+    assert sum(bool(o["choices"][0]["delta"].get("content")) for o in frames) == 5
+    assert not any("usage" in o for o in frames)
+
+
+async def test_running_usage_is_on_every_frame(simulator: Simulator) -> None:
+    """`continuous_usage_stats` counts what was said so far, the frame itself included."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    found = objects(await stream(simulator, stream_options=options, simulate={"tokens": 3}))
+    assert [o["usage"]["completion_tokens"] for o in found] == [0, 1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "rule"),
+    [
+        ("openai", True, lambda o: o["usage"] is None),
+        ("openai", False, lambda o: "usage" not in o),
+        ("sglang", False, lambda o: o["usage"] is None),
+        ("vllm", True, lambda o: "usage" not in o),
+    ],
+)
+async def test_null_usage_stands_in_chunks_where_the_dialect_puts_it(
+    simulator: Simulator, dialect: str, asked: bool, rule: Callable[[dict[str, Any]], bool]
+) -> None:
+    """OpenAI writes `"usage":null` once usage is asked for, SGLang always, vLLM never."""
+    chunks = await stream(simulator, stream_options={"include_usage": asked}, simulate={"dialect": dialect})
+    assert all(rule(o) for o in objects(chunks) if o["choices"])
+
+
+async def test_llamacpp_puts_timings_into_its_last_frame(simulator: Simulator) -> None:
+    """And only there."""
+    found = objects(await stream(simulator, simulate={"dialect": "llamacpp", "tokens": 3}))
+    assert ["timings" in o for o in found] == [False] * 4 + [True]
+    assert found[-1]["timings"]["predicted_n"] == 3
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+async def test_a_limit_of_tokens_is_kept(simulator: Simulator, name: str) -> None:
+    """Every API's name for it; the reason to finish then is `length`."""
+    found = objects(await stream(simulator, **{name: 2}))
+    assert "".join(o["choices"][0]["delta"]["content"] for o in found) == answer_text(2)
+    assert found[-1]["choices"][0]["finish_reason"] == "length"
+    assert simulator.requests[0].tokens == 2
+
+
+async def test_a_limit_above_the_answer_changes_nothing(simulator: Simulator) -> None:
+    """It stops by itself."""
+    found = objects(await stream(simulator, max_tokens=1_000))
+    assert found[-1]["choices"][0]["finish_reason"] == "stop"
+    assert len(found) == 16 + 2
+
+
+async def test_equal_requests_get_equal_bytes_and_a_seed_other_ids(simulator: Simulator) -> None:
+    """Load tests compare byte for byte; a seed per stream shows bytes that reached the wrong client."""
+    first, again, other = [await stream(simulator, seed=seed) for seed in (1, 1, 2)]
+    assert first == again
+    assert objects(first)[0]["id"] != objects(other)[0]["id"]
+
+
+async def test_a_text_completion_streams_text(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """`/v1/completions` has `text` where chat has `delta`, and no frame for a role."""
+    body = {"model": "m", "prompt": "p", "stream": True, "stream_options": {"include_usage": True}}
+    async with client.post(simulator.url + "/v1/completions", json=body) as response:
+        events = (await response.read()).split(b"\n\n")
+    found = [orjson.loads(e.removeprefix(b"data: ")) for e in events if e.startswith(b"data: {")]
+    assert {o["object"] for o in found} == {"text_completion"}
+    assert "".join(o["choices"][0]["text"] for o in found[:-1]) == answer_text(16)
+    assert found[-1]["usage"]["completion_tokens"] == 16
+
+
+async def test_a_response_streams_typed_events_without_done(simulator: Simulator) -> None:
+    """The Responses API names each event, numbers them, and puts usage into `response.completed`."""
+    async with raw(simulator) as connection:
+        connection.writer.write(
+            request_bytes({"model": "m", "input": "hi", "stream": True, "max_output_tokens": 3}, "/v1/responses")
+        )
+        await connection.head()
+        chunks = await connection.chunks()
+    found = objects(chunks)
+    assert [c.split(b"\n")[0].removeprefix(b"event: ").decode() for c in chunks] == [o["type"] for o in found]
+    assert [o["sequence_number"] for o in found] == list(range(len(found)))
+    assert found[0]["type"] == "response.created"
+    deltas = [o["delta"] for o in found if o["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == answer_text(3) == found[-1]["response"]["output"][0]["content"][0]["text"]
+    assert found[-1]["type"] == "response.completed"
+    assert found[-1]["response"]["usage"]["output_tokens"] == 3
+    assert simulator.requests[0].tokens == 3
+
+
+async def test_a_message_streams_as_anthropic_does(simulator: Simulator) -> None:
+    """The count of output tokens comes in `message_delta`, before `message_stop`."""
+    async with raw(simulator) as connection:
+        connection.writer.write(
+            request_bytes({"model": "m", "messages": [], "stream": True, "max_tokens": 2}, "/v1/messages")
+        )
+        await connection.head()
+        found = objects(await connection.chunks())
+    assert [o["type"] for o in found] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert found[0]["message"]["usage"] == {"input_tokens": 12, "output_tokens": 0}
+    assert found[-2]["usage"]["output_tokens"] == 2
+    assert found[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+async def test_frames_come_at_their_pace(simulator: Simulator) -> None:
+    """A frame that is an hour away is not sent with the one before it."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"interval_ms": HOUR_MS})
+        await connection.head()
+        await connection.chunk()
+        assert simulator.requests[0].frames_sent == 1
+
+
+async def test_jitter_varies_the_pace_and_completes(simulator: Simulator) -> None:
+    """Jitter changes when frames come, never which."""
+    assert await stream(simulator, simulate={"interval_ms": 1, "jitter": 1}) == await stream(simulator)
+
+
+async def test_a_client_that_does_not_read_stops_the_stream(simulator: Simulator) -> None:
+    """Like uvicorn the simulator waits for room and goes on from there; memory does not grow with the answer."""
+    async with raw(simulator) as connection:
+        connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.ask(stream=True, simulate={"tokens": 100_000})
+        await connection.head()
+        await simulator.wait_for(lambda: simulator.requests[0].frames_sent > 0)
+        assert simulator.requests[0].frames_sent < 100_000
+        assert len(await connection.chunks()) == 100_003
+        await simulator.wait_for(lambda: simulator.requests[0].outcome == "complete")
+
+
+async def test_a_thousand_streams_at_once_are_right_to_the_byte() -> None:
+    """No stream gets another's frames, loses one, or waits for another."""
+    async with simulating(Behaviour(tokens=8, ttft_ms=5, interval_ms=1)) as simulator:
+        first = dict(enumerate([await stream(simulator, seed=seed) for seed in range(5)]))
+        connections = [await asyncio.open_connection("127.0.0.1", simulator.port) for _ in range(1_000)]
+        for number, (_, writer) in enumerate(connections):
+            writer.write(request_bytes({"model": "m", "stream": True, "seed": number % 5}))
+        answers = await asyncio.gather(*(RawClient(r, w).head() for r, w in connections))
+        assert {status for status, _ in answers} == {b"HTTP/1.1 200 OK"}
+        streams = await asyncio.gather(*(RawClient(r, w).chunks() for r, w in connections))
+        assert all(found == first[number % 5] for number, found in enumerate(streams))
+        await simulator.wait_for(lambda: simulator.active == 0)
+        assert {record.outcome for record in simulator.requests} == {"complete"}
+        for _, writer in connections:
+            writer.transport.abort()
+        await simulator.wait_for(lambda: simulator.connections == 0)
+
+
+# --- Whole answers
+
+
+async def test_a_request_without_stream_gets_json(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """With the text of all tokens, their count, and a content-length."""
+    async with client.post(simulator.url + CHAT, json={"model": "public/m", "messages": []}) as response:
+        answer = await response.json()
+    assert response.headers["content-length"]
+    assert answer["model"] == "public/m"
+    assert answer["choices"][0]["message"]["content"] == answer_text(16)
+    assert answer["usage"] == {"prompt_tokens": 12, "total_tokens": 28, "completion_tokens": 16}
+    assert simulator.requests[0].tokens == 16
+
+
+DOCUMENTS: list[tuple[str, dict[str, Any], Callable[[dict[str, Any]], object], object]] = [
+    ("/v1/completions", {}, lambda a: a["choices"][0]["text"], answer_text(16)),
+    ("/v1/responses", {"input": "x"}, lambda a: a["usage"]["total_tokens"], 28),
+    ("/v1/messages", {"messages": []}, lambda a: a["usage"], {"input_tokens": 12, "output_tokens": 16}),
+    ("/v1/embeddings", {"input": ["a", "b"]}, lambda a: [d["index"] for d in a["data"]], [0, 1]),
+    ("/v1/embeddings", {"input": [1, 2, 3]}, lambda a: len(a["data"]), 1),
+    ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}, lambda a: type(a["data"][0]["embedding"]), str),
+    (
+        "/v1/rerank",
+        {"query": "q", "documents": ["a", "b", "c"], "top_n": 2},
+        lambda a: [r["document"]["text"] for r in a["results"]],
+        ["a", "b"],
+    ),
+    ("/v1/score", {"text_1": "a", "text_2": ["b", "c"]}, lambda a: [d["score"] for d in a["data"]], [1, 0.5]),
+    ("/tokenize", {"prompt": "hé"}, lambda a: (a["count"], a["tokens"]), (3, [104, 195, 169])),
+    ("/v1/tokenize", {"messages": [{"role": "user", "content": "ab"}]}, lambda a: a["count"], 2),
+    ("/detokenize", {"tokens": [104, 195, 169]}, lambda a: a["prompt"], "hé"),
+    ("/v1/detokenize", {"tokens": []}, lambda a: a["prompt"], ""),
+    (
+        "/v1/images/generations",
+        {"prompt": "p", "n": 2},
+        lambda a: [d["b64_json"][:5] for d in a["data"]],
+        ["iVBOR"] * 2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "part", "expected"), DOCUMENTS)
+async def test_every_endpoint_answers_in_its_shape(
+    simulator: Simulator,
+    client: aiohttp.ClientSession,
+    path: str,
+    body: dict[str, Any],
+    part: Callable[[dict[str, Any]], object],
+    expected: object,
+) -> None:
+    """The paths that an engine serves, each with the part that clients read."""
+    async with client.post(simulator.url + path, json={"model": "m"} | body) as response:
+        assert response.status == 200
+        assert part(await response.json()) == expected
+
+
+async def test_speech_is_bytes_in_chunks(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """One chunk per token, holding what would end an event or a chunk if anybody looked inside."""
+    body = {"model": "m", "input": "x", "simulate": {"tokens": 4}}
+    async with client.post(simulator.url + "/v1/audio/speech", json=body) as response:
+        sound = await response.read()
+    assert response.headers["content-type"] == "audio/mpeg"
+    assert response.headers["transfer-encoding"] == "chunked"
+    assert sound.count(b"\n\n0\r\n\r\n") == 4
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits"])
+async def test_forms_are_read_part_by_part(simulator: Simulator, client: aiohttp.ClientSession, path: str) -> None:
+    """The file is kept in the record as it came; the `simulate` part steers."""
+    form = aiohttp.FormData()
+    form.add_field("file", b"\x00\xff--\r\n\r\nRIFF", filename="a.wav", content_type="audio/wav")
+    form.add_field("model", "whisper")
+    form.add_field("simulate", '{"served": ["whisper"], "tokens": 3}')
+    async with client.post(simulator.url + path, data=form) as response:
+        assert response.status == 200
+        answer = await response.json()
+    assert answer.get("text") == answer_text(3) or answer["data"][0]["b64_json"]
+    assert b"\x00\xff--\r\n\r\nRIFF" in simulator.requests[0].body
+
+
+async def test_a_form_for_an_unserved_model_is_404(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """The model's name is read from its part."""
+    simulator.behaviour = Behaviour(served=("whisper",))
+    form = aiohttp.FormData({"model": "other"}, default_to_multipart=True)
+    async with client.post(simulator.url + "/v1/audio/transcriptions", data=form) as response:
+        assert response.status == 404
+
+
+async def test_health_models_and_unknown_paths(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """`/health` is empty and 503 for a dead engine; FastAPI words what it does not know as `detail`."""
+    simulator.behaviour = Behaviour(served=("a", "b/c"), fault="error")
+    async with client.get(simulator.url + "/health") as response:
+        assert (response.status, await response.read()) == (200, b"")
+    simulator.healthy = False
+    async with client.head(simulator.url + "/health") as response:
+        assert response.status == 405
+    async with client.get(simulator.url + "/health") as response:
+        assert response.status == 503
+    async with client.get(simulator.url + "/v1/models") as response:
+        assert [m["id"] for m in (await response.json())["data"]] == ["a", "b/c"]
+    async with client.post(simulator.url + "/api/v3/chat/completions", json={}) as response:
+        assert (response.status, await response.json()) == (404, {"detail": "Not Found"})
+    async with client.get(simulator.url + CHAT) as response:
+        assert response.status == 405
+
+
+async def test_many_requests_share_one_connection(simulator: Simulator) -> None:
+    """Keep-alive holds after streams, whole answers and errors alike."""
+    async with raw(simulator) as connection:
+        for body in ({"stream": True}, {}, {"simulate": {"fault": "error"}}, {"stream": True}):
+            connection.ask(**body)
+            _, headers = await connection.head()
+            if "content-length" in headers:
+                await connection.reader.readexactly(int(headers["content-length"]))
+            else:
+                await connection.chunks()
+        assert simulator.connections == 1
+        assert len(simulator.requests) == 4
+
+
+async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> None:
+    """A uvicorn closes after 5 s; here the time is a parameter, so that the race with a pool can be staged."""
+    async with simulating(keepalive_timeout_s=0.05) as simulator, raw(simulator) as connection:
+        connection.ask()
+        _, headers = await connection.head()
+        await connection.reader.readexactly(int(headers["content-length"]))
+        assert await connection.rest() == b""
+
+
+async def test_connection_close_and_http_1_0_are_honoured(simulator: Simulator) -> None:
+    """An HTTP/1.0 client gets no chunks (RFC 9112 section 7.1) but an answer that ends with the connection."""
+    async with raw(simulator) as connection:
+        connection.writer.write(request_bytes({"stream": True}, headers="connection: close\r\n"))
+        _, headers = await connection.head()
+        assert headers["connection"] == "close"
+        assert (await connection.rest()).endswith(b"\r\n0\r\n\r\n")
+    async with raw(simulator) as connection:
+        connection.writer.write(request_bytes({"stream": True}, version="1.0"))
+        _, headers = await connection.head()
+        assert "transfer-encoding" not in headers
+        assert (await connection.rest()).endswith(b"\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+async def test_framing_can_be_chosen(
+    simulator: Simulator, client: aiohttp.ClientSession, framing: str, streamed: bool
+) -> None:
+    """Any kind of answer in any framing has the same content."""
+    body = {"model": "m", "stream": streamed}
+    async with client.post(simulator.url + CHAT, json=body) as response:
+        plain = await response.read()
+    async with client.post(simulator.url + CHAT, json=body | {"simulate": {"framing": framing}}) as response:
+        assert await response.read() == plain
+    assert ("content-length" in response.headers) == (framing == "length")
+    assert ("transfer-encoding" in response.headers) == (framing == "chunked")
+    assert (response.headers.get("connection") == "close") == (framing == "close")
+
+
+async def test_a_client_that_expects_100_is_invited(simulator: Simulator) -> None:
+    """RFC 9110 section 10.1.1: curl waits for it with large bodies."""
+    async with raw(simulator) as connection:
+        head, body = request_bytes({}, headers="expect: 100-continue\r\n").split(b"\r\n\r\n")
+        connection.writer.write(head + b"\r\n\r\n")
+        assert await connection.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.writer.write(body)
+        assert (await connection.head())[0] == b"HTTP/1.1 200 OK"
+
+
+async def test_a_large_body_is_read_whole(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """The limit of 1 MiB that is aiohttp's own does not apply."""
+    body = io.BytesIO(orjson.dumps({"model": "m", "pad": "x" * 3_000_000}))
+    headers = {"content-type": "application/json"}
+    async with client.post(simulator.url + CHAT, data=body, headers=headers) as response:
+        assert response.status == 200
+    assert len(simulator.requests[0].body) > 3_000_000
+
+
+async def test_a_record_has_the_request_as_it_came(simulator: Simulator) -> None:
+    """Names of headers in their own case, doubled ones twice, and the query."""
+    async with raw(simulator) as connection:
+        connection.writer.write(request_bytes({}, CHAT + "?a=%2F", headers="X-Two: 1\r\nX-Two: 2\r\n"))
+        await connection.head()
+    record = simulator.requests[0]
+    assert (record.method, record.path, record.body) == ("POST", CHAT + "?a=%2F", b"{}")
+    assert [value for name, value in record.headers if name == "X-Two"] == ["1", "2"]
+    assert record.ended >= record.started
+
+
+async def test_no_records_are_kept_when_none_are_wanted() -> None:
+    """Under load the bodies would fill the memory."""
+    async with simulating(keep_requests=0) as simulator:
+        assert await stream(simulator)
+        assert not simulator.requests
+
+
+async def test_tls_is_spoken_with_a_context(client: aiohttp.ClientSession) -> None:
+    """An upstream behind TLS, resets included."""
+    authority = trustme.CA()
+    served, trusted = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(served)
+    authority.configure_trust(trusted)
+    simulator = Simulator()
+    await simulator.start(ssl=served)
+    try:
+        assert simulator.url.startswith("https://127.0.0.1:")
+        async with client.post(simulator.url + CHAT, json={"stream": True}, ssl=trusted) as response:
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        body = {"stream": True, "simulate": {"fault": "reset", "after": 2}}
+        with pytest.raises(aiohttp.ClientError):
+            async with client.post(simulator.url + CHAT, json=body, ssl=trusted) as response:
+                await response.read()
+    finally:
+        await simulator.close()
+
+
+async def test_a_given_socket_is_listened_on() -> None:
+    """The caller may choose the address before the simulator exists."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    simulator = Simulator()
+    await simulator.start(sock=sock)
+    assert simulator.port == port
+    await simulator.close()
+    with pytest.raises(RuntimeError, match="await start"):
+        _ = simulator.url
+
+
+# --- Refusals
+
+
+@pytest.mark.parametrize(
+    ("dialect", "status", "expected"),
+    [
+        ("vllm", 503, {"error": {"message": "m", "type": "ServiceUnavailableError", "param": None, "code": 503}}),
+        ("vllm", 500, {"error": {"message": "m", "type": "InternalServerError", "param": None, "code": 500}}),
+        ("vllm", 499, {"error": {"message": "m", "type": "UnknownError", "param": None, "code": 499}}),
+        ("vllm", 401, {"error": "Unauthorized"}),
+        ("sglang", 400, {"object": "error", "message": "m", "type": "BadRequestError", "param": None, "code": 400}),
+        ("sglang", 401, {"error": "Unauthorized"}),
+        ("llamacpp", 503, {"error": {"code": 503, "message": "m", "type": "unavailable_error"}}),
+        (
+            "openai",
+            429,
+            {"error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "rate_limit_exceeded"}},
+        ),
+        ("openai", 599, {"error": {"message": "m", "type": "server_error", "param": None, "code": None}}),
+    ],
+)
+async def test_each_dialect_words_errors_in_its_own_shape(dialect: Any, status: int, expected: dict[str, Any]) -> None:
+    """The four shapes that an edge has to bring to one."""
+    assert error_document(dialect, status, "m") == expected
+
+
+@pytest.mark.parametrize(("dialect", "status"), [("vllm", 404), ("openai", 404), ("sglang", 200), ("llamacpp", 200)])
+async def test_names_of_models_are_checked_where_the_dialect_does(
+    simulator: Simulator, client: aiohttp.ClientSession, dialect: str, status: int
+) -> None:
+    """SGLang and llama.cpp answer under any name."""
+    body = {"model": "other", "simulate": {"dialect": dialect, "served": ["mine"]}}
+    async with client.post(simulator.url + CHAT, json=body) as response:
+        assert response.status == status
+        answer = await response.json()
+    if status == 404:
+        assert answer["error"]["message"] == "The model `other` does not exist."
+        assert answer["error"]["param"] == "model"
+    else:
+        assert answer["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "cannot be read"),
+        (b'{"model": 3}', "model"),
+        (b'{"max_tokens": 0}', "at least 1"),
+        (b'{"simulate": {"tokns": 3}}', "unknown tokns; use dialect"),
+        (b'{"simulate": {"tokens": "3"}}', "simulate"),
+        (b'{"simulate": {"fault": "fire"}}', "fire"),
+        (b'{"simulate": {"tokens": -1}}', "tokens must be between 0 and 100000"),
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_400(
+    simulator: Simulator, client: aiohttp.ClientSession, body: bytes, said: str
+) -> None:
+    """Also a wrong `simulate`: a test that steers by a misspelt name must not pass."""
+    headers = {"content-type": "application/json"}
+    async with client.post(simulator.url + CHAT, data=body, headers=headers) as response:
+        assert response.status == 400
+        assert said in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"documents": 5}),
+        ("/tokenize", {"prompt": ["a"]}),
+        ("/detokenize", {"tokens": "abc"}),
+    ],
+)
+async def test_members_of_the_wrong_type_are_400(
+    simulator: Simulator, client: aiohttp.ClientSession, path: str, body: dict[str, Any]
+) -> None:
+    """Also those that only one path looks at."""
+    async with client.post(simulator.url + path, json=body) as response:
+        assert response.status == 400
+
+
+@pytest.mark.parametrize(
+    "fields", [{"simulate": "{"}, {"simulate": "3"}, {"simulate": '{"fault": "fire"}'}, {"n": "two"}]
+)
+async def test_forms_that_make_no_sense_are_400(
+    simulator: Simulator, client: aiohttp.ClientSession, fields: dict[str, str]
+) -> None:
+    """A misspelt `simulate` part must not pass either."""
+    form = aiohttp.FormData(fields, default_to_multipart=True)
+    async with client.post(simulator.url + "/v1/images/edits", data=form) as response:
+        assert response.status == 400
+
+
+async def test_json_where_a_form_belongs_is_400(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """The paths with files take multipart only."""
+    async with client.post(simulator.url + "/v1/images/edits", json={"model": "m"}) as response:
+        assert response.status == 400
+        assert "multipart/form-data" in (await response.json())["error"]["message"]
+
+
+async def test_a_body_over_the_limit_is_413(
+    simulator: Simulator, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the dialect's shape, naming the limit."""
+    monkeypatch.setattr("edge.simulator.server.MAX_BODY_BYTES", 100)
+    async with client.post(simulator.url + CHAT, json={"pad": "x" * 200}) as response:
+        assert response.status == 413
+        assert "100 bytes" in (await response.json())["error"]["message"]
+
+
+async def test_openai_sends_a_request_id_of_its_own(client: aiohttp.ClientSession) -> None:
+    """Which a proxy must not confuse with its own; vLLM sends none."""
+    async with simulating(Behaviour(dialect="openai")) as simulator:
+        async with client.post(simulator.url + CHAT, json={}, headers={"x-request-id": "mine"}) as response:
+            assert response.headers["x-request-id"] == "req_simulated"
+        simulator.behaviour = Behaviour()
+        async with client.post(simulator.url + CHAT, json={}, headers={"x-request-id": "mine"}) as response:
+            assert "x-request-id" not in response.headers
+
+
+async def test_vllm_takes_nothing_but_json(simulator: Simulator, client: aiohttp.ClientSession) -> None:
+    """So does SGLang; llama.cpp does not look at the content type."""
+    headers = {"content-type": "text/plain"}
+    async with client.post(simulator.url + CHAT, data=b"{}", headers=headers) as response:
+        assert response.status == 400
+    simulator.behaviour = Behaviour(dialect="llamacpp")
+    async with client.post(simulator.url + CHAT, data=b"{}", headers=headers) as response:
+        assert response.status == 200
+
+
+# --- Faults
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_fault_error_is_a_status_in_place_of_the_answer(
+    simulator: Simulator, client: aiohttp.ClientSession, streamed: bool
+) -> None:
+    """A stream that fails before it begins is no stream."""
+    body = {"stream": streamed, "simulate": {"fault": "error", "status": 503}}
+    async with client.post(simulator.url + CHAT, json=body) as response:
+        assert response.status == 503
+        assert response.headers["content-type"] == "application/json"
+        assert (await response.json())["error"]["code"] == 503
+    assert simulator.requests[0].outcome == "error"
+
+
+async def test_fault_error_may_have_a_status_without_a_name(simulator: Simulator) -> None:
+    """Servers invent some; the status line then has an empty reason (RFC 9112 section 4)."""
+    async with raw(simulator) as connection:
+        connection.ask(simulate={"fault": "error", "status": 499})
+        assert (await connection.head())[0] == b"HTTP/1.1 499 "
+
+
+@pytest.mark.parametrize(
+    ("dialect", "done"), [("vllm", True), ("sglang", True), ("llamacpp", False), ("openai", False)]
+)
+async def test_fault_error_first_is_a_stream_that_opens_with_an_error(
+    simulator: Simulator, dialect: str, done: bool
+) -> None:
+    """Status 200 was sent before the engine failed; vLLM and SGLang close such a stream with `[DONE]`."""
+    chunks = await stream(simulator, simulate={"fault": "error_first", "dialect": dialect, "after": 9})
+    assert "error" in objects(chunks)[0]
+    assert len(chunks) == 1 + done
+    assert (chunks[-1] == b"data: [DONE]\n\n") == done
+    assert simulator.requests[0].tokens == 0
+
+
+async def test_fault_error_mid_comes_after_so_many_frames(simulator: Simulator) -> None:
+    """The stream ends cleanly all the same."""
+    chunks = await stream(simulator, simulate={"fault": "error_mid", "after": 4})
+    assert chunks[:4] == (await stream(simulator))[:4]
+    assert objects(chunks)[4]["error"]["code"] == 500
+    assert chunks[5:] == [b"data: [DONE]\n\n"]
+    assert (simulator.requests[0].outcome, simulator.requests[0].tokens) == ("error_mid", 3)
+
+
+async def test_fault_error_mid_follows_the_whole_text_at_the_latest(simulator: Simulator) -> None:
+    """An `after` beyond the end does not put the error behind `[DONE]`."""
+    chunks = await stream(simulator, simulate={"fault": "error_mid", "after": 1_000, "tokens": 2})
+    assert "error" in objects(chunks)[3]
+    assert len(chunks) == 5
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/v1/responses", "error"), ("/v1/messages", "error")])
+async def test_typed_streams_fail_with_an_event_named_error(simulator: Simulator, path: str, kind: str) -> None:
+    """As OpenAI's Responses and Anthropic's Messages do."""
+    async with raw(simulator) as connection:
+        body = {"stream": True, "simulate": {"fault": "error_mid", "after": 5}}
+        connection.writer.write(request_bytes(body, path))
+        await connection.head()
+        chunks = await connection.chunks()
+    assert len(chunks) == 6
+    assert chunks[-1].startswith(b"event: error\n")
+    assert objects(chunks)[-1]["type"] == kind
+
+
+async def test_fault_reset_delivers_its_frames_and_then_an_rst(simulator: Simulator) -> None:
+    """`after` frames arrive whole, then the connection is reset, not closed."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "reset", "after": 3, "after_bytes": 2})
+        await connection.head()
+        assert [len(await connection.chunk()) > 0 for _ in range(3)] == [True] * 3
+        with pytest.raises(ConnectionResetError):
+            await connection.reader.readuntil(b"\n\n")
+    await simulator.wait_for(lambda: simulator.requests[0].outcome == "reset")
+    assert simulator.requests[0].frames_sent == 3
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_fault_reset_loses_no_frame_on_either_loop(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The loop uvloop writes at the end of its turn: a reset must wait for that, or it would drop what came before."""
+
+    async def frames_before_the_reset() -> int:
+        async with simulating() as simulator, raw(simulator) as connection:
+            connection.ask(stream=True, simulate={"fault": "reset", "after": 7})
+            await connection.head()
+            frames = [await connection.chunk() for _ in range(7)]
+            with pytest.raises(ConnectionResetError):
+                await connection.reader.readexactly(1)
+            return len(frames)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(frames_before_the_reset()) == 7
+
+
+async def test_fault_reset_waits_for_a_client_that_reads_late(simulator: Simulator) -> None:
+    """As long as bytes wait for room no RST is sent: it would drop them."""
+    async with raw(simulator) as connection:
+        body = {"input": [""] * 100_000, "simulate": {"fault": "reset", "after": 1}}  # 8 MB: more than sockets hold
+        connection.writer.write(request_bytes(body, "/v1/embeddings"))
+        await connection.head()
+        await simulator.wait_for(lambda: simulator.requests[0].frames_sent == 1)
+        assert simulator.requests[0].outcome == "open"
+        with pytest.raises(ConnectionResetError):
+            await connection.rest()
+    assert simulator.requests[0].outcome == "reset"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_fault_reset_before_the_head_sends_no_byte(simulator: Simulator, streamed: bool) -> None:
+    """`after` -1: a connection that dies with zero response bytes, which a proxy may replay on a fresh one."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=streamed, simulate={"fault": "reset", "after": -1})
+        with pytest.raises(ConnectionResetError):
+            await connection.reader.readexactly(1)
+    assert simulator.requests[0].status == 0
+
+
+async def test_fault_cut_ends_between_two_frames(simulator: Simulator) -> None:
+    """FIN without the last chunk: an answer that must not look complete."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "cut", "after": 2})
+        await connection.head()
+        whole = await connection.rest()
+    assert whole.count(b"data: ") == 2
+    assert whole.endswith(b"\n\n\r\n")
+    assert simulator.requests[0].outcome == "cut"
+
+
+@pytest.mark.parametrize("after_bytes", [1, 4, 40])
+async def test_fault_cut_can_fall_into_a_chunk(simulator: Simulator, after_bytes: int) -> None:
+    """Inside its size line or its data."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True)
+        await connection.head()
+        whole = await connection.reader.readuntil(b"0\r\n\r\n")
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "cut", "after": 0, "after_bytes": after_bytes})
+        await connection.head()
+        assert await connection.rest() == whole[:after_bytes]
+
+
+async def test_fault_cut_of_a_whole_answer_is_short_of_its_length(simulator: Simulator) -> None:
+    """content-length promises more than comes."""
+    async with raw(simulator) as connection:
+        connection.ask(simulate={"fault": "cut", "after_bytes": 10})
+        _, headers = await connection.head()
+        assert len(await connection.rest()) == 10 < int(headers["content-length"])
+
+
+@pytest.mark.parametrize("after", [-1, 0, 2])
+async def test_fault_stall_is_silent_until_the_client_goes(simulator: Simulator, after: int) -> None:
+    """Before the head, after it, or mid-stream; the record then says who ended it."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "stall", "after": after})
+        if after >= 0:
+            await connection.head()
+        for _ in range(after):
+            await connection.chunk()
+        await simulator.wait_for(lambda: simulator.requests and simulator.requests[0].frames_sent == max(after, 0))
+        assert simulator.requests[0].outcome == "open"
+    await simulator.wait_for(lambda: simulator.requests[0].outcome == "client_gone")
+    assert simulator.requests[0].frames_sent == max(after, 0)
+
+
+@pytest.mark.parametrize("stall", [{"after": 3}, {"after": 1}, {"after_bytes": 100_000}])
+async def test_fault_stall_after_a_whole_answer_leaves_the_connection_to_the_next_request(
+    simulator: Simulator, stall: dict[str, int]
+) -> None:
+    """There is nothing left to stall: the next request on the connection was never answered."""
+    async with raw(simulator) as connection:
+        for _ in range(2):
+            connection.ask(simulate={"fault": "stall", **stall})
+            async with asyncio.timeout(20):
+                _, headers = await connection.head()
+                await connection.reader.readexactly(int(headers["content-length"]))
+    assert [record.outcome for record in simulator.requests] == ["complete"] * 2
+
+
+async def test_fault_stall_before_the_last_chunk_is_no_whole_answer(simulator: Simulator) -> None:
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "stall", "after": 1000})
+        await connection.head()
+        while await connection.chunk() != b"data: [DONE]\n\n":
+            pass
+        assert simulator.requests[0].outcome == "open"
+    await simulator.wait_for(lambda: simulator.requests[0].outcome == "client_gone")
+
+
+async def test_fault_rubbish_is_no_http(simulator: Simulator) -> None:
+    """The first bytes are no status line, then FIN."""
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"fault": "rubbish"})
+        answer = await connection.rest()
+    assert answer
+    assert not answer.startswith(b"HTTP/")
+
+
+async def test_fault_no_done_ends_cleanly_without_done(simulator: Simulator) -> None:
+    """As transformers serve ends; every SDK takes it for complete."""
+    assert await stream(simulator, simulate={"fault": "no_done"}) == (await stream(simulator))[:-1]
+
+
+# --- Clients that leave
+
+
+def reset(connection: RawClient) -> None:
+    sock = connection.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.writer.transport.abort()
+
+
+@pytest.mark.parametrize("leave", [reset, lambda c: c.writer.close(), lambda c: c.writer.write_eof()])
+@pytest.mark.parametrize("body", [{"stream": True, "simulate": {"interval_ms": 1}}, {"simulate": {"ttft_ms": HOUR_MS}}])
+async def test_a_client_that_leaves_ends_its_request_at_once(
+    simulator: Simulator, leave: Callable[[RawClient], None], body: dict[str, Any]
+) -> None:
+    """RST, FIN or half-close, in a stream or before the answer: no timer lives on, nothing more is written."""
+    simulator.behaviour = Behaviour(tokens=100_000)
+    async with raw(simulator) as connection:
+        connection.ask(**body)
+        await simulator.wait_for(lambda: simulator.active == 1 and simulator.requests[0].body)
+        leave(connection)
+        await simulator.wait_for(lambda: simulator.active == 0)
+        await simulator.wait_for(lambda: simulator.connections == 0)
+    record = simulator.requests[0]
+    assert record.outcome == "client_gone"
+    assert record.frames_sent < 100_000
+
+
+async def test_a_client_that_leaves_within_its_body_is_recorded(simulator: Simulator) -> None:
+    """Half a body is no request to answer."""
+    async with raw(simulator) as connection:
+        connection.writer.write(request_bytes({"model": "m"})[:-3])
+        await simulator.wait_for(lambda: simulator.active == 1)
+    await simulator.wait_for(lambda: simulator.active == 0)
+    assert simulator.requests[0].outcome == "client_gone"
+
+
+async def test_closing_drops_what_runs_and_a_second_close_is_nothing() -> None:
+    """An engine that is killed; its clients see the connection end without the last chunk."""
+    simulator = Simulator(Behaviour(fault="stall"))
+    await simulator.start()
+    async with raw(simulator) as connection:
+        connection.ask(stream=True)
+        await connection.head()
+        await simulator.close()
+        await simulator.close()
+        assert await connection.rest() == b""
+    assert simulator.requests[0].outcome == "closed"
+    assert (simulator.active, simulator.connections) == (0, 0)
+
+
+async def test_a_wrong_predicate_fails_its_own_waiter_only(simulator: Simulator) -> None:
+    """The request that woke it is answered all the same."""
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(stream(simulator))
+        with pytest.raises(ZeroDivisionError):
+            await simulator.wait_for(lambda: simulator.requests and 1 / 0)
+    assert len(asked.result()) == 19
+
+
+# --- edge simulate
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_options_become_behaviour() -> None:
+    """A rate is the inverse of the interval; 0 is as fast as it goes."""
+    args = parsed(
+        *("--listen", "[::1]:8000", "--dialect", "sglang", "--ttft", "1.5s", "--rate", "40", "--tokens", "9"),
+        *("--jitter", "0.2", "--fault", "cut", "--after", "-1", "--model", "a", "--model", "b"),
+    )
+    assert args.listen == ("::1", 8000)
+    assert behaviour_from(args) == Behaviour(
+        dialect="sglang",
+        ttft_ms=1500,
+        interval_ms=25,
+        tokens=9,
+        jitter=0.2,
+        fault="cut",
+        after=-1,
+        served=("a", "b"),
+    )
+    assert behaviour_from(parsed("--rate", "0")).interval_ms == 0
+
+
+def test_help_tells_every_default() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    untold = [action.dest for action in parser._actions if "default" not in (action.help or "")]
+    assert untold == ["fault", "model"]  # which have none
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ttft", "200"), "write a number with ms, s or m"),
+        (("--ttft", "fasts"), "write a number with ms, s or m"),
+        (("--listen", "9001"), "write HOST:PORT"),
+        (("--listen", "x:99999"), "write HOST:PORT"),
+        (("--dialect", "tgi"), "invalid choice"),
+    ],
+)
+def test_options_that_cannot_be_read_say_what_to_write(words: tuple[str, ...], said: str) -> None:
+    """The message names the value and a right form."""
+    with pytest.raises(argparse.ArgumentError, match=said):
+        parsed(*words)
+
+
+def test_a_behaviour_that_exists_is_valid() -> None:
+    """The message lists the choices."""
+    with pytest.raises(ValueError, match=r"fault must be one of error, .*, not 'fire'"):
+        Behaviour(fault="fire")  # type: ignore[arg-type]  # the mistake under test
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rate", "-1"), "rate must be between"),
+        (("--jitter", "2"), "jitter must be between 0 and 1"),
+        (("--tokens", "-1"), "tokens must be between"),
+        (("--status", "200"), "status must be between 400 and 599"),
+    ],
+)
+def test_options_out_of_range_say_the_range(words: tuple[str, ...], said: str) -> None:
+    """Behaviour checks itself, so the JSON body and the command line share one rule."""
+    with pytest.raises(ValueError, match=said):
+        behaviour_from(parsed(*words))
+
+
+async def test_run_plays_until_it_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prints where it listens, ends at SIGTERM, and frees the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    printed: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr("builtins.print", lambda text, **_: printed.put_nowait(text))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run("127.0.0.1", port, Behaviour()))
+        assert await printed.get() == f"simulating vllm on http://127.0.0.1:{port}/v1"
+        os.kill(os.getpid(), signal.SIGTERM)
+    socket.create_server(("127.0.0.1", port)).close()
