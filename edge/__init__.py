@@ -21,8 +21,10 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     config/        routes.toml: settings, their rules, schema and changes
     simulator/     a model server to test against
     sse.py         events: cutting them, an error, a heartbeat
+    names.py       what models, users, hosts and patterns may be called, and what matches
     exchange.py    the facts of one request
     outage.py      something is down: said once, and once when it is back
     valkey.py      the one client of a Redis or Valkey
+    tls.py         how every server that is asked is proved
     errors.py      every failure by name
 """

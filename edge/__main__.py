@@ -19,7 +19,6 @@ from edge.commands import usage as usage_report
 from edge.commands.explain import LOCAL_HOST, explain
 from edge.config import schema
 from edge.config.changes import list_changes
-from edge.config.notation import parse_address, parse_url
 from edge.config.settings import (
     Address,
     Config,
@@ -34,6 +33,7 @@ from edge.config.settings import (
     problems_json,
     render_problems,
 )
+from edge.config.values import parse_address, parse_url
 from edge.errors import Unusable
 from edge.keys.stores.sqlite import KeyRecord, KeyRegistry, parse_lifetime
 from edge.process.reloading import refuse_what_needs_a_restart

@@ -33,7 +33,6 @@ from edge.client.connection import (
     read_body,
     response,
 )
-from edge.config.notation import is_model_name
 from edge.config.settings import Config, RouteConfig, ServerConfig
 from edge.envelope.json import (
     LONG_BODY_BYTES,
@@ -68,6 +67,7 @@ from edge.journal.journal import Journal, JournalFull
 from edge.keys.authenticator import Authenticator, Caller, credential_of
 from edge.limits.admission import UNLIMITED, Admission, Permit
 from edge.metering.meters import Metering
+from edge.names import is_model_name
 from edge.relay.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.telemetry.metrics import AccessLog, Metrics

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from edge.config.notation import fill, is_instance_name
 from edge.config.settings import RouteConfig
 from edge.errors import InvalidRequest
+from edge.names import fill, host_matches, is_instance_name
 
 _MAX_HOSTS: Final = 1024  # tables kept by host; any client can name hosts, so the memory of it is bounded
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
@@ -101,21 +101,6 @@ class RouteTable:
             table = HostTable(route for route in self._routes if host_matches(route.hosts, host))
             self._hosts[host] = table
         return table
-
-
-def host_matches(hosts: tuple[str, ...], host: str) -> bool:
-    """Say whether a `hosts` list lets `host` through; no list lets every host through."""
-    names = [each for each in hosts if not each.startswith("!")]
-    if any(_label_match(each[1:], host) for each in hosts if each.startswith("!")):
-        return False
-    return not names or any(_label_match(each, host) for each in names)
-
-
-def _label_match(pattern: str, host: str) -> bool:
-    if "*" not in pattern:
-        return pattern == host
-    wanted, labels = pattern.split("."), host.split(".")
-    return len(wanted) == len(labels) and all(w in ("*", label) for w, label in zip(wanted, labels, strict=True))
 
 
 def _match(route: RouteConfig, model: str) -> Match | None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from edge.config.notation import seconds
+from edge.config.values import seconds
 from loadtest import processes, report, target
 from loadtest.client import Client, Connections
 from loadtest.target import Target, positive

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.config.settings import RouteConfig
-from edge.routing import Match, RouteTable, host_matches
+from edge.names import host_matches
+from edge.routing import Match, RouteTable
 
 
 def route(name: str, *hosts: str, match: str | None = None, **more: object) -> RouteConfig:

@@ -11,14 +11,15 @@ from typing import Final
 
 import orjson
 
-from edge.config.notation import parse_url
 from edge.config.schema import LIMIT, duration
 from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
+from edge.config.values import parse_url
 from edge.envelope.json import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
 from edge.keys.authenticator import Caller
-from edge.routing import HostTable, Match, RouteTable, host_matches, host_name, is_loopback
+from edge.names import host_matches
+from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 
 LOCAL_HOST: Final = "localhost"
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 import orjson
 
-from edge.config.notation import seconds
+from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.files import lines_in
 

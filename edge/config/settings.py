@@ -1,7 +1,7 @@
 """Turn routes.toml into an immutable, valid `Config`, or list everything that is wrong with it, line by line.
 
 `load` reads the file and the secrets it names; `parse` takes its text. Here is what the keys are and mean together;
-`tables.py` reads them one by one, `notation.py` reads the strings, `positions.py` finds the lines. Names in the file
+`tables.py` reads them one by one, `values.py` reads the strings, `positions.py` finds the lines. Names in the file
 have no unit, since their values carry one (`connect_timeout = "2s"`); the fields here do (`connect_timeout_s`).
 """
 
@@ -16,20 +16,6 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from edge.config.notation import (
-    PLACEHOLDERS,
-    Address,
-    Url,
-    check_host_pattern,
-    check_instance,
-    check_model_name,
-    check_placeholders,
-    exclusion_of,
-    hosts_overlap,
-    is_instance_name,
-    parse_address,
-    parse_url,
-)
 from edge.config.positions import KeyPath, Positions
 from edge.config.tables import (
     ConfigError,
@@ -41,6 +27,16 @@ from edge.config.tables import (
     problems_json,
     read_toml,
     render_problems,
+)
+from edge.config.values import Address, Url, check_instance, parse_address, parse_url
+from edge.names import (
+    PLACEHOLDERS,
+    check_host_pattern,
+    check_model_name,
+    check_placeholders,
+    exclusion_of,
+    hosts_overlap,
+    is_instance_name,
 )
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Read TOML tables key by key, noting every problem with its line instead of stopping at the first.
 
-What the keys are, and what they mean together, is `settings.py`'s; the notations inside strings are `notation.py`'s.
+What the keys are, and what they mean together, is `settings.py`'s; the notations inside strings are `values.py`'s.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Literal, TypeVar
 
 import orjson
 
-from edge.config.notation import byte_count, expand, seconds
 from edge.config.positions import KeyPath, Positions
+from edge.config.values import byte_count, expand, seconds
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=str)

@@ -15,8 +15,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edge.config.notation import is_model_name
 from edge.errors import InvalidRequest, ModelNotFound
+from edge.names import is_model_name
 
 _T = TypeVar("_T")
 

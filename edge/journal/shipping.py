@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edge.config.notation import bracketed
+from edge.config.values import bracketed
 from edge.journal.files import (
     MAX_LINE_BYTES,
     START,

@@ -34,13 +34,13 @@ from edge.exchange import NO_CREDENTIAL, Credential, Principal
 from edge.keys.breaker import Breaker
 from edge.keys.stores.protocol import AnswerUnusable, Changes, KeyStore, StoreFailed, hash_key
 from edge.keys.tokens import TokenRefused, TokenVerifier
+from edge.names import Glob
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _CREDENTIAL = re.compile(r"[\x21-\x7e]{8,8192}")
-_STARS = re.compile(r"(\*\*|\*)")
 _MAX_KEY_LENGTH: Final = 512  # what is longer can only be a token
 _MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
 _MAX_RENEWALS: Final = 1000  # known keys asked of the store beside those
@@ -168,43 +168,6 @@ class Caller:
             raise _invalid_key()
         if principal.out_of_quota:
             raise OutOfQuota("You exceeded your current quota: check the balance of your account.")
-
-
-class Glob:
-    """A pattern over names: `*` stays within one `/` level, `**` crosses, everything else means itself.
-
-    Patterns come from the owners of keys and tokens, and a regular expression tries every way to share a name among its
-    stars: a short pattern could hold the process for hours. Here all states are followed at once, a bit each: bit n is
-    set when the first n literal characters were seen. A step costs a few operations on one integer, whatever the
-    pattern. Source: Navarro and Raffinot, Flexible Pattern Matching in Strings, chapter 4.
-    """
-
-    __slots__ = ("_crossing", "_last", "_staying", "_steps")
-
-    def __init__(self, pattern: str) -> None:
-        steps: dict[str, int] = {}
-        crossing = staying = 0  # the states with a `**`, and those with either star: they also remain as they are
-        state = 1
-        for part in _STARS.split(pattern):
-            if part == "**":
-                crossing |= state
-            if part in ("*", "**"):
-                staying |= state
-                continue
-            for character in part:
-                steps[character] = steps.get(character, 0) | state
-                state <<= 1
-        self._steps, self._crossing, self._staying, self._last = steps, crossing, staying, state
-
-    def matches(self, name: str) -> bool:
-        """Say whether the whole of a name is as the pattern wants it."""
-        steps, crossing, staying = self._steps, self._crossing, self._staying
-        states = 1
-        for character in name:
-            states = (states & steps.get(character, 0)) << 1 | states & (crossing if character == "/" else staying)
-            if not states:
-                return False
-        return bool(states & self._last)
 
 
 @dataclass(slots=True)

@@ -21,9 +21,10 @@ import aiohttp
 import jwt
 import orjson
 
-from edge.config.notation import is_dns_label, is_pattern
 from edge.config.settings import JwtConfig
-from edge.keys.stores.protocol import Changes, StoreFailed, TokenPrincipal, ignore_changes, tls_context
+from edge.keys.stores.protocol import Changes, StoreFailed, TokenPrincipal, ignore_changes
+from edge.names import is_dns_label, is_pattern
+from edge.tls import client_tls
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class TokenVerifier:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(ssl=tls_context(self._config.ca_file, "jwt.ca_file")),
+            connector=aiohttp.TCPConnector(ssl=client_tls(self._config.ca_file, "jwt.ca_file")),
         )
         self._fetch_soon()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from edge.config.notation import parse_url
 from edge.config.settings import EndpointConfig, Engine, PoolConfig, Url
+from edge.config.values import parse_url
 from edge.errors import UpstreamUnavailable
 from edge.upstream.balancing import affine, least_loaded, round_robin
 from edge.upstream.health import Health, Verdict

@@ -14,8 +14,8 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 import edge.process.reloading
-from edge.config.notation import Url
 from edge.config.settings import Config
+from edge.config.values import Url
 from edge.process.reloading import _look_at
 from edge.proxy import Generation
 from edge.simulator.dialects import Behaviour

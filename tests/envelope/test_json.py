@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.config.notation import MAX_MODEL_LENGTH
 from edge.envelope import json as envelopes
 from edge.envelope.json import (
     STEP_BYTES,
@@ -25,6 +24,7 @@ from edge.envelope.json import (
     rewrite_multipart,
 )
 from edge.errors import EdgeError, InvalidRequest, ModelNotFound
+from edge.names import MAX_MODEL_LENGTH
 
 MIB = 2**20
 

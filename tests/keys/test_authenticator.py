@@ -24,7 +24,7 @@ from edge.errors import (
     Unauthenticated,
 )
 from edge.exchange import Credential, Principal
-from edge.keys.authenticator import Authenticator, Caller, Glob, KeyCache, _Entry, credential_of
+from edge.keys.authenticator import Authenticator, Caller, KeyCache, _Entry, credential_of
 from edge.keys.breaker import FAILURES_TO_OPEN
 from edge.keys.stores.protocol import (
     AnswerUnusable,
@@ -37,6 +37,7 @@ from edge.keys.stores.protocol import (
     ignore_outage,
 )
 from edge.keys.tokens import TokenRefused
+from edge.names import Glob
 
 ME = "u-1100a15812cc"
 KEY = "sk-" + "k" * 45

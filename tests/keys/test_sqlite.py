@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from edge.config.notation import check_pattern
 from edge.errors import KeyStoreUnavailable
 from edge.keys.stores.protocol import AnswerUnusable, Changes, hash_key
 from edge.keys.stores.sqlite import (
@@ -30,6 +29,7 @@ from edge.keys.stores.sqlite import (
     _KeyFile,
     parse_lifetime,
 )
+from edge.names import check_pattern
 
 USER = "u-1100a15812cc"
 WATCH_INTERVAL_S = 0.01

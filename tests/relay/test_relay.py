@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.client.connection import CORS, Body, BodyMemory
-from edge.config.notation import parse_url
+from edge.config.values import parse_url
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange, Phase
 from edge.metering.meters import Metering

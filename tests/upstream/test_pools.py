@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from edge.config.notation import parse_url
 from edge.config.settings import Balance, EndpointConfig, PoolConfig
+from edge.config.values import parse_url
 from edge.errors import UpstreamUnavailable
 from edge.upstream.health import Verdict
 from edge.upstream.pools import Endpoint, Endpoints, Lease, Member, Pool, tls_context

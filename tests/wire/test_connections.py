@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.config.notation import parse_url
+from edge.config.values import parse_url
 from edge.errors import ConnectFailed, EdgeError, OutOfPorts, Overloaded
 from edge.wire.connections import (
     Chunked,

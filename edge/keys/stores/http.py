@@ -21,7 +21,6 @@ from urllib.parse import quote_plus
 import aiohttp
 import orjson
 
-from edge.config.notation import is_dns_label, is_pattern
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.stores.protocol import (
@@ -31,8 +30,9 @@ from edge.keys.stores.protocol import (
     UserState,
     ignore_changes,
     ignore_outage,
-    tls_context,
 )
+from edge.names import is_dns_label, is_pattern
+from edge.tls import client_tls
 
 _MAX_ANSWER_BYTES: Final = 2**16
 _MAX_CONNECTIONS: Final = 64
@@ -52,7 +52,7 @@ class HttpKeyStore:
 
     async def open(self) -> None:
         """Begin to answer; the server is first asked when a key comes. Raises: `Unusable` for a bad CA file."""
-        tls = tls_context(self._config.store_ca_file, "keys.store_ca_file")
+        tls = client_tls(self._config.store_ca_file, "keys.store_ca_file")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -7,13 +7,11 @@ expired, how long an answer is kept, and what happens while the store is down, i
 """
 
 import hashlib
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from edge.errors import KeyStoreUnavailable, Unusable
+from edge.errors import KeyStoreUnavailable
 from edge.exchange import Principal
 
 
@@ -124,18 +122,6 @@ class KeyStore(Protocol):
 
     async def look_up_user(self, user: str) -> UserState:
         """Return what is recorded of a user who shows a token instead of a key; raises `StoreFailed`."""
-
-
-def tls_context(ca_file: Path | None, setting: str) -> ssl.SSLContext:
-    """Return the context by which a server is proved, with the authority of a PEM file or, without one, the system's.
-
-    Raises: `Unusable`, naming the setting: OpenSSL says neither which file it means nor what is wrong with it.
-    """
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        reason = "no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
-        raise Unusable(f"{setting}: {ca_file} cannot be used ({reason}): name a PEM file") from None
 
 
 def hash_key(key: str | bytes) -> bytes:

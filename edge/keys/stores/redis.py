@@ -9,7 +9,6 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from edge.config.notation import is_dns_label, is_pattern
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.revocations import RevocationChannel
@@ -20,8 +19,9 @@ from edge.keys.stores.protocol import (
     UserState,
     ignore_changes,
     ignore_outage,
-    tls_context,
 )
+from edge.names import is_dns_label, is_pattern
+from edge.tls import client_tls
 from edge.valkey import connect, disconnect, reason_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RedisKeyStore:
         """
         ca_file = self._config.store_ca_file
         if ca_file is not None:
-            tls_context(ca_file, "keys.store_ca_file")  # the client would find out at each connection
+            client_tls(ca_file, "keys.store_ca_file")  # the client would find out at each connection
         client = connect(self._config.store.url, self._config.store_timeout_s, str(ca_file) if ca_file else None)
         self._client = client
         self._channel = RevocationChannel(client)

@@ -28,7 +28,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edge.config.notation import check_pattern, is_dns_label
 from edge.errors import Unusable
 from edge.exchange import Principal
 from edge.keys.stores.protocol import (
@@ -40,6 +39,7 @@ from edge.keys.stores.protocol import (
     ignore_changes,
     ignore_outage,
 )
+from edge.names import check_pattern, is_dns_label
 
 SCHEMA_VERSION = 1
 

@@ -5,12 +5,14 @@ write. No message repeats a whole value, since a value may hold a password.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal
+
+from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
@@ -18,14 +20,9 @@ _SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": F
 _MAX_DURATION_S = 365 * 86400  # far over any use, and far under where event loops overflow
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KB|MB|GB|KiB|MiB|GiB)")
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*)", re.DOTALL)
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
-_BRACES = re.compile(r"\{[^{}]*\}|[{}]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-MAX_MODEL_LENGTH = 512  # characters; the longest published names have under 100
-PLACEHOLDERS = ("{owner}", "{service}")
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
@@ -207,144 +204,6 @@ def _host(text: str) -> str:
     if not is_host_name(text.lower().removesuffix(".").replace("_", "x")):
         raise ValueError(f"{text!r} is not a host: write a DNS name or an IP address")
     return text.lower()
-
-
-def is_dns_label(text: str) -> bool:
-    """Say whether `text` is one lower-case DNS label (RFC 1123 section 2.1), as Kubernetes names its services."""
-    return _LABEL.fullmatch(text) is not None
-
-
-def is_host_name(text: str) -> bool:
-    """Say whether `text` is a lower-case DNS name without trailing dot, or an IPv4 address."""
-    labels = text.split(".")
-    if _NUMERIC_LABEL.fullmatch(labels[-1]):
-        return _is_ip(text)
-    return len(text) <= 253 and all(is_dns_label(label) for label in labels)
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def check_pattern(pattern: str) -> None:
-    """Raise `ValueError` with advice unless this is a pattern over model names, such as `public/*`."""
-    if not pattern:
-        raise ValueError("a pattern is empty: leave it out, or write ** for every name")
-    if any(not "!" <= character <= "~" for character in pattern):
-        raise ValueError(f"pattern {pattern!r}: only visible ASCII characters, no spaces; one pattern per value")
-    if "***" in pattern:
-        raise ValueError(f"pattern {pattern!r}: write * for one level of a name or ** for any number")
-    if wrong := set(pattern) & set("?[]{}!,"):
-        raise ValueError(
-            f"pattern {pattern!r}: {min(wrong)} means nothing here: the globs are * and **, "
-            "several patterns are several values, and what is excluded is a deny pattern"
-        )
-
-
-def is_pattern(text: str) -> bool:
-    """Say whether this is a pattern over model names."""
-    try:
-        check_pattern(text)
-    except ValueError:
-        return False
-    return True
-
-
-def check_host_pattern(text: str) -> None:
-    """Accept an entry of `hosts`: `chat.d.run`, `*.d.run` (`*` is one label), `!chat.d.run`, an IP address."""
-    host = text.removeprefix("!")
-    if host != host.lower():
-        raise ValueError(f'host names are compared in lower case: write "{text.lower()}"')
-    if host.startswith("[") and host.endswith("]") and _is_ip(host[1:-1]):
-        raise ValueError(f'an IPv6 address stands here without brackets: write "{host[1:-1]}"')
-    if ":" in host and not _is_ip(host):
-        raise ValueError(f'a host stands here without port or scheme: write "chat.d.run", not {text!r}')
-    if host.endswith("."):
-        raise ValueError(f'a host stands here without trailing dot: write "{text.rstrip(".")}"')
-    if _is_ip(host) and host != str(ip_address(host)):  # as clients write it, if they follow RFC 5952
-        raise ValueError(f'an IPv6 address stands here in its shortest form: write "{ip_address(host)}"')
-    labels = host.split(".")
-    if any("*" in label and label != "*" for label in labels):
-        raise ValueError(f'in {text!r} the "*" is not one whole label: write "*.d.run"')
-    if not (_is_ip(host) or is_host_name(".".join("x" if label == "*" else label for label in labels))):
-        raise ValueError(f'{text!r} is not a host: write a DNS name such as "chat.d.run" or "*.d.run"')
-
-
-def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    """Say whether two lists of `hosts` let through one same host.
-
-    A list lets a host through that one of its names matches (any host, when it has only exclusions) and no exclusion
-    does. Exact: a fresh label can always stand for a `*`, so exclusions empty a meeting only when one covers it whole.
-    """
-    excluded = [host[1:].split(".") for host in first + second if host.startswith("!")]
-    for one in _included(first):
-        for other in _included(second):
-            if one is None and other is None:
-                return True
-            meeting = _meet(one or other or [], other or one or [])
-            if meeting and not any(_covers(pattern, meeting) for pattern in excluded):
-                return True
-    return False
-
-
-def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
-    """Return the exclusion in a list of `hosts` that lets nothing of one of its names through, None when none does."""
-    labels = host.split(".")
-    return next((each for each in hosts if each.startswith("!") and _covers(each[1:].split("."), labels)), None)
-
-
-def _included(hosts: tuple[str, ...]) -> Iterator[list[str] | None]:
-    """Yield the labels of each name that is let through; one None, any host, when none is named."""
-    names = [host.split(".") for host in hosts if not host.startswith("!")]
-    yield from names
-    if not names:
-        yield None
-
-
-def _meet(one: list[str], other: list[str]) -> list[str] | None:
-    """Return the pattern of the hosts that both patterns match, or None."""
-    if len(one) != len(other) or any(a != b and "*" not in (a, b) for a, b in zip(one, other, strict=True)):
-        return None
-    return [b if a == "*" else a for a, b in zip(one, other, strict=True)]
-
-
-def _covers(pattern: list[str], other: list[str]) -> bool:
-    return len(pattern) == len(other) and all(p in ("*", o) for p, o in zip(pattern, other, strict=True))
-
-
-def is_model_name(name: str) -> bool:
-    """Say whether a model can be called so: what else is asked for is not repeated to anybody, nor logged."""
-    return 0 < len(name) <= MAX_MODEL_LENGTH and name.isprintable()  # a lone surrogate is not
-
-
-def check_model_name(text: str) -> None:
-    """Raise `ValueError` for what is no name of a model, or beginning of one, that a request could have."""
-    if len(text) > MAX_MODEL_LENGTH:
-        raise ValueError(f"is longer than any name a request may have: write at most {MAX_MODEL_LENGTH} characters")
-    if not text.isprintable():
-        raise ValueError("has a character that no name in a request may have: write printable ones only")
-
-
-def is_instance_name(name: str) -> bool:
-    """Say whether a model's name is `owner/service`, split at the first `/`, both DNS labels."""
-    owner, _, service = name.partition("/")
-    return is_dns_label(owner) and is_dns_label(service)
-
-
-def check_placeholders(text: str) -> None:
-    """Accept a template whose only braces are `{owner}` and `{service}`."""
-    for braces in _BRACES.findall(text):
-        if braces not in PLACEHOLDERS:
-            raise ValueError(f"{braces} is no placeholder: write {{owner}} or {{service}}, and no other braces")
-
-
-def fill(template: str, owner: str, service: str) -> str:
-    """Return `template` with its placeholders replaced."""
-    return template.replace("{owner}", owner).replace("{service}", service)
 
 
 def check_instance(template: str) -> None:

@@ -6,22 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.config.notation import (
-    Address,
-    Url,
-    byte_count,
+from edge.config.values import Address, Url, byte_count, check_instance, expand, parse_address, parse_url, seconds
+from edge.names import (
     check_host_pattern,
-    check_instance,
     check_placeholders,
-    expand,
     fill,
     hosts_overlap,
     is_dns_label,
     is_host_name,
     is_instance_name,
-    parse_address,
-    parse_url,
-    seconds,
 )
 
 ENV = {"A": "a", "B_2": "b", "EMPTY": "", "DOLLAR": "${A}"}
