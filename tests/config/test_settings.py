@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge import names
 from edge.config import settings as config
-from edge.config import values
 from edge.envelope import json as envelope
 from edge.errors import ModelNotFound
 
@@ -109,11 +109,11 @@ def test_database_of_a_redis_is_a_small_number(server: str, is_one: bool) -> Non
 
 
 def test_longest_name_of_a_route_is_that_of_a_request() -> None:
-    longest = "m" * values.MAX_MODEL_LENGTH
-    values.check_model_name(longest)
+    longest = "m" * names.MAX_MODEL_LENGTH
+    names.check_model_name(longest)
     assert envelope.read_json(b'{"model":"%b"}' % longest.encode()).model == longest
     with pytest.raises(ValueError, match="longer"):
-        values.check_model_name(longest + "m")
+        names.check_model_name(longest + "m")
     with pytest.raises(ModelNotFound):
         envelope.read_json(b'{"model":"%bm"}' % longest.encode())
 
