@@ -4,50 +4,29 @@
     and a closing step that always runs and never waits
 
 `Proxy.handle` is the only place that knows this order; the phases do not know each other. A phase that cannot go on
-raises an `EdgeError`, which becomes HTTP in one place, `_refuse`. Once the client has a byte of the answer, only the
-relay speaks to it.
+raises an `EdgeError`, which becomes HTTP in one place, `Proxy._refuse`. Once the client has a byte of the answer, only
+the relay writes to it. How a request ended is known once: `Exchange.ended`, by the relay or by `Proxy._failed`.
 """
 
 import asyncio
-import ipaddress
-import itertools
 import logging
-import re
-import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import orjson
-from aiohttp import HttpVersion10, HttpVersion11, hdrs
-from multidict import istr
+from aiohttp import hdrs
 
-from edge.client.connection import (
-    Body,
-    BodyMemory,
-    Request,
-    error_response,
-    read_body,
-    response,
-)
-from edge.config.settings import Config, RouteConfig, ServerConfig
-from edge.envelope.json import (
-    LONG_BODY_BYTES,
-    Envelope,
-    conversation_start,
-    read_json,
-    read_long_json,
-    read_multipart,
-    rewrite_json,
-    rewrite_multipart,
-)
+from edge.attempt import Work, metering_of
+from edge.client.answers import error_response, response
+from edge.client.body import BodyMemory, read_body, whole_body
+from edge.client.connection import Request
+from edge.client.head import content_type_of, forwarded_head, request_id_of, target_of
+from edge.config.settings import RouteConfig
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json, read_multipart
 from edge.errors import (
     EdgeError,
     InternalError,
-    InvalidRequest,
     JournalUnavailable,
     MethodNotAllowed,
     MisdirectedRequest,
@@ -55,24 +34,24 @@ from edge.errors import (
     Origin,
     Overloaded,
     PathNotFound,
-    UnsupportedCoding,
-    UnsupportedMediaType,
-    UnsupportedVersion,
     UpstreamError,
     UpstreamUnavailable,
     from_upstream,
 )
 from edge.exchange import End, Exchange, Phase, Principal
+from edge.generation import Generation
 from edge.journal.journal import Journal, JournalFull
 from edge.keys.authenticator import Authenticator, Caller, credential_of
-from edge.limits.admission import UNLIMITED, Admission, Permit
-from edge.metering.meters import Metering
+from edge.limits.admission import UNLIMITED, Admission
 from edge.names import is_model_name
-from edge.relay.relay import FailedInStream, Limits, UpstreamAnsweredError, relay
+from edge.relay.relay import relay
+from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
+from edge.settlement import Settlement
+from edge.stage import Lifecycle, Stage
 from edge.telemetry.metrics import AccessLog, Metrics
 from edge.upstream.health import Verdict, judge
-from edge.upstream.pools import Endpoint, Endpoints, Lease, Member, Pool
+from edge.upstream.pools import Endpoint, Endpoints, Lease, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -87,19 +66,6 @@ _OPERATIONS: Final = {
     f"{prefix}/{name}": name for name in (*JSON_OPERATIONS, *MULTIPART_OPERATIONS) for prefix in ("", "/v1")
 }
 _MODELS: Final = ("/v1/models", "/models")
-# What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
-# `istr`: a name that is folded once, not at every look-up.
-_FORWARDED: Final = tuple(
-    map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
-)
-_X_REQUEST_ID: Final = istr("X-Request-Id")
-_ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
-_serial = itertools.count()
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_USAGE_OPTIONS: Final = ("chat/completions", "completions")  # their streams tell usage when they are asked to
-_GENERATING: Final = (*_USAGE_OPTIONS, "responses", "messages")
-# Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
-_ASSUMED_ANSWER_TOKENS: Final = 256
 _PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
     ("Access-Control-Allow-Headers", "*, Authorization"),
@@ -110,30 +76,7 @@ _VERDICTS: Final = {
     End.COMPLETE: Verdict.FINE,
     End.UPSTREAM_CUT: Verdict.FAULT,
     End.IDLE_TIMEOUT: Verdict.FAULT,
-}  # what an answer that began shows of its endpoint; other ends are no word on it
-# An engine that was left before it said a word has read the prompt: a limit keeps that, else who leaves early has none.
-_UNHEARD: Final = (End.CLIENT_GONE, End.FIRST_BYTE_TIMEOUT)
-_INSTANCE_LIMITS_S: Final = (2.0, 300.0, 120.0)  # connect, first byte, idle: a pool's defaults
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Everything built from one configuration; a request keeps the one it began with."""
-
-    number: int
-    config: Config
-    routes: RouteTable
-    pools: Mapping[str, Pool]
-    loaded_at: float
-    limits: dict[str | None, Limits] = field(init=False)
-
-    def __post_init__(self) -> None:
-        floor = self.config.server.min_client_rate_bytes_per_s
-        limits: dict[str | None, Limits] = {None: Limits(*_INSTANCE_LIMITS_S, floor)}
-        for name, pool in self.pools.items():
-            times = pool.config
-            limits[name] = Limits(times.connect_timeout_s, times.first_byte_timeout_s, times.idle_timeout_s, floor)
-        object.__setattr__(self, "limits", limits)
+}  # what an answer that began shows of its endpoint; other ends show nothing of it
 
 
 class Proxy:
@@ -142,6 +85,7 @@ class Proxy:
     def __init__(
         self,
         generation: Generation,
+        lifecycle: Lifecycle,
         authenticator: Authenticator,
         admission: Admission,
         endpoints: Endpoints,
@@ -151,46 +95,39 @@ class Proxy:
         access_log: AccessLog,
     ) -> None:
         self.generation = generation
-        self.draining = False  # each answer that begins is the last of its connection, and says so
-        self.closing = False  # and no connection stays, whatever its last answer said
-        self.cutting = False  # the drain is over: who is cut now did not leave by itself
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._long_body = asyncio.Lock()  # one is read at a time: ten at once would be ten steps in one go
+        self._lifecycle = lifecycle
         self._authenticator = authenticator
         self._admission = admission
         self._endpoints = endpoints
-        self.journal = journal
+        self._journal = journal
         self._memory = memory
         self._metrics = metrics
         self._access_log = access_log
 
-    async def handle(self, request: Request) -> bool:
-        """Answer one request; return whether another may follow on the connection."""
-        message = request.message
-        exchange = Exchange(request_id_of(request), message.method, time.time(), time.monotonic())
-        # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
-        tunnel = message.upgrade or message.method == "CONNECT"
-        keep_alive = not (message.should_close or tunnel or self.draining or message.version != HttpVersion11)
+    async def handle(self, request: Request) -> None:
+        """Answer one request; `connection.last` is whether another may follow on the connection."""
+        exchange = Exchange(request_id_of(request), request.message.method, time.time(), time.monotonic())
         self.in_flight += 1
         try:
-            keep_alive = await self._answer(request, exchange, self.generation, keep_alive)
+            await self._answer(request, exchange, self.generation)
         except EdgeError as error:
-            keep_alive = _refuse(request, exchange, error, keep_alive and not self.draining)
-        except asyncio.CancelledError:
-            exchange.end = exchange.end or self.who_left()
+            self._refuse(request, exchange, error)
+        except asyncio.CancelledError as error:
+            self._failed(exchange, error)
             raise
-        except Exception:  # a defect: the caller gets a clean 500, the log the place
+        except Exception as error:  # a defect: the caller gets a clean 500, the log the place
             _log.exception("request %s failed", exchange.request_id)
-            defect = InternalError("The edge failed to handle this request.")
-            keep_alive = _refuse(request, exchange, defect, keep_alive and not self.draining)
+            self._failed(exchange, error)
+            if exchange.phase is Phase.STREAM:  # a second answer would run into the first one's body
+                request.connection.last = True
+                request.connection.abort()
+            else:
+                self._refuse(request, exchange, InternalError("The edge failed to handle this request."))
         finally:
-            self._close(exchange)
-        return keep_alive and not self.closing
-
-    def who_left(self) -> End:
-        """Return why a request is cancelled: its client left, unless the drain is over and cuts it."""
-        return End.DRAINED if self.cutting else End.CLIENT_GONE
+            self._observe(exchange)
 
     async def wait_idle(self) -> None:
         """Wait until no request is being answered."""
@@ -198,75 +135,67 @@ class Proxy:
             self._idle.clear()
             await self._idle.wait()
 
-    def _close(self, exchange: Exchange) -> None:
-        """Settle a request, however it ended; never waits, so cancellation cannot tear it."""
-        self.in_flight -= 1
-        if not self.in_flight:
-            self._idle.set()
-        exchange.finished = time.monotonic()
-        exchange.end = exchange.end or End.INTERNAL_ERROR
-        if exchange.end is End.COMPLETE:
-            exchange.phase = Phase.DONE
-        self._metrics.observe(exchange)
-        self._access_log.write(exchange)
+    # --- the phases, in their order
 
-    async def _answer(self, request: Request, exchange: Exchange, generation: Generation, keep_alive: bool) -> bool:
-        server = generation.config.server
-        path, host = _target(request, exchange, server)
+    async def _answer(self, request: Request, exchange: Exchange, generation: Generation) -> None:
+        server, connection, method = generation.config.server, request.connection, exchange.method
+        path, authority = target_of(request, exchange, server)
+        host = exchange.host = host_name(authority)
         operation = _OPERATIONS.get(path)
-        method = exchange.method
         if operation is None or method != "POST":
             if method == "OPTIONS":
-                return _send(request, exchange, 204, b"", keep_alive, _PREFLIGHT)
+                _send(request, exchange, 204, b"", _PREFLIGHT)
+                return
             if operation is not None or (path not in _MODELS and not path.startswith(("/v1/models/", "/models/"))):
                 raise _wrong_path(request, path, host, operation is not None)
             if method not in ("GET", "HEAD"):
                 raise _wrong_path(request, path, host, True)
-        connection = request.connection
         credential = connection.credential = credential_of(request.headers, connection.credential)
         caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
         exchange.principal = caller.principal  # before it may be refused, so that the log names who was
         self._authenticator.check(caller)
-        table = _routes_of(generation, request, host)
+        table = routes_at(generation.routes, host, local=connection.peer == "unix" or is_loopback(connection.peer))
         if operation is None:
-            return _show_models(request, exchange, generation, caller, table, path, keep_alive and not self.draining)
+            _show_models(request, exchange, generation, caller, table, path)
+            return
 
         exchange.phase = Phase.BODY
-        content_type = _content_type(request, operation)
-        body = await read_body(
-            request,
-            max_body_bytes=server.max_body_bytes,
-            memory=self._memory,
-            timeout_s=server.body_timeout_s,
-            min_rate_bytes_per_s=server.min_client_rate_bytes_per_s,
-        )
+        form = operation in MULTIPART_OPERATIONS
+        content_type = content_type_of(request, form=form)
+        memory = self._memory
+        body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
         try:
             exchange.request_bytes = len(body.data)
-            multipart = operation in MULTIPART_OPERATIONS
-            if multipart:
-                envelope = read_multipart(body.data, content_type)
-            elif len(body.data) <= LONG_BODY_BYTES:
-                envelope = read_json(body.data)
-            else:
-                async with self._long_body:
-                    envelope = await read_long_json(body.data)
+            envelope = read_multipart(body.data, content_type) if form else await self._envelope(body.data)
             exchange.phase = Phase.ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
-            match = _find_route(table, envelope.model, caller)
+            match = decide(table, envelope.model, caller)
             route = match.route
             exchange.route = route.name
             exchange.phase = Phase.ADMISSION
-            head = _request_head(request, exchange, content_type)
-            metering = _metering(generation, route, operation, envelope)
-            work = _Work(operation, envelope, body, head, multipart, metering)
-            with self._accept(exchange, route, caller.principal, work) as accepted:
+            head = forwarded_head(request, exchange, content_type)
+            pool = generation.pools[route.pool] if route.pool is not None else None
+            continuous = pool is not None and pool.config.usage == "continuous"
+            metering = metering_of(route, operation, envelope, continuous=continuous)
+            work = Work(operation, envelope, body, head, form, metering)
+            settlement = self._accept(exchange, route, caller.principal, work)
+            try:
                 exchange.phase = Phase.LEASE
-                keep_alive = await self._forward(request, exchange, generation, match, work, accepted, keep_alive)
+                await self._forward(request, exchange, generation, match, work, settlement)
+            except BaseException as error:
+                self._failed(exchange, error)
+                settlement.settle(exchange.end or End.INTERNAL_ERROR)
+                raise
         finally:
             body.release()
-        return keep_alive
 
-    def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: "_Work") -> "_Accepted":
+    async def _envelope(self, body: bytes) -> Envelope:
+        if len(body) <= LONG_BODY_BYTES:
+            return read_json(body)
+        async with self._long_body:
+            return await read_long_json(body)
+
+    def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
         permit = UNLIMITED
         if route.instance is None and (route.limit is not None or principal.limit is not None):
@@ -275,11 +204,10 @@ class Proxy:
             )
             exchange.limit_headers = permit.headers
         try:
-            self.journal.open_record(exchange)
+            return Settlement(exchange, permit, self._journal, work.envelope.prompt_tokens)
         except JournalFull:
             permit.cancel()
             raise JournalUnavailable("The edge cannot record usage right now, try again.", retry_after_s=5) from None
-        return _Accepted(self, exchange, permit, work.envelope.prompt_tokens)
 
     async def _forward(
         self,
@@ -287,69 +215,45 @@ class Proxy:
         exchange: Exchange,
         generation: Generation,
         match: Match,
-        work: "_Work",
-        accepted: "_Accepted",
-        keep_alive: bool,
-    ) -> bool:
-        """Pass the request to an endpoint, or to another one while the budget of retries allows.
-
-        Returns whether to keep the client's connection.
-        """
+        work: Work,
+        settlement: Settlement,
+    ) -> None:
+        """Pass the request to an endpoint, or to another one while the budget of retries allows."""
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
-        pool = generation.pools[match.route.pool] if match.route.pool is not None else None
-        key = b""
-        if pool is not None and pool.config.balance == "prefix-affinity":
-            key = _affinity_key(exchange, work)
-        limits = generation.limits[match.route.pool]
-        old_client = request.message.version == HttpVersion10
+        pool_name = match.route.pool
+        pool = generation.pools[pool_name] if pool_name is not None else None
+        user = exchange.principal.user if exchange.principal is not None else ""
+        key = work.affinity_key(user) if pool is not None and pool.config.balance == "prefix-affinity" else b""
         try:
             while True:
                 try:
                     lease = pool.lease(tried, key) if pool is not None else self._instance(match)
                     if lease is None and pool is not None and not tried:  # all are full, and a retry does not wait
-                        lease = await pool.wait(_user(exchange), key)
-                except UpstreamUnavailable:
-                    if failure is None:
-                        raise
-                    lease = None
+                        lease = await pool.wait(user, key)
+                except UpstreamUnavailable as unavailable:
+                    raise _given_up(exchange, failure or unavailable) from None
                 if lease is None:
                     assert failure is not None  # only a retry comes here without a lease
-                    exchange.end = exchange.end or End.UPSTREAM_ERROR
-                    raise failure
-                endpoint, member = lease.endpoint, lease.member
+                    raise _given_up(exchange, failure)
+                endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
-                varying = work.head_for(_upstream_model(match, member, work.envelope), exchange)
-                head = member.head(work.operation) + varying
+                attempt = work.attempt(exchange, match, lease.member, generation.timeouts[pool_name])
                 begun = time.monotonic()
                 try:
                     with lease:
-                        keep_alive = await relay(
-                            exchange,
-                            request.connection,
-                            endpoint.connections,
-                            limits,
-                            head,
-                            work.body,
-                            work.metering,
-                            accepted.close,
-                            old_client=old_client,
-                            keep_alive=keep_alive and not self.draining,
-                            heartbeat_s=match.route.heartbeat_s if exchange.stream else 0,
-                            echo=exchange.model if match.route.model_echo else None,
-                        )
+                        await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
                     if exchange.end in _VERDICTS:
                         lease.report(_VERDICTS[exchange.end])
-                    return keep_alive
+                    return
                 except FailedInStream as failed:
                     _judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
-                    return failed.keep_alive
+                    return
                 except (EdgeError, UpstreamAnsweredError) as error:
                     failure, elsewhere = _judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
                 if not elsewhere:
-                    exchange.end = exchange.end or End.UPSTREAM_ERROR
-                    raise failure
+                    raise _given_up(exchange, failure)
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
@@ -365,286 +269,82 @@ class Proxy:
         except ValueError:
             raise ModelNotFound.named("of that name") from None
 
+    # --- the end
 
-class _Accepted:
-    """What an accepted request holds until it ends: its permit, and its record in the journal."""
-
-    __slots__ = ("_exchange", "_permit", "_prompt_tokens", "_proxy")
-
-    def __init__(self, proxy: Proxy, exchange: Exchange, permit: Permit, prompt_tokens: int) -> None:
-        self._proxy = proxy
-        self._exchange = exchange
-        self._permit: Permit | None = permit
-        self._prompt_tokens = prompt_tokens
-
-    def close(self) -> None:
-        """Settle and record, once: before the last bytes of an answer go, or when there was none."""
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            exchange = self._exchange
-            usage = exchange.usage
-            tokens = usage.prompt_tokens + usage.completion_tokens
-            if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
-                tokens = self._prompt_tokens
-            permit.settle(tokens)
-            exchange.finished = time.monotonic()
-            self._proxy.journal.close_record(exchange)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._permit is None:
-            return
-        exchange = self._exchange
+    def _failed(self, exchange: Exchange, error: BaseException) -> None:
+        """Note how a request ends that has failed, unless its end is known already."""
         if isinstance(error, EdgeError):
             exchange.status = error.status
-            exchange.end = exchange.end or End.UPSTREAM_ERROR
-        elif isinstance(error, asyncio.CancelledError):
-            exchange.end = exchange.end or self._proxy.who_left()
+            exchange.ended(End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED)
+        elif isinstance(error, asyncio.CancelledError):  # its client left, unless the drain is over and cuts it
+            exchange.ended(End.DRAINED if self._lifecycle.stage is Stage.CUTTING else End.CLIENT_GONE)
         else:
-            exchange.end = exchange.end or End.INTERNAL_ERROR
-        self.close()
+            if exchange.phase is not Phase.STREAM:
+                exchange.status = InternalError.status
+            exchange.ended(End.INTERNAL_ERROR)
 
+    def _refuse(self, request: Request, exchange: Exchange, error: EdgeError) -> None:
+        """Turn a failure into HTTP: the one place."""
+        self._failed(exchange, error)
+        exchange.error = error.error_code
+        connection, payload = request.connection, request.payload
+        if not payload.is_eof() or payload.exception() is not None:
+            connection.last = True  # a body that was not read would be taken for the next request
+        answer = error_response(
+            error, request_id=exchange.request_id, last=connection.last, with_body=exchange.method != "HEAD"
+        )
+        exchange.response_bytes = len(answer)
+        connection.send(answer)
 
-@dataclass(slots=True)
-class _Work:
-    """What a request asks of whichever endpoint it comes to."""
-
-    operation: str
-    envelope: Envelope
-    body: Body
-    head: bytes
-    multipart: bool
-    metering: Metering
-
-    def reservation(self) -> int:
-        """Return how many tokens the request may use, as far as can be told before."""
-        prompt_tokens = self.envelope.prompt_tokens
-        if self.operation not in _GENERATING:
-            return prompt_tokens
-        return prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
-
-    def head_for(self, model: str, exchange: Exchange) -> bytes:
-        """Let the body ask for `model`; return the part of the head that differs from request to request."""
-        exchange.upstream_model = model
-        body, metering = self.body, self.metering
-        if model == self.envelope.model and not metering.changes:
-            body.sent = body.data
-        elif self.multipart:
-            body.sent = rewrite_multipart(body.data, self.envelope, model)
-        else:
-            body.sent = rewrite_json(
-                body.data,
-                self.envelope,
-                model,
-                include_usage=metering.hide_usage,
-                continuous=metering.hide_running,
-            )
-        return b"%bContent-Length: %d\r\n\r\n" % (self.head, len(body.sent))
-
-
-def request_id_of(request: Request) -> str:
-    """Return the client's own `x-request-id` when it is a plain one, else a new one."""
-    given = request.headers.get(_X_REQUEST_ID)
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return new_request_id()
-
-
-def new_request_id() -> str:
-    """Return a request id; unique, not secret."""
-    return _ID_PREFIX + f"{next(_serial):08x}"
-
-
-def _refuse(request: Request, exchange: Exchange, error: EdgeError, keep_alive: bool) -> bool:
-    """Turn a failure into HTTP: the one place."""
-    exchange.error = error.error_code
-    if isinstance(error, InternalError):
-        exchange.end = End.INTERNAL_ERROR
-        if exchange.phase is Phase.STREAM:  # a second answer would run into the first one's body
-            request.connection.abort()
-            return False
-    elif exchange.end is None:
-        exchange.end = End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED
-    exchange.status = error.status
-    # A body that was not read would be taken for the next request, so such a connection ends.
-    keep_alive = keep_alive and request.payload.is_eof() and request.payload.exception() is None
-    answer = error_response(
-        error, request_id=exchange.request_id, keep_alive=keep_alive, with_body=exchange.method != "HEAD"
-    )
-    exchange.response_bytes = len(answer)
-    request.connection.send(answer)
-    return keep_alive
+    def _observe(self, exchange: Exchange) -> None:
+        """Count and log a request, however it ended; never waits, so cancellation cannot tear it."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+        exchange.ended(End.INTERNAL_ERROR)
+        if exchange.end is End.COMPLETE:
+            exchange.phase = Phase.DONE
+        self._metrics.observe(exchange)
+        self._access_log.write(exchange)
 
 
 def _send(
-    request: Request,
-    exchange: Exchange,
-    status: int,
-    body: bytes,
-    keep_alive: bool,
-    headers: tuple[tuple[str, str], ...] = (),
-) -> bool:
+    request: Request, exchange: Exchange, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()
+) -> None:
     """Send an answer of the edge's own."""
-    keep_alive = keep_alive and request.payload.is_eof()
+    connection = request.connection
+    if not request.payload.is_eof():
+        connection.last = True
     exchange.status = status
-    exchange.end = End.COMPLETE
+    exchange.ended(End.COMPLETE)
     answer = response(
         status,
         body,
         request_id=exchange.request_id,
-        keep_alive=keep_alive,
+        last=connection.last,
         headers=headers,
         with_body=exchange.method != "HEAD",
     )
     exchange.response_bytes = len(answer)
-    request.connection.send(answer)
-    return keep_alive
+    connection.send(answer)
 
 
-# --- what the head of a request says
+# --- what is decided, for requests and for `edge explain`
 
 
-def _target(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:
-    """Return the raw path and the host that are asked; raises for what HTTP/1.1 does not allow or we do not do."""
-    message, headers = request.message, request.headers
-    exchange.client = _client_address(request, server) if server.trusted_proxies else request.connection.peer
-    if message.version not in (HttpVersion11, HttpVersion10):
-        raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
-    if message.chunked or hdrs.TRANSFER_ENCODING in headers:
-        if message.version == HttpVersion10:
-            raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
-        if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
-            raise UnsupportedCoding("the only transfer coding is chunked")
-    if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and message.version == HttpVersion11:
-        raise InvalidRequest("the only expectation is 100-continue")
-    path = message.path
-    if path.startswith("/"):
-        authority = headers.get(hdrs.HOST, "")
-    else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
-        authority = message.url.raw_authority or ""
-        path = message.url.raw_path
-    path = path.partition("?")[0]
-    exchange.path = path[:256]
-    host = exchange.host = host_name(authority)
-    return path, host
-
-
-def _client_address(request: Request, server: ServerConfig) -> str:
-    """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
-    address = request.connection.peer
-    hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
-    while hops and _is_trusted(address, server):
-        hop = hops.pop().strip()
-        try:
-            address = _address_without_scope(hop)
-        except ValueError:
-            break
-    return address
-
-
-def _address_without_scope(text: str) -> str:
-    """Return an address as it is usually written, an IPv4 one as such.
-
-    Raises: `ValueError`, also for a scope: it may be any text.
-    """
-    if "%" in text:
-        raise ValueError("a scope means nothing on another machine")
-    address = ipaddress.ip_address(text)
-    return str((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address)
-
-
-def _is_trusted(address: str, server: ServerConfig) -> bool:
-    if address == "unix":
-        return True
-    ip = ipaddress.ip_address(address)
-    return any(ip in network for network in server.trusted_proxies)
-
-
-def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeError:
-    if exists:
-        allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
-        return MethodNotAllowed(
-            f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
-        )
-    if is_loopback(host):
-        base = f"{'https' if request.connection.is_secure else 'http'}://{request.headers.get(hdrs.HOST, host)}"
-    else:
-        base = f"https://{host or 'chat.d.run'}"
-    if path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//")):  # the base URL is right
-        served = ", ".join((*JSON_OPERATIONS, *MULTIPART_OPERATIONS))
-        return PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
-    return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
-
-
-def _content_type(request: Request, operation: str) -> str:
-    """Return the content type that goes upstream; raises `UnsupportedMediaType`."""
-    given = request.headers.get(hdrs.CONTENT_TYPE, "")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise UnsupportedMediaType("a compressed body is not understood: send it without Content-Encoding")
-    if operation in MULTIPART_OPERATIONS:
-        if _media_type(given) != "multipart/form-data" or not _is_plain(given):
-            raise UnsupportedMediaType("send a form: Content-Type: multipart/form-data; boundary=...")
-        return given
-    if given != "application/json" and _media_type(given) not in ("application/json", ""):
-        raise UnsupportedMediaType("send JSON: Content-Type: application/json")
-    return "application/json"
-
-
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def _request_head(request: Request, exchange: Exchange, content_type: str) -> bytes:
-    head = f"Content-Type: {content_type}\r\nX-Request-Id: {exchange.request_id}\r\n"
-    headers = request.headers
-    for name in _FORWARDED:
-        value = headers.get(name)
-        if value is not None and _is_plain(value):
-            head += f"{name}: {value}\r\n"
-    return head.encode("ascii")
-
-
-def _is_plain(value: str) -> bool:
-    """Say whether a header's value is visible ASCII, so that every parser reads it alike."""
-    return value.isascii() and value.isprintable()
-
-
-# --- what is metered
-
-
-def _metering(generation: Generation, route: RouteConfig, operation: str, envelope: Envelope) -> Metering:
-    """Return how the answer is read, and what of its usage is not for the client, who did not ask for it."""
-    if not (route.metered and envelope.stream and operation in _USAGE_OPTIONS and route.pool is not None):
-        return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens)
-    continuous = generation.config.pools[route.pool].usage == "continuous"
-    return Metering(
-        operation,
-        continuous or envelope.continuous_usage,
-        hide_usage=not envelope.include_usage,
-        hide_running=continuous and not envelope.continuous_usage,
-        prompt_estimate=envelope.prompt_tokens,
-    )
-
-
-# --- the route
-
-
-def _routes_of(generation: Generation, request: Request, host: str) -> HostTable:
-    """Return the routes of the host; a loopback host on a loopback connection reaches all of them."""
-    peer = request.connection.peer
-    loopback = is_loopback(host) and (peer == "unix" or is_loopback(peer))
-    table = generation.routes.for_host(host, loopback)
+def routes_at(routes: RouteTable, host: str, *, local: bool) -> HostTable:
+    """Return the routes of a host; one of this machine, asked from it, reaches all. Raises `MisdirectedRequest`."""
+    table = routes.for_host(host, is_loopback(host) and local)
     if not table:
         raise MisdirectedRequest("no model is served at this host")
     return table
 
 
-def _find_route(table: HostTable, model: str, caller: Caller) -> Match:
-    """Return the route of a model that the caller may call; unknown and not-yours look the same."""
+def decide(table: HostTable, model: str, caller: Caller) -> Match:
+    """Return the route of a model that the caller may call; unknown and not-yours look the same.
+
+    Raises: `ModelNotFound`, `PermissionDenied`.
+    """
     match = table.find(model)
     if match is None:
         raise ModelNotFound.named(f"`{model}`")
@@ -652,12 +352,10 @@ def _find_route(table: HostTable, model: str, caller: Caller) -> Match:
     return match
 
 
-def _upstream_model(match: Match, member: Member, envelope: Envelope) -> str:
-    if member.config.model is not None:
-        return member.config.model
-    if match.route.model is not None:
-        return match.filled(match.route.model)
-    return envelope.model
+def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
+    """Return the failure that no other endpoint makes good; a caller's fault is what an endpoint answered, too."""
+    exchange.ended(End.REFUSED if isinstance(failure, Overloaded) else End.UPSTREAM_ERROR)
+    return failure
 
 
 def _judge_failure(
@@ -680,31 +378,31 @@ def _judge_failure(
     else:
         quick = config is not None and took_s <= config.retry_within_s
         elsewhere = elsewhere and quick and pool is not None and pool.may_retry()
-    if isinstance(failure, Overloaded) and not elsewhere:
-        exchange.end = End.REFUSED
     return failure, elsewhere
 
 
-def _affinity_key(exchange: Exchange, work: _Work) -> bytes:
-    """Return what keeps a conversation with one member: its user and how it begins."""
-    begins = b"" if work.multipart else conversation_start(work.body.data)
-    return _user(exchange).encode() + b"\0" + begins
+# --- paths that are not passed on
 
 
-def _user(exchange: Exchange) -> str:
-    assert exchange.principal is not None  # nobody gets to an upstream without
-    return exchange.principal.user
+def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeError:
+    if exists:
+        allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
+        return MethodNotAllowed(
+            f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
+        )
+    if is_loopback(host):
+        base = f"{'https' if request.connection.is_secure else 'http'}://{request.headers.get(hdrs.HOST, host)}"
+    else:
+        base = f"https://{host or 'chat.d.run'}"
+    if path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//")):  # the base URL is right
+        served = ", ".join((*JSON_OPERATIONS, *MULTIPART_OPERATIONS))
+        return PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
+    return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 
 def _show_models(
-    request: Request,
-    exchange: Exchange,
-    generation: Generation,
-    caller: Caller,
-    table: HostTable,
-    path: str,
-    keep_alive: bool,
-) -> bool:
+    request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable, path: str
+) -> None:
     """List the models this key may call on this host, or show one: any name that would route and is allowed."""
     exchange.phase = Phase.ROUTE
     created = int(generation.loaded_at)
@@ -714,9 +412,9 @@ def _show_models(
     else:
         name = _model_in_path(path)
         exchange.model = name
-        exchange.route = _find_route(table, name, caller).route.name
+        exchange.route = decide(table, name, caller).route.name
         document = _model(name, created)
-    return _send(request, exchange, 200, orjson.dumps(document), keep_alive)
+    _send(request, exchange, 200, orjson.dumps(document))
 
 
 def _model_in_path(path: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
-from edge.wire.connections import Framing, Malformed, parse_head
+from edge.wire.http1 import Framing, Malformed, parse_head
 
 _EVENT_END: Final = b"\n\n"
 _EVENT_END_CRLF: Final = b"\r\n\r\n"

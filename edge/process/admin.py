@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from edge.keys.stores.protocol import Changes
+from edge.stage import Lifecycle, Stage
 from edge.telemetry.metrics import Metrics
 
 _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
@@ -17,7 +18,7 @@ _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=under
 class Health:
     """What the process says of itself."""
 
-    draining: bool = False
+    lifecycle: Lifecycle
     generation: int = 0
     loaded_at: float = 0.0
     reload_failed: str = ""  # why the file is not in force, "" when it is
@@ -27,12 +28,12 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether a balancer should send requests here."""
-        return bool(self.generation) and not self.draining
+        return bool(self.generation) and self.lifecycle.stage is Stage.RUNNING
 
     def describe(self) -> str:
         """Return what `/readyz?verbose` shows, a fact a line."""
         lines = [
-            f"ready: {'yes' if self.ready else 'no, draining' if self.draining else 'no'}",
+            f"ready: {'yes' if self.ready else 'no, draining' if self.lifecycle.stage is not Stage.RUNNING else 'no'}",
             f"generation: {self.generation}",
             *(f"{name}: {value}" for name, value in self.details()),
             f"last reload: {'failed, the generation above goes on' if self.reload_failed else 'ok'}",

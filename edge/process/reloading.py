@@ -12,9 +12,9 @@ from typing import Final
 from edge.config.changes import describe_change
 from edge.config.settings import Config, ConfigError, load
 from edge.errors import Unusable
+from edge.generation import Generation
 from edge.process.admin import Health
 from edge.process.listeners import listener_tls
-from edge.proxy import Generation
 from edge.routing import RouteTable
 from edge.upstream.pools import Endpoints, Pool
 

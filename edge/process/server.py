@@ -15,9 +15,12 @@ from typing import Any, Final
 import jwt
 from aiohttp import http_parser, web
 
-from edge.client.connection import BodyMemory, ClientServer
+from edge.client.body import BodyMemory
+from edge.client.head import new_request_id
+from edge.client.server import ClientServer
 from edge.config.settings import Address, Config, KeysConfig, ServerConfig, UsageConfig
 from edge.errors import Unusable
+from edge.generation import Generation
 from edge.journal.journal import Journal
 from edge.journal.shipping import Shipper, Sink
 from edge.journal.sinks.http import HttpSink
@@ -32,11 +35,12 @@ from edge.keys.tokens import TokenVerifier
 from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
 from edge.process.admin import Health, admin_handler
+from edge.process.drain import Drain
 from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
 from edge.process.reloading import Reloader
 from edge.process.status import Status
-from edge.proxy import Generation, Proxy, new_request_id
-from edge.relay.relay import Relay
+from edge.proxy import Proxy
+from edge.stage import Lifecycle
 from edge.telemetry.metrics import AccessLog, Metrics
 from edge.upstream.discovery import Discovery
 from edge.upstream.pools import Endpoints
@@ -53,7 +57,6 @@ _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
 _RESTART_PAUSE_S: Final = 1.0  # of a part that failed
 _NOT_CONNECTED: Final = "not connected yet"
-_CUT_GRACE_S: Final = 1.0  # for the last bytes of cut answers
 
 
 class Server:
@@ -65,13 +68,13 @@ class Server:
                 "aiohttp runs without its C parser, which is lenient where an edge must not be: reinstall it"
             )
         self._loop = asyncio.get_running_loop()
-        self.health = Health()
+        self.lifecycle = Lifecycle()
+        self.health = Health(self.lifecycle)
         self.metrics = Metrics()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
         self._reloader = Reloader(path, adapt, self.endpoints, self.health)
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._drain = Drain(self.lifecycle)
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
         self._coming: Generation | None = None  # that is made ready, or in force already
@@ -106,6 +109,7 @@ class Server:
         self.journal = self._record(config.usage)
         self.proxy = Proxy(
             generation,
+            self.lifecycle,
             self.authenticator,
             self.admission,
             self.endpoints,
@@ -116,6 +120,7 @@ class Server:
         )
         self.clients = ClientServer(
             self.proxy.handle,
+            self.lifecycle,
             new_request_id=new_request_id,
             client_idle_timeout_s=config.server.client_idle_timeout_s,
             header_timeout_s=config.server.header_timeout_s,
@@ -155,17 +160,14 @@ class Server:
             owned = [tasks.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
             _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
             ready(self)
-            await self._stop.wait()
-            await self.drain()
+            await self._drain.asked()
+            await self._drain.run(self.generation.config.server, self.clients, self._listeners)
             for task in owned:
                 task.cancel()
 
     def stop(self) -> None:
-        """Begin to drain; a second call ends the wait for the balancer and for running answers."""
-        if self._stop.is_set():
-            self._hurry.set()
-        else:
-            self._stop.set()
+        """Begin to drain; a second call hurries."""
+        self._drain.stop()
 
     def reload(self) -> None:
         """Read the file again at once."""
@@ -326,49 +328,6 @@ class Server:
         self.probes.apply(self.generation.pools.values())
 
     # --- the end
-
-    async def drain(self) -> None:
-        """Stop without hurting anybody: be unready, take no new connection, wait for answers, cut what is too long."""
-        config = self.generation.config.server
-        self.health.draining = self.proxy.draining = True
-        for answer in self._answers():
-            answer.be_last()
-        _log.info("draining: %d requests, %d connections", self.proxy.in_flight, len(self.clients.clients))
-        await self._hurried(asyncio.sleep(config.shutdown_delay_s))
-        self.proxy.closing = True
-        for listener in self._listeners:
-            listener.close()
-        for client in list(self.clients.clients):
-            client.close_if_idle()
-        if await self._hurried(asyncio.wait_for(self.clients.wait_empty(), config.drain_timeout_s)):
-            return
-        _log.warning("drain: %d connections are cut", len(self.clients.clients))
-        for answer in self._answers():
-            answer.cut()
-        try:
-            await asyncio.wait_for(self.clients.wait_empty(), _CUT_GRACE_S)
-        except TimeoutError:
-            self.proxy.cutting = True
-            for answer in self._answers():  # that began since: an abort alone would look as if their clients had left
-                answer.cut()
-            for client in list(self.clients.clients):
-                client.abort()
-            await self.clients.wait_empty()
-
-    def _answers(self) -> list[Relay]:
-        """Return the answers that are being passed on."""
-        return [client.answering for client in self.clients.clients if isinstance(client.answering, Relay)]
-
-    async def _hurried(self, waiting: Any) -> bool:
-        """Wait, unless a second signal ends it; return whether it came to its own end."""
-        task = self._loop.create_task(waiting, name="drain")
-        hurry = self._loop.create_task(self._hurry.wait(), name="second signal")
-        await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        if not task.done():
-            task.cancel()
-            return False
-        return task.exception() is None
 
     async def _end(self) -> None:
         for listener in self._listeners:

@@ -5,7 +5,8 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.client.connection import BodyMemory, ClientServer
+from edge.client.body import BodyMemory
+from edge.client.server import ClientServer
 from edge.journal.journal import Journal
 from edge.journal.shipping import Shipper
 from edge.keys.authenticator import Authenticator

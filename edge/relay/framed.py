@@ -7,7 +7,7 @@ upstream gave a length, and streams with events to hide whose reads end elsewher
 from edge.metering.meters import Meter
 from edge.relay.echo import EventEcho
 from edge.sse import EVENT_ENDS
-from edge.wire.connections import EVENT_END_BYTES, LAST_CHUNK, Framing, Malformed, chunk
+from edge.wire.http1 import EVENT_END_BYTES, LAST_CHUNK, Framing, Malformed, chunk
 
 
 class Framed:
@@ -27,12 +27,13 @@ class Framed:
         self._echo = echo
         # How what the client got ends; with whole events it stands between two from the start.
         self._tail = EVENT_ENDS[0] if whole_events else framing.tail
-        self.left = b""  # bytes that are not understood yet, to be given again
+        self.left = b""  # bytes that are not understood yet
         self.broken = False  # the upstream broke the rules after what was returned last
 
     def feed(self, data: bytes) -> bytes:
         """Return what the client gets for `data`, with the last chunk when the answer ends."""
         payload: list[bytes] = []
+        data = self.left + data
         try:
             self.left = data[self._framing.scan(data, payload) :]
         except Malformed:

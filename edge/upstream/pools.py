@@ -16,7 +16,8 @@ from edge.errors import UpstreamUnavailable
 from edge.upstream.balancing import affine, least_loaded, round_robin
 from edge.upstream.health import Health, Verdict
 from edge.upstream.queueing import DrainRate, FairQueue
-from edge.wire.connections import ConnectionPool, Shortage, request_head
+from edge.wire.connections import ConnectionPool, Shortage
+from edge.wire.http1 import request_head
 
 _log = logging.getLogger(__name__)
 

@@ -1,344 +1,25 @@
-"""Upstream connections: HTTP/1.1 on bare protocols, its framing tracked to the byte, and a LIFO pool per endpoint.
+"""Upstream connections: HTTP/1.1 on bare protocols, and a LIFO pool per endpoint.
 
 aiohttp's client is not used here: its StreamReader costs a Future, a loop turn and a task step per event, and it takes
-the chunk framing away that the client has to get again. What is understood is the little that vLLM and its like send
-(RFC 9112); whatever is malformed is refused, never guessed at.
+the chunk framing away that the client has to get again.
 """
 
 import asyncio
 import errno
-import functools
 import logging
 import math
-import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final, cast
 
 from edge.config.settings import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
+from edge.wire.http1 import DEFAULT_IDLE_S
 
 _log = logging.getLogger(__name__)
 
-MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
-_MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
-_MAX_TRAILER_BYTES: Final = 16 * 1024
-DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
-_LONGEST_IDLE_S: Final = 60.0
-_BACK_IN_S: Final = 5  # what a client is told that cannot be served now
-_KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive header promises
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_CONTROLS = bytes(each for each in range(32) if each not in b"\t") + b"\x7f"
-_fields: dict[bytes, tuple[bytes, bytes]] = {}
-_MAX_FIELDS: Final = 1024
-_MAX_REMEMBERED_BYTES: Final = 256
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
-_LAST_CHUNK = re.compile(rb"0{1,15}\r\n\r\n")
-_PARTIAL = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}\r|0{1,15}\r\n\r?")
-_ANY_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t \x21-\x7e\x80-\xff]*)?\r\n")
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout[ \t]*=[ \t]*([0-9]{1,6})", re.IGNORECASE)
-
-
-class Malformed(Exception):
-    """The upstream sent what RFC 9112 does not allow."""
-
-
-@dataclass(slots=True)
-class ResponseHead:
-    """The head of a response; `headers` has lower-case names, each value as it came (RFC 9110 section 5)."""
-
-    status: int
-    headers: dict[bytes, bytes]
-    framing: "Framing"
-    keep_alive: bool
-    idle_s: float
-
-
-def parse_head(block: bytes) -> ResponseHead:
-    """Return the head of `block`, which is what stands before the empty line.
-
-    Raises: `Malformed`, also for what two recipients could frame differently (RFC 9112 section 6.3).
-    """
-    first, *lines = block.split(b"\r\n")
-    minor_version, status = _status_line(first)
-    headers: dict[bytes, bytes] = {}
-    for line in lines:
-        name, value = _fields.get(line) or _field(line)
-        if name in headers:
-            if name in (b"content-length", b"transfer-encoding"):
-                raise Malformed("framing header given twice")
-            value = headers[name] + b", " + value
-        headers[name] = value
-    framing = _framing(status, minor_version, headers)
-    keep_alive = minor_version == 1
-    if b"connection" in headers:
-        options = headers[b"connection"].lower()
-        keep_alive = b"close" not in options if keep_alive else b"keep-alive" in options
-    idle_s = DEFAULT_IDLE_S
-    if b"keep-alive" in headers and (promised := _KEEP_ALIVE_TIMEOUT.search(headers[b"keep-alive"])):
-        idle_s = min(int(promised[1]) * _KEEP_ALIVE_SHARE, _LONGEST_IDLE_S)
-    return ResponseHead(status, headers, framing, keep_alive, idle_s)
-
-
-@functools.lru_cache(maxsize=64)
-def _status_line(line: bytes) -> tuple[int, int]:
-    """Return the minor version and the status."""
-    found = _STATUS_LINE.fullmatch(line)
-    if found is None or line.translate(None, _CONTROLS) != line:
-        raise Malformed("status line")
-    return int(found[1]), int(found[2])
-
-
-def _field(line: bytes) -> tuple[bytes, bytes]:
-    """Return a header's name in lower case and its value; lines are remembered, since servers send the same ones."""
-    written, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(written):
-        raise Malformed("header line")
-    if line.translate(None, _CONTROLS) != line:
-        raise Malformed("control character")
-    field = written.lower(), value.strip(b" \t")
-    if len(line) <= _MAX_REMEMBERED_BYTES:
-        if len(_fields) >= _MAX_FIELDS:
-            _fields.clear()
-        _fields[line] = field
-    return field
-
-
-def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "Framing":
-    """Return how the body ends (RFC 9112 section 6.3)."""
-    coding = headers.get(b"transfer-encoding")
-    length = headers.get(b"content-length")
-    if coding is not None:
-        if length is not None or minor_version == 0 or coding.lower() != b"chunked":
-            raise Malformed("transfer coding")
-        return NoBody() if status in (204, 304) else Chunked()
-    if length is not None:
-        if not length.isdigit() or len(length) > 15:
-            raise Malformed("content length")
-        return NoBody() if status in (204, 304) else Length(int(length))
-    return NoBody() if status < 200 or status in (204, 304) else UntilClose()
-
-
-class Framing:
-    """Where a body ends.
-
-    `scan` returns how many bytes of `data` belong to the body and are understood; the caller keeps the rest and gives
-    it again before what comes next. The content without its framing is appended to `payload`. `plain` refuses what may
-    not go to a client as it is.
-    """
-
-    __slots__ = ("done", "tail")
-    chunked = False
-    self_delimited = True
-
-    def __init__(self) -> None:
-        self.done = False
-        self.tail = b""  # the last bytes of the content, as many as the end of an event may have
-
-    def _passed(self, content: bytes) -> None:
-        self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
-
-    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
-        """Return the count of bytes understood; raises `Malformed`."""
-        raise NotImplementedError
-
-    @property
-    def between_chunks(self) -> bool:
-        """Whether what was understood ends where a frame of our own could stand."""
-        return True
-
-
-class NoBody(Framing):
-    """No body at all."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.done = True
-
-    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
-        """Return 0: whatever follows is not part of the answer."""
-        return 0
-
-
-class Length(Framing):
-    """`Content-Length`."""
-
-    __slots__ = ("left", "total")
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.total = self.left = length
-        self.done = length == 0
-
-    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
-        """Return how much of `data` is body."""
-        count = min(len(data), self.left)
-        self.left -= count
-        self.done = self.left == 0
-        if count:
-            payload.append(data[:count])
-        return count
-
-    @property
-    def between_chunks(self) -> bool:
-        """Never: another byte would be counted as the answer's."""
-        return False
-
-
-class UntilClose(Framing):
-    """The body ends with the connection (RFC 9112 section 6.3, rule 8)."""
-
-    __slots__ = ()
-    self_delimited = False
-
-    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
-        """Return all of it."""
-        self._passed(data)
-        if data:
-            payload.append(data)
-        return len(data)
-
-
-EVENT_END_BYTES: Final = 4  # of the longest end of an event, CRLF CRLF
-
-# How long a read is that is one whole chunk, by its first bytes: a size line that was found valid, and maybe the first
-# of the content. The same few come again and again, and one look-up costs a quarter of reading the line. Only chunks
-# that are long enough to show the end of an event by themselves.
-SIZE_LINE_BYTES: Final = 5  # of a chunk under 4 KiB
-whole_chunks: dict[bytes, int] = {}
-_MAX_WHOLE_CHUNKS: Final = 4096
-
-
-def _remember(beginning: bytes, count: int) -> None:
-    if len(whole_chunks) >= _MAX_WHOLE_CHUNKS:
-        whole_chunks.clear()
-    whole_chunks[beginning] = count
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
-
-
-def chunk(content: bytes) -> bytes:
-    """Return content as one chunk; nothing for none, since an empty chunk would be the last."""
-    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""
-
-
-class Irregular(Exception):
-    """A chunk extension or a trailer: legal, and to be taken away by reading what is not `plain`."""
-
-
-class Chunked(Framing):
-    """`Transfer-Encoding: chunked` (RFC 9112 section 7.1).
-
-    What is `plain` is chunks that may go to the client as they are: an extension or a trailer raises `Irregular`.
-    Whatever raises, `consumed` bytes before it were understood. Extensions and trailers are bounded and dropped.
-    """
-
-    __slots__ = ("_ending", "_in_trailers", "_left", "_trailer_bytes", "consumed")
-    chunked = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.consumed = 0
-        self._left = 0  # bytes of the chunk's data that are still to come
-        self._ending = False  # the CRLF after the data is still to come
-        self._in_trailers = False
-        self._trailer_bytes = 0
-
-    @property
-    def between_chunks(self) -> bool:
-        """Whether a chunk could begin here."""
-        return not self._left and not self._ending
-
-    def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
-        """Return how many bytes are whole tokens: size lines, data, ends of chunks."""
-        at, end = 0, len(data)
-        while at < end and not self.done:
-            self.consumed = at
-            if self._left:
-                count = min(self._left, end - at)
-                content = data[at : at + count]
-                self._passed(content)
-                payload.append(content)
-                self._left -= count
-                at += count
-                self._ending = not self._left
-            elif self._ending:
-                if end - at < 2 and data[at] == 13:
-                    break
-                if data[at : at + 2] != b"\r\n":
-                    raise Malformed("end of chunk")
-                self._ending = False
-                at += 2
-            elif self._in_trailers:
-                after = self._trailer(data, at)
-                if after < 0:
-                    break
-                at = after
-            else:
-                line = _SIZE_LINE.match(data, at)
-                size = int(line[1], 16) if line is not None else 0
-                if line is not None and size:
-                    line_bytes = line.end() - at
-                    if line_bytes <= SIZE_LINE_BYTES and size >= EVENT_END_BYTES:
-                        _remember(data[at : at + SIZE_LINE_BYTES], line_bytes + size + 2)
-                    stop = line.end() + size
-                    if stop + 2 <= end and data[stop : stop + 2] == b"\r\n":  # a whole chunk
-                        self._passed(data[max(stop - EVENT_END_BYTES, line.end()) : stop])
-                        payload.append(data[line.end() : stop])
-                        at = stop + 2
-                        continue
-                    self._left = size
-                    at = line.end()
-                elif (last := _LAST_CHUNK.match(data, at)) is not None:
-                    self.done = True
-                    at = last.end()
-                elif _PARTIAL.fullmatch(data, at):
-                    break
-                elif plain:
-                    raise Irregular
-                else:
-                    after = self._irregular_line(data, at)
-                    if after < 0:
-                        break
-                    at = after
-        return at
-
-    def _irregular_line(self, data: bytes, at: int) -> int:
-        line = _ANY_SIZE_LINE.match(data, at)
-        if line is None:
-            if data.find(b"\n", at, at + _MAX_LINE_BYTES) >= 0 or len(data) - at > _MAX_LINE_BYTES:
-                raise Malformed("chunk size")
-            return -1
-        if line.end() - at > _MAX_LINE_BYTES:
-            raise Malformed("chunk extension")
-        self._left = int(line[1], 16)
-        self._in_trailers = not self._left
-        return line.end()
-
-    def _trailer(self, data: bytes, at: int) -> int:
-        line_end = data.find(b"\r\n", at)
-        if line_end < 0:
-            if len(data) - at > _MAX_LINE_BYTES:
-                raise Malformed("trailer")
-            return -1
-        self._trailer_bytes += line_end - at
-        if line_end == at:
-            self.done = True
-        elif (
-            line_end - at > _MAX_LINE_BYTES
-            or self._trailer_bytes > _MAX_TRAILER_BYTES
-            or not _FIELD.fullmatch(data, at, line_end)
-        ):
-            raise Malformed("trailer")
-        return line_end + 2
+_RETRY_AFTER_S: Final = 5  # what a client is asked to wait that cannot be served now
 
 
 class Receiver:
@@ -499,6 +180,10 @@ def _own_lack(error: OSError) -> int | None:
     return error.errno if error.errno in (*_NO_DESCRIPTOR, errno.EADDRNOTAVAIL) else None
 
 
+def _failed(message: str) -> ConnectFailed:
+    return ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
+
+
 class Shortage:
     """What the pools of a process do when it has no descriptor or port left: they meet that together."""
 
@@ -522,7 +207,7 @@ class Shortage:
             what = "descriptor" if lack in _NO_DESCRIPTOR else "local port"
             _log.error("no %s left for a connection to an upstream (%s): such requests get 503", what, name)
         kind = Overloaded if lack in _NO_DESCRIPTOR else OutOfPorts
-        return kind("The edge has no room for this request now, try again in a moment.", retry_after_s=_BACK_IN_S)
+        return kind("The edge has no room for this request now, try again in a moment.", retry_after_s=_RETRY_AFTER_S)
 
 
 class ConnectionPool:
@@ -579,16 +264,14 @@ class ConnectionPool:
             for level, option, value in _NOTICE_DEATH:
                 sock.setsockopt(level, option, value)
         except TimeoutError:
-            raise ConnectFailed(
-                "The model's server did not accept a connection in time.", retry_after_s=_BACK_IN_S
-            ) from None
+            raise _failed("The model's server did not accept a connection in time.") from None
         except ssl.SSLError:
-            raise ConnectFailed("The model's server could not be reached securely.", retry_after_s=_BACK_IN_S) from None
+            raise _failed("The model's server could not be reached securely.") from None
         except (OSError, UnicodeError) as error:
             lack = _own_lack(error) if isinstance(error, OSError) else None
             if lack is not None:
                 raise self._shortage.failure(lack, self.loop.time()) from None
-            raise ConnectFailed("The model's server is not reachable right now.", retry_after_s=_BACK_IN_S) from None
+            raise _failed("The model's server is not reachable right now.") from None
         return connection
 
     async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:
@@ -628,9 +311,3 @@ class ConnectionPool:
             self._sweep = None
         while self._idle:
             self._idle.popitem()[0].abort()
-
-
-def request_head(target: str, authority: str, headers: list[tuple[str, str]]) -> bytes:
-    """Return the constant part of a request's head: everything but what differs from request to request."""
-    lines = [f"POST {target} HTTP/1.1", f"Host: {authority}", *(f"{name}: {value}" for name, value in headers)]
-    return ("\r\n".join(lines) + "\r\n").encode("ascii")

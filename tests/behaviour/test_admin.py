@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.simulator.server import Simulator
+from edge.stage import Stage
 from tests.conftest import ROUTES, Edge, RawClient, StartEdge
 
 
@@ -155,7 +156,7 @@ async def test_instances_have_one_sum_however_many_there_are(edge: Edge, simulat
 async def test_metrics_are_told_while_the_edge_drains(start_edge: StartEdge, simulator: Simulator) -> None:
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server='shutdown_delay = "1h"\n')
     edge.server.stop()
-    while not edge.server.health.draining:
+    while not (edge.server.lifecycle.stage is not Stage.RUNNING):
         await asyncio.sleep(0)
     status, _, body = await admin(edge, "/readyz?verbose")
     assert (status, body.splitlines()[0]) == (503, b"ready: no, draining")

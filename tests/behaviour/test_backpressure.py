@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from edge.relay import relay
+from edge.relay import pace
 from edge.relay.relay import Relay
 from edge.wire.connections import ConnectionPool
 from tests.conftest import ROUTES, Edge, RawClient, Script, ScriptedConnection, StartEdge, StartUpstream
@@ -140,8 +140,8 @@ async def test_client_that_does_not_read_stops_its_upstream_until_it_reads_again
 async def test_client_below_the_floor_rate_is_cut_and_its_upstream_freed_but_never_without_a_floor(
     start_edge: StartEdge, start_upstream: StartUpstream, paused: asyncio.Queue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_SLOW_CLIENT_CHECK_S", 0.02)
-    monkeypatch.setattr(relay, "_SLOW_CLIENT_PATIENCE", 3)
+    monkeypatch.setattr(pace, "_SLOW_CLIENT_CHECK_S", 0.02)
+    monkeypatch.setattr(pace, "_SLOW_CLIENT_PATIENCE", 3)
     flood = Flood(16 * MIB)
     free = await edge_for(start_edge, start_upstream, flood, server='min_client_rate = "0B"')
     patient = await unreading(free)
@@ -170,8 +170,8 @@ async def test_client_above_the_floor_rate_is_never_cut_however_much_the_kernel_
     start_edge: StartEdge, start_upstream: StartUpstream, paused: asyncio.Queue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel takes more only when much has room again: what it still holds has to count as unread too."""
-    monkeypatch.setattr(relay, "_SLOW_CLIENT_CHECK_S", 0.2)
-    monkeypatch.setattr(relay, "_SLOW_CLIENT_PATIENCE", 3)
+    monkeypatch.setattr(pace, "_SLOW_CLIENT_CHECK_S", 0.2)
+    monkeypatch.setattr(pace, "_SLOW_CLIENT_PATIENCE", 3)
     edge = await edge_for(start_edge, start_upstream, Flood(1000 * MIB), server='min_client_rate = "1KiB"')
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
@@ -242,12 +242,13 @@ async def test_client_that_never_reads_its_complete_answer_is_cut_below_the_floo
     kept: asyncio.Queue[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay, "_SLOW_CLIENT_CHECK_S", 0.05)
+    monkeypatch.setattr(pace, "_SLOW_CLIENT_CHECK_S", 0.05)
     edge = await edge_for(start_edge, start_upstream, whole_answer)
     await answered_but_unread(edge, paused, kept)
     await soon(edge.server.clients.wait_empty())
     await soon(edge.consistent())
-    assert (await edge.log())[1]["end"] == "slow_client"
+    line, [record] = (await edge.log())[1], edge.records()
+    assert (line["end"], line["error"], record["end"]) == ("complete", "slow_client", "complete")
 
 
 BEGINNINGS = {

@@ -15,6 +15,7 @@ import pytest
 
 from edge.keys.stores.sqlite import KeyRegistry
 from edge.simulator.server import Simulator
+from edge.stage import Stage
 from tests.conftest import ROUTES, USER, Edge, RawClient, StartEdge
 
 LONG_S = 30  # a patience that no test uses up
@@ -41,7 +42,7 @@ async def sent(edge: Edge, simulator: Simulator, body: dict[str, Any], **kwargs:
 
 async def until_draining(edge: Edge) -> None:
     """Wait until the drain has begun; stop() only asks for it."""
-    while not edge.server.health.draining:
+    while not (edge.server.lifecycle.stage is not Stage.RUNNING):
         await asyncio.sleep(0)
 
 

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import edge.process.reloading
 from edge.config.settings import Config
 from edge.config.values import Url
+from edge.generation import Generation
 from edge.process.reloading import _look_at
-from edge.proxy import Generation
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, tls_setting

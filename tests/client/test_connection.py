@@ -11,11 +11,13 @@ import pytest
 import trustme
 from aiohttp import http_parser
 
-from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, REASONS, BodyMemory, response
+from edge.client.answers import REASONS, response
+from edge.client.body import BodyMemory
+from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, StartEdge, tls_setting
-from tests.unit.test_errors import ALL
+from tests.test_errors import ALL
 
 SECRET = "sk-" + "s3cret" * 7
 
@@ -149,10 +151,10 @@ async def test_connection_that_says_nothing_is_closed(start_edge: StartEdge, sim
 @pytest.mark.parametrize(
     ("facts", "absent", "present"),
     [
-        ({"keep_alive": True}, [b"connection"], [b"content-length: 2"]),
-        ({"keep_alive": False}, [], [b"connection: close"]),
-        ({"keep_alive": True, "with_body": False}, [], [b"content-length: 2"]),
-        ({"keep_alive": True, "status": 204, "body": b""}, [b"content-length", b"content-type"], []),
+        ({"last": False}, [b"connection"], [b"content-length: 2"]),
+        ({"last": True}, [], [b"connection: close"]),
+        ({"last": False, "with_body": False}, [], [b"content-length: 2"]),
+        ({"last": False, "status": 204, "body": b""}, [b"content-length", b"content-type"], []),
     ],
 )
 def test_answer_of_the_edges_own(facts: dict[str, object], absent: list[bytes], present: list[bytes]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from edge.metering.meters import Metering
 from edge.relay.echo import EventEcho
 from edge.relay.framed import Framed
-from edge.wire.connections import Chunked, Framing, Length, UntilClose
+from edge.wire.http1 import Chunked, Framing, Length, UntilClose
 
 LAST = b"0\r\n\r\n"
 

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.client.connection import CORS, Body, BodyMemory
+from edge.client.answers import CORS
+from edge.client.body import Body, BodyMemory
 from edge.config.values import parse_url
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from edge.exchange import End, Exchange, Phase
+from edge.exchange import End, Exchange, Phase, Usage
 from edge.metering.meters import Metering
 from edge.relay.echo import MAX_JSON_BYTES, EventEcho
-from edge.relay.relay import FailedInStream, Limits, Relay, StaleConnection, UpstreamAnsweredError
+from edge.relay.relay import Relay
+from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
 
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -72,10 +74,12 @@ class Transport:
 class Client:
     """The client's side of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool, bare: bool) -> None:
         self.transport = Transport()
         self.loop = asyncio.get_running_loop()
         self.attached: list[object] = []
+        self.last = last
+        self.bare = bare
 
     def attach(self, answering: object) -> None:
         self.attached.append(answering)
@@ -100,29 +104,34 @@ class Running:
         echo: str | None = None,
         metering: Metering = Metering("chat/completions"),  # noqa: B008  # frozen
     ) -> None:
-        self.client = Client()
+        self.client = Client(last=old_client or not keep_alive, bare=old_client)
         self.upstream = Transport()
         self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
         self.pool = ConnectionPool(parse_url("http://10.0.0.1:8000"), None, asyncio.get_running_loop())
         self.connection = UpstreamConnection(self.pool)
         self.connection.connection_made(cast(Any, self.upstream))
         self.connection.uses = int(reused)
-        limits = Limits(1.0, 60.0, 60.0, 0)
         # Each time it was settled: how it had ended then, and how much the client had got.
         self.settled: list[tuple[End | None, int]] = []
-        self.relay = Relay(
-            self.exchange,
-            cast(Any, self.client),
-            limits,
-            metering,
-            lambda: self.settled.append((self.exchange.end, len(self.client.transport.written))),
-            old_client=old_client,
-            keep_alive=keep_alive and not old_client,
-            heartbeat_s=heartbeat_s,
-            echo=echo,
-        )
         body = Body(b"{}", BodyMemory(100))
-        self._task = asyncio.get_running_loop().create_task(self.relay.run(self.connection, b"head\r\n\r\n", body))
+        self._attempt = Attempt(
+            b"head\r\n\r\n", body.data, metering, Timeouts(1.0, 60.0, 60.0, 0), body.release, heartbeat_s, echo
+        )
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        self.relay = Relay(self.exchange, cast(Any, self.client), self._attempt, self, self.connection)
+        try:
+            await self.relay.done
+        finally:
+            self.relay.close()
+
+    def settle(self, end: End, usage: Usage) -> None:
+        """What a settlement does: the first end counts."""
+        if self.exchange.end is None or not self.settled:
+            self.exchange.ended(end)
+            self.exchange.usage = usage
+            self.settled.append((self.exchange.end, len(self.client.transport.written)))
 
     async def feed(self, *parts: bytes) -> None:
         await asyncio.sleep(0)
@@ -179,7 +188,7 @@ def relayed(parts: Sequence[bytes], *, closes: bool = False, breaks: bool = Fals
         failure = await running.end()
         head, _, body = running.sent.partition(b"\r\n\r\n")
         done = running.client.transport.done
-        return Outcome(failure, head, body, running.exchange, done, reusable, running.relay.keep_alive)
+        return Outcome(failure, head, body, running.exchange, done, reusable, not running.client.last)
 
     with closing(asyncio.new_event_loop()) as loop:
         return loop.run_until_complete(run())
@@ -709,7 +718,8 @@ def beating(
         running = Running(heartbeat_s=heartbeat_s, **options)
         await running.feed()
         await act(running, clock)
-        running.relay.client_gone()
+        if not running.ended:
+            running.relay.client_gone()
         running._task.cancel()
         await asyncio.wait([running._task])
         running.pool.close()
@@ -750,7 +760,7 @@ def test_silent_upstream_gets_its_client_a_heartbeat_each_interval(begun: bytes,
         assert running.exchange.first_byte
         await running.feed(LAST)
         assert await running.end() is None
-        assert running.relay.keep_alive
+        assert not running.client.last
 
     running = beating(act, reused=reused)
     assert content_of(body_of(running)) == (BEAT * 3 + b'data: {"id":1}  \n\n' + b"data: 1\n\n" * 2, True)
@@ -877,7 +887,7 @@ def test_failure_after_a_heartbeat_is_an_event_and_no_retry(name: str, old_clien
         failure = await running.end()
         assert isinstance(failure, FailedInStream)
         assert isinstance(failure.error, UpstreamAnsweredError if said.startswith(b"HTTP/1.1 4") else Exception)
-        assert failure.keep_alive == (not old_client)
+        assert running.client.last == old_client
 
     running = beating(act, old_client=old_client, reused=True)
     content, complete = (body_of(running), True) if old_client else content_of(body_of(running))

@@ -1,0 +1,76 @@
+"""Answers of the edge's own, whole, and what every answer has."""
+
+import functools
+import time
+from email.utils import formatdate
+from typing import Final
+
+from edge.errors import EdgeError
+
+REASONS: Final = {
+    200: "OK", 204: "No Content", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden",
+    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long",
+    415: "Unsupported Media Type", 421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
+    503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
+}  # fmt: skip
+
+# On every answer: browsers call the API from any page, and may read these headers (https://fetch.spec.whatwg.org).
+CORS: Final = (
+    b"access-control-allow-origin: *\r\n"
+    b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
+)
+
+_date_second = 0
+_date = b""
+
+
+def date_header() -> bytes:
+    """Return the Date header of this second (RFC 9110 section 6.6.1)."""
+    global _date_second, _date
+    now = int(time.time())
+    if now != _date_second:
+        _date_second, _date = now, f"date: {formatdate(now, usegmt=True)}\r\n".encode()
+    return _date
+
+
+def response(
+    status: int,
+    body: bytes,
+    *,
+    request_id: str,
+    last: bool,
+    content_type: str = "application/json",
+    headers: tuple[tuple[str, str], ...] = (),
+    with_body: bool = True,
+) -> bytes:
+    """Return a whole response; `with_body` False answers a HEAD."""
+    head = _constant_head(status, len(body), last, content_type, headers)
+    name = f"x-request-id: {request_id}\r\n".encode() if request_id else b""
+    return b"".join((head, name, date_header(), CORS, b"\r\n", body if with_body else b""))
+
+
+@functools.lru_cache(maxsize=256)
+def _constant_head(
+    status: int, length: int, last: bool, content_type: str, headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    """Return what equal answers begin with: who tries one bad key all day must not cost more than who is served."""
+    lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+    if status != 204:
+        lines += [f"content-type: {content_type}", f"content-length: {length}"]
+    if last:
+        lines.append("connection: close")
+    lines += [f"{name.lower()}: {value}" for name, value in headers]
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+def error_response(error: EdgeError, *, request_id: str, last: bool, with_body: bool = True) -> bytes:
+    """Return an error as a whole response: the one place where a failure becomes HTTP."""
+    headers = error.headers
+    if error.retry_after_s is not None:
+        headers += (("retry-after", str(error.retry_after_s)), ("retry-after-ms", str(error.retry_after_s * 1000)))
+    if error.should_retry is not None:
+        headers += (("x-should-retry", "true" if error.should_retry else "false"),)
+    return response(error.status, error.body(), request_id=request_id, last=last, headers=headers, with_body=with_body)

@@ -1,0 +1,117 @@
+"""The body of a request: read whole, bounded for itself and for all requests together, with deadlines."""
+
+import asyncio
+import io
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDictProxy
+
+from edge.client.connection import Request
+from edge.config.settings import ServerConfig
+from edge.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class BodyMemory:
+    """Bounds the bodies of all requests together, in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def reserve(self, count: int) -> None:
+        """Take `count` bytes; raises `Overloaded` when they are not to be had."""
+        if self.used_bytes + count > self.limit_bytes:
+            raise Overloaded("The edge holds too many large requests, try again in a moment.", retry_after_s=1)
+        self.used_bytes += count
+
+    def release(self, count: int) -> None:
+        """Give `count` bytes back."""
+        self.used_bytes -= count
+
+
+class Body:
+    """The body of a request, counted in the memory of all bodies until it is released."""
+
+    __slots__ = ("_memory", "_reserved", "data")
+
+    def __init__(self, data: bytes, memory: BodyMemory) -> None:
+        self.data = data
+        self._memory = memory
+        self._reserved = len(data)
+
+    def release(self) -> None:
+        """Let go of the bytes."""
+        if self._reserved:
+            self._memory.release(self._reserved)
+            self._reserved = 0
+            self.data = b""
+
+
+def _check_length(headers: CIMultiDictProxy[str], max_body_bytes: int) -> None:
+    """Raise `RequestTooLarge` for a body that announces itself as too large."""
+    length = headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None and (len(length) > 15 or int(length) > max_body_bytes):
+        raise _too_large(max_body_bytes)
+
+
+def _too_large(max_body_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is over the limit of {max_body_bytes} bytes")
+
+
+def whole_body(request: Request, max_body_bytes: int, memory: BodyMemory) -> Body | None:
+    """Return the body that came with the head, reserved in `memory` until it is released; None when more is due.
+
+    Raises: `RequestTooLarge`, `Overloaded`.
+    """
+    payload = request.payload
+    if not payload.is_eof():
+        return None
+    # What its `read_nowait` would return, for 2 us less.
+    body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
+    if len(body) > max_body_bytes:
+        raise _too_large(max_body_bytes)
+    memory.reserve(len(body))
+    return Body(body, memory)
+
+
+async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) -> Body:
+    """Return the body of a request, reserved in `memory` until the caller releases it.
+
+    Two reads are at most `body_timeout_s` apart, and all of it must keep up with the floor rate.
+    Raises: `RequestTooLarge`, `Overloaded`, `RequestTimeout`, `InvalidRequest` for broken framing.
+    """
+    payload, max_body_bytes = request.payload, server.max_body_bytes
+    timeout_s, min_rate_bytes_per_s = server.body_timeout_s, server.min_client_rate_bytes_per_s
+    _check_length(request.headers, max_body_bytes)
+    expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if expects and request.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
+        request.connection.send(_CONTINUE)
+    content = io.BytesIO()  # grows in place; to join 10 MB of parts at the end would take 6 ms in one go
+    count = 0
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            while part := await payload.readany():
+                memory.reserve(len(part))
+                count += len(part)
+                content.write(part)
+                if count > max_body_bytes:
+                    raise _too_large(max_body_bytes)
+                floor = count / min_rate_bytes_per_s if min_rate_bytes_per_s else float("inf")
+                deadline.reschedule(min(loop.time() + timeout_s, begun + 2 * timeout_s + floor))
+        return Body(content.getvalue(), memory)
+    except BaseException as error:
+        memory.release(count)
+        match error:
+            case TimeoutError():
+                raise RequestTimeout("The body of the request took too long.") from None
+            case RequestPayloadError():
+                raise InvalidRequest("the framing of the request's body is malformed") from None
+            case _:
+                raise

@@ -1,0 +1,462 @@
+"""One answer, from the bytes that an upstream sends to those that the client gets; no socket, clock or loop in here.
+
+The state of an answer is the method that receives its bytes. What each state does with each event:
+
+| state      | bytes                        | closed in order              | lost          | overdue        | drain  |
+|------------|------------------------------|------------------------------|---------------|----------------|--------|
+| HEAD       | OPENING, COLLECTING, REFUSED | stale if reused, else 502    | the same      | 504 first byte | 503    |
+| OPENING    | REFUSED, VERBATIM, FRAMED    | done if that is its end, 502 | 502           | 504 first byte | 503    |
+| COLLECTING | ENDED, FRAMED                | done if that is its end, 502 | 502           | 504 idle       | 503    |
+| REFUSED    | ENDED                        | fails with what came         | the same      | 504 first byte | 503    |
+| VERBATIM   | FRAMED, ENDED                | breaks, cut                  | breaks, cut   | breaks, idle   | breaks |
+| FRAMED     | ENDED                        | done between events, or cut  | breaks, cut   | breaks, idle   | breaks |
+
+A client that leaves ends each of them. The head is held until the first byte of the body (OPENING): servers send it at
+once and their first token much later. Until then an error that opens a stream can still become a status, and another
+endpoint can still be asked. A heartbeat ends that early: once one went out the client has its status, and a failure
+after it becomes an event.
+"""
+
+import enum
+import time
+from typing import Any, Final
+
+from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from edge.exchange import End, Exchange
+from edge.metering.meters import Meter
+from edge.relay.echo import MAX_JSON_BYTES, echo_json
+from edge.relay.framed import Framed
+from edge.relay.heads import (
+    CHUNKED,
+    STREAM_HEADERS,
+    client_head,
+    content_of,
+    framing_line,
+    is_identity,
+    takes_events,
+    takes_model,
+)
+from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
+from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
+from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
+from edge.wire.http1 import (
+    EVENT_END_BYTES,
+    LAST_CHUNK,
+    MAX_HEAD_BYTES,
+    SIZE_LINE_BYTES,
+    Malformed,
+    ResponseHead,
+    chunk,
+    parse_head,
+    whole_chunks,
+)
+
+_MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
+_STATUS_LINE: Final = b"HTTP/1."
+_MAX_INTERIM: Final = 16  # answers of 1xx before the answer
+
+
+class State(enum.Enum):
+    """What an answer waits for; the value is the name of the method of `Answer` that receives its bytes."""
+
+    HEAD = "head"
+    OPENING = "opening"  # the first byte of the body, or the first event of a stream, which may be an error
+    COLLECTING = "collecting"  # all of a JSON answer, in which `model` is changed
+    REFUSED = "refused"  # the body of an error
+    VERBATIM = "verbatim"
+    FRAMED = "framed"
+    ENDED = "ended"
+
+
+WAITING: Final = (State.HEAD, State.OPENING, State.COLLECTING, State.REFUSED)
+
+
+class Answer:
+    """One answer on its way; see the table above.
+
+    `connection` has the attribute `receive`, which is set to the receiver of the state; it is None once the upstream is
+    left. `reads` and `last_chunk` change with each read, which is the sign of life that is polled.
+    """
+
+    __slots__ = (
+        "_attempt", "_body", "_client", "_exchange", "_head", "_held", "_interim", "_owner", "_parts", "_write",
+        "connection", "ending", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner, exchange: Exchange, client: Client, attempt: Attempt, connection: Any) -> None:
+        self._owner = owner
+        self._exchange = exchange
+        self._client = client
+        self._attempt = attempt
+        self.connection = connection
+        self.state = State.HEAD
+        connection.receive = self.head
+        self._head: ResponseHead | None = None
+        self._held = b""  # not understood yet
+        self._interim = 0
+        self._parts: list[bytes] = []  # of what is collected
+        self._body: Verbatim | Framed | None = None
+        self.streams = False
+        # what passed
+        self.meter: Meter | None = None
+        self.unmetered = 0  # events that the meter did not have to see
+        self.ending = NO_ENDING  # of those
+        self.sent_bytes = 0
+        self.reads = 0
+        self.last_chunk = b""
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        if self.connection is not None:
+            self.connection.receive = getattr(self, state.value)
+
+    # --- receivers: before the client has a byte
+
+    def head(self, data: bytes) -> None:
+        """Take the head, and skip those of 1xx (RFC 9110 section 15.2): nobody asked to switch protocols."""
+        self.reads += 1
+        data = self._held + data if self._held else data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0 or end > MAX_HEAD_BYTES:
+                self._held = data
+                if len(data) > MAX_HEAD_BYTES or not data.startswith(_STATUS_LINE[: len(data)]) or b"\n\n" in data:
+                    self._refuse()
+                return
+            try:
+                head = parse_head(data[:end])
+            except Malformed:
+                self._refuse()
+                return
+            data = data[end + 4 :]
+            if head.status >= 200:
+                break
+            self._interim += 1
+            if head.status == 101 or self._interim > _MAX_INTERIM:
+                self._refuse()
+                return
+        self._held = b""
+        self._head = head
+        if not 200 <= head.status < 300:
+            state = State.REFUSED
+        else:
+            media_type = head.headers.get(b"content-type", b"")[:17].lower()
+            self.streams = media_type == b"text/event-stream"
+            if self.sent_bytes and not takes_events(head, self.streams):
+                self._owner.fail(UpstreamError("The model's server did not answer with a stream."))
+                return
+            state = State.OPENING
+            if self._attempt.echo is not None and media_type.startswith(b"application/json") and takes_model(head):
+                state = State.COLLECTING
+        self._enter(state)
+        if data or head.framing.done:
+            self.connection.receive(data)
+
+    def opening(self, data: bytes) -> None:
+        """Hold the head until it is certain that the body has begun and does not begin with an error."""
+        head = self._head
+        assert head is not None
+        # Only where there is framing can bytes come that are none of the content, and only events are looked into.
+        if not self.streams and not head.framing.chunked:
+            self._begin(data)
+            return
+        data = self._held + data if self._held else data
+        content, whole = content_of(head.framing, data)
+        if not content and not whole:
+            self._held = data
+            if len(data) > MAX_HEAD_BYTES:
+                self._refuse()
+            return
+        is_error = opens_with_error(content, whole) if self.streams and content else False
+        if is_error is None:
+            self._held = data
+            return
+        self._held = b""
+        if is_error:
+            self._enter(State.REFUSED)
+            self.refused(data)
+        else:
+            self._begin(data)
+
+    def collecting(self, data: bytes) -> None:
+        """Hold a JSON answer until it is whole and `model` can be changed, or is too long for that."""
+        head, parts = self._head, self._parts
+        assert head is not None
+        self.reads += 1
+        begins = not self._exchange.first_byte
+        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+        data = self._held + data
+        try:
+            self._held = data[head.framing.scan(data, parts) :]
+        except Malformed:
+            self._refuse()
+            return
+        if sum(map(len, parts)) > MAX_JSON_BYTES:
+            self._begin(b"", b"".join(parts))
+        elif head.framing.done:
+            self._pass_collected(head)
+        elif begins:
+            self._owner.began()
+
+    def refused(self, data: bytes) -> None:
+        """Collect the body of an error up to its end or its bound."""
+        head, parts = self._head, self._parts
+        assert head is not None
+        framing = head.framing
+        data = self._held + data if self._held else data
+        try:
+            understood = framing.scan(data, parts)
+        except Malformed:
+            framing.done = True
+            head.keep_alive = False
+            understood = len(data)
+        self._held = data[understood:]
+        is_event = self.streams and head.status < 300
+        body = b"".join(parts) if is_event or framing.done else b""
+        too_long = sum(map(len, parts)) > _MAX_ERROR_BYTES
+        if framing.done or too_long or (is_event and any(end in body for end in EVENT_ENDS)):
+            self._fail_as_answered(head)
+
+    def _fail_as_answered(self, head: ResponseHead) -> None:
+        status, body = head.status, b"".join(self._parts)
+        if status < 300:  # an event: what it carries has the status
+            status, body = error_in(body)
+        reusable = head.framing.done and head.keep_alive and not self._held
+        self._owner.fail(UpstreamAnsweredError(status, head.headers, body), reusable)
+
+    def _refuse(self) -> None:
+        self._owner.fail(UpstreamError("The model's server sent a malformed response."))
+
+    def _pass_collected(self, head: ResponseHead) -> None:
+        """Pass on a whole JSON answer with the name that was asked."""
+        assert self._attempt.echo is not None
+        content = b"".join(self._parts)
+        self.meter = self._attempt.metering.document()
+        self.meter.feed(content)
+        content = echo_json(content, self._attempt.echo)
+        self._write = self._owner.open(head.status)
+        self._owner.settle(End.COMPLETE)
+        self.write(self._head_for(head.status, head.headers, b"content-length: %d" % len(content)) + content)
+        self._end(head, self._held)
+
+    # --- the beginning
+
+    def _begin(self, data: bytes, collected: bytes | None = None) -> None:
+        """Pass the head on, unless a heartbeat had to, and the first bytes with it.
+
+        `collected` is content that was held in vain: it is too long to be changed.
+        """
+        head = self._head
+        assert head is not None
+        framing, before = head.framing, b""
+        metering = self._attempt.metering
+        meter = self.meter = metering.events() if self.streams and is_identity(head) else metering.document()
+        if self.sent_bytes:
+            framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
+        body = self._body = body_for(
+            head, meter, self._attempt, bare=self._client.bare, streams=self.streams, collected=collected is not None
+        )
+        is_framed = isinstance(body, Framed)
+        if not self.sent_bytes:
+            self._write = self._owner.open(head.status)
+            line = framing_line(framing, bare=self._client.bare, framed=is_framed)
+            before = self._head_for(head.status, head.headers, line)
+        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+        if isinstance(body, Framed):
+            self._enter(State.FRAMED)
+            body.left, self._held = self._held, b""
+            self.framed(data, before + body.chunk(meter.feed(collected) if collected is not None else b""))
+        else:
+            self._enter(State.VERBATIM)
+            if framing.chunked and self.connection is not None:  # None: an answer that the close ends, and was empty
+                self.connection.receive = self.token
+            self.verbatim(data, before)
+        self._owner.began()
+
+    def _head_for(self, status: int, headers: dict[bytes, bytes], line: bytes) -> bytes:
+        return client_head(self._exchange, status, headers, line, last=self._client.last, streams=self.streams)
+
+    # --- receivers: the hot path
+
+    def token(self, data: bytes) -> None:
+        """Pass on one whole chunk with an event that ends as its kind does, which is a token; else the general way.
+
+        Every line here runs once a token of every stream: no call, clock or allocation that can be spared.
+        """
+        count = len(data)
+        if (
+            whole_chunks.get(data[:SIZE_LINE_BYTES]) == count
+            and data.endswith(self.ending)
+            and data.find(b"\n\n") + 4 == count  # some put several events into a chunk; this is the end of the first
+        ):
+            self.sent_bytes += count
+            self.unmetered += 1
+            self.last_chunk = data
+            self._write(data)
+        else:
+            self.verbatim(data)
+
+    def verbatim(self, data: bytes, before: bytes = b"") -> None:
+        """Pass bytes on as they are, `before` in front of them in one write."""
+        self.reads += 1
+        if self.last_chunk:
+            self._note_last_chunk()
+            self.last_chunk = b""
+        body: Verbatim = self._body  # type: ignore[assignment]  # in this state; an assert here costs
+        data = body.feed(data)
+        self.ending = body.ending
+        if body.framed is not None:
+            self._body = body.framed
+            self._enter(State.FRAMED)
+        self._pass(before + data if before else data)
+
+    def framed(self, data: bytes, before: bytes = b"") -> None:
+        """Take the upstream's framing away and put ours on, `before` in front."""
+        self.reads += 1
+        self._pass(before + self._body.feed(data))  # type: ignore[union-attr]  # as above
+
+    def _pass(self, data: bytes) -> None:
+        """Give the client what the body yielded; an answer that breaks the rules gets a status as long as it can."""
+        body, head = self._body, self._head
+        assert body is not None
+        assert head is not None
+        if body.broken:
+            if not self.sent_bytes:
+                self._refuse()
+                return
+            if data:
+                self.write(data)
+            self._break(End.UPSTREAM_CUT)
+            return
+        done = head.framing.done
+        if done:
+            self._owner.settle(End.COMPLETE)
+        if data:
+            self.write(data)
+        if done:
+            self._end(head, body.left)
+
+    def write(self, data: bytes) -> None:
+        """Give the client bytes, and count them."""
+        self.sent_bytes += len(data)
+        self._write(data)
+
+    def _note_last_chunk(self) -> None:
+        """Let the framing know how the content ends, which the hot path does not."""
+        if self.last_chunk:
+            self._head.framing.tail = self.last_chunk[-2 - EVENT_END_BYTES : -2]  # type: ignore[union-attr]  # as above
+
+    # --- the end
+
+    def _end(self, head: ResponseHead, left: bytes) -> None:
+        """End a complete answer; bytes after its end never reach a client."""
+        self._owner.leave(head.keep_alive and head.framing.self_delimited and not left)
+
+    def closed(self, *, in_order: bool, stale: bool) -> None:
+        """Take the end of the upstream's connection; `stale` one that was reused, and died as soon as it was."""
+        head = self._head
+        match self.state:
+            case State.REFUSED:
+                assert head is not None
+                self._fail_as_answered(head)
+            case State.VERBATIM | State.FRAMED:
+                self._closed_within(in_order)
+            case State.HEAD if stale and not self.reads and not self.sent_bytes:
+                self._owner.fail(StaleConnection())
+            case State.OPENING | State.COLLECTING if (
+                head is not None and not head.framing.self_delimited and in_order and not self._held
+            ):
+                head.framing.done = True
+                if self.state is State.OPENING:
+                    self._begin(b"")
+                else:
+                    self._pass_collected(head)
+            case _:
+                self._owner.fail(UpstreamError("The model's server closed the connection without an answer."))
+
+    def _closed_within(self, in_order: bool) -> None:
+        body, head = self._body, self._head
+        assert head is not None
+        # A stream that stops within an event was cut, whatever the connection says.
+        is_whole = isinstance(body, Framed) and in_order and not head.framing.self_delimited
+        if not isinstance(body, Framed) or not is_whole or (self.streams and body.within_event):
+            self._break(End.UPSTREAM_CUT)
+            return
+        last = body.end()
+        self._owner.settle(End.COMPLETE)
+        self.write(last)
+        self._end(head, body.left)
+
+    def overdue(self) -> None:
+        """End the answer because its first byte, or its next one, is too late."""
+        if self.state in WAITING:
+            self._exchange.ended(End.IDLE_TIMEOUT if self._exchange.first_byte else End.FIRST_BYTE_TIMEOUT)
+            self._owner.fail(UpstreamTimeout("The model's server did not begin to answer in time."))
+        else:
+            self._break(End.IDLE_TIMEOUT)
+
+    def drain(self) -> None:
+        """End the answer because the edge has to stop."""
+        if self.state in WAITING:
+            self._exchange.ended(End.DRAINED)
+            self._owner.fail(UpstreamUnavailable("The edge is restarting, try again.", retry_after_s=1))
+        else:
+            self._break(End.DRAINED)
+
+    def _break(self, end: End) -> None:
+        """End an answer that began, so that no client takes it for complete.
+
+        Where a frame of our own can stand, an error event is the one thing that every SDK turns into an exception;
+        a clean end would be silent truncation, since no SDK looks for `[DONE]`.
+        """
+        if self.state is State.ENDED:
+            return
+        self._owner.settle(end)
+        if self.takes_event_now():
+            self.write_last_event(broken_stream(end))
+        else:
+            self._client.last = True
+            if self._client.bare:
+                self._owner.reset()  # to such a client an orderly end is a complete answer
+        self._owner.leave(reusable=False)
+
+    @property
+    def idle_s(self) -> float:
+        """How long the upstream's connection may be idle, as its head says."""
+        return self._head.idle_s if self._head is not None else 0.0
+
+    # --- events of our own
+
+    def takes_event_now(self) -> bool:
+        """Whether an event of our own can stand here."""
+        body = self._body
+        if not self.streams or self._head is None or body is None:
+            return False
+        if isinstance(body, Framed):
+            return body.between_events
+        self._note_last_chunk()
+        framing = self._head.framing
+        return not body.left and framing.between_chunks and framing.tail.endswith(EVENT_ENDS)
+
+    def write_last_event(self, body: bytes) -> None:
+        """Give the client an error as the last event of its stream."""
+        event = error_event(body)
+        self.write(event if self._client.bare else chunk(event) + LAST_CHUNK)
+
+    def may_beat(self) -> bool:
+        """Whether a comment can stand here: before a stream, or between two of its events."""
+        head = self._head
+        if self.state in WAITING:
+            return head is None or takes_events(head, self.streams)
+        return head is not None and self.takes_event_now() and is_identity(head)
+
+    def beat(self) -> None:
+        """Give the client a heartbeat; before the answer, it decides that the status is 200."""
+        beat = HEARTBEAT if self._client.bare else chunk(HEARTBEAT)
+        if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
+            self.streams = True
+            self._attempt.let_go()
+            self._write = self._owner.open(200)
+            headers = self._head.headers if self._head is not None else STREAM_HEADERS
+            beat = self._head_for(200, headers, b"" if self._client.bare else CHUNKED) + beat
+        self.write(beat)

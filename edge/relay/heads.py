@@ -1,0 +1,80 @@
+"""The head of an upstream's answer: what it allows to be done with the body, and how the client gets it."""
+
+from typing import Final
+
+from edge.client.answers import CORS
+from edge.exchange import Exchange
+from edge.relay.echo import MAX_JSON_BYTES
+from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead
+
+# What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
+_RETURNED: Final = {
+    name: name + b": "
+    for name in (
+        b"content-type",
+        b"content-encoding",
+        b"content-disposition",
+        b"content-language",
+        b"date",
+        b"openai-processing-ms",
+    )
+}
+_NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+# The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.
+STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
+CHUNKED: Final = b"transfer-encoding: chunked"
+
+
+def is_identity(head: ResponseHead) -> bool:
+    """Whether the content can be read; what is encoded is never touched."""
+    return head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
+
+
+def takes_events(head: ResponseHead, streams: bool) -> bool:
+    """Whether the answer is a stream that events of ours can stand in."""
+    return streams and not isinstance(head.framing, NoBody) and is_identity(head)
+
+
+def takes_model(head: ResponseHead) -> bool:
+    """Whether a JSON answer can be changed."""
+    framing = head.framing
+    too_long = isinstance(framing, Length) and framing.total > MAX_JSON_BYTES
+    return is_identity(head) and not isinstance(framing, NoBody) and not too_long
+
+
+def content_of(framing: Framing, data: bytes) -> tuple[bytes, bool]:
+    """Return the content at the beginning of a body, and whether that is all of it; `framing` is left as it is."""
+    if isinstance(framing, Chunked):
+        payload: list[bytes] = []
+        ahead = Chunked()
+        try:
+            ahead.scan(data, payload)
+        except Malformed:
+            return data, True  # to be found out again, and refused, by who passes it on
+        return b"".join(payload), ahead.done
+    return data, framing.done or (isinstance(framing, Length) and len(data) >= framing.left)
+
+
+def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:
+    """Return the header that says how the body ends, b"" for none; `bare` for a client that knows no chunks."""
+    if isinstance(framing, Length) and not framed:
+        return b"content-length: %d" % framing.total
+    return b"" if isinstance(framing, NoBody) or bare else CHUNKED
+
+
+def client_head(
+    exchange: Exchange, status: int, headers: dict[bytes, bytes], framing: bytes, *, last: bool, streams: bool
+) -> bytes:
+    """Return the head that a client gets; `last` ends its connection, `streams` keeps proxies from buffering."""
+    lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
+    for name, value in headers.items():
+        written = _RETURNED.get(name)
+        if written is not None:
+            lines.append(written + value)
+    if framing:
+        lines.append(framing)
+    if last:
+        lines.append(b"connection: close")
+    lines.append(b"x-request-id: " + exchange.request_id.encode())
+    extra = _NO_BUFFERING if streams else b""
+    return b"\r\n".join(lines) + b"\r\n" + exchange.limit_headers + extra + CORS + b"\r\n"

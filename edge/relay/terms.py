@@ -1,0 +1,119 @@
+"""What a relay is given, what it asks of others, and what it raises."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from edge.errors import EdgeError, error_body
+from edge.exchange import End, Usage
+from edge.metering.meters import Metering
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long an answer may take, in seconds, and how slowly a client may read it, in bytes a second."""
+
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    min_client_rate_bytes_per_s: int
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one endpoint is asked, and how its answer is passed on.
+
+    `release` lets go of the client's own body. `heartbeat_s` is the silence after
+    which a stream gets a heartbeat, 0 for none; `echo` the model's name that the answer shall have, None for the
+    upstream's own.
+    """
+
+    head: bytes
+    body: bytes
+    metering: Metering
+    timeouts: Timeouts
+    release: Callable[[], None]
+    heartbeat_s: float = 0
+    echo: str | None = None
+
+    def let_go(self) -> None:
+        """Let go of what was asked: it is not asked again."""
+        self.body = b""
+        self.release()
+
+
+class Settlement(Protocol):
+    """What an accepted request owes."""
+
+    def settle(self, end: End, usage: Usage) -> None:
+        """Charge and record the request, before the last bytes of its answer go out; a second call does nothing."""
+
+
+class Client(Protocol):
+    """The client, as an answer knows it: whether this is its connection's last answer, and whether it knows chunks."""
+
+    last: bool
+    bare: bool
+
+
+class Owner(Protocol):
+    """What an answer makes happen, in the order in which it does."""
+
+    def open(self, status: int) -> Callable[[bytes], None]:
+        """Let the client have bytes from now on; return what writes them."""
+
+    def began(self) -> None:
+        """Note that the first bytes of the upstream's body are here."""
+
+    def settle(self, end: End) -> None:
+        """Charge and record the request."""
+
+    def leave(self, reusable: bool) -> None:
+        """Part from the upstream, whose connection may serve again, and let the request end."""
+
+    def fail(self, error: Exception, reusable: bool = False) -> None:
+        """End an answer of which the client has no byte, or nothing but heartbeats."""
+
+    def reset(self) -> None:
+        """End the client's connection so that nobody takes the answer for complete."""
+
+
+class StaleConnection(Exception):
+    """A reused connection died at once, before it gave a byte: it had been closed, and nothing was processed."""
+
+
+class UpstreamAnsweredError(Exception):
+    """The upstream answered with an error; `body` is what it sent, at most 64 KiB."""
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class FailedInStream(Exception):
+    """The upstream failed after a heartbeat had begun the answer, and the client got an event that says so.
+
+    `error` is what would have been raised otherwise.
+    """
+
+    def __init__(self, error: EdgeError | UpstreamAnsweredError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _broken(message: str) -> bytes:
+    return error_body(message, "server_error", None, "upstream_disconnected")
+
+
+_CUT: Final = _broken("The connection to the model's server was lost before the answer was complete.")
+_BROKEN: Final = {
+    End.DRAINED: _broken("The edge had to restart before the answer was complete."),
+    End.IDLE_TIMEOUT: _broken("The model's server stopped sending before the answer was complete."),
+}
+
+
+def broken_stream(end: End) -> bytes:
+    """Return the error with which a stream that began ends."""
+    return _BROKEN.get(end, _CUT)

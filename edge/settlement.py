@@ -1,0 +1,41 @@
+"""What an accepted request owes: its tokens to its limits, and its record to the journal; paid once."""
+
+from typing import Final
+
+from edge.exchange import NO_USAGE, End, Exchange, Phase, Usage
+from edge.journal.journal import Journal
+from edge.limits.admission import Permit
+
+# An engine that was left before it answered has read the prompt: a limit keeps that, else who leaves early has none.
+_UNHEARD: Final = (End.CLIENT_GONE, End.FIRST_BYTE_TIMEOUT)
+
+
+class Settlement:
+    """The one place where a request is charged and recorded, by the end that its log line and metrics have too.
+
+    `prompt_tokens` is the estimate that counts where the engine was left before it answered.
+    """
+
+    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens")
+
+    def __init__(self, exchange: Exchange, permit: Permit, journal: Journal, prompt_tokens: int) -> None:
+        """Write that the request was accepted; raises `JournalFull`, with nothing written."""
+        journal.open_record(exchange)
+        self._exchange = exchange
+        self._permit: Permit | None = permit
+        self._journal = journal
+        self._prompt_tokens = prompt_tokens
+
+    def settle(self, end: End, usage: Usage = NO_USAGE) -> None:
+        """Charge and record, before the last bytes of an answer go; a second call does nothing."""
+        permit, self._permit = self._permit, None
+        if permit is None:
+            return
+        exchange = self._exchange
+        exchange.ended(end)
+        exchange.usage = usage
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
+            tokens = self._prompt_tokens
+        permit.settle(tokens)
+        self._journal.close_record(exchange)

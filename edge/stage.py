@@ -1,0 +1,21 @@
+"""How far the process is with its end: one value, which only grows."""
+
+import enum
+
+
+class Stage(enum.IntEnum):
+    """A stage of the process; the process alone moves on to the next one."""
+
+    RUNNING = 0
+    DRAINING = 1  # not ready; each answer that begins is the last of its connection, and its head says so
+    CLOSING = 2  # the listeners are closed, and no connection stays, whatever its last head promised
+    CUTTING = 3  # the drain is over: who is cut now did not leave by itself
+
+
+class Lifecycle:
+    """Holds the stage; its owner writes it, everybody else reads it."""
+
+    __slots__ = ("stage",)
+
+    def __init__(self) -> None:
+        self.stage = Stage.RUNNING
