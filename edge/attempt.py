@@ -10,7 +10,7 @@ from edge.exchange import Exchange
 from edge.metering.meters import Metering
 from edge.relay.terms import Attempt, Timeouts
 from edge.routing import Match
-from edge.upstream.pools import Member
+from edge.upstream.endpoints import Member
 
 _USAGE_OPTIONS: Final = ("chat/completions", "completions")  # whose streams have usage when they are asked for it
 _GENERATING: Final = (*_USAGE_OPTIONS, "responses", "messages")

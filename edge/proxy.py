@@ -50,8 +50,9 @@ from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.metrics import AccessLog, Metrics
+from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.health import Verdict, judge
-from edge.upstream.pools import Endpoint, Endpoints, Lease, Pool
+from edge.upstream.pools import Pool
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from edge.generation import Generation
 from edge.process.admin import Health
 from edge.process.listeners import listener_tls
 from edge.routing import RouteTable
-from edge.upstream.pools import Endpoints, Pool
+from edge.upstream.endpoints import Endpoints
+from edge.upstream.pools import Pool
 
 _log = logging.getLogger(__name__)
 
@@ -99,10 +100,7 @@ class Reloader:
     def _build(self, config: Config, number: int) -> Generation:
         pools = {}
         for name, pool in config.pools.items():
-            try:
-                pools[name] = Pool(pool, [self._endpoints.member(each.url, pool.ca_file) for each in pool.endpoints])
-            except OSError as error:
-                raise Unusable(f"pools.{name}.ca_file: cannot be used as PEM certificates ({error})") from None
+            pools[name] = Pool(pool, [self._endpoints.member(each.url, pool) for each in pool.endpoints])
         if config.server.tls is not None:
             listener_tls(config.server.tls)
         return Generation(number, config, RouteTable(config.routes), pools, time.time())

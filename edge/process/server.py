@@ -43,7 +43,7 @@ from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.telemetry.metrics import AccessLog, Metrics
 from edge.upstream.discovery import Discovery
-from edge.upstream.pools import Endpoints
+from edge.upstream.endpoints import Endpoints
 from edge.upstream.probes import HealthProbes
 from edge.valkey import connect, disconnect, reason_of
 

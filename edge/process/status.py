@@ -1,9 +1,8 @@
 """What a running process tells of itself: gauges for Prometheus, and the lines of the status page."""
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from edge.client.body import BodyMemory
 from edge.client.server import ClientServer
@@ -16,9 +15,7 @@ from edge.limits.shared import SharedLimits
 from edge.process.admin import Health
 from edge.proxy import Proxy
 from edge.telemetry.metrics import AccessLog, counter, gauge
-from edge.upstream.pools import Endpoints
-
-_INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
+from edge.upstream.endpoints import Endpoints
 
 
 class Status:
@@ -91,7 +88,7 @@ class Status:
         yield from self._of_usage()
         yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
         yield from self._of_configuration()
-        yield from self._of_upstreams()
+        yield from self._endpoints.metrics(self._proxy.generation.pools)
 
     def _of_clients(self) -> Iterator[Metric]:
         clients = self._clients
@@ -145,27 +142,3 @@ class Status:
         yield counter("edge_config_reload_failures", "Reloads refused.", health.reload_failures)
         yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", health.loaded_at)
         yield gauge("edge_config_generation", "Configurations loaded since the start.", health.generation)
-
-    def _of_upstreams(self) -> Iterator[Metric]:
-        in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=("endpoint",))
-        idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=("endpoint",))
-        out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=("endpoint",))
-        ejections = CounterMetricFamily("edge_upstream_ejections", "Times it was ejected.", labels=("endpoint",))
-        now = self._clock()
-        totals: dict[str, list[int]] = {}
-        for endpoint in self._endpoints.states():
-            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0, 0, 0, 0])
-            total[0] += endpoint.in_flight
-            total[1] += len(endpoint.connections)
-            total[2] |= not endpoint.health.admits(now)
-            total[3] += endpoint.health.total_ejections
-        for name, numbers in totals.items():
-            in_flight.add_metric((name,), numbers[0])
-            idle.add_metric((name,), numbers[1])
-            if name != _INSTANCES:  # which are asked all the same
-                out.add_metric((name,), numbers[2])
-            ejections.add_metric((name,), numbers[3])
-        waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
-        for name, pool in self._proxy.generation.pools.items():
-            waiting.add_metric((name,), pool.waiting)
-        yield from (in_flight, idle, out, ejections, waiting)

@@ -1,7 +1,7 @@
-"""What a model server says: its documents, streams and errors, in the words of vLLM, SGLang, llama.cpp or OpenAI.
+"""What a model server answers: its documents, streams and errors, as vLLM, SGLang, llama.cpp or OpenAI word them.
 
-Nothing is thought and nothing is sent in here: text, ids and times of creation are the same for the same question, so
-that answers can be compared byte for byte.
+Nothing is sent in here: text, ids and times of creation are the same for the same question, so that answers can be
+compared byte for byte. A further engine is a name in `Dialect`, a shape in `_error`, and its habits at "dialect".
 """
 
 import base64
@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
@@ -20,6 +20,10 @@ import orjson
 Dialect = Literal["vllm", "sglang", "llamacpp", "openai"]
 Fault = Literal["error", "error_first", "error_mid", "reset", "cut", "stall", "rubbish", "no_done"]
 Framing = Literal["chunked", "length", "close"]
+FASTAPI: Final[tuple[Dialect, ...]] = ("vllm", "sglang")  # servers on one framework, alike in much
+HEADERS: Final[Mapping[Dialect, tuple[str, ...]]] = {
+    "openai": ("openai-processing-ms: 1", "x-request-id: req_simulated")
+}
 _T = TypeVar("_T")
 
 MAX_BODY_BYTES: Final = 64 * 2**20  # as much as the edge lets through by default
@@ -39,8 +43,8 @@ class Behaviour:
 
     `ttft_ms` runs from the end of the request to the first frame, `interval_ms` from one frame to the next (0: back to
     back); an answer that is no stream takes the sum. `jitter` (0 to 1) is the share by which an interval varies; equal
-    requests vary equally. `tokens` is the number of frames with content, and what usage says; the request's own limit
-    lowers it. `framing` None is `chunked` for streams and `length` for the rest. `served` None serves any model; else
+    requests vary equally. `tokens` is the number of frames with content, and in usage; the request's own limit lowers
+    it. `framing` None is `chunked` for streams and `length` for the rest. `served` None serves any model; else
     vllm and openai answer 404 for others.
 
     Faults:
@@ -52,9 +56,7 @@ class Behaviour:
     - `rubbish`: bytes that are no HTTP in place of the answer, then FIN
     - `no_done`: a clean end without `[DONE]`
 
-    Raises:
-        ValueError: a value is out of range; the message names the field and what it may be.
-
+    Raises: `ValueError` when a value is out of range; the message names the field and what it may be.
     """
 
     dialect: Dialect = "vllm"
@@ -86,9 +88,7 @@ class Behaviour:
     def steered(self, simulate: Mapping[str, Any] | None) -> "Behaviour":
         """Return this behaviour with the members of a request's `simulate` object in place of its own.
 
-        Raises:
-            ValueError: a member is unknown or has a wrong value.
-
+        Raises: `ValueError` when a member is unknown or has a wrong value.
         """
         if not simulate:
             return self
@@ -120,7 +120,7 @@ class _StreamOptions(msgspec.Struct):
 
 
 class Ask(msgspec.Struct):
-    """The members of a request's body that change the answer; what is not looked at stays undecoded."""
+    """The members of a request's body that change the answer; members of a single path stay undecoded."""
 
     model: str | None = None
     stream: bool | None = None
@@ -176,9 +176,7 @@ class Question:
 def question_of(ask: Ask, behaviour: Behaviour) -> Question:
     """Return what to answer to `ask`.
 
-    Raises:
-        Refusal: the model is not served, or a limit of tokens is below 1.
-
+    Raises: `Refusal` when the model is not served, or a limit of tokens is below 1.
     """
     checked = behaviour.served is not None and behaviour.dialect in ("vllm", "openai")
     model = ask.model or (behaviour.served or ("simulated",))[0]
@@ -197,13 +195,11 @@ def question_of(ask: Ask, behaviour: Behaviour) -> Question:
         prompt_tokens=behaviour.prompt_tokens,
         seed=ask.seed,
         usage=bool(options.include_usage),
-        running_usage=bool(
-            options.include_usage and options.continuous_usage_stats and behaviour.dialect in ("vllm", "sglang")
-        ),
+        running_usage=bool(options.include_usage and options.continuous_usage_stats and behaviour.dialect in FASTAPI),
     )
 
 
-# --- What is said
+# --- What is answered
 
 
 def token_text(index: int) -> str:
@@ -280,6 +276,10 @@ def _timings(question: Question) -> dict[str, Any]:
     }
 
 
+def _head(question: Question, prefix: str, kind: str) -> dict[str, Any]:
+    return {"id": f"{prefix}-{question.id}", "object": kind, "created": CREATED, "model": question.model}
+
+
 def _chunks(question: Question, head: dict[str, Any], choices: list[dict[str, Any]], lead: int) -> Script:
     """Return the stream of chat/completions or completions: a chunk per choice, then usage, then `[DONE]`.
 
@@ -303,13 +303,8 @@ def _chat_choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, 
 
 
 def _chat_stream(question: Question) -> Script:
-    head = {
-        "id": f"chatcmpl-{question.id}",
-        "object": "chat.completion.chunk",
-        "created": CREATED,
-        "model": question.model,
-    }
-    last = {"content": ""} if question.dialect in ("vllm", "sglang") else {}
+    head = _head(question, "chatcmpl", "chat.completion.chunk")
+    last = {"content": ""} if question.dialect in FASTAPI else {}
     choices = [
         _chat_choice({"role": "assistant", "content": ""}),
         *(_chat_choice({"content": token_text(index)}) for index in range(question.tokens)),
@@ -323,12 +318,11 @@ def _text_choice(text: str, finish: str | None = None) -> dict[str, Any]:
 
 
 def _completion_stream(question: Question) -> Script:
-    head = {"id": f"cmpl-{question.id}", "object": "text_completion", "created": CREATED, "model": question.model}
     choices = [
         *(_text_choice(token_text(index)) for index in range(question.tokens)),
         _text_choice("", question.finish),
     ]
-    return _chunks(question, head, choices, lead=0)
+    return _chunks(question, _head(question, "cmpl", "text_completion"), choices, lead=0)
 
 
 def _response(question: Question, status: str) -> dict[str, Any]:
@@ -458,11 +452,9 @@ def http_chunk(data: bytes) -> bytes:
 
 
 def _member(raw: msgspec.Raw, kind: type[_T], absent: _T) -> _T:
-    """Return a member of the body that only this path looks at, decoded as `kind`.
+    """Return a member of the body that only this path reads, decoded as `kind`.
 
-    Raises:
-        Refusal: it is something else.
-
+    Raises: `Refusal` when it is something else.
     """
     try:
         return msgspec.json.decode(raw, type=kind) if raw else absent
@@ -478,26 +470,17 @@ def _count(raw: msgspec.Raw) -> int:
 
 def _chat(_: Ask, question: Question) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer_text(question.tokens)}
-    answer = {
-        "id": f"chatcmpl-{question.id}",
-        "object": "chat.completion",
-        "created": CREATED,
-        "model": question.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": question.finish}],
-        "usage": _usage(question, question.tokens),
-    }
-    return answer | ({"timings": _timings(question)} if question.dialect == "llamacpp" else {})
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": question.finish}
+    return _chosen(question, _head(question, "chatcmpl", "chat.completion"), choice)
 
 
 def _completion(_: Ask, question: Question) -> dict[str, Any]:
-    answer = {
-        "id": f"cmpl-{question.id}",
-        "object": "text_completion",
-        "created": CREATED,
-        "model": question.model,
-        "choices": [_text_choice(answer_text(question.tokens), question.finish)],
-        "usage": _usage(question, question.tokens),
-    }
+    choice = _text_choice(answer_text(question.tokens), question.finish)
+    return _chosen(question, _head(question, "cmpl", "text_completion"), choice)
+
+
+def _chosen(question: Question, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    answer = head | {"choices": [choice], "usage": _usage(question, question.tokens)}
     return answer | ({"timings": _timings(question)} if question.dialect == "llamacpp" else {})
 
 
@@ -506,14 +489,8 @@ def _embeddings(ask: Ask, question: Question) -> dict[str, Any]:
     embedding: object = vector
     if ask.encoding_format == "base64":
         embedding = base64.b64encode(struct.pack("<4f", *vector)).decode()
-    return {
-        "id": f"embd-{question.id}",
-        "object": "list",
-        "created": CREATED,
-        "model": question.model,
-        "data": [{"index": index, "object": "embedding", "embedding": embedding} for index in range(_count(ask.input))],
-        "usage": _usage(question, 0),
-    }
+    data = [{"index": index, "object": "embedding", "embedding": embedding} for index in range(_count(ask.input))]
+    return _head(question, "embd", "list") | {"data": data, "usage": _usage(question, 0)}
 
 
 def _rerank(ask: Ask, question: Question) -> dict[str, Any]:
@@ -535,14 +512,8 @@ def _rerank(ask: Ask, question: Question) -> dict[str, Any]:
 
 
 def _score(ask: Ask, question: Question) -> dict[str, Any]:
-    return {
-        "id": f"score-{question.id}",
-        "object": "list",
-        "created": CREATED,
-        "model": question.model,
-        "data": [{"index": index, "object": "score", "score": 1 / (index + 1)} for index in range(_count(ask.text_2))],
-        "usage": _usage(question, 0),
-    }
+    data = [{"index": index, "object": "score", "score": 1 / (index + 1)} for index in range(_count(ask.text_2))]
+    return _head(question, "score", "list") | {"data": data, "usage": _usage(question, 0)}
 
 
 def _tokenize(ask: Ask, _: Question) -> dict[str, Any]:
@@ -616,7 +587,7 @@ def models_document(behaviour: Behaviour) -> dict[str, Any]:
 
 def error_document(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """Return the JSON body of an error as this kind of server words it."""
-    if status == 401 and dialect in ("vllm", "sglang"):
+    if status == 401 and dialect in FASTAPI:
         return {"error": "Unauthorized"}
     error = _error(dialect, status, message, param)
     return error if dialect == "sglang" else {"error": error}
@@ -639,10 +610,7 @@ def _error(dialect: Dialect, status: int, message: str, param: str | None = None
 
 def _error_type(status: int) -> str:
     """Return vLLM's and SGLang's name for a status: `BadRequestError`, `NotFoundError`, `InternalServerError`."""
-    try:
-        words = HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
-    except ValueError:
-        words = "Unknown"
+    words = responses.get(status, "Unknown").title().replace(" ", "").replace("-", "")
     return words.removesuffix("Error") + "Error"
 
 
@@ -662,16 +630,44 @@ _OPENAI_CODES: Final[dict[tuple[int, str | None], str]] = {
 
 
 def error_frames(path: str, dialect: Dialect, status: int) -> tuple[bytes, ...]:
-    """Return how a stream says that it failed."""
+    """Return the frames by which a stream reports that it failed."""
     message = failure_text(status)
     if path == "/v1/messages":
         return (_event({"type": "error", "error": {"type": "api_error", "message": message}}),)
     if path == "/v1/responses":
         return (_event({"type": "error", "code": "server_error", "message": message, "param": None}),)
     frame = _data({"error": _error(dialect, status, message)})
-    return (frame, DONE) if dialect in ("vllm", "sglang") else (frame,)
+    return (frame, DONE) if dialect in FASTAPI else (frame,)
 
 
 def failure_text(status: int) -> str:
-    """Return what the message of an injected failure says."""
+    """Return the message of an injected failure."""
     return f"The simulated engine failed with status {status}."
+
+
+def script_of(path: str, ask: Ask, behaviour: Behaviour, *, chunked: bool) -> Script:
+    """Return the answer to `ask`, with the faults in it that lie in the frames themselves."""
+    question = question_of(ask, behaviour)
+    streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
+    events = streams and path in DOCUMENTS
+    fault = behaviour.fault
+    if fault == "error" or (fault in ("error_first", "error_mid") and not events):
+        document = error_document(behaviour.dialect, behaviour.status, failure_text(behaviour.status))
+        return document_script(document, status=behaviour.status)
+    if not streams:
+        tokens = question.tokens if path in GENERATING else 0
+        return document_script(DOCUMENTS[path](ask, question), tokens=tokens)
+    script = stream_script(path, question, chunked=chunked)
+    if fault in ("error_first", "error_mid"):
+        error = error_frames(path, behaviour.dialect, behaviour.status)
+        after = 0 if fault == "error_first" else min(max(behaviour.after, 0), script.lead + script.tokens)
+        return _with_end(script, after, tuple(map(http_chunk, error)) if chunked else error)
+    if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
+        return _with_end(script, len(script.frames) - 1, ())
+    return script
+
+
+def _with_end(script: Script, after: int, end: tuple[bytes, ...]) -> Script:
+    """Return a stream with other frames in place of those behind the first `after`."""
+    frames = script.frames[:after] + end
+    return replace(script, frames=frames, tokens=min(script.tokens, max(0, after - script.lead)))

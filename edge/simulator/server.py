@@ -1,7 +1,7 @@
 """A model server that only pretends: what stands in for an engine in tests, in `edge demo` and under load.
 
 It speaks the APIs of vLLM, SGLang, llama.cpp or OpenAI with their framings, error shapes and usage, at a set pace, and
-fails on request. It thinks nothing: text, ids and times of creation are the same for the same question, so that answers
+fails on request. No model runs: text, ids and times of creation are the same for the same question, so that answers
 can be compared byte for byte; another `seed` in the request gives other ids.
 
 A request steers its own answer by a `simulate` object in its JSON body (or a `simulate` part in a form) whose members
@@ -25,8 +25,8 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from dataclasses import dataclass, fields, replace
+from http.client import responses
 from typing import Any, Final, get_args
 
 import msgspec
@@ -36,14 +36,12 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from edge.simulator.dialects import (
-    DOCUMENTS,
-    DONE,
+    FASTAPI,
     FORMS,
-    GENERATING,
     GETS,
+    HEADERS,
     MAX_BODY_BYTES,
     POSTS,
-    STREAMS,
     Ask,
     Behaviour,
     Dialect,
@@ -54,12 +52,9 @@ from edge.simulator.dialects import (
     decode_ask,
     document_script,
     error_document,
-    error_frames,
-    failure_text,
     http_chunk,
     models_document,
-    question_of,
-    stream_script,
+    script_of,
 )
 
 KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's
@@ -90,7 +85,7 @@ class Record:
 
 
 class _Sent(web.StreamResponse):
-    """Tells aiohttp that an answer is already on its way; it only has to keep or close the connection."""
+    """Shows aiohttp that an answer is already on its way; it only has to keep or close the connection."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -233,7 +228,7 @@ class _Answer:
 
 
 class _Connection(web.RequestHandler):
-    """One client's connection: aiohttp's, that tells the answer on it when to pause and when to stop."""
+    """One client's connection: aiohttp's, which also stops and resumes the answer on it."""
 
     __slots__ = ("_simulator", "answer")
 
@@ -330,9 +325,7 @@ class Simulator:
     ) -> None:
         """Listen on `host` and `port` (0: any free one), or on `sock`; with `ssl`, speak TLS.
 
-        Raises:
-            OSError: the address is taken or not ours.
-
+        Raises: `OSError` when the address is taken or not ours.
         """
         loop = asyncio.get_running_loop()
         server = web.Server(self._handle, request_factory=_request, handler_cancellation=True)
@@ -419,7 +412,9 @@ class Simulator:
             if request.method == "POST" and request.rel_url.raw_path in POSTS:
                 ask = await _asked(request, record.body, behaviour)
                 behaviour = _steered(behaviour, ask)
-                script = _script(request, ask, behaviour)
+                script = script_of(
+                    request.rel_url.raw_path, ask, behaviour, chunked=_streams_chunked(request, behaviour)
+                )
                 tokens = 0 if script.stream else script.tokens
                 delay_s = (behaviour.ttft_ms + behaviour.interval_ms * tokens) / 1000
             else:
@@ -489,13 +484,11 @@ async def _read(request: web.BaseRequest) -> bytes:
 async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) -> Ask:
     """Read what a body asks for.
 
-    Raises:
-        Refusal: the body is not what this path takes; vLLM and SGLang look at its content type too.
-
+    Raises: `Refusal` when the body is not what this path takes; vLLM and SGLang check its content type too.
     """
     if request.rel_url.raw_path in FORMS:
         return await _asked_in_form(request, body)
-    if behaviour.dialect in ("vllm", "sglang") and request.content_type != "application/json":
+    if behaviour.dialect in FASTAPI and request.content_type != "application/json":
         raise Refusal(400, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
         return decode_ask(body)
@@ -531,36 +524,6 @@ def _steered(behaviour: Behaviour, ask: Ask) -> Behaviour:
         raise Refusal(400, str(error), "simulate") from None
 
 
-def _script(request: web.BaseRequest, ask: Ask, behaviour: Behaviour) -> Script:
-    """Return the answer to `ask`, with the faults in it that lie in the frames themselves."""
-    path = request.rel_url.raw_path
-    question = question_of(ask, behaviour)
-    streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
-    events = streams and path in DOCUMENTS
-    fault = behaviour.fault
-    if fault == "error" or (fault in ("error_first", "error_mid") and not events):
-        document = error_document(behaviour.dialect, behaviour.status, failure_text(behaviour.status))
-        return document_script(document, status=behaviour.status)
-    if not streams:
-        tokens = question.tokens if path in GENERATING else 0
-        return document_script(DOCUMENTS[path](ask, question), tokens=tokens)
-    chunked = _streams_chunked(request, behaviour)
-    script = stream_script(path, question, chunked=chunked)
-    if fault in ("error_first", "error_mid"):
-        error = error_frames(path, behaviour.dialect, behaviour.status)
-        after = 0 if fault == "error_first" else min(max(behaviour.after, 0), script.lead + script.tokens)
-        return _with_end(script, after, tuple(map(http_chunk, error)) if chunked else error)
-    if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
-        return _with_end(script, len(script.frames) - 1, ())
-    return script
-
-
-def _with_end(script: Script, after: int, end: tuple[bytes, ...]) -> Script:
-    """Return a stream with other frames in place of those behind the first `after`."""
-    frames = script.frames[:after] + end
-    return replace(script, frames=frames, tokens=min(script.tokens, max(0, after - script.lead)))
-
-
 def _streams_chunked(request: web.BaseRequest, behaviour: Behaviour) -> bool:
     """HTTP/1.0 knows no chunks (RFC 9112 section 7.1)."""
     return behaviour.framing in (None, "chunked") and request.version >= (1, 1)
@@ -574,7 +537,7 @@ def _framing(request: web.BaseRequest, script: Script, behaviour: Behaviour) -> 
 def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) -> bytes:
     """Return the head of an answer, with the names and in the order of uvicorn."""
     lines = [
-        f"HTTP/1.1 {script.status} {_reason(script.status)}",
+        f"HTTP/1.1 {script.status} {responses.get(script.status, '')}",
         f"date: {_date(int(time.time()))}",
         "server: uvicorn",
         f"content-type: {script.content_type}",
@@ -583,25 +546,17 @@ def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) ->
         lines.append("transfer-encoding: chunked")
     elif framing == "length":
         lines.append(f"content-length: {sum(map(len, script.frames))}")
-    if dialect == "openai":
-        lines += ["openai-processing-ms: 1", "x-request-id: req_simulated"]
+    lines += HEADERS.get(dialect, ())
     if close:
         lines.append("connection: close")
     return "\r\n".join((*lines, "\r\n")).encode()
 
 
 def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: bytes) -> bool:
-    """Say whether a client has its whole answer before a fault: a stall there would hang its next request, not this."""
+    """Return whether a client has its whole answer before a fault: a stall would hang the next request, not this."""
     if behaviour.after < 0 or framing == "close":
         return False
     return sum(map(len, script.frames[behaviour.after :])) + len(tail) <= behaviour.after_bytes
-
-
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 @functools.lru_cache(maxsize=2)
@@ -614,66 +569,39 @@ def _date(unix_s: int) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `edge simulate`; `listen` becomes a (host, port) pair."""
-    parser.add_argument(
-        "--listen",
-        type=_listen_address,
-        default=("127.0.0.1", 9001),
-        metavar="HOST:PORT",
-        help="default 127.0.0.1:9001",
-    )
-    parser.add_argument("--dialect", choices=get_args(Dialect), default="vllm", help="whose habits (default vllm)")
-    parser.add_argument(
-        "--ttft", type=_duration_ms, default=200.0, metavar="TIME", help="to the first token (default 200ms)"
-    )
-    parser.add_argument(
-        "--rate", type=float, default=50.0, metavar="N", help="tokens a second of one stream (default 50); 0: no pause"
-    )
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
-    parser.add_argument(
-        "--jitter", type=float, default=0.0, metavar="SHARE", help="0 to 1 of the pause between tokens (default 0)"
-    )
-    parser.add_argument("--prompt-tokens", type=int, default=12, metavar="N", help="what usage says (default 12)")
-    parser.add_argument("--fault", choices=get_args(Fault), help="fail every answer in this way")
-    parser.add_argument("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
-    parser.add_argument(
-        "--after",
-        type=int,
-        default=0,
-        metavar="FRAMES",
-        help="sent before the fault (default 0: the head only); -1: not even the head",
-    )
-    parser.add_argument(
-        "--after-bytes", type=int, default=0, metavar="N", help="of what follows, sent before the fault (default 0)"
-    )
-    parser.add_argument(
-        "--framing", choices=get_args(Framing), help="of every answer (default: chunked for streams, else length)"
-    )
-    parser.add_argument("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
+    add = parser.add_argument
+    listen = ("127.0.0.1", 9001)
+    add("--listen", type=_listen_address, default=listen, metavar="HOST:PORT", help="default 127.0.0.1:9001")
+    add("--dialect", choices=get_args(Dialect), default="vllm", help="whose habits (default vllm)")
+    to_first = "to the first token (default 200ms)"
+    add("--ttft", dest="ttft_ms", type=_duration_ms, default=200.0, metavar="TIME", help=to_first)
+    rate = "tokens a second of one stream (default 50); 0: no pause"
+    add("--rate", type=float, default=50.0, metavar="N", help=rate)
+    add("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
+    jitter = "0 to 1 of the pause between tokens (default 0)"
+    add("--jitter", type=float, default=0.0, metavar="SHARE", help=jitter)
+    add("--prompt-tokens", type=int, default=12, metavar="N", help="of the prompt, in usage (default 12)")
+    add("--fault", choices=get_args(Fault), help="fail every answer in this way")
+    add("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
+    after = "sent before the fault (default 0: the head only); -1: not even the head"
+    add("--after", type=int, default=0, metavar="FRAMES", help=after)
+    after_bytes = "of what follows, sent before the fault (default 0)"
+    add("--after-bytes", type=int, default=0, metavar="N", help=after_bytes)
+    framing = "of every answer (default: chunked for streams, else length)"
+    add("--framing", choices=get_args(Framing), help=framing)
+    add("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
 
 
 def behaviour_from(args: argparse.Namespace) -> Behaviour:
     """Return the behaviour that the options of `add_arguments` ask for.
 
-    Raises:
-        ValueError: a value is out of range; the message says which and what it may be.
-
+    Raises: `ValueError` when a value is out of range; the message names it and what it may be.
     """
     if not 0 <= args.rate <= 1_000_000:
         raise ValueError(f"rate must be between 0 and 1000000 tokens a second, not {args.rate!r}")
-    return Behaviour(
-        dialect=args.dialect,
-        ttft_ms=args.ttft,
-        interval_ms=1000 / args.rate if args.rate else 0,
-        tokens=args.tokens,
-        jitter=args.jitter,
-        fault=args.fault,
-        status=args.status,
-        after=args.after,
-        after_bytes=args.after_bytes,
-        framing=args.framing,
-        prompt_tokens=args.prompt_tokens,
-        served=tuple(args.model) if args.model else None,
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(Behaviour) if hasattr(args, field.name)}
+    interval_ms = 1000 / args.rate if args.rate else 0
+    return Behaviour(**given, interval_ms=interval_ms, served=tuple(args.model) if args.model else None)
 
 
 def _duration_ms(text: str) -> float:
@@ -695,9 +623,7 @@ def _listen_address(text: str) -> tuple[str, int]:
 async def run(listen_host: str, listen_port: int, behaviour: Behaviour) -> None:
     """Play a model server until SIGINT or SIGTERM.
 
-    Raises:
-        OSError: the address is taken or not ours.
-
+    Raises: `OSError` when the address is taken or not ours.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()

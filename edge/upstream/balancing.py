@@ -14,17 +14,15 @@ _LOAD_BOUND: Final = 1.25  # of the mean: what a member may carry before its key
 
 
 class Choice(Protocol):
-    """A member as the strategies see it; `credit` is the state of the round-robin."""
+    """A member as the strategies see it.
 
+    `name` stays the same across restarts and machines, so that all agree; `weight` is its share of the load, `credit`
+    the state of the round-robin.
+    """
+
+    name: str
+    weight: int
     credit: int
-
-    @property
-    def name(self) -> str:
-        """What stays the same across restarts and machines, so that all agree."""
-
-    @property
-    def weight(self) -> int:
-        """Its share of the load."""
 
     @property
     def load(self) -> int:
@@ -37,7 +35,7 @@ M = TypeVar("M", bound=Choice)
 def least_loaded(members: Sequence[M]) -> M:
     """Return the less loaded, for its weight, of two members drawn by weight.
 
-    That is nearly as good as looking at all of them, and processes that look at once do not all run to the same one.
+    That is nearly as good as to compare all of them, and processes that choose at once do not all choose the same.
     """
     first, second = _two_of(members)
     return second if (second.load + 1) * first.weight < (first.load + 1) * second.weight else first

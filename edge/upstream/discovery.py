@@ -1,4 +1,4 @@
-"""Members by DNS: all addresses of a pool's name, looked up again and again, behind the requests."""
+"""Members by DNS: all addresses of a pool's name, looked up at an interval, behind the requests."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from edge.config.settings import Url
-from edge.upstream.pools import Endpoints, Pool
+from edge.outage import Outage
+from edge.upstream.endpoints import Endpoints
+from edge.upstream.pools import Pool
 
 _log = logging.getLogger(__name__)
 
-_INTERVAL_S: Final = 5.0  # what cluster DNS lets clients keep an answer; getaddrinfo tells no TTL
+_INTERVAL_S: Final = 5.0  # what cluster DNS lets clients keep an answer; getaddrinfo returns no TTL
 _JITTER: Final = 0.1  # of the interval, so that many edges do not ask at once
 _TIMEOUT_S: Final = 5.0  # a resolver's first server is given up after it (resolv.conf(5))
 
@@ -29,8 +31,8 @@ class Discovery:
         self._endpoints = endpoints
         self._changed = changed  # called when pools have other members
         self._known: dict[Url, Addresses] = {}
-        self._failing: set[Url] = set()
-        self._pools: list[Pool] = []
+        self._outages: dict[Url, Outage] = {}
+        self._pools: dict[Url, list[Pool]] = {}
         self._tasks: dict[Url, asyncio.Task[None]] = {}
         self._asking: dict[Url, asyncio.Task[Addresses]] = {}  # each until its answer comes, however late
 
@@ -39,21 +41,19 @@ class Discovery:
 
     async def learn(self, pools: Iterable[Pool]) -> None:
         """Give these pools their members, asking for the names that are new; a name that fails leaves a pool empty."""
-        pools = [pool for pool in pools if pool.config.dns is not None]
-        names = {pool.config.dns for pool in pools if pool.config.dns is not None}
-        await asyncio.gather(*(self._ask(name) for name in names if name not in self._known))
-        for pool in pools:
-            self._fill(pool)
+        named = _by_name(pools)
+        await asyncio.gather(*(self._ask(name) for name in named if name not in self._known))
+        for name in named:
+            self._fill(name, named[name])
 
     def apply(self, pools: Iterable[Pool]) -> None:
         """Follow the names of these pools, and no others any more."""
-        self._pools = [pool for pool in pools if pool.config.dns is not None]
-        names = {pool.config.dns for pool in self._pools if pool.config.dns is not None}
-        for name in self._tasks.keys() - names:
+        self._pools = _by_name(pools)
+        for name in self._tasks.keys() - self._pools.keys():
             self._tasks.pop(name).cancel()
             self._known.pop(name, None)
-            self._failing.discard(name)
-        for name in names - self._tasks.keys():
+            self._outages.pop(name, None)
+        for name in self._pools.keys() - self._tasks.keys():
             self._tasks[name] = self._loop.create_task(self._follow(name), name=f"dns {name.authority}")
 
     async def _follow(self, name: Url) -> None:
@@ -63,29 +63,29 @@ class Discovery:
             before = self._known.get(name)
             await self._ask(name)
             if self._known.get(name) != before:
-                for pool in self._pools:
-                    if pool.config.dns == name:
-                        self._fill(pool)
+                self._fill(name, self._pools[name])
                 self._changed()
 
     async def _ask(self, name: Url) -> None:
-        """Take over what a name's look-up says; one that is late goes on, and no other is begun before its end."""
+        """Take over the answer of a name's look-up; a late one goes on, and no other is begun before its end."""
         asking = self._asking.get(name) or self._begin(name)
+        dns = f"dns {name.authority}"
+        outage = self._outages.setdefault(
+            name, Outage(dns, _log, f"{dns} cannot be resolved", f"{dns} is resolved again")
+        )
         await asyncio.wait((asking,), timeout=_TIMEOUT_S)
         try:
             if not asking.done():
                 raise TimeoutError
             addresses = asking.result()
         except (OSError, UnicodeError, RuntimeError) as error:
-            if name not in self._failing:
-                self._failing.add(name)
-                kept = "the last answer goes on" if name in self._known else "its pool is empty"
-                _log.warning("dns %s cannot be resolved, %s: %s", name.authority, kept, str(error) or "no answer")
+            kept = "the last answer goes on" if name in self._known else "its pool is empty"
+            outage.down(f"{str(error) or 'no answer'}; {kept}", logging.WARNING)
             return
-        self._failing.discard(name)
+        outage.up(logging.INFO)
         if addresses != self._known.get(name):
             self._known[name] = addresses
-            _log.info("dns %s is %s", name.authority, ", ".join(addresses))
+            _log.info("%s is %s", dns, ", ".join(addresses))
 
     def _begin(self, name: Url) -> asyncio.Task[Addresses]:
         def end(asking: asyncio.Task[Addresses]) -> None:
@@ -97,11 +97,10 @@ class Discovery:
         asking.add_done_callback(end)
         return asking
 
-    def _fill(self, pool: Pool) -> None:
-        name = pool.config.dns
-        assert name is not None  # only pools with one are kept
-        addresses = self._known.get(name, ())
-        pool.replace([self._endpoints.member(Url(name.scheme, each, name.port), None) for each in addresses])
+    def _fill(self, name: Url, pools: Iterable[Pool]) -> None:
+        urls = [Url(name.scheme, address, name.port) for address in self._known.get(name, ())]
+        for pool in pools:
+            pool.replace([self._endpoints.member(url, pool.config) for url in urls])
 
     async def close(self) -> None:
         """End every look-up; a thread that still waits for its resolver is left behind."""
@@ -110,6 +109,14 @@ class Discovery:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _by_name(pools: Iterable[Pool]) -> dict[Url, list[Pool]]:
+    named: dict[Url, list[Pool]] = {}
+    for pool in pools:
+        if pool.config.dns is not None:
+            named.setdefault(pool.config.dns, []).append(pool)
+    return named
 
 
 async def look_up(name: Url) -> Addresses:
@@ -130,7 +137,7 @@ def _resolve(name: Url, answer: asyncio.Future[Addresses]) -> None:
     try:
         found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
         outcome = tuple(sorted({str(address[0]) for *_, address in found}))
-    except Exception as error:  # told to who waits
+    except Exception as error:  # raised where it is waited for
         outcome = error
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
         answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)

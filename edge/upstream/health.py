@@ -1,11 +1,10 @@
 """How an endpoint behaved, and so whether it is asked: passive ejection, and the verdict of the active probes.
 
 Three classes of answers. A *fault* is a transport error, 500, 502 or 504: a few in a row eject the endpoint for a time
-that doubles. *Backpressure*, 429 or 503, is an endpoint that is busy and says so: it rests as long as it asks, and is
-no worse for it. Anything else is *fine*, also a 4xx, which is the request's fault. After its time an ejected endpoint
-gets one request on trial, and all of them again when that went well. What an endpoint does with requests that began
-before it was ejected says nothing of whether it is well again: streams may run to their end on an engine that takes no
-new ones.
+that doubles. *Backpressure*, 429 or 503, comes from an endpoint that is busy: it rests as long as it asks, and is no
+worse for it. Anything else is *fine*, also a 4xx, which is the request's fault. After its time an ejected endpoint
+gets one request on trial, and all of them again when that went well. How requests end that began before the ejection
+does not show whether the endpoint is well again: streams may run to their end on an engine that takes no new ones.
 
 No clock in here: `now` is seconds of the loop's clock.
 """
@@ -22,7 +21,7 @@ _PROBES_TO_FAIL: Final = 2  # in a row: one is a hiccup of the loop that a long 
 
 
 class Verdict(enum.Enum):
-    """What an answer says of the endpoint that gave it."""
+    """What an answer shows of the endpoint that gave it."""
 
     FINE = "fine"
     BACKPRESSURE = "backpressure"
@@ -30,7 +29,7 @@ class Verdict(enum.Enum):
 
 
 def judge(status: int) -> Verdict:
-    """Return what a status says of who sent it."""
+    """Return what a status shows of its sender."""
     if status in (500, 502, 504):
         return Verdict.FAULT
     if status in (429, 503):
@@ -39,20 +38,19 @@ def judge(status: int) -> Verdict:
 
 
 class Health:
-    """What is known of one endpoint; kept by address across reloads."""
+    """What is known of one endpoint; kept by address across reloads.
+
+    `is_tainted`: whether anything at all is held against it; a request needs no clock while nothing is.
+    """
 
     __slots__ = (
-        "_ejections",
-        "_faults",
-        "_probe_failures",
-        "_rest_until",
-        "_trial",
-        "ejected_until",
-        "total_ejections",
-    )
+        "_ejections", "_faults", "_probe_failures", "_rest_until", "_trial",
+        "ejected_until", "is_tainted", "total_ejections",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ejected_until = 0.0  # 0.0: not ejected
+        self.is_tainted = False
         self.total_ejections = 0  # for the metrics
         self._ejections = 0  # since it was last well: each doubles the time of the next
         self._faults = 0  # in a row
@@ -77,13 +75,11 @@ class Health:
         """Whether active probes have taken it out."""
         return self._probe_failures >= _PROBES_TO_FAIL
 
-    @property
-    def is_tainted(self) -> bool:
-        """Whether anything at all is held against it; the usual case is told without a clock."""
-        return bool(self._faults or self.ejected_until or self._rest_until or self._probe_failures or self._ejections)
+    def _note_taint(self) -> None:
+        self.is_tainted = bool(self._faults or self.ejected_until or self._rest_until or self._probe_failures)
 
     def admits(self, now: float) -> bool:
-        """Say whether a request may go there."""
+        """Return whether a request may go there."""
         if self.fails_probes or self._rest_until > now:
             return False
         if self.ejected_until:
@@ -101,14 +97,14 @@ class Health:
         return self.total_ejections
 
     def abandon(self, era: int) -> None:
-        """Note that a request ended without a word on the endpoint, as when its client left."""
+        """Note that a request ended and showed nothing of the endpoint, as when its client left."""
         if era == self.total_ejections:
             self._trial = False
 
     def fine(self, now: float, era: int) -> None:
         """Note an answer; one is enough to come back, when its request began after the ejection.
 
-        A rest that the endpoint asked for goes on: requests that were under way say nothing of room for others.
+        A rest that the endpoint asked for goes on: requests that were under way do not show room for others.
         """
         if self.ejected_until and era != self.total_ejections:
             return
@@ -117,12 +113,14 @@ class Health:
         self.ejected_until = 0.0
         if self._rest_until <= now:
             self._rest_until = 0.0
+        self._note_taint()
 
     def fault(self, now: float, era: int) -> None:
         """Note a fault; eject when it is one too many, or the trial's."""
         self.abandon(era)
         if self.ejected_until and (era != self.total_ejections or now < self.ejected_until):
             return  # of requests that were under way, or sent although it is ejected, for want of another
+        self.is_tainted = True
         self._faults += 1
         if self._faults >= _FAULTS_TO_EJECT or self.ejected_until:
             self._faults = 0
@@ -133,9 +131,11 @@ class Health:
     def backpressure(self, now: float, retry_after_s: float | None, era: int) -> None:
         """Note that the endpoint is busy; it rests as long as it asks, within a bound."""
         self.abandon(era)
+        self.is_tainted = True
         rest_s = _REST_S if retry_after_s is None else min(retry_after_s, _LONGEST_REST_S)
         self._rest_until = max(self._rest_until, now + rest_s)
 
     def probed(self, healthy: bool) -> None:
         """Note the outcome of an active probe."""
         self._probe_failures = 0 if healthy else self._probe_failures + 1
+        self._note_taint()

@@ -19,7 +19,7 @@ from edge.wire.http1 import DEFAULT_IDLE_S
 
 _log = logging.getLogger(__name__)
 
-_RETRY_AFTER_S: Final = 5  # what a client is asked to wait that cannot be served now
+_RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
 
 
 class Receiver:
@@ -31,10 +31,10 @@ class Receiver:
         """Take bytes."""
 
     def connection_lost(self, eof: bool) -> None:
-        """Hear that the connection ended; `eof` when the upstream closed it in order."""
+        """Note that the connection ended; `eof` when the upstream closed it in order."""
 
     def overdue(self) -> None:
-        """Hear that the time of `expect_by` has come."""
+        """Note that the time of `expect_by` has come."""
 
 
 # A machine that vanished sends no end: without these a request that was sent to it, or waits for its first token, would
@@ -56,19 +56,9 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
     __slots__ = (
-        "_deadline",
-        "_free_since",
-        "_idle_s",
-        "_pool",
-        "_receiver",
-        "_timer",
-        "_timer_at",
-        "closed",
-        "eof",
-        "receive",
-        "transport",
-        "uses",
-    )
+        "_deadline", "_free_since", "_idle_s", "_pool", "_receiver", "_timer", "_timer_at",
+        "closed", "eof", "receive", "transport", "uses",
+    )  # fmt: skip
 
     def __init__(self, pool: "ConnectionPool") -> None:
         self._pool = pool
@@ -101,7 +91,7 @@ class UpstreamConnection(asyncio.Protocol):
         return self.transport
 
     def expect_by(self, at: float) -> None:
-        """Tell the receiver at the loop's time `at` that it is overdue; a later call replaces an earlier one.
+        """Call the receiver's `overdue` at the loop's time `at`; a later call replaces an earlier one.
 
         The timer is the connection's and lazy: setting and cancelling one costs 2 us, so neither a read nor a request
         has one of its own; it fires early and is set again.
@@ -124,7 +114,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._receiver.overdue()
 
     def data_received(self, data: bytes) -> None:
-        """Pass the bytes on; an idle connection has nothing to say and is closed (RFC 9112 section 9.2)."""
+        """Pass the bytes on; an idle connection may get none and is closed (RFC 9112 section 9.2)."""
         receive = self.receive
         if receive is None:
             self.abort()
@@ -137,7 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the pool and tell the request."""
+        """Leave the pool, and report the end to the request."""
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -154,11 +144,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool.keep(self)
 
     def is_fresh(self, now: float) -> bool:
-        """Say whether the upstream is unlikely to have closed it."""
+        """Return whether the upstream is unlikely to have closed it."""
         return not self.closed and not self.eof and now - self._free_since < self._idle_s
 
     def abort(self) -> None:
-        """Close at once, without a further word to anybody."""
+        """Close at once, and report it to nobody."""
         self._receiver = self.receive = None
         if self.transport is not None:
             self.transport.abort()
@@ -170,7 +160,7 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 def _own_lack(error: OSError) -> int | None:
     """Return the errno of what the edge itself has none left of; None: the failure is of the network or the endpoint.
 
-    A resolver that gets no descriptor says that the name is unknown, so that one is tried for.
+    A resolver that gets no descriptor reports an unknown name, so that case is proved with a socket.
     """
     if isinstance(error, socket.gaierror):
         try:
@@ -187,11 +177,11 @@ def _failed(message: str) -> ConnectFailed:
 class Shortage:
     """What the pools of a process do when it has no descriptor or port left: they meet that together."""
 
-    _TELL_S: Final = 60.0  # between two lines: each request may meet it
+    _LOG_INTERVAL_S: Final = 60.0  # each request may meet it
 
     def __init__(self, pools: Callable[[], Iterable["ConnectionPool"]]) -> None:
         self._pools = pools
-        self._tell_at = -math.inf
+        self._log_at = -math.inf
 
     async def make_room(self) -> None:
         """Close every idle connection, and wait until their descriptors are free."""
@@ -200,9 +190,9 @@ class Shortage:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next turn
 
     def failure(self, lack: int, now: float) -> Overloaded:
-        """Return what the client is told; the log is told now and then."""
-        if now >= self._tell_at:
-            self._tell_at = now + self._TELL_S
+        """Return the error for the client; logged once an interval."""
+        if now >= self._log_at:
+            self._log_at = now + self._LOG_INTERVAL_S
             name = errno.errorcode[lack]
             what = "descriptor" if lack in _NO_DESCRIPTOR else "local port"
             _log.error("no %s left for a connection to an upstream (%s): such requests get 503", what, name)
@@ -216,11 +206,7 @@ class ConnectionPool:
     _SWEEP_S: Final = 1.0
 
     def __init__(
-        self,
-        url: Url,
-        tls: ssl.SSLContext | None,
-        loop: asyncio.AbstractEventLoop,
-        shortage: Shortage | None = None,
+        self, url: Url, tls: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop, shortage: Shortage | None = None
     ) -> None:
         self.url = url
         self.loop = loop

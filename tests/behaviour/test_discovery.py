@@ -12,6 +12,7 @@ from edge.config.settings import Url
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.upstream import discovery
+from edge.upstream.pools import Pool
 from edge.wire import connections as wire
 from tests.conftest import Edge, StartEdge
 
@@ -19,30 +20,62 @@ BODY = {"model": "public/deepseek-r1", "messages": []}
 PATIENCE_S = 20
 
 
-class Resolver:
-    """Says what the test wants of each name."""
+class Changes:
+    """Wakes a test when a name was asked, a pool got its members, or a generation came into force."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        for owner, name in ((Pool, "replace"), (discovery.Discovery, "apply")):
+            monkeypatch.setattr(owner, name, self._noting(getattr(owner, name)))
+
+    def _noting(self, act: Callable[..., None]) -> Callable[..., None]:
+        def noting(*args: object) -> None:
+            act(*args)
+            self.note()
+
+        return noting
+
+    def note(self) -> None:
+        """Note a change, on any thread."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@pytest.fixture
+async def changes(monkeypatch: pytest.MonkeyPatch) -> Changes:
+    return Changes(monkeypatch)
+
+
+class Resolver:
+    """Answers as the test wants for each name."""
+
+    def __init__(self, changes: Changes) -> None:
         self.answers: dict[str, tuple[str, ...]] = {}
         self.asked = 0
+        self._changes = changes
 
     async def look_up(self, name: Url) -> tuple[str, ...]:
         self.asked += 1
+        self._changes.note()
         if name.host not in self.answers:
             raise OSError("Name or service not known")
         return self.answers[name.host]
 
     async def turn(self) -> None:
-        """Wait until it was asked twice more: what it said before has taken effect."""
+        """Wait until it was asked twice more: its earlier answer has taken effect."""
         before = self.asked
-        async with asyncio.timeout(PATIENCE_S):
-            while self.asked < before + 2:
-                await asyncio.sleep(0.005)
+        await self._changes.until(lambda: self.asked >= before + 2)
 
 
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
-    made = Resolver()
+def resolver(monkeypatch: pytest.MonkeyPatch, changes: Changes) -> Resolver:
+    made = Resolver(changes)
     monkeypatch.setattr(discovery, "look_up", made.look_up)
     monkeypatch.setattr(discovery, "_INTERVAL_S", 0.02)
     return made
@@ -105,9 +138,14 @@ async def test_the_last_good_answer_goes_on_while_the_name_cannot_be_resolved(
     await resolver.turn()
     await resolver.turn()
     assert (await edge.ask(BODY))[0] == 200
-    said = [record.message for record in caplog.records if "cannot be resolved" in record.message]
-    assert len(said) == 1  # once, not at every look-up
-    assert "the last answer goes on" in said[0]
+    logged = [record.message for record in caplog.records if "cannot be resolved" in record.message]
+    assert len(logged) == 1  # once, not at every look-up
+    assert "the last answer goes on" in logged[0]
+    resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
+    await resolver.turn()
+    assert [record.message.rpartition(" is ")[2] for record in caplog.records if "again" in record.message] == [
+        "resolved again"
+    ]
 
 
 async def test_a_name_that_was_never_resolved_is_a_503_and_heals_by_itself(
@@ -123,7 +161,7 @@ async def test_a_name_that_was_never_resolved_is_a_503_and_heals_by_itself(
 
 
 async def test_a_reload_keeps_the_members_and_their_connections(
-    start_edge: StartEdge, members: list[Simulator], resolver: Resolver
+    start_edge: StartEdge, members: list[Simulator], resolver: Resolver, changes: Changes
 ) -> None:
     resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
     edge = await start_edge(routes(port_of(members[0])))
@@ -132,9 +170,7 @@ async def test_a_reload_keeps_the_members_and_their_connections(
     [before] = edge.server.endpoints.states()
     edge.config_path.write_text(edge.config_path.read_text().replace("[pools.p]\n", "[pools.p]\nidle_timeout = '9s'\n"))
     edge.server.reload()
-    async with asyncio.timeout(PATIENCE_S):
-        while edge.server.generation.number == 1:
-            await asyncio.sleep(0.005)
+    await changes.until(lambda: edge.server.generation.number == 2)
     [after] = edge.server.endpoints.states()
     assert (after, len(after.connections)) == (before, 1)
     assert (await edge.ask(BODY))[0] == 200
@@ -157,12 +193,14 @@ async def test_addresses_are_all_that_the_machine_knows() -> None:
 class System:
     """The machine's resolver: 127.0.0.1 for each name, and nothing for the dead one while its server is silent."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Changes) -> None:
         self.asked: list[str] = []
         self.answers = threading.Event()
+        self._changes = changes
 
     def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple[object, ...]]:
         self.asked.append(host)
+        self._changes.note()
         if host == "dead.test":
             self.answers.wait()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
@@ -170,12 +208,12 @@ class System:
     async def turns(self, count: int) -> None:
         """Wait until the name that is well was asked so often again."""
         before = self.asked.count("well.test")
-        await until(lambda: self.asked.count("well.test") >= before + count)
+        await self._changes.until(lambda: self.asked.count("well.test") >= before + count)
 
 
 @pytest.fixture
-def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
-    made = System()
+def system(monkeypatch: pytest.MonkeyPatch, changes: Changes) -> Iterator[System]:
+    made = System(changes)
     monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
     monkeypatch.setattr(discovery, "_INTERVAL_S", 0.02)
     monkeypatch.setattr(discovery, "_TIMEOUT_S", 0.02)
@@ -183,12 +221,6 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
     made.answers.set()
     for thread in threads("dead.test"):
         thread.join()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def two_names(port: int) -> str:
@@ -203,7 +235,7 @@ def threads(name: str) -> list[threading.Thread]:
 
 
 async def test_a_name_whose_server_is_dead_holds_one_thread_and_no_other_name(
-    start_edge: StartEdge, members: list[Simulator], system: System
+    start_edge: StartEdge, members: list[Simulator], system: System, changes: Changes
 ) -> None:
     """Round after round; its late answer is taken over when it comes, and the name is followed again."""
     edge = await start_edge(two_names(port_of(members[0])))
@@ -212,24 +244,24 @@ async def test_a_name_whose_server_is_dead_holds_one_thread_and_no_other_name(
     assert (await edge.ask({"model": "public/dead", "messages": []}))[0] == 503
     assert (system.asked.count("dead.test"), len(threads("dead.test"))) == (1, 1)
     system.answers.set()
-    await until(lambda: edge.server.generation.pools["dead"].members)
+    await changes.until(lambda: edge.server.generation.pools["dead"].members)
     assert (await edge.ask({"model": "public/dead", "messages": []}))[0] == 200
-    await until(lambda: system.asked.count("dead.test") > 1)
+    await changes.until(lambda: system.asked.count("dead.test") > 1)
 
 
 async def test_a_pool_that_goes_and_comes_back_waits_for_the_look_up_that_is_under_way(
-    start_edge: StartEdge, members: list[Simulator], system: System
+    start_edge: StartEdge, members: list[Simulator], system: System, changes: Changes
 ) -> None:
     edge = await start_edge(two_names(port_of(members[0])))
     text = edge.config_path.read_text()
     for number, changed in enumerate((text.replace("dead", "other"), text), start=2):
         edge.config_path.write_text(changed)
         edge.server.reload()
-        await until(lambda number=number: edge.server.generation.number == number)
+        await changes.until(lambda number=number: edge.server.generation.number == number)
     await system.turns(2)
     assert system.asked.count("dead.test") == 1
     system.answers.set()
-    await until(lambda: edge.server.generation.pools["dead"].members)
+    await changes.until(lambda: edge.server.generation.pools["dead"].members)
 
 
 async def test_a_look_up_without_an_answer_does_not_hold_the_stop(
@@ -244,7 +276,7 @@ async def test_a_look_up_without_an_answer_does_not_hold_the_stop(
 
 
 async def test_upstream_connections_notice_a_machine_that_vanished(edge: Edge, simulator: Simulator) -> None:
-    """Its packets are lost, so only the kernel's own timers can tell."""
+    """Its packets are lost, so only the kernel's own timers can find it."""
     await edge.ask(BODY)
     await edge.consistent()
     endpoint = next(each for each in edge.server.endpoints.states() if len(each.connections))

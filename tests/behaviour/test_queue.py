@@ -2,11 +2,14 @@
 
 import asyncio
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from edge.keys.stores.sqlite import KeyRegistry
 from edge.simulator.server import Simulator
+from edge.upstream.queueing import FairQueue
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
 
 BODY = {"model": "public/deepseek-r1", "messages": [{"role": "user", "content": "hi"}]}
@@ -20,7 +23,7 @@ def routes(*urls: str, pool: str) -> str:
 
 
 class Held:
-    """An upstream's script that answers each request when it is told to."""
+    """An upstream's script that answers each request at its turn."""
 
     def __init__(self) -> None:
         self.arrived: asyncio.Queue[tuple[str, asyncio.Event]] = asyncio.Queue()
@@ -37,14 +40,35 @@ class Held:
             return await self.arrived.get()
 
 
-async def until(condition: object) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
-
-
 def waiting(edge: Edge) -> int:
     return edge.server.generation.pools["p"].waiting
+
+
+class Queue:
+    """The queue of a pool: a test waits until so many requests wait in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._changed = asyncio.Event()
+        for name in ("push", "pop", "remove"):
+            monkeypatch.setattr(FairQueue, name, self._noting(getattr(FairQueue, name)))
+
+    def _noting(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any) -> Any:
+            self._changed.set()
+            return act(*args)
+
+        return noting
+
+    async def holds(self, edge: Edge, count: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while waiting(edge) != count:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@pytest.fixture
+async def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    return Queue(monkeypatch)
 
 
 async def send(edge: Edge, request_id: str, key: str | None = None) -> RawClient:
@@ -54,13 +78,13 @@ async def send(edge: Edge, request_id: str, key: str | None = None) -> RawClient
 
 
 async def test_no_endpoint_gets_more_than_its_cap_and_all_are_answered(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
 ) -> None:
     held = Held()
     members = [await start_upstream(held) for _ in range(2)]
     edge = await start_edge(routes(*(each.url for each in members), pool="max_inflight = 2\nqueue = 10"))
     clients = [await send(edge, f"r{number}") for number in range(10)]
-    await until(lambda: waiting(edge) == 6)
+    await queue.holds(edge, 6)
     assert [each.in_flight for each in edge.server.endpoints.states()] == [2, 2]
     for _ in range(10):
         _, turn = await held.next()
@@ -73,7 +97,7 @@ async def test_no_endpoint_gets_more_than_its_cap_and_all_are_answered(
 
 
 async def test_two_hundred_requests_of_one_user_do_not_delay_the_single_one_of_another(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
 ) -> None:
     """It is the next but one that is served: no longer than one service time after the one that runs."""
     held = Held()
@@ -82,12 +106,12 @@ async def test_two_hundred_requests_of_one_user_do_not_delay_the_single_one_of_a
     with KeyRegistry(edge.keys_path) as registry:
         other, _ = registry.create("u-other")
     clients = [await send(edge, f"many{number}") for number in range(201)]
-    await until(lambda: waiting(edge) == 200)
+    await queue.holds(edge, 200)
     for _ in range(20):
         (await held.next())[1].set()
-    await until(lambda: waiting(edge) == 180)
+    await queue.holds(edge, 180)
     single = await send(edge, "single", key=other)
-    await until(lambda: waiting(edge) == 181)
+    await queue.holds(edge, 181)
     order = []
     while "single" not in order:
         request_id, turn = await held.next()
@@ -97,21 +121,20 @@ async def test_two_hundred_requests_of_one_user_do_not_delay_the_single_one_of_a
     assert (await single.response())[0] == 200
     for client in clients:
         client.abort()
-    while waiting(edge) or edge.server.proxy.in_flight:
-        if not held.arrived.empty():
-            held.arrived.get_nowait()[1].set()
-        await asyncio.sleep(0)
+    await queue.holds(edge, 0)
     await edge.consistent()
 
 
-async def test_a_full_queue_says_when_to_come_back(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+async def test_a_full_queue_says_when_to_come_back(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
+) -> None:
     held = Held()
     upstream = await start_upstream(held)
     edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 1"))
     first = await send(edge, "first")
     _, turn = await held.next()
     second = await send(edge, "second")
-    await until(lambda: waiting(edge) == 1)
+    await queue.holds(edge, 1)
     status, headers, body = await edge.ask(BODY)
     assert status == 503
     assert b"upstream_unavailable" in body
@@ -151,7 +174,7 @@ async def test_a_wait_that_is_too_long_ends_in_a_503(start_edge: StartEdge, star
 
 
 async def test_a_client_that_leaves_while_it_waits_takes_no_place(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
 ) -> None:
     held = Held()
     upstream = await start_upstream(held)
@@ -159,11 +182,11 @@ async def test_a_client_that_leaves_while_it_waits_takes_no_place(
     first = await send(edge, "first")
     _, turn = await held.next()
     gone = await send(edge, "gone")
-    await until(lambda: waiting(edge) == 1)
+    await queue.holds(edge, 1)
     last = await send(edge, "last")
-    await until(lambda: waiting(edge) == 2)
+    await queue.holds(edge, 2)
     gone.abort()
-    await until(lambda: waiting(edge) == 1)
+    await queue.holds(edge, 1)
     turn.set()
     request_id, turn = await held.next()
     assert request_id == "last"
@@ -175,7 +198,7 @@ async def test_a_client_that_leaves_while_it_waits_takes_no_place(
 
 
 async def test_a_place_that_was_given_to_a_request_that_is_cancelled_goes_to_the_next(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
 ) -> None:
     """Between the gift and the waking of its request a client may leave."""
     held = Held()
@@ -187,7 +210,7 @@ async def test_a_place_that_was_given_to_a_request_that_is_cancelled_goes_to_the
     loop = asyncio.get_running_loop()
     with lease:
         one, two = (loop.create_task(pool.wait(f"u-{number}")) for number in (1, 2))
-        await until(lambda: pool.waiting == 2)
+        await queue.holds(edge, 2)
     one.cancel()  # it has the place, and does not know yet
     given = await two
     assert one.cancelled()
@@ -198,18 +221,20 @@ async def test_a_place_that_was_given_to_a_request_that_is_cancelled_goes_to_the
     assert (endpoint.in_flight, pool.waiting) == (0, 0)
 
 
-async def test_who_waits_is_served_after_a_reload_too(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+async def test_who_waits_is_served_after_a_reload_too(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
+) -> None:
     held = Held()
     upstream = await start_upstream(held)
     edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
     first = await send(edge, "first")
     _, turn = await held.next()
     old = await send(edge, "old")
-    await until(lambda: waiting(edge) == 1)
+    await queue.holds(edge, 1)
     edge.config_path.write_text(edge.config_path.read_text().replace("queue = 9", "queue = 8"))
     edge.server._apply(edge.server._reloader.reload(edge.server.generation))
     new = await send(edge, "new")
-    await until(lambda: waiting(edge) == 1)  # of the new generation
+    await queue.holds(edge, 1)  # of the new generation
     order = []
     for _ in range(2):
         turn.set()
@@ -235,12 +260,12 @@ async def test_backpressure_of_one_member_tries_a_sibling_first(
     assert len(upstream.requests) <= 1  # it rests for the time it asked for
 
 
-async def test_metrics_show_how_many_wait(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+async def test_metrics_show_how_many_wait(start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue) -> None:
     held = Held()
     upstream = await start_upstream(held)
     edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
     clients = [await send(edge, f"r{number}") for number in range(3)]
-    await until(lambda: waiting(edge) == 2)
+    await queue.holds(edge, 2)
     assert b'edge_pool_waiting{pool="p"} 2.0' in await edge.server.metrics.render()
     for _ in clients:
         (await held.next())[1].set()

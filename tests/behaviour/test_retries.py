@@ -1,13 +1,14 @@
 """Asking another member: before the first byte, for fast failures only, within a budget."""
 
 import asyncio
+import itertools
 import logging
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from edge.simulator.server import Simulator
-from tests.conftest import Edge, Script, ScriptedConnection, ScriptedUpstream, StartEdge, StartUpstream
+from tests.conftest import Edge, Script, ScriptedConnection, StartEdge, StartUpstream
 
 BODY = {"model": "public/deepseek-r1", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -176,22 +177,36 @@ async def admin(edge: Edge, path: str) -> str:
         writer.close()
 
 
-async def start_probed(answers: dict[str, int], start_upstream: StartUpstream) -> tuple[ScriptedUpstream, list[str]]:
-    """Start an upstream whose GETs are answered by path; what was asked is in the list."""
-    asked: list[str] = []
+class Probed:
+    """An upstream whose GETs are answered by path, 404 for a path without an answer; `asked` are the paths so far."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        path = head.split()[1]
-        asked.append(path)
-        writer.write(f"HTTP/1.1 {answers.get(path, 404)} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+    def __init__(self) -> None:
+        self.answers: dict[str, Iterator[int]] = {}
+        self.asked: list[str] = []
+        self._came = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).decode().split()[1]
+        status = next(self.answers[path]) if path in self.answers else 404
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
         writer.close()
+        self.asked.append(path)
+        self._came.set()
 
-    upstream = await start_upstream(says("200 OK", b"{}"))
-    assert upstream._server is not None
-    upstream._server.close()
-    upstream._server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    return upstream, asked
+    async def until_asked(self, times: int) -> None:
+        """Wait for so many probes; what all of them but the last showed has taken effect."""
+        async with asyncio.timeout(20):
+            while len(self.asked) < times:
+                self._came.clear()
+                await self._came.wait()
+
+
+@pytest.fixture
+async def probed() -> AsyncIterator[tuple[Probed, str]]:
+    """An upstream that is probed, and its URL."""
+    upstream = Probed()
+    async with await asyncio.start_server(upstream.serve, "127.0.0.1", 0) as server:
+        yield upstream, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
@@ -204,59 +219,47 @@ async def start_probed(answers: dict[str, int], start_upstream: StartUpstream) -
         ("llamacpp", {"/health": 200}, ["/health"], True),
     ],
 )
-async def test_each_engine_is_asked_where_it_tells(
+async def test_each_engine_is_asked_where_it_reports_its_health(
     start_edge: StartEdge,
-    start_upstream: StartUpstream,
-    simulator: Simulator,
+    probed: tuple[Probed, str],
     engine: str,
     answers: dict[str, int],
     paths: list[str],
     healthy: bool,
 ) -> None:
-    upstream, asked = await start_probed(answers, start_upstream)
-    pool = f'engine = "{engine}"\nhealth = {{ interval = "10ms" }}'
-    edge = await start_edge(routes(upstream.url, pool=pool))
+    upstream, url = probed
+    upstream.answers = {path: itertools.repeat(status) for path, status in answers.items()}
+    edge = await start_edge(routes(url, pool=f'engine = "{engine}"\nhealth = {{ interval = "10ms" }}'))
     endpoint = next(edge.server.endpoints.states())
-    async with asyncio.timeout(10):
-        while len(asked) < 4 * len(paths):
-            await asyncio.sleep(0.005)
-    assert asked[: len(paths)] == paths
+    await upstream.until_asked(4 * len(paths))
+    assert upstream.asked[: len(paths)] == paths
     assert endpoint.health.admits(0.0) is healthy
 
 
-async def test_the_log_tells_when_probes_take_an_endpoint_out_and_when_it_is_back(
-    start_edge: StartEdge, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+async def test_probes_that_take_an_endpoint_out_and_bring_it_back_are_logged(
+    start_edge: StartEdge, probed: tuple[Probed, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """One failed probe takes nothing out, and a return is no problem."""
-    statuses = iter([503, 200, 503, 503, 503, 200])
-
-    class Scripted(dict[str, int]):
-        def get(self, path: str, default: Any = None) -> Any:
-            return next(statuses, 200)
-
     caplog.set_level(logging.INFO, "edge.upstream.probes")
-    upstream, asked = await start_probed(Scripted(), start_upstream)
-    await start_edge(routes(upstream.url, pool='health = { interval = "10ms" }'))
-    async with asyncio.timeout(10):
-        while len(asked) < 8:
-            await asyncio.sleep(0.005)
-    name = upstream.url.removeprefix("http://")
+    upstream, url = probed
+    upstream.answers["/health"] = itertools.chain([503, 200, 503, 503, 503, 200], itertools.repeat(200))
+    await start_edge(routes(url, pool='health = { interval = "10ms" }'))
+    await upstream.until_asked(8)
+    name = url.removeprefix("http://")
     assert [(each.levelno, each.getMessage()) for each in caplog.records if each.name == "edge.upstream.probes"] == [
-        (logging.WARNING, f"endpoint {name} fails its health check"),
+        (logging.WARNING, f"endpoint {name} fails its health check: /health answers 503"),
         (logging.INFO, f"endpoint {name} passes its health check again"),
     ]
 
 
-async def test_a_reload_that_drops_the_probes_ends_them(
-    start_edge: StartEdge, start_upstream: StartUpstream, simulator: Simulator
-) -> None:
-    upstream, _ = await start_probed({"/health": 503}, start_upstream)
-    edge = await start_edge(routes(upstream.url, pool='health = { interval = "10ms" }'))
+async def test_a_reload_that_drops_the_probes_ends_them(start_edge: StartEdge, probed: tuple[Probed, str]) -> None:
+    upstream, url = probed
+    upstream.answers["/health"] = itertools.repeat(503)
+    edge = await start_edge(routes(url, pool='health = { interval = "10ms" }'))
     endpoint = next(edge.server.endpoints.states())
-    async with asyncio.timeout(10):
-        while endpoint.health.admits(0.0):
-            await asyncio.sleep(0.005)
+    await upstream.until_asked(3)
+    assert not endpoint.health.admits(0.0)
     edge.config_path.write_text(edge.config_path.read_text().replace('health = { interval = "10ms" }', ""))
     edge.server._apply(edge.server._reloader.reload(edge.server.generation))
     assert len(edge.server.probes) == 0
-    assert endpoint.health.admits(0.0)  # nobody looks any more, so nothing is held against it
+    assert endpoint.health.admits(0.0)  # no probe any more, so nothing is held against it

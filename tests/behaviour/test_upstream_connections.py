@@ -18,7 +18,6 @@ import trustme
 from edge.keys.stores.sqlite import KeyRegistry
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
-from edge.wire import connections as wire
 from edge.wire.connections import UpstreamConnection
 from tests.conftest import (
     ROUTES,
@@ -325,7 +324,7 @@ async def test_connection_is_reused_only_if_the_upstream_keeps_it(
 async def test_promised_time_takes_the_place_of_the_default(
     start_edge: StartEdge, start_upstream: StartUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "DEFAULT_IDLE_S", 0.0)
+    monkeypatch.setattr("edge.wire.http1.DEFAULT_IDLE_S", 0.0)
     promises = iter([b"", b"", b"Keep-Alive: max=9, Timeout=60\r\n", b"", b""])
 
     async def script(connection: ScriptedConnection) -> None:

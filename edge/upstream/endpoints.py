@@ -1,0 +1,271 @@
+"""Endpoints: one address and all that is known of it, its place in a pool, and the lease that an attempt holds."""
+
+import asyncio
+import logging
+import math
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from edge.config.settings import EndpointConfig, Engine, PoolConfig, Url
+from edge.config.values import parse_url
+from edge.outage import Outage
+from edge.tls import client_tls
+from edge.upstream.engines import ENGINES
+from edge.upstream.health import Health, Verdict
+from edge.wire.connections import ConnectionPool, Shortage
+from edge.wire.http1 import request_head
+
+_log = logging.getLogger(__name__)
+
+_MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
+_LOG_INTERVAL_S: Final = 60.0  # between two reports that an endpoint is out: one that comes and goes floods no log
+_INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
+
+
+_Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
+
+
+class Group(Protocol):
+    """A pool as its endpoints know it: members of which any can answer."""
+
+    members: list["Member"]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+
+    def grant(self) -> None:
+        """Give the places that are free to those whose turn it is."""
+
+
+class Endpoint:
+    """One address: its requests in flight, its health and its idle connections, shared by every pool that names it.
+
+    `is_instance` is one that belongs to no pool.
+    """
+
+    __slots__ = (
+        "_log_at", "_outage", "authority", "connections", "health", "in_flight", "is_instance", "url", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
+        self.url = url
+        self.authority = url.authority
+        self.connections = connections
+        self.health = Health()
+        self.in_flight = 0
+        self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
+        self.is_instance = is_instance
+        failed, back = f"{self} failed several times in a row", f"{self} answers again"
+        self._outage = None if is_instance else Outage(str(self), _log, failed, back)
+        self._log_at = -math.inf
+
+    def __str__(self) -> str:
+        return f"endpoint {self.authority}"
+
+    def __repr__(self) -> str:
+        state = self.health.describe(self.connections.loop.time())
+        return f"<Endpoint {self.authority} {state}, {self.in_flight} in flight, {len(self.connections)} idle>"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request or an idle connection is there."""
+        return bool(self.in_flight or len(self.connections))
+
+    def log_state(self, now: float) -> None:
+        """Log that its answers took it out, or that it is back; nothing of an instance, which is asked all the same."""
+        if self._outage is None:
+            return
+        left_s = self.health.ejected_until - now
+        if not self.health.ejected_until:
+            self._outage.up(logging.INFO)
+        elif left_s > 0 and not self._outage and now >= self._log_at:
+            self._log_at = now + _LOG_INTERVAL_S
+            self._outage.down(f"ejected for {left_s:.0f} s", logging.WARNING)
+
+
+class Member:
+    """An endpoint's place in a pool, or alone as an instance.
+
+    `name` is the same on every machine, `weight` its share of the load, `credit` the state of the round-robin.
+    """
+
+    __slots__ = ("_engine", "_heads", "config", "credit", "endpoint", "name", "weight")
+
+    def __init__(self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm") -> None:
+        self.endpoint = endpoint
+        self.config = config
+        self.name = endpoint.authority
+        self.weight = config.weight
+        self.credit = 0
+        self._engine = ENGINES[engine]
+        self._heads: dict[str, bytes] = {}
+
+    @property
+    def load(self) -> int:
+        """Its requests in flight, whichever pool they came through."""
+        return self.endpoint.in_flight
+
+    def head(self, operation: str) -> bytes:
+        """Return the constant part of the head of a request.
+
+        A path in the endpoint's URL takes the place of `/v1`.
+        """
+        head = self._heads.get(operation)
+        if head is None:
+            at_root = self._engine.tokenizes_at_root and operation in ("tokenize", "detokenize")
+            headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
+            if self.config.api_key is not None:
+                headers.append(("Authorization", f"Bearer {self.config.api_key}"))
+            target = f"{'' if at_root else self.config.url.path or '/v1'}/{operation}"
+            head = self._heads[operation] = request_head(target, self.config.url.authority, headers)
+        return head
+
+
+class Lease:
+    """One endpoint for one attempt; counted in flight while it is held."""
+
+    __slots__ = ("_era", "endpoint", "member")
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.endpoint = member.endpoint
+        self._era = -1  # of the endpoint's health; -1 until it is held
+
+    def hold(self) -> None:
+        """Count it from now on, before it is entered: a place that is given to somebody who is not awake yet."""
+        endpoint = self.endpoint
+        endpoint.in_flight += 1
+        self._era = endpoint.health.begin()
+
+    def __enter__(self) -> Self:
+        if self._era < 0:
+            self.hold()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        endpoint = self.endpoint
+        endpoint.in_flight -= 1
+        if endpoint.health.ejected_until:
+            endpoint.health.abandon(self._era)
+        if endpoint.waiting:
+            for pool in tuple(endpoint.waiting):
+                pool.grant()
+
+    def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
+        """Report to the endpoint's health what an attempt showed."""
+        health = self.endpoint.health
+        if verdict is Verdict.FINE and not health.is_tainted:
+            return
+        now = self.endpoint.connections.loop.time()
+        if verdict is Verdict.FINE:
+            health.fine(now, self._era)
+        elif verdict is Verdict.FAULT:
+            health.fault(now, self._era)
+        else:
+            health.backpressure(now, retry_after_s, self._era)
+        self.endpoint.log_state(now)
+
+
+class Endpoints:
+    """Every endpoint of the process, by scheme, address and TLS settings, so that a reload finds them as they were."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._members: dict[tuple[object, ...], Endpoint] = {}
+        self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
+        self._instances: dict[str, Member] = {}
+        self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
+
+    def member(self, url: Url, pool: PoolConfig) -> Endpoint:
+        """Return the endpoint at an address of a pool; raises `Unusable` for a bad `ca_file`."""
+        authority = pool.ca_file, _changed_ns(pool.ca_file)
+        key = (url.scheme, url.host, url.port, *authority)
+        endpoint = self._members.get(key)
+        if endpoint is None:
+            endpoint = self._members[key] = self._new(url, authority, f"pools.{pool.name}.ca_file")
+        return endpoint
+
+    def instance(self, address: str) -> Lease:
+        """Return a lease of the instance at a URL; raises `ValueError` when no such URL can be."""
+        member = self._instances.get(address)
+        if member is None:
+            if len(self._instances) >= _MAX_INSTANCES:
+                self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
+            url = parse_url(address)
+            member = self._instances[address] = Member(self._new(url, is_instance=True), EndpointConfig(url))
+        return Lease(member)
+
+    def _new(
+        self, url: Url, authority: _Authority = (None, 0), setting: str = "", *, is_instance: bool = False
+    ) -> Endpoint:
+        tls = self._tls_for(authority, setting) if url.scheme == "https" else None
+        return Endpoint(url, ConnectionPool(url, tls, self._loop, self._shortage), is_instance=is_instance)
+
+    def _tls_for(self, authority: _Authority, setting: str) -> ssl.SSLContext:
+        context = self._tls.get(authority)
+        if context is None:
+            context = client_tls(authority[0], setting)
+            context.set_alpn_protocols(["http/1.1"])
+            self._tls = {known: each for known, each in self._tls.items() if known[0] != authority[0]}
+            self._tls[authority] = context
+        return context
+
+    def keep_only(self, pools: Iterable[Group]) -> None:
+        """Close the idle connections of endpoints that no pool names any more; requests in flight end as they will."""
+        named = {member.endpoint for pool in pools for member in pool.members}
+        for key, endpoint in list(self._members.items()):
+            if endpoint not in named:
+                endpoint.connections.close()
+                del self._members[key]
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for endpoint in self.states():
+            endpoint.connections.close()
+
+    def states(self) -> Iterator[Endpoint]:
+        """Yield every endpoint, instances too."""
+        yield from self._members.values()
+        yield from (member.endpoint for member in self._instances.values())
+
+    def metrics(self, pools: Mapping[str, Group]) -> Iterator[Metric]:
+        """Yield what is so now of the endpoints, and how many requests wait at `pools`."""
+        at = ("endpoint",)
+        in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=at)
+        idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=at)
+        ejections = CounterMetricFamily("edge_upstream_ejections", "Times it was ejected.", labels=at)
+        out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=at)
+        waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
+        now = self._loop.time()
+        totals: dict[str, list[int]] = {}
+        for endpoint in self.states():
+            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0, 0, 0, 0])
+            total[0] += endpoint.in_flight
+            total[1] += len(endpoint.connections)
+            total[2] += endpoint.health.total_ejections
+            total[3] |= not endpoint.health.admits(now)
+        for name, total in totals.items():
+            in_flight.add_metric((name,), total[0])
+            idle.add_metric((name,), total[1])
+            ejections.add_metric((name,), total[2])
+            if name != _INSTANCES:  # which are asked all the same
+                out.add_metric((name,), total[3])
+        for name, pool in pools.items():
+            waiting.add_metric((name,), pool.waiting)
+        yield from (in_flight, idle, out, ejections, waiting)
+
+
+def _changed_ns(file: Path | None) -> int:
+    """Return when a file was written last; 0: there is none, or none any more, which who reads it reports."""
+    try:
+        return file.stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0

@@ -1,0 +1,26 @@
+"""Engines: an engine that the file may name has all of its parts, or these fail and no start does."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from edge.config.settings import ConfigError, Engine, load
+from edge.simulator.dialects import Dialect
+from edge.upstream.engines import ENGINES
+
+
+def test_every_engine_has_its_facts_and_its_dialect() -> None:
+    assert set(ENGINES) == set(get_args(Engine)) == set(get_args(Dialect))
+
+
+@pytest.mark.parametrize("engine", get_args(Engine))
+def test_file_needs_a_health_path_where_an_engine_has_none(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    pool = f'[pools.p]\nendpoints = ["http://h"]\nengine = "{engine}"\nhealth = {{}}\n[routes.m]\npool = "p"\n'
+    path.write_text(f'[keys]\nstore = "sqlite:keys.db"\n{pool}')
+    if ENGINES[engine].health_paths:
+        load(path)
+    else:
+        with pytest.raises(ConfigError, match="health"):
+            load(path)
