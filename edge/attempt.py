@@ -5,7 +5,8 @@ from typing import Final
 
 from edge.client.body import Body
 from edge.config.settings import RouteConfig
-from edge.envelope.json import Envelope, conversation_start, rewrite_json, rewrite_multipart
+from edge.envelope.json import Envelope, conversation_start
+from edge.envelope.splices import rewrite_json, rewrite_multipart
 from edge.exchange import Exchange
 from edge.metering.meters import Metering
 from edge.relay.terms import Attempt, Timeouts

@@ -23,7 +23,8 @@ from edge.client.body import BodyMemory, read_body, whole_body
 from edge.client.connection import Request
 from edge.client.head import content_type_of, forwarded_head, request_id_of, target_of
 from edge.config.settings import RouteConfig
-from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json, read_multipart
+from edge.envelope.form import read_multipart
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
 from edge.errors import (
     EdgeError,
     InternalError,

@@ -37,5 +37,5 @@ class Settlement:
         tokens = usage.prompt_tokens + usage.completion_tokens
         if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
             tokens = self._prompt_tokens
-        permit.settle(tokens)
+        permit.charge(tokens)
         self._journal.close_record(exchange)

@@ -1,6 +1,6 @@
-"""What stands in a stream of server-sent events: where one ends, a heartbeat, an error.
+"""Server-sent events: cutting a stream into them, a heartbeat, an error.
 
-Source: html.spec.whatwg.org, "Server-sent events". All of it is about content, without the framing of HTTP.
+Source: html.spec.whatwg.org, "Server-sent events". All of it is content, without the framing of HTTP.
 """
 
 import re
@@ -8,6 +8,7 @@ from typing import Final
 
 import orjson
 
+EVENT_DATA = re.compile(rb"(?:\A|[\r\n])data:[ ]?([^\r\n]*)")  # of one line
 EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 HEARTBEAT: Final = b": keep-alive\n\n"  # a comment: every client skips it, and no proxy between finds the stream idle
 
@@ -24,11 +25,21 @@ _ERROR_OPENINGS: Final = (
     b"event:error",
 )
 _LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
-_EVENT_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
+_ERROR_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
+_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+
+
+def event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
+    """Return where the first event that ends behind `at` ends, 0 for none; `no_cr`: no carriage return is behind."""
+    if no_cr:
+        end = data.find(b"\n\n", at)
+        return end + 2 if end >= 0 else 0
+    found = _EVENT_END.search(data, at)
+    return found.end() if found is not None else 0
 
 
 def opens_with_error(content: bytes, whole: bool) -> bool | None:
-    """Say whether a stream opens with an error; None: not to be told yet, unless `content` is the whole."""
+    """Return whether a stream opens with an error; None: not certain yet, unless `content` is the whole."""
     opening = content[:_LONGEST_OPENING]
     if opening.startswith(_ERROR_OPENINGS):
         return True
@@ -39,7 +50,7 @@ def opens_with_error(content: bytes, whole: bool) -> bool | None:
 
 def error_in(event: bytes) -> tuple[int, bytes]:
     """Return the status that an error event names, else 502, and the JSON that it carries."""
-    found = _EVENT_DATA.search(event)
+    found = _ERROR_DATA.search(event)
     body = found[1] if found else b""
     try:
         error = orjson.loads(body)

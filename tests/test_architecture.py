@@ -16,6 +16,7 @@ TESTED_ELSEWHERE = {
     "journal/sinks/http.py": "journal/test_sinks.py: one suite over all sinks",
     "journal/sinks/redis.py": "journal/test_sinks.py: one suite over all sinks",
     "keys/stores/protocol.py": "keys/test_stores.py: one suite over all stores",
+    "limits/counters.py": "limits/test_admission.py and test_shared.py: counters are used through both",
     "names.py": "config/test_values.py, test_routing.py and keys/test_authenticator.py",
     "metering/documents.py": "metering/test_meters.py: one suite over all meters",
     "metering/events.py": "metering/test_meters.py: one suite over all meters",

@@ -1,156 +1,42 @@
 """Whether a request may start now, by the limits of its route and of its key; no clock and no I/O in here.
 
-A counter belongs to a limit, a route, and a user or a key. It counts requests and tokens over a sliding minute, made of
-two fixed ones: used = previous x (1 - share of this minute that is gone) + current. Requests that run are a gauge. All
-limits are checked before any is charged, so a refusal charges nothing. Tokens are reserved when a request starts and
-settled when it ends, in the minute they were reserved in.
+A counter belongs to a limit, a route, and a user or a key. It counts requests and tokens over a sliding minute
+(`limits/counters.py`), and the requests that run. All limits are checked before any is charged, so a refusal charges
+nothing. Tokens are reserved when a request starts and corrected when it ends, in the minute they were reserved in.
 
 Processes share what they counted (`limits/shared.py`), and none waits for it: a counter knows what the others had used
-when this process last heard of it. All of them together use at most
+at the last merge. All of them together use at most
 
     limit + (processes - 1) x left + what requests in flight use beyond their reservations
 
 with left = limit - what all had used at the last moment of which each knew when it last admitted a request: two merges
-before, 0.2 s, while there are few hundred counters; with more, those that are not used here are heard of in turn. A
+before, 0.2 s, while there are few hundred counters; with more, those that are not used here are merged in turn. A
 process that has not used one for two minutes knows nothing of others: where all begin at once, left is the whole limit.
 The last term is there for tokens only, and in a single process too.
-
-Source of the window: https://blog.cloudflare.com/counting-things-a-lot-of-different-things/
 """
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import LimitConfig
 from edge.errors import RateLimited
+from edge.limits.counters import MINUTE_S, Counter, Counts
 
 _log = logging.getLogger(__name__)
 
-_MINUTE_S: Final = 60
 _EVERYTHING: Final = 10**14  # what a limit that is not set allows; a comparison with a float is slow above 2**48
 _UNKNOWN_WAIT_S: Final = 0.5  # for one of the running requests to end
-_LONGEST_RETRY_AFTER_S: Final = 60  # SDKs sleep what they are told, and heed no more
+_LONGEST_RETRY_AFTER_S: Final = 60  # SDKs ignore a longer one
 _ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
-SLOTS_EXPIRE_S: Final = 3.0  # when a process that tells no more is taken for dead
-_REFRESH_S: Final = 1.0  # how often slots are told that are merely held
-_IN_TURN: Final = 200  # counters that are told again with each merge though nothing happened here
+_REFRESH_S: Final = 1.0  # how often counters are reported of which requests merely run
+_IN_TURN: Final = 200  # counters that are reported with each merge though nothing happened here
 _MAX_NAMES: Final = 1000  # of the combinations, and of the unknown ones, that key records may name
 # As OpenAI writes it, for 0 to 120 s: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
 _RESETS: Final = tuple(b"%dm%ds" % divmod(each, 60) if each >= 60 else b"%ds" % each for each in range(121))
-
-
-class Told(NamedTuple):
-    """What is told of a counter: by a process of its own part, to it of all other parts together."""
-
-    minute: int  # Unix time / 60
-    requests: int
-    tokens: int
-    previous_requests: int
-    previous_tokens: int
-    running: int
-
-
-class Counter:
-    """What was used of one limit at one route by one user or key, here and, as far as is known, elsewhere.
-
-    The counts are those of all processes; `others_` is the part of them that was told. What runs elsewhere is kept
-    apart, since it expires.
-    """
-
-    __slots__ = (
-        "key",
-        "minute",
-        "others_previous_requests",
-        "others_previous_tokens",
-        "others_requests",
-        "others_running",
-        "others_running_until",
-        "others_tokens",
-        "previous_requests",
-        "previous_tokens",
-        "requests",
-        "running",
-        "tokens",
-        "touched",
-    )
-
-    def __init__(self, key: tuple[str, str, str], minute: int) -> None:
-        self.key = key  # limit, route, user or key id
-        self.minute = minute
-        self.requests = self.tokens = self.previous_requests = self.previous_tokens = 0
-        self.others_requests = self.others_tokens = self.others_previous_requests = self.others_previous_tokens = 0
-        self.running = self.others_running = 0
-        self.others_running_until = 0.0
-        self.touched = False  # since it was told last
-
-    def __repr__(self) -> str:
-        requests, tokens = self.previous_requests + self.requests, self.previous_tokens + self.tokens
-        return f"<Counter {' '.join(self.key)}: {requests} requests, {tokens} tokens, {self.running} running>"
-
-    def holds_at(self, minute: int) -> bool:
-        """Say whether something that was used still counts in a minute."""
-        if minute == self.minute:
-            return bool(self.requests or self.tokens or self.previous_requests or self.previous_tokens)
-        return minute == self.minute + 1 and bool(self.requests or self.tokens)
-
-    def roll(self, minute: int) -> None:
-        """Let a later minute begin."""
-        if minute == self.minute + 1:
-            self.previous_requests, self.previous_tokens = self.requests, self.tokens
-            self.others_previous_requests, self.others_previous_tokens = self.others_requests, self.others_tokens
-        else:
-            self.previous_requests = self.previous_tokens = 0
-            self.others_previous_requests = self.others_previous_tokens = 0
-        self.requests = self.tokens = self.others_requests = self.others_tokens = 0
-        self.minute = minute
-
-    def correct(self, minute: int, tokens: int) -> None:
-        """Add tokens, or take them back, in the minute they were reserved in; in one that is gone only add.
-
-        No more is taken back than is here: minutes are counted anew when a clock is set back.
-        """
-        if minute == self.minute:
-            self.tokens = max(self.others_tokens, self.tokens + tokens)
-        elif minute == self.minute - 1:
-            self.previous_tokens = max(self.others_previous_tokens, self.previous_tokens + tokens)
-        elif tokens > 0:
-            self.tokens += tokens
-
-    def uncount(self, minute: int) -> None:
-        """Take one request back."""
-        if minute == self.minute:
-            self.requests = max(self.others_requests, self.requests - 1)
-        elif minute == self.minute - 1:
-            self.previous_requests = max(self.others_previous_requests, self.previous_requests - 1)
-
-    def own(self) -> Told:
-        """Return what this process has to tell: absolute counts, so that telling them twice changes nothing."""
-        return Told(
-            self.minute,
-            self.requests - self.others_requests,
-            self.tokens - self.others_tokens,
-            self.previous_requests - self.others_previous_requests,
-            self.previous_tokens - self.others_previous_tokens,
-            self.running,
-        )
-
-    def hear(self, told: Told, now: float) -> None:
-        """Take over what all other processes told."""
-        self.others_running, self.others_running_until = told.running, now + SLOTS_EXPIRE_S
-        if told.minute == self.minute:
-            previous_requests, previous_tokens = told.previous_requests, told.previous_tokens
-            self.requests += told.requests - self.others_requests
-            self.tokens += told.tokens - self.others_tokens
-            self.others_requests, self.others_tokens = told.requests, told.tokens
-        elif told.minute == self.minute - 1:  # a minute has begun since it was asked
-            previous_requests, previous_tokens = told.requests, told.tokens
-        else:
-            return
-        self.previous_requests += previous_requests - self.others_previous_requests
-        self.previous_tokens += previous_tokens - self.others_previous_tokens
-        self.others_previous_requests, self.others_previous_tokens = previous_requests, previous_tokens
 
 
 class Permit:
@@ -166,18 +52,18 @@ class Permit:
         self._held = held
         self._minute = minute
 
-    def settle(self, tokens: int) -> None:
+    def charge(self, tokens: int) -> None:
         """Charge the tokens that were really used in place of the reserved ones, and run no more.
 
         A second call does nothing.
         """
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.settle(self._held, self._minute, tokens)
+            admission.correct(self._held, self._minute, tokens)
 
     def cancel(self) -> None:
-        """Take back all that was charged, in place of `settle`: the request was refused after all."""
-        self.settle(0)
+        """Take back all that was charged, in place of `charge`: the request was refused after all."""
+        self.charge(0)
         for counter, _ in self._held:
             counter.uncount(self._minute)
 
@@ -211,18 +97,18 @@ def _lines(what: bytes, limit: int) -> bytes:
 
 
 class Admission:
-    """Admits requests, or says when to come back.
+    """Admits requests, or refuses them with the time to come back.
 
     `clock` yields Unix seconds and never jumps; the counters of a limit outlive a reload by its name.
     """
 
     def __init__(self, limits: Mapping[str, LimitConfig], clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._offset_s = 0.0  # of the clock that processes share
+        self.clock_offset_s = 0.0  # how far the clock that processes share is ahead
         self._minute = 0
         self._minute_began = 0.0
         self._counters: dict[tuple[str, str, str], Counter] = {}
-        self._touched: list[Counter] = []
+        self._dirty: list[Counter] = []
         self._refreshed_at = 0.0
         self._in_turn: list[Counter] = []
         self._limits: dict[str, _Limit] = {}
@@ -230,10 +116,10 @@ class Admission:
         self._unknown: set[str] = set()
         self.reconfigure(limits)
 
-    @property
-    def counter_count(self) -> int:
-        """How many counters are held in memory."""
-        return len(self._counters)
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what Prometheus asks for."""
+        counted = "Users and keys that are counted now, by limit and route."
+        yield GaugeMetricFamily("edge_limit_counters", counted, value=len(self._counters))
 
     def reconfigure(self, limits: Mapping[str, LimitConfig]) -> None:
         """Take over the limits of a reload."""
@@ -254,11 +140,11 @@ class Admission:
             limits = self._resolve(names)
         if not limits:
             return UNLIMITED
-        now = self._clock() + self._offset_s
+        now = self._clock() + self.clock_offset_s
         elapsed_s = now - self._minute_began
-        if not 0.0 <= elapsed_s < _MINUTE_S:
+        if not 0.0 <= elapsed_s < MINUTE_S:
             elapsed_s = self._turn(now)
-        minute, weight = self._minute, 1.0 - elapsed_s / _MINUTE_S
+        minute, weight = self._minute, 1.0 - elapsed_s / MINUTE_S
         held = []
         fits = True
         for limit in limits:
@@ -268,14 +154,14 @@ class Admission:
                 counter = self._counters[key] = Counter(key, minute)
             elif counter.minute != minute:
                 counter.roll(minute)
-            if not counter.touched:
-                counter.touched = True
-                self._touched.append(counter)
+            if not counter.is_dirty:
+                counter.is_dirty = True
+                self._dirty.append(counter)
             reserved = tokens if tokens < limit.tokens else limit.tokens
-            if counter.others_running and counter.others_running_until <= now:
-                counter.others_running = 0
+            if counter.remote_running and counter.remote_running_until <= now:
+                counter.remote_running = 0
             if (
-                counter.running + counter.others_running >= limit.running
+                counter.running + counter.remote_running >= limit.running
                 or counter.previous_requests * weight + counter.requests + 1 > limit.requests
                 or counter.previous_tokens * weight + counter.tokens + reserved > limit.tokens
             ):
@@ -289,7 +175,7 @@ class Admission:
             counter.running += 1
         return Permit(self, held, minute, _headers(limits, held, elapsed_s))
 
-    def settle(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int) -> None:
+    def correct(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int) -> None:
         """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit."""
         self._now()
         for counter, reserved in held:
@@ -298,9 +184,9 @@ class Admission:
             if tokens != reserved:
                 counter.correct(minute, tokens - reserved)
             counter.running -= 1
-            if not counter.touched:
-                counter.touched = True
-                self._touched.append(counter)
+            if not counter.is_dirty:
+                counter.is_dirty = True
+                self._dirty.append(counter)
 
     def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
         limits = []
@@ -320,8 +206,8 @@ class Admission:
 
     def _now(self) -> float:
         """Return Unix time, after its minute has begun."""
-        now = self._clock() + self._offset_s
-        if not 0.0 <= now - self._minute_began < _MINUTE_S:
+        now = self._clock() + self.clock_offset_s
+        if not 0.0 <= now - self._minute_began < MINUTE_S:
             self._turn(now)
         return now
 
@@ -332,76 +218,67 @@ class Admission:
         the counters go with it.
         """
         elapsed_s = now - self._minute_began
-        if -_MINUTE_S < elapsed_s < 0:
+        if -MINUTE_S < elapsed_s < 0:
             return 0.0
-        minute = int(now // _MINUTE_S)
+        minute = int(now // MINUTE_S)
         if elapsed_s < 0:
             for counter in self._counters.values():
                 counter.minute += minute - self._minute
-        self._minute, self._minute_began = minute, float(minute * _MINUTE_S)
+        self._minute, self._minute_began = minute, float(minute * MINUTE_S)
         self._forget_idle()
         return now - self._minute_began
 
     def _forget_idle(self) -> None:
         """Drop the counters in which nothing is left: memory holds who came in the last two minutes."""
-        idle = [each for each in self._counters.values() if not each.running and not each.holds_at(self._minute)]
+        idle = [each for each in self._counters.values() if not each.running and not each.counts_in(self._minute)]
         for counter in idle:
             del self._counters[counter.key]
-            counter.touched = False
-        self._touched = [counter for counter in self._touched if counter.touched]
+            counter.is_dirty = False
+        self._dirty = [counter for counter in self._dirty if counter.is_dirty]
 
     # --- other processes
 
-    @property
-    def offset_s(self) -> float:
-        """How far the clock that processes share is ahead of this one's."""
-        return self._offset_s
-
-    def adopt(self, offset_s: float) -> None:
-        """Count in the minutes of a clock that is so much ahead."""
-        self._offset_s = offset_s
-
     def collect(self, everything: bool = False) -> list[Counter]:
-        """Return the counters of which others must be told.
+        """Return the counters to report to others, all or those of which there is news.
 
-        Those touched since the last call, once a second those of which requests run, and of the rest, whose news from
-        others would be old at their next request, some in turn; or all of them.
+        News are those used since the last call, once a second those of which requests run, and of the rest, whose
+        remote part would be old at their next request, some in turn.
         """
         now = self._now()
-        collected, self._touched = self._touched, []
+        collected, self._dirty = self._dirty, []
         if everything:
             collected = list(self._counters.values())
-        elif not 0.0 <= now - self._refreshed_at < _REFRESH_S:
-            collected += [each for each in self._counters.values() if each.running and not each.touched]
-            self._refreshed_at = now
-        if not everything:
+        else:
+            if not 0.0 <= now - self._refreshed_at < _REFRESH_S:
+                collected += [each for each in self._counters.values() if each.running and not each.is_dirty]
+                self._refreshed_at = now
             collected += self._next_in_turn()
         for counter in collected:
-            counter.touched = False
+            counter.is_dirty = False
             if counter.minute != self._minute:
                 counter.roll(self._minute)
         return collected
 
     def _next_in_turn(self) -> list[Counter]:
-        """Return some counters that were used in this minute or the one before, and not touched since the last call."""
+        """Return some counters that were used in this minute or the one before, and not since the last call."""
         if not self._in_turn:
             self._in_turn = list(self._counters.values())
         turn, self._in_turn = self._in_turn[-_IN_TURN:], self._in_turn[:-_IN_TURN]
-        return [each for each in turn if not each.touched and each.holds_at(self._minute)]
+        return [each for each in turn if not each.is_dirty and each.counts_in(self._minute)]
 
-    def merge(self, counters: Sequence[Counter], told: Sequence[Told]) -> None:
-        """Take over what other processes told of these counters."""
+    def merge(self, counters: Sequence[Counter], remote: Sequence[Counts]) -> None:
+        """Take over what other processes counted of these counters."""
         now = self._now()
-        for counter, each in zip(counters, told, strict=True):
-            counter.hear(each, now)
+        for counter, counts in zip(counters, remote, strict=True):
+            counter.update_remote(counts, now)
 
 
-# --- what is said
+# --- headers and refusals
 
 
 def _headers(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elapsed_s: float) -> bytes:
     """Return the header lines: of requests and of tokens, each of the limit that has the smallest share left."""
-    weight, seconds = 1.0 - elapsed_s / _MINUTE_S, int(elapsed_s)
+    weight, seconds = 1.0 - elapsed_s / MINUTE_S, int(elapsed_s)
     by_requests = by_tokens = 0
     if len(limits) > 1:
         by_requests, by_tokens = _fullest(limits, held, weight)
@@ -437,15 +314,15 @@ def _fullest(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], weig
 def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elapsed_s: float) -> RateLimited:
     """Return the error of a request that does not fit; it names the limit that holds it up for longest.
 
-    What was used counts for up to two minutes, which the message tells; `Retry-After` says no more than one.
+    What was used counts for up to two minutes, as the message has it; `Retry-After` is one at most.
     """
-    weight = 1.0 - elapsed_s / _MINUTE_S
+    weight = 1.0 - elapsed_s / MINUTE_S
     reasons = []
     for limit, (counter, reserved) in zip(limits, held, strict=True):
         for what, allowed, previous, current, asked in (
             ("requests per minute", limit.requests, counter.previous_requests, counter.requests, 1),
             ("tokens per minute", limit.tokens, counter.previous_tokens, counter.tokens, reserved),
-            ("concurrent requests", limit.running, 0, counter.running + counter.others_running, 1),
+            ("concurrent requests", limit.running, 0, counter.running + counter.remote_running, 1),
         ):
             used = previous * weight + current
             if used + asked > allowed:
@@ -466,5 +343,5 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
 def _wait_s(previous: int, current: int, room: int, elapsed_s: float) -> float:
     """Return the seconds until no more than `room` is left of what was used in two minutes."""
     if current <= room:
-        return _MINUTE_S * (1 - (room - current) / previous) - elapsed_s
-    return _MINUTE_S * (2 - room / current) - elapsed_s
+        return MINUTE_S * (1 - (room - current) / previous) - elapsed_s
+    return MINUTE_S * (2 - room / current) - elapsed_s

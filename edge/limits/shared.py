@@ -1,10 +1,10 @@
-"""The limits of several processes as one: every 0.1 s each tells a Redis or Valkey what it counted, and hears the rest.
+"""The limits of several processes as one: every 0.1 s each reports its counts to Redis or Valkey and reads the others'.
 
 `edge:limit:` and a counter's names (a JSON array) name a hash with a field for each process: `minute requests tokens
 previous_requests previous_tokens running at`, the last in Redis's own time, whose minutes all processes share. A field
 holds absolute counts and has one writer. Increments would be smaller, but when a reply is lost nobody knows whether
 they were applied; a field that is written again stays right, so a process that cannot be sure, and one that finds the
-server empty, just tells everything once more. A process that tells nothing for 3 s is taken for dead: what runs there
+server empty, reports everything once more. A process that reports nothing for 3 s is taken for dead: what runs there
 counts no more, what it used goes with its minutes.
 
 Source: https://valkey.io/topics/eval-intro/
@@ -15,12 +15,15 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from prometheus_client.core import GaugeMetricFamily, Metric
 
-from edge.limits.admission import SLOTS_EXPIRE_S, Admission, Counter, Told
+from edge.limits.admission import Admission
+from edge.limits.counters import RUNNING_EXPIRES_S, Counter, Counts
+from edge.outage import Outage
 from edge.valkey import reason_of
 
 if TYPE_CHECKING:
@@ -80,21 +83,25 @@ _DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest
 class SharedLimits:
     """Merges the counters of this process with those of all others, while Redis answers.
 
-    While it does not, requests are admitted by what is known here. `clock` is the admission's. `outage` is why it does
-    not answer, "" while it does.
+    While it does not, requests are admitted by what is known here. `clock` is the admission's.
     """
 
     def __init__(self, client: "Redis", admission: Admission, clock: Callable[[], float]) -> None:
-        self.outage = ""
+        self.outage = Outage(
+            "shared limits",
+            _log,
+            "shared.redis is unavailable, limits count what this process serves, news of keys waits",
+            "shared.redis answers again, limits are shared",
+        )
         self.merges = 0
         self._client = client
         self._admission = admission
         self._clock = clock
         self._process = secrets.token_hex(8)
-        self._joined = False  # whether all that was counted here has been told
+        self._joined = False  # whether all that was counted here has been reported
 
     async def run(self) -> None:
-        """Merge until cancelled, then tell that nothing runs here any more."""
+        """Merge until cancelled, then report that nothing runs here any more."""
         from redis.exceptions import RedisError
 
         task = asyncio.current_task()
@@ -103,12 +110,12 @@ class SharedLimits:
             while True:
                 try:
                     await self.merge()
-                    self._tell("")
+                    self.outage.up()
                     pause_s = _INTERVAL_S
                 except (RedisError, OSError, TimeoutError) as error:
                     if task is not None and task.cancelling():  # which redis-py takes for a failure to connect
                         raise asyncio.CancelledError from None
-                    self._tell(reason_of(error))
+                    self.outage.down(reason_of(error))
                     # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
                     with contextlib.suppress(RedisError, OSError, TimeoutError):
                         await self._client.connection_pool.disconnect(inuse_connections=False)
@@ -121,11 +128,11 @@ class SharedLimits:
                         await self._leave()
 
     async def merge(self) -> None:
-        """Tell what was counted since the last merge, and hear of it from the others; raises what the client raises."""
+        """Report what was counted since the last merge, and read what others did; raises what the client raises."""
         joined, self._joined = self._joined, False
         if not joined:
             await self._client.script_load(_SCRIPT)
-            await self._exchange([])  # for its time: what is told is told in its minutes
+            await self._exchange([])  # for its time: reports are in its minutes
         counters = self._admission.collect(everything=not joined)
         for first in range(0, max(len(counters), 1), _BATCH):
             await self._exchange(counters[first : first + _BATCH])
@@ -138,36 +145,31 @@ class SharedLimits:
             await self._exchange(counters[first : first + _BATCH], leaving=True)
 
     async def _exchange(self, counters: Sequence[Counter], leaving: bool = False) -> None:
-        own = [counter.own() for counter in counters]
+        local = [counter.local() for counter in counters]
         if leaving:
-            own = [each._replace(running=0) for each in own]
+            local = [each._replace(running=0) for each in local]
         asked_at = self._clock()
         reply: Any = self._client.evalsha(
             _DIGEST,
             len(counters),
             *(PREFIX + orjson.dumps(counter.key).decode() for counter in counters),
             self._process,
-            str(SLOTS_EXPIRE_S),
+            str(RUNNING_EXPIRES_S),
             str(_HASH_EXPIRES_S),
-            *(" ".join(map(str, each)) for each in own),
+            *(" ".join(map(str, each)) for each in local),
         )
         time, *lines = (await reply).split(b"\n")
         self._keep_time(float(time), asked_at, self._clock())
-        heard = [Told(each.minute, *map(int, line.split())) for each, line in zip(own, lines, strict=True)]
-        self._admission.merge(counters, heard)
+        remote = [Counts(each.minute, *map(int, line.split())) for each, line in zip(local, lines, strict=True)]
+        self._admission.merge(counters, remote)
 
     def _keep_time(self, time: float, asked_at: float, answered_at: float) -> None:
         """Follow Redis's clock, where it differs by more than is lost on the way."""
         offset_s = time - (asked_at + answered_at) / 2
-        if abs(offset_s - self._admission.offset_s) > max(_CLOCKS_DIFFER_S, answered_at - asked_at):
-            self._admission.adopt(offset_s)
+        if abs(offset_s - self._admission.clock_offset_s) > max(_CLOCKS_DIFFER_S, answered_at - asked_at):
+            self._admission.clock_offset_s = offset_s
 
-    def _tell(self, outage: str) -> None:
-        """Tell once when Redis goes, and once when it is back."""
-        if outage and not self.outage:
-            _log.error(
-                "shared.redis is unavailable, limits count what this process serves, news of keys waits: %s", outage
-            )
-        elif self.outage and not outage:
-            _log.warning("shared.redis answers again, limits are shared")
-        self.outage = outage
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what Prometheus asks for."""
+        text = "1, or 0 while limits count this process alone."
+        yield GaugeMetricFamily("edge_shared_limits_up", text, value=not self.outage)

@@ -43,7 +43,7 @@ class Document(msgspec.Struct):
         else:
             kept = b"".join((*self._parts, content)) if self._parts else content
             if not self._end:
-                self._early = last_usage(kept[:TAIL_BYTES])  # llama.cpp tells it in front of the vectors
+                self._early = last_usage(kept[:TAIL_BYTES])  # llama.cpp puts it in front of the vectors
             self._keep_end(kept)
             self._parts.clear()
         return content
@@ -62,7 +62,7 @@ class Document(msgspec.Struct):
             del self._end[:-TAIL_BYTES]
 
     def _found(self, whole: bool) -> Usage | None:
-        """Return the usage that the answer tells of."""
+        """Return the usage that stands in the answer."""
         if self._parts:
             parts = self._parts
             document = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -127,7 +127,7 @@ class ImageDocument(Document):
 
 
 class Unmetered(msgspec.Struct):
-    """An answer that tells of no usage: sound, the tokens of a text."""
+    """An answer without usage: sound, the tokens of a text."""
 
     prompt_estimate: int
     ending: bytes = b""

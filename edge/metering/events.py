@@ -1,6 +1,6 @@
 """Meters of streams: what an answer used, read from its events as they pass.
 
-Most tokens need not be shown to a meter at all, see `metering.Meter.ending`.
+Most tokens need not be shown to a meter, see `metering.Meter.ending`.
 
 Source: platform.openai.com, "Chat", "Completions", "Responses"; docs.anthropic.com, "Streaming messages"; vLLM and
 SGLang for `continuous_usage_stats`.
@@ -26,13 +26,11 @@ from edge.metering.usage_objects import (
     usage_of,
     with_units,
 )
-from edge.sse import opens_with_error
+from edge.sse import EVENT_DATA, event_end, opens_with_error
 
-MAX_EVENT_BYTES: Final = 2**20  # of one event, likewise; `response.completed` repeats the whole text
+MAX_METERED_BYTES: Final = 2**20  # of one event that is read whole; `response.completed` repeats the whole text
 MAX_HELD_BYTES: Final = 64 * 1024  # of one event that the client waits for; a longer one goes on as it comes
 MAX_ENDING_BYTES: Final = 256
-_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
-_DATA = re.compile(rb"(?:\A|[\r\n])data:[ ]?([^\r\n]*)")
 _SPACE: Final = b" \t\r\n"
 _OPEN_CHOICE: Final = (b'"finish_reason":null', b'"finish_reason": null')
 _DELTA_TYPE = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta" ?\}[\r\n]+')
@@ -62,7 +60,7 @@ def _decoded(decoder: msgspec.json.Decoder[_T], event: bytes) -> _T | None:
 
 def _data(event: bytes) -> bytes:
     """Return the data of an event, as many lines as it has."""
-    return b"\n".join(_DATA.findall(event))
+    return b"\n".join(EVENT_DATA.findall(event))
 
 
 class Events(msgspec.Struct):
@@ -91,7 +89,7 @@ class Events(msgspec.Struct):
         if 2 <= end + 2 == len(content) < MAX_HELD_BYTES and not self._held and content.find(b"\r") < 0:
             return self._read(content)  # one event, as a read of a stream mostly is
         changes = self.hide_usage or self.hide_running
-        given = self._cut(content, MAX_HELD_BYTES if changes else MAX_EVENT_BYTES)
+        given = self._cut(content, MAX_HELD_BYTES if changes else MAX_METERED_BYTES)
         return given if changes and given != content else content
 
     def close(self) -> bytes:
@@ -128,7 +126,7 @@ class Events(msgspec.Struct):
         no_cr = data.find(b"\r", looked) < 0
         given: list[bytes] = []
         at = 0
-        while (end := _event_end(data, max(at, looked), no_cr)) > 0:
+        while (end := event_end(data, max(at, looked), no_cr)) > 0:
             event = bytes(data[at:end])
             if self._overlong or len(event) >= most:
                 given.append(event[given_to - at :])
@@ -158,7 +156,7 @@ class Events(msgspec.Struct):
         self._take(last_usage(tail), is_last=False)
 
     def _take(self, usage: Usage | None, *, is_last: bool) -> None:
-        """Note an event that is no error, and the usage that it tells of, if it does."""
+        """Note an event that is no error, and its usage, if it has one."""
         self.failed, self._answers = False, True
         if usage is not None:
             self._usage, self._is_last = usage, is_last
@@ -175,15 +173,6 @@ class Events(msgspec.Struct):
             self._fail()
         elif data:
             self._read_end(data[-TAIL_BYTES:])
-
-
-def _event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
-    """Return where the first event that ends behind `at` ends, 0 for none."""
-    if no_cr:
-        end = data.find(b"\n\n", at)
-        return end + 2 if end >= 0 else 0
-    found = _EVENT_END.search(data, at)
-    return found.end() if found is not None else 0
 
 
 class _Choice(msgspec.Struct):
@@ -204,7 +193,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class ChunkEvents(Events):
     """`chat/completions` and `completions`."""
 
-    _written: dict[bytes, int] = {}  # tokens of each choice, by its index, as running usage tells
+    _written: dict[bytes, int] = {}  # tokens of each choice, by its index, by its running usage
 
     def _read(self, event: bytes) -> bytes:
         chunk = _decoded(_chunk, event)
@@ -242,7 +231,7 @@ class ChunkEvents(Events):
 
 
 def _says_something(choices: list[_Choice]) -> bool:
-    """Say whether a chunk carries a token: a text, a part of a tool's call, reasoning; not just a role or an end."""
+    """Return whether a chunk carries a token: a text, a part of a tool's call, reasoning; not just a role or an end."""
     for choice in choices:
         if len(choice.text) > 2 and choice.text != NULL:
             return True
@@ -283,7 +272,7 @@ def _without_usage(event: bytes) -> bytes:
 
 
 class OtherEvents(ChunkEvents):
-    """Streams of sound, images and transcripts: nothing of theirs is a token unless they say so."""
+    """Streams of sound, images and transcripts: nothing of theirs is a token, unless usage counts it."""
 
     _units: int = 0
     _before: bytes = b""
@@ -301,13 +290,13 @@ class OtherEvents(ChunkEvents):
         return NO_USAGE
 
 
-class _Message(msgspec.Struct):
+class _WithUsage(msgspec.Struct):
     usage: msgspec.Raw = ABSENT
 
 
 class _MessageEvent(msgspec.Struct):
     type: str = ""
-    message: _Message | None = None
+    message: _WithUsage | None = None
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
 
@@ -319,22 +308,22 @@ _MESSAGE_COUNTS: Final = (
 
 
 class MessageEvents(Events):
-    """`messages`: the prompt is told when it begins, the rest when it ends, each value by the latest that has it."""
+    """`messages`: the beginning has the prompt, the end the rest, and of each count the latest is right."""
 
     _latest: Tokens | None = None
 
     def _read(self, event: bytes) -> bytes:
-        told = _decoded(_message_event, event)
-        if told is None:
+        found = _decoded(_message_event, event)
+        if found is None:
             self._read_other(event)
-        elif told.type == "content_block_delta":
+        elif found.type == "content_block_delta":
             self._frames += 1
             self._take(None, is_last=False)
-        elif told.type == "message_start" and told.message is not None:
-            self._merge(told.message.usage, is_last=False)
-        elif told.type == "message_delta":
-            self._merge(told.usage, is_last=True)
-        elif _is_error(told.type, told.error, event):
+        elif found.type == "message_start" and found.message is not None:
+            self._merge(found.message.usage, is_last=False)
+        elif found.type == "message_delta":
+            self._merge(found.usage, is_last=True)
+        elif _is_error(found.type, found.error, event):
             self._fail()
         else:
             self._take(None, is_last=False)
@@ -353,14 +342,14 @@ class MessageEvents(Events):
         used = super().usage(whole)
         if self._usage is None or self._is_last:
             return used
-        # What a message begins with says how long the prompt is, and nothing of what came since.
+        # The beginning of a message counts the prompt, and nothing of what came since.
         counted = max(used.completion_tokens, self._frames + self.passed)
         return msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
 
 
 class _ResponseEvent(msgspec.Struct):
     type: str = ""
-    response: _Message | None = None
+    response: _WithUsage | None = None
     error: msgspec.Raw = ABSENT
 
 
@@ -372,21 +361,21 @@ class ResponseEvents(Events):
     """`responses`: the last event has the usage, and the whole answer once more."""
 
     def _read(self, event: bytes) -> bytes:
-        told = _decoded(_response_event, event)
-        if told is None:
+        found = _decoded(_response_event, event)
+        if found is None:
             self._read_other(event)
-        elif told.type.endswith(".delta"):
+        elif found.type.endswith(".delta"):
             self._frames += 1
             self._take(None, is_last=False)
             if self.learns:
                 at = event.rfind(b'"type"')
                 self.ending = event[at:] if _DELTA_TYPE.fullmatch(event, at) else b""
-        elif _is_error(told.type, told.error, event):
+        elif _is_error(found.type, found.error, event):
             self._fail()
         else:
-            ends = told.type in _RESPONSE_ENDS and told.response is not None
-            self._take(usage_in(told.response.usage) if ends and told.response is not None else None, is_last=True)
-            if told.type == "response.failed":
+            ends = found.type in _RESPONSE_ENDS and found.response is not None
+            self._take(usage_in(found.response.usage) if ends and found.response is not None else None, is_last=True)
+            if found.type == "response.failed":
                 self._fail()
         return event
 

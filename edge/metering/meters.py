@@ -1,11 +1,11 @@
 """What an answer used, read out of its bytes as they pass.
 
 A meter sees the content of one answer, without the framing of HTTP, in whatever pieces it comes. It looks at the few
-members that tell of usage and skips the rest; it never fails, whatever an upstream sends. Most tokens of a stream need
+members that hold usage and skips the rest; it never fails, whatever an upstream sends. Most tokens of a stream need
 not be shown to it at all, see `Meter.ending`.
 
 The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative; that
-of several choices is told for each of them. A count that is missing or null is none; one that is no whole number from 0
+of several choices stands with each of them. A count that is missing or null is none; one that is no whole number from 0
 to 2**53 makes the object that it stands in nonsense, and nonsense is as good as no usage. Where there is none, the
 frames that carry a token are counted.
 """

@@ -1,4 +1,4 @@
-"""What an object named `usage` says, in any of the dialects."""
+"""What an object named `usage` counts, in any of the dialects."""
 
 import re
 from typing import Annotated, Final
@@ -60,7 +60,7 @@ def tokens_in(raw: msgspec.Raw) -> Tokens | None:
 
 
 def usage_of(tokens: Tokens) -> Usage | None:
-    """Return what a usage object says; None when it holds no count of tokens."""
+    """Return what a usage object counts; None when it holds no count of tokens."""
     prompt = tokens.prompt_tokens
     completion = tokens.completion_tokens if tokens.completion_tokens is not None else tokens.output_tokens
     cached = tokens.cache_read_input_tokens or 0
@@ -99,7 +99,7 @@ def _details_in(raw: msgspec.Raw) -> _Details:
 
 
 def usage_in(raw: msgspec.Raw) -> Usage | None:
-    """Return what a usage object says; None when there is none, or it says nothing."""
+    """Return what a usage object counts; None when there is none, or it counts nothing."""
     tokens = tokens_in(raw)
     return usage_of(tokens) if tokens is not None else None
 

@@ -116,11 +116,9 @@ class Status:
             yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost())
 
     def _of_limits(self) -> Iterator[Metric]:
-        counted = "Users and keys that are counted now, by limit and route."
-        yield gauge("edge_limit_counters", counted, self._admission.counter_count)
+        yield from self._admission.metrics()
         if self._shared_limits is not None:
-            shared_up = not self._shared_limits.outage
-            yield gauge("edge_shared_limits_up", "1, or 0 while limits count this process alone.", shared_up)
+            yield from self._shared_limits.metrics()
 
     def _of_usage(self) -> Iterator[Metric]:
         journal, shipper = self._journal, self._shipper

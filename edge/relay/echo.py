@@ -9,8 +9,10 @@ from typing import Final
 
 import orjson
 
+from edge.sse import EVENT_DATA, event_end
+
 MAX_JSON_BYTES: Final = 2**20  # of a JSON answer that is held to be changed; a longer one passes as it is
-MAX_EVENT_BYTES: Final = 64 * 1024  # held of one event; of a longer one only so much is looked through
+MAX_ECHOED_BYTES: Final = 64 * 1024  # held of one event; of a longer one only so much is looked through
 
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
@@ -23,8 +25,6 @@ _LEVEL_1: Final = _FLAT + rb"|[{\[](?:" + _FLAT + rb")*+[}\]]"
 _LEVEL_2: Final = _FLAT + rb"|[{\[](?:" + _LEVEL_1 + rb")*+[}\]]"
 _VALUE = re.compile(_STRING + rb'|[^ \t\r\n,"{}\[\]]++|[{\[](?:' + _LEVEL_2 + rb")*+[}\]]", re.DOTALL)
 _TO_BRACKET = re.compile(rb"(?:" + _LEVEL_2 + rb")*+([{}\[\]])", re.DOTALL)
-_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
-_DATA = re.compile(rb"(?:\A|[\r\n])data:")
 # Where the name stands one level down: the events of `responses` and `messages`.
 _HOLDERS: Final = (b'"response"', b'"message"')
 
@@ -100,22 +100,23 @@ class EventEcho:
         parts: list[bytes] = []
         if self._overlong:
             seen = self._tail + content
-            end = _EVENT_END.search(seen)
-            if end is None:
+            end = event_end(seen, 0, False)
+            if not end:
                 self._tail = seen[-2:]
                 return content
-            rest = end.end() - len(self._tail)
+            rest = end - len(self._tail)
             parts.append(content[:rest])
             content = content[rest:]
             self._overlong = False
         looked = max(0, len(self._held) - 2)  # no event ends before, but its end may have begun
         content = self._held + content
+        no_cr = content.find(b"\r", looked) < 0
         at = 0
-        while end := _EVENT_END.search(content, max(at, looked)):
-            parts.append(self._echo(content[at : end.end()]))
-            at = end.end()
+        while end := event_end(content, max(at, looked), no_cr):
+            parts.append(self._echo(content[at:end]))
+            at = end
         self._held = content[at:]
-        if len(self._held) > MAX_EVENT_BYTES:
+        if len(self._held) > MAX_ECHOED_BYTES:
             parts.append(self._echo(self._held))
             self._overlong, self._tail, self._held = True, self._held[-2:], b""
         return b"".join(parts)
@@ -128,9 +129,9 @@ class EventEcho:
     def _echo(self, event: bytes) -> bytes:
         if self._standing and event.startswith(self._standing):
             return self._written + event[len(self._standing) :]
-        data = _DATA.search(event)
+        data = EVENT_DATA.search(event)
         # Of a longer event no more is looked through than is held of it, so that its reads make no difference.
-        span = model_span(event[:MAX_EVENT_BYTES], data.end(), _HOLDERS) if data is not None else None
+        span = model_span(event[:MAX_ECHOED_BYTES], data.start(1), _HOLDERS) if data is not None else None
         if span is None:
             return event
         self._standing = event[: span[1]]

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from edge.client.connection import Request
-from edge.envelope.json import read_multipart
+from edge.envelope.form import read_multipart
 from edge.errors import InvalidRequest
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream

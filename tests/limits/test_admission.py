@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge.config.settings import LimitConfig
 from edge.errors import RateLimited
-from edge.limits.admission import UNLIMITED, Admission, Counter, Permit, Told
+from edge.limits.admission import UNLIMITED, Admission, Permit
+from edge.limits.counters import Counter, Counts
 
 ROUTE = "public/deepseek-r1"
 USER = "u-1100a15812cc"
@@ -55,6 +56,12 @@ def counters(of: Admission) -> dict[tuple[str, str, str], Counter]:
     return {counter.key: counter for counter in of.collect(everything=True)}
 
 
+def counter_count(of: Admission) -> float:
+    [family] = of.metrics()
+    assert family.name == "edge_limit_counters"
+    return family.samples[0].value
+
+
 def only(of: Admission) -> Counter:
     [counter] = counters(of).values()
     return counter
@@ -76,14 +83,14 @@ def test_no_limits_cost_nothing_and_say_nothing() -> None:
     permit = admission(Clock()).admit(ROUTE, (), USER, "key_1", 100)
     assert permit is UNLIMITED
     assert permit.headers == b""
-    permit.settle(50)
-    permit.settle(50)
+    permit.charge(50)
+    permit.charge(50)
 
 
 def test_requests_are_admitted_up_to_the_limit() -> None:
     of = admission(Clock(), limit(requests_per_minute=3))
     for _ in range(3):
-        admit(of).settle(0)
+        admit(of).charge(0)
     refused(of)
 
 
@@ -98,8 +105,8 @@ def test_places_are_given_back_when_a_request_is_settled_and_only_once() -> None
     of = admission(Clock(), limit(concurrent_requests=2))
     first, _ = admit(of), admit(of)
     refused(of)
-    first.settle(0)
-    first.settle(0)
+    first.charge(0)
+    first.charge(0)
     admit(of)
     refused(of)
 
@@ -149,7 +156,7 @@ def test_unknown_limit_is_logged_once_and_limits_nothing(caplog: pytest.LogCaptu
 def test_names_that_keys_bring_do_not_fill_memory_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
     of = admission(Clock(), limit(requests_per_minute=10_000))
     for number in range(3000):
-        admit(of, "standard", f"gone{number}").settle(0)
+        admit(of, "standard", f"gone{number}").charge(0)
     assert len(caplog.records) == 1000
     assert len(of._applying) <= 1000
 
@@ -159,8 +166,8 @@ def test_request_that_is_larger_than_the_limit_runs_alone() -> None:
     of = admission(clock, limit(tokens_per_minute=1000))
     permit = admit(of, tokens=5000)
     refused(of, tokens=1)
-    permit.settle(0)
-    admit(of, tokens=1).settle(1)
+    permit.charge(0)
+    admit(of, tokens=1).charge(1)
     assert refused(of, tokens=5000).retry_after_s == 60
     clock.now += 120
     admit(of, tokens=5000)
@@ -208,15 +215,15 @@ def test_reservation_is_corrected_in_its_minute(passed_s: float, tokens: int, pr
     of = admission(clock, limit(tokens_per_minute=1000))
     permit = admit(of, tokens=500)
     clock.now += passed_s
-    permit.settle(tokens)
-    permit.settle(tokens)
+    permit.charge(tokens)
+    permit.charge(tokens)
     counter = only(of)
     assert (counter.previous_tokens, counter.tokens, counter.running) == (previous, current, 0)
 
 
 def test_more_than_was_reserved_holds_up_the_next() -> None:
     of = admission(Clock(), limit(tokens_per_minute=1000))
-    admit(of, tokens=10).settle(3000)
+    admit(of, tokens=10).charge(3000)
     error = refused(of, tokens=0)
     assert "limit 1000, used 3000, requested 0" in str(error)
     assert dict(error.headers)["x-ratelimit-remaining-tokens"] == "0"
@@ -229,7 +236,7 @@ def test_shared_clock_that_is_set_back_a_little_does_not_end_the_minute(step_s: 
     admit(of)
     clock.now = BEGIN
     admit(of)
-    of.adopt(step_s)
+    of.clock_offset_s = step_s
     permit = admit(of)
     assert shown(permit)["remaining-requests"] == "7"
     assert shown(permit)["reset-requests"] == "2m0s"
@@ -241,9 +248,9 @@ def test_counters_follow_a_shared_clock_that_is_set_back_by_far() -> None:
     of = admission(clock, limit(requests_per_minute=10, tokens_per_minute=100))
     for _ in range(9):
         permit = admit(of)
-    of.adopt(-3600.0)
+    of.clock_offset_s = -3600.0
     admit(of)
-    permit.settle(7)
+    permit.charge(7)
     counter = only(of)
     assert (counter.minute, counter.requests, counter.tokens) == ((BEGIN - 3600) // 60, 10, 7)
     refused(of)
@@ -380,7 +387,7 @@ def test_who_comes_back_when_told_is_admitted_and_not_a_second_before(
 ) -> None:
     clock = Clock()
     of = admission(clock, limit(tokens_per_minute=allowed))
-    admit(of).settle(previous)
+    admit(of).charge(previous)
     clock.now = BEGIN + 60
     only(of).tokens = current
     clock.now += at_s
@@ -409,7 +416,7 @@ def test_counters_outlive_a_reload_by_the_name_of_their_limit() -> None:
     permit = admit(of)
     of.reconfigure({"standard": limit(requests_per_minute=2, concurrent_requests=1)})
     refused(of)
-    permit.settle(0)
+    permit.charge(0)
     assert shown(admit(of))["remaining-requests"] == "0"
     of.reconfigure({})
     assert admit(of) is UNLIMITED
@@ -419,7 +426,7 @@ def test_reload_changes_nothing_of_what_was_reserved() -> None:
     of = admission(Clock(), limit(tokens_per_minute=100))
     permit = admit(of, tokens=500)
     of.reconfigure({"standard": limit(tokens_per_minute=1000)})
-    permit.settle(30)
+    permit.charge(30)
     assert only(of).tokens == 30
 
 
@@ -429,16 +436,16 @@ def test_idle_counters_are_forgotten() -> None:
     for minute in range(10):
         clock.now = BEGIN + 60 * minute
         for number in range(100):
-            admit(of, user=f"u-{minute}-{number}").settle(0)
-        assert of.counter_count <= 300
+            admit(of, user=f"u-{minute}-{number}").charge(0)
+        assert counter_count(of) <= 300
     running = admit(of, user="u-long")
     clock.now += 600
-    admit(of, user="u-new").settle(0)
+    admit(of, user="u-new").charge(0)
     assert {key[2] for key in counters(of)} == {"u-long", "u-new"}
-    running.settle(0)
+    running.charge(0)
     clock.now += 600
     assert of.collect() == []
-    assert of.counter_count == 0
+    assert counter_count(of) == 0
 
 
 # --- any sequence
@@ -518,9 +525,9 @@ class AnySequence(RuleBasedStateMachine):
     @rule(draw=st.data(), tokens=st.integers(0, 150), twice=st.booleans())
     def end(self, draw: st.DataObject, tokens: int, twice: bool) -> None:
         ended = self.running.pop(draw.draw(st.integers(0, len(self.running) - 1)))
-        ended.permit.settle(tokens)
+        ended.permit.charge(tokens)
         if twice:
-            ended.permit.settle(tokens + 1)
+            ended.permit.charge(tokens + 1)
         model, difference = self.models[ended.user], tokens - ended.reserved
         model.running -= 1
         if ended.minute >= self.minute - 1:
@@ -557,11 +564,11 @@ def test_when_all_is_settled_the_counter_holds_the_sum_of_what_was_used(
             continue
         used += tokens
         if at_once:
-            permit.settle(tokens)
+            permit.charge(tokens)
         else:
             running.append((permit, tokens))
     for permit, tokens in running:
-        permit.settle(tokens)
+        permit.charge(tokens)
     assert sum(counter.tokens for counter in of.collect(everything=True)) == used
 
 
@@ -572,13 +579,13 @@ class Exchange:
     """A place where processes tell and hear of one counter, in one minute, without a server."""
 
     def __init__(self) -> None:
-        self._told: dict[int, Told] = {}
+        self._told: dict[int, Counts] = {}
 
     def merge(self, number: int, of: Admission) -> None:
         for counter in of.collect(everything=True):
-            own = self._told[number] = counter.own()
+            own = self._told[number] = counter.local()
             others = [told for each, told in self._told.items() if each != number]
-            of.merge([counter], [Told(own.minute, *(sum(told[at] for told in others) for at in range(1, 6)))])
+            of.merge([counter], [Counts(own.minute, *(sum(told[at] for told in others) for at in range(1, 6)))])
 
 
 def overshoot_bound(allowed: int, last: list[tuple[int, int]]) -> int:
@@ -607,21 +614,21 @@ def test_what_others_used_counts_and_comes_off_again() -> None:
     assert (only(one).requests, only(one).tokens) == (2, 50)
     admit(one)
     assert "concurrent" in str(refused(one))
-    theirs.settle(5)
-    mine.settle(1)
+    theirs.charge(5)
+    mine.charge(1)
     exchange.merge(1, one)
     exchange.merge(2, other)
     exchange.merge(1, one)
     assert (only(one).requests, only(one).tokens) == (3, 6)
     assert (only(other).requests, only(other).tokens) == (3, 6)
-    assert only(one).own() == Told(int(clock.now // 60), 2, 1, 0, 0, 1)
+    assert only(one).local() == Counts(int(clock.now // 60), 2, 1, 0, 0, 1)
 
 
 def test_what_runs_elsewhere_is_forgotten_three_seconds_after_it_was_heard_of() -> None:
     clock = Clock()
     of = admission(clock, limit(concurrent_requests=1, requests_per_minute=10))
-    admit(of).settle(0)
-    of.merge([only(of)], [Told(int(clock.now // 60), 2, 0, 0, 0, 1)])
+    admit(of).charge(0)
+    of.merge([only(of)], [Counts(int(clock.now // 60), 2, 0, 0, 0, 1)])
     clock.now += 2.9
     refused(of)
     clock.now += 0.1
@@ -631,8 +638,8 @@ def test_what_runs_elsewhere_is_forgotten_three_seconds_after_it_was_heard_of() 
 def test_what_others_used_ages_with_its_minutes() -> None:
     clock = Clock()
     of = admission(clock, limit(requests_per_minute=10))
-    admit(of).settle(0)
-    of.merge([only(of)], [Told(int(clock.now // 60), 5, 0, 0, 0, 0)])
+    admit(of).charge(0)
+    of.merge([only(of)], [Counts(int(clock.now // 60), 5, 0, 0, 0, 0)])
     clock.now += 90
     assert shown(admit(of))["remaining-requests"] == "6"
     clock.now += 60
@@ -643,12 +650,12 @@ def test_what_others_used_ages_with_its_minutes() -> None:
 def test_answer_belongs_to_the_minute_it_was_asked_in(passed_s: float, previous: int, current: int) -> None:
     clock = Clock()
     of = admission(clock, limit(requests_per_minute=100))
-    admit(of).settle(0)
+    admit(of).charge(0)
     asked = of.collect()
-    told = Told(asked[0].minute, 7, 70, 4, 40, 0)
+    told = Counts(asked[0].minute, 7, 70, 4, 40, 0)
     running = admit(of)
     clock.now += passed_s
-    running.settle(0)
+    running.charge(0)
     of.merge(asked, [told])
     assert (asked[0].previous_requests, asked[0].requests) == (previous, current)
 
@@ -658,13 +665,13 @@ def test_counters_are_told_when_they_were_touched_and_when_places_are_held() -> 
     of = admission(clock, limit(concurrent_requests=1))
     of.collect()
     for each in range(1000):  # which take their turns
-        admit(of, user=f"u-other-{each}").settle(0)
+        admit(of, user=f"u-other-{each}").charge(0)
     of.collect(everything=True)
 
     def told() -> list[str]:
         return [each.key[2] for each in of.collect() if "other" not in each.key[2]]
 
-    admit(of, user="u-1").settle(0)
+    admit(of, user="u-1").charge(0)
     running = admit(of, user="u-2")
     assert told() == ["u-1", "u-2"]
     assert told() == []
@@ -672,7 +679,7 @@ def test_counters_are_told_when_they_were_touched_and_when_places_are_held() -> 
     assert told() == ["u-2"]
     clock.now += 1
     assert told() == ["u-2"]
-    running.settle(0)
+    running.charge(0)
     assert told() == ["u-2"]
 
 
@@ -682,20 +689,20 @@ def test_counters_that_nobody_touches_are_told_in_turn() -> None:
     of = admission(clock, limit(requests_per_minute=1))
     users = {f"u-{each}" for each in range(1000)}
     for user in users:
-        admit(of, user=user).settle(0)
+        admit(of, user=user).charge(0)
     of.collect()
     turns = [{each.key[2] for each in of.collect()} for _ in range(5)]
     assert set().union(*turns) == users
     assert sum(map(len, turns)) == len(users)
     clock.now += 120
-    admit(of, user="u-0").settle(0)
+    admit(of, user="u-0").charge(0)
     of.collect()
     assert {each.key[2] for _ in range(5) for each in of.collect()} == {"u-0"}, "which is the only one left"
 
 
 def test_all_counters_are_told_when_all_are_asked_for() -> None:
     of = admission(Clock(), limit(concurrent_requests=1))
-    admit(of, user="u-1").settle(0)
+    admit(of, user="u-1").charge(0)
     admit(of, user="u-2")
     of.collect()
     assert {each.key[2] for each in of.collect(everything=True)} == {"u-1", "u-2"}
@@ -722,12 +729,12 @@ def test_processes_overshoot_by_no_more_than_the_others_share_of_what_was_left(
             assert admitted <= overshoot_bound(allowed, last)
         exchange.merge(number, processes[number])
         sent[number] = admitted
-        if processes[number].counter_count:  # who has not used it hears nothing of it
+        if counter_count(processes[number]):  # who has not used it hears nothing of it
             knows[number] = min(each for other, each in enumerate(sent) if other != number)
     for _ in "ab":
         for number, of in enumerate(processes):
             exchange.merge(number, of)
-    assert all(only(of).requests == admitted for of in processes if of.counter_count)
+    assert all(only(of).requests == admitted for of in processes if counter_count(of))
 
 
 def test_tokens_are_not_taken_back_from_a_minute_that_is_counted_anew() -> None:
@@ -735,10 +742,10 @@ def test_tokens_are_not_taken_back_from_a_minute_that_is_counted_anew() -> None:
     now = 1_700_000_040.0
     admission = Admission({"l": LimitConfig("l", tokens_per_minute=1000)}, lambda: now)
     permit = admission.admit("r", ("l",), "u", "k", 900)
-    admission.adopt(-180.0)
+    admission.clock_offset_s = -180.0
     admission.admit("r", ("l",), "u", "k", 1)
     now += 180
     admission.admit("r", ("l",), "u", "k", 1)
-    permit.settle(10)
+    permit.charge(10)
     [counter] = admission.collect(everything=True)
-    assert counter.own().tokens == 0
+    assert counter.local().tokens == 0

@@ -20,7 +20,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from edge.config.settings import LimitConfig
 from edge.errors import RateLimited
-from edge.limits.admission import Admission, Counter, Permit
+from edge.limits.admission import Admission, Permit
+from edge.limits.counters import Counter
 from edge.limits.shared import PREFIX, SharedLimits
 from edge.valkey import connect, disconnect
 from tests.keybackends import PATIENCE_S, ValkeyServer
@@ -78,7 +79,7 @@ class Process:
 
     def admits(self) -> bool:
         try:
-            self.admit().settle(0)
+            self.admit().charge(0)
         except RateLimited:
             return False
         return True
@@ -149,24 +150,24 @@ async def test_counts_of_all_processes_are_exact_after_they_merged(server: Valke
             draw.shuffle(running)
             for permit in running[draw.randrange(10) :]:
                 tokens = draw.randrange(2000)
-                permit.settle(tokens)
+                permit.charge(tokens)
                 used += tokens
                 running.remove(permit)
             await draw.choice(members).shared.merge()
         for permit in running:
-            permit.settle(3)
+            permit.charge(3)
         used += 3 * len(running)
         requests = sum(len(process.admitted) for process in members)
         await all_agree(*members)
         assert [process.counts for process in members] == [(requests, used)] * 3
-        assert [process.counter.running + process.counter.others_running for process in members] == [0, 0, 0]
+        assert [process.counter.running + process.counter.remote_running for process in members] == [0, 0, 0]
 
 
 async def test_many_counters_are_told_in_batches(server: ValkeyServer) -> None:
     async with processes(server.url, 2, requests=10) as (one, other):
         for number in range(500):
             for process in (one, other):
-                process.admit(user=f"u-{number}").settle(0)
+                process.admit(user=f"u-{number}").charge(0)
         await all_agree(one, other)
         told = [each.previous_requests + each.requests for each in one.admission._counters.values()]
         assert told == [2] * 500
@@ -179,7 +180,7 @@ async def test_concurrent_requests_of_all_processes_are_one_limit(server: Valkey
         for process in members:
             with pytest.raises(RateLimited, match="limit 3, used 3"):
                 process.admit()
-        permits[0].settle(0)
+        permits[0].charge(0)
         await all_agree(*members)
         members[1].admit()
         await all_agree(*members)
@@ -197,13 +198,13 @@ async def test_reply_that_is_lost_changes_no_count(server: ValkeyServer, monkeyp
             raise RedisConnectionError("Connection closed by server.")
 
         for _ in range(5):
-            one.admit(tokens=10).settle(10)
+            one.admit(tokens=10).charge(10)
             monkeypatch.setattr(one.client, "evalsha", lost)
             with pytest.raises(RedisConnectionError):
                 await one.shared.merge()
             monkeypatch.setattr(one.client, "evalsha", evalsha)
             await one.shared.merge()
-        other.admit().settle(0)
+        other.admit().charge(0)
         await all_agree(one, other)
         assert one.counts == other.counts == (6, 50)
 
@@ -218,10 +219,10 @@ async def test_minutes_are_those_of_the_server(server: ValkeyServer) -> None:
         members = []
         for skew_s in (-7200.0, 0.0, 5400.0):
             [process] = await stack.enter_async_context(processes(server.url, 1, skewed(skew_s), requests=100))
-            process.admit().settle(0)  # before anything is known of the server
+            process.admit().charge(0)  # before anything is known of the server
             await process.shared.merge()
-            assert abs(process.admission.offset_s + skew_s) < 1
-            process.admit().settle(0)
+            assert abs(process.admission.clock_offset_s + skew_s) < 1
+            process.admit().charge(0)
             members.append(process)
         await all_agree(*members)
         seconds, _ = await members[0].client.time()
@@ -234,9 +235,9 @@ async def test_minutes_are_those_of_the_server(server: ValkeyServer) -> None:
 async def test_script_adds_up_what_is_of_the_minutes_that_count(server: ValkeyServer) -> None:
     async with processes(server.url, 1, requests=10**6, tokens=10**6, places=10**6) as (process,):
         await process.shared.merge()
-        process.admit().settle(0)
+        process.admit().charge(0)
         minute = process.counter.minute
-        now = time.time() + process.admission.offset_s
+        now = time.time() + process.admission.clock_offset_s
         fields = {
             "same": f"{minute} 1 20 300 4000 5 {now:.3f}",
             "idle since the last": f"{minute - 1} 10 200 70000 70000 0 {now - 60:.3f}",
@@ -252,7 +253,7 @@ async def test_script_adds_up_what_is_of_the_minutes_that_count(server: ValkeySe
             counter = process.counter
             assert (counter.requests, counter.tokens) == (1 + 1 + 1 + 2 + 4, 20 + 1 + 2)
             assert (counter.previous_requests, counter.previous_tokens) == (300 + 10, 4000 + 200)
-            assert counter.others_running == 5 + 1
+            assert counter.remote_running == 5 + 1
             left = {name.decode() for name in client.hkeys(KEY)}
             assert 120 < int(client.ttl(KEY)) <= 180
         assert left - fields.keys() == {process.shared._process}
@@ -351,7 +352,7 @@ async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back
 
         async def requests(process: Process) -> None:
             while not stop.is_set():
-                process.admit(tokens=10).settle(7)
+                process.admit(tokens=10).charge(7)
                 await asyncio.sleep(0)
 
         async with merging(*members), asyncio.TaskGroup() as group:
@@ -391,7 +392,7 @@ async def test_idle_counters_are_told_anew_to_a_server_that_lost_its_data(server
             other.admit()
             await all_agree(other)
             assert other.counts[0] == 2
-            assert other.counter.others_running == 1
+            assert other.counter.remote_running == 1
 
 
 async def test_server_that_says_nothing_holds_nobody_up(server: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,7 +457,7 @@ async def test_process_that_ends_in_order_leaves_nothing_running(server: ValkeyS
         async with merging(one):
             permit = one.admit()
             await one.shared.merge_again()
-        permit.settle(0)
+        permit.charge(0)
         assert other.admits()
         await other.shared.merge()
         assert other.counts[0] == 2
@@ -489,7 +490,7 @@ async def test_cancellation_that_the_client_swallows_ends_it_all_the_same(server
         process.client.script_load = swallowed
         async with merging(process):
             await waiting.wait()
-        assert process.shared.outage == ""
+        assert not process.shared.outage
 
 
 async def test_client_that_cannot_even_disconnect_is_an_outage_like_any_other() -> None:

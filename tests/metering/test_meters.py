@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.documents import MAX_DOCUMENT_BYTES
-from edge.metering.events import MAX_ENDING_BYTES, MAX_EVENT_BYTES, MAX_HELD_BYTES
+from edge.metering.events import MAX_ENDING_BYTES, MAX_HELD_BYTES, MAX_METERED_BYTES
 from edge.metering.meters import Meter, Metering
 from edge.metering.usage_objects import TAIL_BYTES
 from edge.simulator import dialects
@@ -285,7 +285,7 @@ def test_what_a_model_says_is_not_taken_for_usage_or_an_end(operation: str, dump
     }
     event = b"data: " + dumps(frames[operation]) + b"\n\n"
     meter = fed(events(operation), [event, *cut(event, range(1000, len(event), 1000))])
-    expected = 0 if operation == RESPONSES and len(event) > MAX_EVENT_BYTES else 2
+    expected = 0 if operation == RESPONSES and len(event) > MAX_METERED_BYTES else 2
     assert meter.usage(True) == Usage(7, expected, source=ESTIMATED)
     assert not meter.failed
     answer = dumps({"id": 1, "output": said, "choices": [frames[CHAT]]})
@@ -714,14 +714,14 @@ def test_what_is_too_long_does_not_depend_on_the_reads(length: int) -> None:
 
 
 def test_last_usage_of_a_long_event_that_is_one_counts() -> None:
-    event = data({"x": "x" * MAX_EVENT_BYTES, "y": {"usage": usage(1, 1)}, "usage": usage(), "z": {"usage": {}}})
+    event = data({"x": "x" * MAX_METERED_BYTES, "y": {"usage": usage(1, 1)}, "usage": usage(), "z": {"usage": {}}})
     assert read(event) == read(event, RESPONSES) == USED
 
 
 def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
     for operation, hide in ((CHAT, True), (CHAT, False), (RESPONSES, False)):
         meter = events(operation, hide_usage=hide)
-        event = b'data: {"text":"' + b"x" * MAX_EVENT_BYTES + b'","usage":{"total_tokens":3}}'
+        event = b'data: {"text":"' + b"x" * MAX_METERED_BYTES + b'","usage":{"total_tokens":3}}'
         assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
         assert meter.usage(False).prompt_tokens == 3
 
@@ -754,7 +754,7 @@ def test_little_is_kept_of_what_is_long() -> None:
             for _ in range(300):
                 meter.feed(bytes(32_768))
             assert tracemalloc.get_traced_memory()[0] < 4 * TAIL_BYTES
-        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_EVENT_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_METERED_BYTES
     finally:
         tracemalloc.stop()
 
@@ -859,7 +859,7 @@ def test_usage_of_a_long_document_may_stand_where_it_begins(size: int) -> None:
 @pytest.mark.parametrize("operation", ["generation", "edit"])
 def test_images_of_a_stream_are_counted_however_long_they_are(operation: str, size: int) -> None:
     done = f"image_{operation}.completed"
-    image = "QUJD" * (MAX_EVENT_BYTES // 4 if size > 1000 else 4)
+    image = "QUJD" * (MAX_METERED_BYTES // 4 if size > 1000 else 4)
     frames = [
         b"event: %b\n" % done.encode() + data({"type": done, "b64_json": image}),
         data({"type": f"image_{operation}.partial_image", "b64_json": "QUJD"}),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.relay.echo import MAX_EVENT_BYTES, EventEcho, echo_json, model_span
+from edge.relay.echo import MAX_ECHOED_BYTES, EventEcho, echo_json, model_span
 
 STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 RESPONSES = (
@@ -142,7 +142,7 @@ def test_stream_is_echoed_alike_at_random_cuts(name: str, data: st.DataObject) -
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 def test_event_too_long_to_be_held_is_passed_on_with_the_name_if_it_stands_in_front(size: int, end: bytes) -> None:
-    text = b"x" * (MAX_EVENT_BYTES + 5000)
+    text = b"x" * (MAX_ECHOED_BYTES + 5000)
     event = b'data: {"id":%d,"model":"m","text":"' + text + b'"}' + end
     late = b'data: {"text":"' + text + b'","model":"m"}' + end
     after = b'data: {"model":"m"}' + end

@@ -1,0 +1,116 @@
+"""What of a body goes upstream changed: the model's name, and what makes a stream report its usage.
+
+Where a splice is not provably right, the top level of the object is written anew, each of its values still as the
+client's own bytes.
+"""
+
+import itertools
+import re
+
+import msgspec
+
+from edge.envelope.json import HYPHEN, MAX_SPELLINGS, MODEL_KEY, STEP_BYTES, TRUE, Envelope, options_in, top_level
+
+_MODEL_VALUE = re.compile(MODEL_KEY + rb'[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
+_OPTIONS_KEY = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*')
+
+
+class _OnlyOptions(msgspec.Struct):
+    stream_options: msgspec.Raw = msgspec.Raw(b"")
+
+
+_only_options = msgspec.json.Decoder(_OnlyOptions)
+
+
+def rewrite_json(
+    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+) -> bytes:
+    """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
+
+    `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
+    client said of them; an upstream takes that only of a body with `"stream":true`. A long body in which the place of
+    the client's own `stream_options` is not certain stays without: its usage is estimated.
+    """
+    splices: list[tuple[int, int, bytes]] = []
+    is_certain = True
+    if model != envelope.model:
+        span = _model_span(body, envelope)
+        if span is not None:
+            splices.append((*span, msgspec.json.encode(model)[1:-1]))
+        else:
+            is_certain = False
+    options = _stream_options(envelope, include_usage, continuous)
+    if options is not None and not envelope.stream_options:
+        inside = body.find(b"{") + 1  # nothing but space stands before; and a member follows, the model
+        splices.append((inside, inside, b'"stream_options":%b,' % options))
+    elif options is not None:
+        span = _place_of_options(body, envelope.stream_options)
+        if span is not None:
+            splices.append((*span, options))
+        elif len(body) <= STEP_BYTES:
+            is_certain = False
+        else:
+            options = None
+    return _spliced(body, splices) if is_certain else _written_anew(body, model, options)
+
+
+def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> bytes:
+    """Return `body` with the content of its `model` part replaced."""
+    assert envelope.span is not None  # read_multipart always knows it
+    return _spliced(body, [(*envelope.span, model.encode())])
+
+
+def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
+    parts: list[bytes] = []
+    at = 0
+    for start, end, replacement in sorted(splices):
+        parts += (body[at:start], replacement)
+        at = end
+    return b"".join((*parts, body[at:])) if parts else body
+
+
+def _written_anew(body: bytes, model: str, options: bytes | None) -> bytes:
+    """Return the body with its top level written anew, each other value as the client's own bytes."""
+    members = top_level.decode(body)
+    members["model"] = msgspec.Raw(msgspec.json.encode(model))
+    if options is not None:
+        members["stream_options"] = msgspec.Raw(options)
+    return msgspec.json.encode(members)
+
+
+def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
+    """Return where the model's name stands; None where that is not certain."""
+    if envelope.one_spelling:
+        value = _MODEL_VALUE.search(body, body.find(MODEL_KEY))
+        if value is not None and value[1] == envelope.model.encode():
+            return value.span(1)
+    return envelope.span
+
+
+def _place_of_options(body: bytes, raw: bytes) -> tuple[int, int] | None:
+    """Return where the client's own `stream_options` stand; None where that is not certain."""
+    places = [
+        key for key in itertools.islice(_OPTIONS_KEY.finditer(body), MAX_SPELLINGS) if body.startswith(raw, key.end())
+    ]
+    if len(places) != 1:
+        return None
+    [key] = places
+    renamed = bytearray(body)
+    renamed[key.start() + 1] = HYPHEN
+    if _only_options.decode(renamed).stream_options:
+        return None
+    return key.end(), key.end() + len(raw)
+
+
+def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
+    """Return what `stream_options` has to be; None when it can stay, or is nothing that could be added to."""
+    if (envelope.include_usage or not include_usage) and (envelope.continuous_usage or not continuous):
+        return None
+    options = options_in(envelope.stream_options)
+    if options is None:
+        return None
+    if include_usage:
+        options["include_usage"] = TRUE
+    if continuous:
+        options["continuous_usage_stats"] = TRUE
+    return msgspec.json.encode(options)
