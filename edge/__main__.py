@@ -35,7 +35,7 @@ from edge.config.settings import (
 )
 from edge.config.values import parse_address, parse_url
 from edge.errors import Unusable
-from edge.keys.stores.sqlite import KeyRecord, KeyRegistry, parse_lifetime
+from edge.keys.stores.registry import KeyRecord, KeyRegistry, parse_lifetime, restore
 from edge.process.reloading import refuse_what_needs_a_restart
 from edge.process.server import Server, listening_on
 from edge.simulator import server as simulator
@@ -363,6 +363,11 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     state = quota.add_mutually_exclusive_group(required=True)
     state.add_argument("--spent", action="store_true", help="requests get a 402 from now on")
     state.add_argument("--ok", dest="spent", action="store_false", help="they are served again")
+    text = "put a backup in place of all keys; what was changed since it was made is undone, revocations too"
+    restored = verbs.add_parser("restore", help=text, description=text)
+    restored.add_argument("file", type=Path, metavar="FILE", help="a copy of the key store, as `.backup` makes it")
+    restored.set_defaults(run_keys=_restore_keys)
+    _add_config(restored)
     for name, text, one, whole in (
         ("enable", "let a key, or all keys of a user, work again", KeyRegistry.enable, KeyRegistry.enable_user),
         ("disable", "stop a key, or all keys of a user", KeyRegistry.disable, KeyRegistry.disable_user),
@@ -379,6 +384,12 @@ def _with_registry(parsed: argparse.Namespace, act: Callable[[KeyRegistry, argpa
     return 0
 
 
+def _restore_keys(parsed: argparse.Namespace) -> int:
+    keys, users = restore(_key_file(load_keys(parsed.config)), parsed.file)
+    print(f"{keys} keys of {users} users restored from {parsed.file}; every edge knows within a second")
+    return 0
+
+
 def _key_file(config: KeysConfig) -> Path:
     """Return the file of the embedded key store; raises `ValueError` when keys are kept elsewhere."""
     if config.store.path is None:
@@ -386,7 +397,7 @@ def _key_file(config: KeysConfig) -> Path:
     return config.store.path
 
 
-def _lifetime(text: str) -> int:
+def _lifetime(text: str) -> float:
     try:
         return parse_lifetime(text)
     except ValueError as error:

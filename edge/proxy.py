@@ -42,7 +42,9 @@ from edge.errors import (
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
 from edge.journal.journal import Journal, JournalFull
-from edge.keys.authenticator import Authenticator, Caller, credential_of
+from edge.keys.authenticator import Authenticator
+from edge.keys.caller import Caller
+from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
 from edge.names import is_model_name
 from edge.relay.relay import relay

@@ -14,7 +14,7 @@ import trustme
 import uvloop
 
 from edge.config.settings import Config
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.process.server import Server
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator

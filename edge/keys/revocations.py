@@ -1,4 +1,4 @@
-"""The channel by which every process hears of changed keys at once: publish and subscribe of Redis or Valkey.
+"""The channel by which every process learns of changed keys at once: publish and subscribe of Redis or Valkey.
 
 A message names what was changed: `digest:` and the SHA-256 of a key in hex, `key:` and an id, `user:` and a user, or
 `all`. Redis keeps no message for who is not there: whenever the subscription was lost, everything may have changed.
@@ -8,14 +8,20 @@ Source: https://valkey.io/topics/pubsub/
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from edge.keys.stores.protocol import Changes, ignore_changes, ignore_outage
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from edge.keys.stores.protocol import Invalidation, ignore
+from edge.outage import Outage
 from edge.valkey import reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+_log = logging.getLogger(__name__)
 
 CHANNEL: Final = "edge:keys"
 _PING_INTERVAL_S: Final = 0.5  # a subscription that is silently dead would miss revocations
@@ -23,20 +29,29 @@ _GATHER_S: Final = 0.05
 _MAX_GATHERED: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
+_NOT_CONNECTED: Final = "not connected yet"
 
 
 class RevocationChannel:
     """A subscription that is taken up again whenever it is lost.
 
-    `outage` is called at every attempt that fails, and with "" when it listens; everything may have changed each time
-    that it begins or ceases to listen.
+    `on_change` is called with everything each time that it begins or ceases to listen. `on_outage` is called at every
+    attempt that fails, and with "" when it listens.
     """
 
     def __init__(self, client: "Redis") -> None:
-        self.changed: Callable[[Changes], object] = ignore_changes
-        self.outage: Callable[[str], None] = ignore_outage
+        self.on_change: Callable[[Invalidation], object] = ignore
+        self.on_outage: Callable[[str], object] = ignore
+        # Of no weight in the log: whoever else needs this Redis logs that it is gone.
+        self.outage = Outage("shared redis", _log, "revocations are not received", "revocations are received again")
+        self.outage.reason = _NOT_CONNECTED
         self._client = client
         self._task: asyncio.Task[None] | None = None
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield whether it listens."""
+        up = not self.outage
+        yield GaugeMetricFamily("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", value=up)
 
     def open(self) -> None:
         """Begin to listen."""
@@ -49,29 +64,30 @@ class RevocationChannel:
             task.cancel()  # more than once: redis-py takes a cancellation while it connects for a failure to connect
             await asyncio.wait((task,), timeout=_FIRST_PAUSE_S)
 
-    async def publish(self, changes: Changes) -> int:
-        """Tell every process, this one too; return how many heard. Raises what the client raises."""
-        heard = 0
-        for message in messages_of(changes):
-            heard = max(heard, int(await self._client.publish(CHANNEL, message)))
-        return heard
+    async def publish(self, invalidation: Invalidation) -> int:
+        """Notify every process, this one too; return how many listen. Raises what the client raises."""
+        listeners = 0
+        for message in messages_of(invalidation):
+            listeners = max(listeners, int(await self._client.publish(CHANNEL, message)))
+        return listeners
 
     async def _listen(self) -> None:
         pause_s, heard = _FIRST_PAUSE_S, False
         while True:
             try:
-                async for message in self._messages():
+                async for invalidation in self._invalidations():
                     pause_s, heard = _FIRST_PAUSE_S, True
-                    self.changed(message)
+                    self.on_change(invalidation)
             except Exception as error:  # whatever it is: who does not listen any more misses every revocation
-                self.outage(reason_of(error))
+                self.outage.down(reason_of(error), logging.DEBUG)
+                self.on_outage(self.outage.reason)
                 if heard:
                     heard = False
-                    self.changed(Changes(everything=True))
+                    self.on_change(Invalidation(everything=True))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _messages(self) -> Any:
+    async def _invalidations(self) -> Any:
         """Yield what was changed, everything first; raises when the subscription does not answer any more."""
         subscription = self._client.pubsub()
         async with contextlib.aclosing(subscription):
@@ -87,52 +103,53 @@ class RevocationChannel:
                 match message["type"]:
                     case "subscribe":
                         subscribed = True
-                        self.outage("")
-                        yield Changes(everything=True)
+                        self.outage.up(logging.DEBUG)
+                        self.on_outage("")
+                        yield Invalidation(everything=True)
                     case "message":
-                        yield await self._with_what_follows(changes_of(message["data"]), subscription)
+                        yield await self._with_what_follows(invalidation_of(message["data"]), subscription)
                     case "pong" if subscribed:
                         pass
                     case _:
                         raise ConnectionError("what answers is no subscription")
             raise TimeoutError("the subscription does not answer")
 
-    async def _with_what_follows(self, changes: Changes, subscription: Any) -> Changes:
-        """Return changes with those that come right behind, as one.
+    async def _with_what_follows(self, invalidation: Invalidation, subscription: Any) -> Invalidation:
+        """Return an invalidation with those that come right behind, as one.
 
         To find the keys of a user is a walk through the whole cache: one for a thousand users, not a thousand.
         """
         await asyncio.sleep(_GATHER_S)
-        with contextlib.suppress(Exception):  # the next read finds it again; what was heard must be told
+        with contextlib.suppress(Exception):  # the next read fails again; what has arrived must be reported
             for _ in range(_MAX_GATHERED):
                 message = await subscription.get_message(timeout=0)
                 if message is None:
                     break
                 if message["type"] == "message":
-                    changes |= changes_of(message["data"])
-        return changes
+                    invalidation |= invalidation_of(message["data"])
+        return invalidation
 
 
-def messages_of(changes: Changes) -> list[str]:
-    """Return the messages that tell of changes."""
-    if changes.everything:
+def messages_of(invalidation: Invalidation) -> list[str]:
+    """Return the messages of an invalidation."""
+    if invalidation.everything:
         return ["all"]
     return [
-        *(f"digest:{digest.hex()}" for digest in changes.digests),
-        *(f"key:{each}" for each in changes.ids),
-        *(f"user:{user}" for user in changes.users),
+        *(f"digest:{digest.hex()}" for digest in invalidation.digests),
+        *(f"key:{each}" for each in invalidation.ids),
+        *(f"user:{user}" for user in invalidation.users),
     ]
 
 
-def changes_of(message: bytes) -> Changes:
-    """Return what a message tells of; one that is not understood may tell of anything."""
+def invalidation_of(message: bytes) -> Invalidation:
+    """Return what a message names; one that is not understood may mean anything."""
     kind, _, name = message.decode("utf-8", "replace").strip().partition(":")
     match kind:
         case "digest":
             with contextlib.suppress(ValueError):
-                return Changes(frozenset((bytes.fromhex(name),)))
+                return Invalidation(frozenset((bytes.fromhex(name),)))
         case "key" if name:
-            return Changes(ids=frozenset((name,)))
+            return Invalidation(ids=frozenset((name,)))
         case "user" if name:
-            return Changes(users=frozenset((name,)))
-    return Changes(everything=True)
+            return Invalidation(users=frozenset((name,)))
+    return Invalidation(everything=True)

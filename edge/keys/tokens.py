@@ -4,7 +4,7 @@ PyJWT verifies; here is what it leaves to its caller (RFC 8725): which tokens ar
 where the keys come from and when they are asked for again. PyJWT's own client for key sets would block the loop.
 
 A token never says where its key is found: `jku`, `x5u`, `jwk` and `x5c` are refused, but for a `jku` that is the very
-URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, and who was let in by it is let in no longer,
+URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, and neither do the tokens that it proved,
 whoever is down by then. While the issuer gives no answer its last keys go on; a key set without a key is an answer.
 """
 
@@ -12,7 +12,7 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,12 @@ from typing import Any, Final
 import aiohttp
 import jwt
 import orjson
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import JwtConfig
-from edge.keys.stores.protocol import Changes, StoreFailed, TokenPrincipal, ignore_changes
+from edge.keys.stores.protocol import Invalidation, StoreFailed, TokenPrincipal, ignore
 from edge.names import is_dns_label, is_pattern
+from edge.outage import Outage
 from edge.tls import client_tls
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class _Key:
         return tuple(self.data.get(name) for name in _MATERIAL)
 
     def is_for(self, algorithm: str) -> bool:
-        """Say whether tokens that are signed like this can be proved with it."""
+        """Return whether tokens that are signed like this can be proved with it."""
         return bool(self.data["kty"] == _KEY_TYPES[algorithm[:2]] and self.data.get("alg", algorithm) == algorithm)
 
 
@@ -69,10 +71,10 @@ _KeySet = Mapping[str, tuple[_Key, ...]]  # by their `kid`; keys of different ty
 
 
 class TokenVerifier:
-    """Verifies the tokens of one issuer. `changed` hears when a key was withdrawn."""
+    """Verifies the tokens of one issuer. `on_change` is called when a key was withdrawn."""
 
     def __init__(self, config: JwtConfig, clock: Callable[[], float]) -> None:
-        self.changed: Callable[[Changes], object] = ignore_changes
+        self.on_change: Callable[[Invalidation], object] = ignore
         self._config = config
         self._clock = clock
         self._keys: _KeySet = {}
@@ -81,12 +83,21 @@ class TokenVerifier:
         self._fetches: set[asyncio.Task[None]] = set()  # that one, and those that a reload made pointless
         self._next: asyncio.TimerHandle | None = None
         self._session: aiohttp.ClientSession | None = None
-        self.outage = _NO_SET
+        self.outage = Outage(
+            "token keys", _log, "jwt.jwks is unavailable, the last keys go on", "jwt.jwks answers again"
+        )
+        self.outage.reason = _NO_SET
 
     @property
     def key_count(self) -> int:
         """Keys that can prove a token now."""
         return sum(map(len, self._keys.values()))
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how many keys there are, and whether they can be had."""
+        yield GaugeMetricFamily("edge_token_keys", "Keys of the issuer that can prove tokens.", value=self.key_count)
+        up = not self.outage
+        yield GaugeMetricFamily("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", value=up)
 
     async def open(self) -> None:
         """Begin to fetch the keys; an issuer that is down keeps nothing from starting.
@@ -115,15 +126,15 @@ class TokenVerifier:
         before, self._config = self._config, config
         if config.jwks != before.jwks:  # nobody can say any more which of those keys are withdrawn
             self._replace_keys({})
-            self.outage = self.outage or _NO_SET
+            self.outage.reason = self.outage.reason or _NO_SET
             self._fetching = None  # it may hang: that may be why there is another place
         if config != before:
-            self.changed(Changes(everything=True))
+            self.on_change(Invalidation(everything=True))
         self._attempted_at = -_MIN_FETCH_INTERVAL_S
         self._fetch_soon()
 
     def claims(self, credential: str) -> bool:
-        """Say whether a credential is a token that names this issuer; nothing is proved by that."""
+        """Return whether a credential is a token that names this issuer; nothing is proved by that."""
         if not credential.startswith("ey") or credential.count(".") != 2:
             return False
         try:
@@ -196,8 +207,8 @@ class TokenVerifier:
                 await asyncio.shield(fetching)
                 key = self._find(kid, algorithm)
         if key is None:
-            if self.outage:  # it may be a new key, and nobody can tell
-                raise StoreFailed(f"jwt.jwks: {self.outage}")
+            if self.outage:  # it may be a new key, and nobody knows
+                raise StoreFailed(f"jwt.jwks: {self.outage.reason}")
             raise TokenRefused("The token is signed with a key that its issuer does not publish.")
         if not key.is_for(algorithm):
             raise TokenRefused("The token is signed in a way that its key is not for.")
@@ -228,31 +239,40 @@ class TokenVerifier:
     async def _fetch(self) -> None:
         config = self._config
         keys: _KeySet | None = None
-        outage = ""
+        failure = ""
         try:
             keys = read_key_set(await self._read(config.jwks), config.algorithms)
         except Exception as error:  # whatever it is, the keys that are known go on, and it is tried again
-            outage = str(error) or type(error).__name__
-        if self._config.jwks != config.jwks:  # a reload said in between that these are not the issuer's
+            failure = str(error) or type(error).__name__
+        if self._config.jwks != config.jwks:  # a reload named another place in between
             return
         self._fetching = None
         had_some = bool(self._keys or self.outage)
-        self._told(outage)
+        self._note(failure)
         if keys is not None:
             self._replace_keys(keys)
             if had_some and not keys:
                 _log.warning("jwt.jwks has no key for %s: every token is refused", ", ".join(config.algorithms))
-        pause_s = _MIN_FETCH_INTERVAL_S if self.outage else max(config.jwks_ttl_s, _MIN_FETCH_INTERVAL_S)
+        pause_s = _MIN_FETCH_INTERVAL_S if failure else max(config.jwks_ttl_s, _MIN_FETCH_INTERVAL_S)
         if self._config != config:  # by a reload in between
             pause_s = 0
         self._next = asyncio.get_running_loop().call_later(pause_s, self._begin_fetch)
 
+    def _note(self, failure: str) -> None:
+        """Note how a fetch went; that there was none yet was no outage that was logged."""
+        if self.outage.reason == _NO_SET:
+            self.outage.reason = ""
+        if failure:
+            self.outage.down(failure)
+        else:
+            self.outage.up()
+
     def _replace_keys(self, keys: _KeySet) -> None:
-        """Take other keys, and tell of those that were withdrawn: at once, as nobody may be there to ask later."""
+        """Take other keys, and report those that were withdrawn: at once, as nobody may be there to ask later."""
         withdrawn = frozenset(key.id for key in _all(self._keys)) - {key.id for key in _all(keys)}
         self._keys = keys
         if withdrawn:
-            self.changed(Changes(proofs=withdrawn))
+            self.on_change(Invalidation(proofs=withdrawn))
 
     async def _read(self, jwks: str | Path) -> bytes:
         if isinstance(jwks, Path):
@@ -267,14 +287,6 @@ class TokenVerifier:
         if len(content) > _MAX_KEY_SET_BYTES:
             raise JwksError("larger than 1 MiB")
         return content
-
-    def _told(self, outage: str) -> None:
-        """Tell once when the keys cannot be had, and once when they can again."""
-        if outage and self.outage in ("", _NO_SET):
-            _log.error("jwt.jwks is unavailable, %d keys go on: %s", len(self._keys), outage)
-        elif not outage and self.outage not in ("", _NO_SET):
-            _log.warning("jwt.jwks answers again")
-        self.outage = outage
 
 
 def _all(keys: _KeySet) -> list[_Key]:

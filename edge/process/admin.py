@@ -7,7 +7,7 @@ from typing import Final
 import orjson
 from aiohttp import web
 
-from edge.keys.stores.protocol import Changes
+from edge.keys.stores.protocol import Invalidation
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.metrics import Metrics
 
@@ -43,7 +43,7 @@ class Health:
         return "\n".join(lines) + "\n"
 
 
-Purge = Callable[[Changes], Awaitable[dict[str, object]]]
+Purge = Callable[[Invalidation], Awaitable[dict[str, object]]]
 
 
 def admin_handler(
@@ -77,5 +77,5 @@ async def _purge(request: web.BaseRequest, purge: Purge) -> web.Response:
     ids, users = (frozenset(request.query.getall(name, ())) for name in ("id", "user"))
     if unknown or "" in ids | users:
         return web.Response(status=400, text="write ?id=KEY_ID, ?user=USER, both, or nothing for every key\n")
-    done = await purge(Changes(ids=ids, users=users, everything=not ids | users))
+    done = await purge(Invalidation(ids=ids, users=users, everything=not ids | users))
     return web.Response(body=orjson.dumps(done), content_type="application/json")

@@ -18,7 +18,7 @@ from aiohttp import http_parser, web
 from edge.client.body import BodyMemory
 from edge.client.head import new_request_id
 from edge.client.server import ClientServer
-from edge.config.settings import Address, Config, KeysConfig, ServerConfig, UsageConfig
+from edge.config.settings import Address, Config, ServerConfig, UsageConfig
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.journal.journal import Journal
@@ -27,10 +27,8 @@ from edge.journal.sinks.http import HttpSink
 from edge.journal.sinks.redis import RedisSink
 from edge.keys.authenticator import Authenticator
 from edge.keys.revocations import RevocationChannel
-from edge.keys.stores.http import HttpKeyStore
-from edge.keys.stores.protocol import Changes, KeyStore
-from edge.keys.stores.redis import RedisKeyStore
-from edge.keys.stores.sqlite import SqliteKeyStore
+from edge.keys.stores.protocol import Invalidation
+from edge.keys.stores.table import key_store
 from edge.keys.tokens import TokenVerifier
 from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
@@ -56,7 +54,6 @@ _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
 _RESTART_PAUSE_S: Final = 1.0  # of a part that failed
-_NOT_CONNECTED: Final = "not connected yet"
 
 
 class Server:
@@ -79,7 +76,6 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._coming: Generation | None = None  # that is made ready, or in force already
         self._channel: RevocationChannel | None = None
-        self._shared_lost = _NOT_CONNECTED
         self.shared_limits: SharedLimits | None = None
         self._sink: Sink | None = None
         self._shipper: Shipper | None = None
@@ -100,7 +96,7 @@ class Server:
         self._descriptors = _raise_descriptor_limit()
         generation = self._reloader.first()
         config = generation.config
-        store = self._store = _key_store(config.keys)
+        store = self._store = key_store(config.keys)
         self._tokens = _token_verifier(config, self._loop.time)
         self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
         self.memory = BodyMemory(config.server.body_memory_bytes)
@@ -235,8 +231,6 @@ class Server:
         self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
         self.admission.reconfigure(generation.config.limits)
-        if isinstance(self._store, HttpKeyStore):
-            self._store.reconfigure(generation.config.keys)
         if isinstance(self._sink, HttpSink):
             self._sink.reconfigure(generation.config.usage.sink_token)
         if self._tokens is not None and generation.config.jwt is not None:
@@ -281,8 +275,7 @@ class Server:
             self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
             self.shared_limits = SharedLimits(self._shared_client, self.admission, self._unix_time)
             self._channel = RevocationChannel(self._shared_client)
-            self._channel.changed = self.authenticator.forget
-            self._channel.outage = self._shared_outage
+            self._channel.on_change = self.authenticator.forget
             self._channel.open()
 
     def _tell(self) -> None:
@@ -295,7 +288,7 @@ class Server:
             tokens=self._tokens,
             admission=self.admission,
             shared_limits=self.shared_limits,
-            shared_lost=None if self._channel is None else lambda: self._shared_lost,
+            channel=self._channel,
             endpoints=self.endpoints,
             journal=self.journal,
             shipper=self._shipper,
@@ -306,16 +299,12 @@ class Server:
         self.metrics.gauges.append(status.gauges)
         self.health.details = status.details
 
-    def _shared_outage(self, reason: str) -> None:
-        """Note whether news of keys arrives; that Redis itself is gone is told where limits are shared."""
-        self._shared_lost = reason
-
-    async def purge(self, changes: Changes) -> dict[str, object]:
+    async def purge(self, invalidation: Invalidation) -> dict[str, object]:
         """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""
-        done: dict[str, object] = {"forgotten": self.authenticator.forget(changes)}
+        done: dict[str, object] = {"forgotten": self.authenticator.forget(invalidation)}
         if self._channel is not None:
             try:
-                done["processes"] = await self._channel.publish(changes)
+                done["processes"] = await self._channel.publish(invalidation)
             except Exception as error:  # redis-py's own are not imported where it may be absent
                 done["processes"] = 1
                 done["problem"] = f"other processes could not be told: {reason_of(error)}"
@@ -358,13 +347,6 @@ async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]])
         except Exception:
             _log.exception("%s failed, and begins again", name)
         await asyncio.sleep(_RESTART_PAUSE_S)
-
-
-def _key_store(config: KeysConfig) -> KeyStore:
-    """Return the store that `keys.store` names."""
-    if config.store.path is not None:
-        return SqliteKeyStore(config.store.path)
-    return HttpKeyStore(config) if config.store.scheme.startswith("http") else RedisKeyStore(config)
 
 
 def _sink(config: UsageConfig) -> Sink:

@@ -9,6 +9,7 @@ from edge.client.server import ClientServer
 from edge.journal.journal import Journal
 from edge.journal.shipping import Shipper
 from edge.keys.authenticator import Authenticator
+from edge.keys.revocations import RevocationChannel
 from edge.keys.tokens import TokenVerifier
 from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
@@ -21,8 +22,7 @@ from edge.upstream.endpoints import Endpoints
 class Status:
     """Reads the parts of a process when it is asked.
 
-    `clock` is the loop's. `shared_lost` says why nothing is heard of other processes, "" when it is; None where there
-    is no `shared.redis`.
+    `clock` is the loop's; `channel` is None where there is no `shared.redis`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Status:
         tokens: TokenVerifier | None,
         admission: Admission,
         shared_limits: SharedLimits | None,
-        shared_lost: Callable[[], str] | None,
+        channel: RevocationChannel | None,
         endpoints: Endpoints,
         journal: Journal,
         shipper: Shipper | None,
@@ -50,7 +50,7 @@ class Status:
         self._tokens = tokens
         self._admission = admission
         self._shared_limits = shared_limits
-        self._shared_lost = shared_lost
+        self._channel = channel
         self._endpoints = endpoints
         self._journal = journal
         self._shipper = shipper
@@ -61,7 +61,7 @@ class Status:
     def details(self) -> list[tuple[str, str]]:
         """Return the lines of the status page, name and value."""
         proxy, journal, shipper = self._proxy, self._journal, self._shipper
-        key_store_lost = self._authenticator.outage
+        key_store_lost = self._authenticator.outage.reason
         lines = [
             ("routes", str(len(proxy.generation.config.routes))),
             ("requests in flight", str(proxy.in_flight)),
@@ -69,9 +69,9 @@ class Status:
             ("key store", f"down: {key_store_lost}" if key_store_lost else "ok"),
         ]
         if self._tokens is not None:
-            lines.append(("token keys", f"{self._tokens.key_count} {self._tokens.outage}".strip()))
-        if self._shared_lost is not None:
-            lines.append(("shared redis", self._shared_lost() or "ok"))
+            lines.append(("token keys", f"{self._tokens.key_count} {self._tokens.outage.reason}".strip()))
+        if self._channel is not None:
+            lines.append(("shared redis", self._channel.outage.reason or "ok"))
         waiting = f"{journal.outage}, {journal.lines_waiting} lines wait in memory"
         lines.append(("journal", waiting if journal.outage else "ok"))
         if shipper is not None:
@@ -83,7 +83,9 @@ class Status:
     def gauges(self) -> Iterator[Metric]:
         """Yield what is so now, and what was counted outside of requests."""
         yield from self._of_clients()
-        yield from self._of_keys()
+        for part in (self._authenticator, self._tokens, self._channel):
+            if part is not None:
+                yield from part.metrics()
         yield from self._of_limits()
         yield from self._of_usage()
         yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", self._access_log.dropped)
@@ -98,22 +100,6 @@ class Status:
         yield counter("edge_connections_refused", "Connections over max_connections.", clients.refused_connections)
         yield counter("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
         yield gauge("edge_request_body_bytes", "Request bodies held now.", self._memory.used_bytes)
-
-    def _of_keys(self) -> Iterator[Metric]:
-        counts = self._authenticator.counts
-        yield counter("edge_key_cache_hits", "Keys found in the cache.", counts.hits)
-        yield counter("edge_key_cache_negative_hits", "Keys known to be unknown.", counts.negative_hits)
-        yield counter("edge_key_lookups", "Keys asked of the store.", counts.misses)
-        yield counter("edge_key_lookup_failures", "Look-ups the store could not answer.", counts.failures)
-        declined = "Keys told to come back without a look-up: the store is down, or too many are guessed."
-        yield counter("edge_key_lookups_declined", declined, counts.declined)
-        yield counter("edge_key_stale_answers", "Known keys that went on while the store was down.", counts.stale)
-        yield gauge("edge_key_store_up", "1, or 0 while the key store does not answer.", not self._authenticator.outage)
-        if self._tokens is not None:
-            yield gauge("edge_token_keys", "Keys of the issuer that can prove tokens.", self._tokens.key_count)
-            yield gauge("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", not self._tokens.outage)
-        if self._shared_lost is not None:
-            yield gauge("edge_shared_redis_up", "1, or 0 while shared.redis does not answer.", not self._shared_lost())
 
     def _of_limits(self) -> Iterator[Metric]:
         yield from self._admission.metrics()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_long_json
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
 from edge.simulator.dialects import error_document
 from edge.simulator.server import Simulator

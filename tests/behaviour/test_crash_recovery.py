@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from tests.conftest import USER, RawClient
 

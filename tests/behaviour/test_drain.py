@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from edge.stage import Stage
 from tests.conftest import ROUTES, USER, Edge, RawClient, StartEdge

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge.commands.explain import explain
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from tests.conftest import StartEdge
 

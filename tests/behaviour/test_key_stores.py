@@ -62,7 +62,7 @@ REASONS = {
     ("http", "wrong type"): 'without one "active"',
     ("http", "redirect"): "status 307",
     ("redis", "dead"): "Connect|Connection",
-    ("redis", "rubbish"): "a record without a DNS label as user",
+    ("redis", "rubbish"): "a record with something else than a DNS label as user",
     ("redis", "wrong type"): "ResponseError",
 }
 
@@ -88,7 +88,7 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         await backend.create(NEW, Facts("key_2", "u-2200b"))
         await backend.harm(how)
         async with asyncio.timeout(PATIENCE_S):
-            while not edge.server.authenticator.outage:
+            while not edge.server.authenticator.outage.reason:
                 assert await status_of(edge, KEY) == 200
         for key in (NEW, "sk-never-heard-of"):
             for _ in range(3):
@@ -108,7 +108,7 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         await until(edge, "sk-never-heard-of", 401, (503,))
         await edge.consistent()
         async with asyncio.timeout(PATIENCE_S):
-            while edge.server.authenticator.outage:
+            while edge.server.authenticator.outage.reason:
                 await asyncio.sleep(0.01)
     lines = [record for record in caplog.records if record.name == "edge.keys.authenticator"]
     assert [record.levelname for record in lines] == ["ERROR", "WARNING"]
@@ -393,12 +393,12 @@ async def test_no_credential_is_shown_anywhere(
             enough = counts.failures + 9
             async with asyncio.timeout(PATIENCE_S):
                 # Until its reason was logged; a store that stumbles on one key alone is not down.
-                while not edge.server.authenticator.outage and counts.failures < enough:
+                while not edge.server.authenticator.outage.reason and counts.failures < enough:
                     await send(edge.request(BODY, key=good, headers=close))
                     await send(edge.request(BODY, key=secret(f"while {how}"), headers=close))
                     pages.append(await admin(edge, "/readyz?verbose"))
                 await backend.mend()
-                while edge.server.authenticator.outage:
+                while edge.server.authenticator.outage.reason:
                     await send(edge.request(BODY, key=good, headers=close))
         edge.config_path.write_text(edge.config_path.read_text() + f'\n[nonsense]\nkey = "{secret("in a bad file")}"\n')
         edge.server.reload()

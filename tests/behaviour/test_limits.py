@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.keybackends import PATIENCE_S, ValkeyServer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from edge.upstream.queueing import FairQueue
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.dialects import Behaviour, answer_text
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, StartEdge

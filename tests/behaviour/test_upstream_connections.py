@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 import trustme
 
-from edge.keys.stores.sqlite import KeyRegistry
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.wire.connections import UpstreamConnection

@@ -1,4 +1,4 @@
-"""What an introspection server may answer, and what each answer means; the rest is in `test_keystores.py`."""
+"""What an introspection server may answer, and what each answer means; the rest is in `test_stores.py`."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge.config.settings import KeysConfig, KeyStoreAddress
 from edge.exchange import Principal
-from edge.keys.stores.http import HttpKeyStore, principal_of
+from edge.keys.stores.http import HttpKeyStore, read_answer
 from edge.keys.stores.protocol import AnswerUnusable, StoreFailed, hash_key
 from tests.keybackends import Facts, HttpBackend
 
@@ -24,23 +24,23 @@ DIGEST = hash_key(KEY)
 
 def test_reply_of_rfc_7662() -> None:
     answer = {"active": True, "sub": USER, "exp": 1763000000, "jti": "key_1", "scope": "x", "client_id": "c"}
-    assert principal_of(answer, DIGEST) == Principal("key_1", USER, expires_at=1763000000.0)
+    assert read_answer(answer, DIGEST) == Principal("key_1", USER, expires_at=1763000000.0)
 
 
 def test_reply_of_the_platform() -> None:
     answer = {
         "is_valid": True, "api_key_id": "key_2", "user_id": USER, "allow_models": ["public/*"], "deny_models": ["**"],
     }  # fmt: skip
-    assert principal_of(answer, DIGEST) == Principal("key_2", USER, allow=("public/*",), deny=("**",))
+    assert read_answer(answer, DIGEST) == Principal("key_2", USER, allow=("public/*",), deny=("**",))
 
 
 @pytest.mark.parametrize("answer", [{"active": False}, {"is_valid": False, "user_id": ""}])
 def test_clear_no_is_an_unknown_key(answer: dict[str, Any]) -> None:
-    assert principal_of(answer, DIGEST) is None
+    assert read_answer(answer, DIGEST) is None
 
 
 def test_key_without_an_id_gets_one_that_stays_and_tells_nothing_of_it() -> None:
-    first, again = (principal_of({"active": True, "sub": USER}, DIGEST) for _ in range(2))
+    first, again = (read_answer({"active": True, "sub": USER}, DIGEST) for _ in range(2))
     assert first == again
     assert first is not None
     assert first.id.startswith("key_")
@@ -62,7 +62,7 @@ def test_key_without_an_id_gets_one_that_stays_and_tells_nothing_of_it() -> None
 def test_what_is_not_understood_is_no_answer(answer: object) -> None:
     """It is the server's fault, so nobody is let in, and nobody is told that their key is wrong."""
     with pytest.raises(ValueError, match=r"."):
-        principal_of(answer, DIGEST)
+        read_answer(answer, DIGEST)
 
 
 NAMES = st.sampled_from(["active", "is_valid", "sub", "user_id", "exp", "jti"])
@@ -72,7 +72,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.text()
 @given(st.recursive(SCALARS, lambda each: st.lists(each) | st.dictionaries(NAMES, each)))
 def test_any_json_is_a_record_a_no_or_a_value_error(answer: object) -> None:
     try:
-        found = principal_of(answer, DIGEST)
+        found = read_answer(answer, DIGEST)
     except ValueError:
         return
     assert found is None or found.user

@@ -1,4 +1,4 @@
-"""What a hash in Redis may hold; the rest is in `test_keystores.py`."""
+"""What a hash in Redis may hold; the rest is in `test_stores.py`."""
 
 import asyncio
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 
 from edge.config.settings import KeysConfig, KeyStoreAddress
 from edge.exchange import Principal
-from edge.keys.stores.protocol import AnswerUnusable, Changes, StoreFailed, UserState, hash_key
-from edge.keys.stores.redis import KEY_PREFIX, RedisKeyStore, principal_of
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, hash_key
+from edge.keys.stores.records import principal_of
+from edge.keys.stores.redis import KEY_PREFIX, RedisKeyStore, record_of
 from tests.keybackends import NO_REDIS, PATIENCE_S, RedisBackend, saying
 
 USER = "u-1100a15812cc"
@@ -16,7 +17,7 @@ LEAST = {"id": "key_1", "user": USER}
 
 
 def test_least_record() -> None:
-    assert principal_of(LEAST, UserState()) == Principal("key_1", USER)
+    assert principal_of(record_of(LEAST)) == Principal("key_1", USER)
 
 
 def test_whole_record() -> None:
@@ -24,9 +25,9 @@ def test_whole_record() -> None:
         **LEAST, "name": "laptop", "allow": "public/* u-1100a15812cc/**", "deny": "public/glm*", "enabled": "0",
         "expires_at": "1060.5", "limit": "standard", "unknown": "field",
     }  # fmt: skip
-    assert principal_of(facts, UserState(suspended=True, out_of_quota=True)) == Principal(
+    assert principal_of(record_of(facts)) == Principal(
         "key_1", USER, "laptop", ("public/*", "u-1100a15812cc/**"), ("public/glm*",),
-        enabled=False, suspended=True, out_of_quota=True, expires_at=1060.5, limit="standard",
+        enabled=False, expires_at=1060.5, limit="standard",
     )  # fmt: skip
 
 
@@ -40,8 +41,8 @@ def test_whole_record() -> None:
     ],
 )  # fmt: skip
 def test_record_that_is_not_understood_is_no_answer(facts: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"with"):
-        principal_of(facts, UserState())
+    with pytest.raises(ValueError, match=r"^something else than"):
+        principal_of(record_of(facts))
 
 
 @pytest.mark.parametrize("answer", NO_REDIS)
@@ -58,10 +59,10 @@ async def test_answer_that_no_redis_gives_is_a_failure(answer: bytes) -> None:
 
 async def test_answers_are_doubted_again_and_again_while_no_change_can_be_heard_of() -> None:
     """Who may read but not subscribe would else believe a revoked key for as long as the cache does."""
-    doubts: asyncio.Queue[Changes] = asyncio.Queue()
+    doubts: asyncio.Queue[Invalidation] = asyncio.Queue()
     async with saying(b"-NOPERM no permission to access the channel\r\n") as url:
         store = RedisKeyStore(KeysConfig(KeyStoreAddress(url=url)))
-        store.changed = doubts.put_nowait
+        store.on_change = doubts.put_nowait
         await store.open()
         async with asyncio.timeout(PATIENCE_S):
             for _ in range(3):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge.errors import Unusable
-from edge.keys.revocations import CHANNEL, RevocationChannel, changes_of, messages_of
-from edge.keys.stores.protocol import Changes
+from edge.keys.revocations import CHANNEL, RevocationChannel, invalidation_of, messages_of
+from edge.keys.stores.protocol import Invalidation
 from edge.valkey import connect
 from tests.keybackends import NO_REDIS, PATIENCE_S, ValkeyServer, saying
 
@@ -25,37 +25,37 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
 @pytest.mark.parametrize(
     "changes",
     [
-        Changes(frozenset({bytes(range(32))})),
-        Changes(ids=frozenset({"key_abc"})),
-        Changes(users=frozenset({"u-1100a15812cc"})),
-        Changes(everything=True),
+        Invalidation(frozenset({bytes(range(32))})),
+        Invalidation(ids=frozenset({"key_abc"})),
+        Invalidation(users=frozenset({"u-1100a15812cc"})),
+        Invalidation(everything=True),
     ],
 )
-def test_what_is_told_is_understood(changes: Changes) -> None:
+def test_what_is_told_is_understood(changes: Invalidation) -> None:
     [message] = messages_of(changes)
-    assert changes_of(message.encode()) == changes
+    assert invalidation_of(message.encode()) == changes
 
 
 @pytest.mark.parametrize("message", [b"", b"digest:", b"digest:xyz", b"key:", b"user:", b"\xff", b"hello", b"keys"])
 def test_a_message_that_is_not_understood_may_mean_anything(message: bytes) -> None:
-    changes = changes_of(message)
-    assert changes.everything or changes == Changes(frozenset({b""}))
+    changes = invalidation_of(message)
+    assert changes.everything or changes == Invalidation(frozenset({b""}))
 
 
 async def test_every_process_hears_and_one_that_was_away_doubts_everything(server: ValkeyServer) -> None:
-    heard: list[asyncio.Queue[Changes]] = [asyncio.Queue(), asyncio.Queue()]
+    heard: list[asyncio.Queue[Invalidation]] = [asyncio.Queue(), asyncio.Queue()]
     outages: asyncio.Queue[str] = asyncio.Queue()
     clients = [connect(server.url, 1.0) for _ in heard]
     channels = [RevocationChannel(client) for client in clients]
     try:
         async with asyncio.timeout(PATIENCE_S):
             for channel, queue in zip(channels, heard, strict=True):
-                channel.changed = queue.put_nowait
-                channel.outage = outages.put_nowait
+                channel.on_change = queue.put_nowait
+                channel.on_outage = outages.put_nowait
                 channel.open()
             for queue in heard:
                 assert (await queue.get()).everything
-            told = Changes(ids=frozenset({"key_1"}))
+            told = Invalidation(ids=frozenset({"key_1"}))
             assert await channels[0].publish(told) == 2
             assert [await queue.get() for queue in heard] == [told, told]
             assert [await outages.get(), await outages.get()] == ["", ""]
@@ -78,7 +78,7 @@ async def test_subscription_that_is_silently_dead_is_noticed(server: ValkeyServe
     outages: asyncio.Queue[str] = asyncio.Queue()
     client = connect(server.url, 0.5)
     channel = RevocationChannel(client)
-    channel.outage = outages.put_nowait
+    channel.on_outage = outages.put_nowait
     channel.open()
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -97,10 +97,10 @@ async def test_subscription_that_is_silently_dead_is_noticed(server: ValkeyServe
 
 async def test_what_comes_in_a_burst_is_told_as_one(server: ValkeyServer) -> None:
     """A thousand users who are suspended must not be a thousand walks through the cache."""
-    heard: asyncio.Queue[Changes] = asyncio.Queue()
+    heard: asyncio.Queue[Invalidation] = asyncio.Queue()
     client = connect(server.url, 1.0)
     channel = RevocationChannel(client)
-    channel.changed = heard.put_nowait
+    channel.on_change = heard.put_nowait
     channel.open()
     users = {f"u-{number}" for number in range(1000)}
     try:
@@ -112,7 +112,7 @@ async def test_what_comes_in_a_burst_is_told_as_one(server: ValkeyServer) -> Non
             told = [await heard.get()]
             while users - told[-1].users:
                 told.append(await heard.get() | told[-1])
-        assert told[-1] == Changes(users=frozenset(users))
+        assert told[-1] == Invalidation(users=frozenset(users))
         assert len(told) < 200
     finally:
         await channel.close()
@@ -121,11 +121,11 @@ async def test_what_comes_in_a_burst_is_told_as_one(server: ValkeyServer) -> Non
 
 async def test_channel_that_stays_away_is_one_reason_to_doubt_and_no_more(server: ValkeyServer) -> None:
     """While shared.redis is down every key would else be asked for again and again, of a store that is well."""
-    heard: asyncio.Queue[Changes] = asyncio.Queue()
+    heard: asyncio.Queue[Invalidation] = asyncio.Queue()
     outages: asyncio.Queue[str] = asyncio.Queue()
     client = connect(server.url, 1.0)
     channel = RevocationChannel(client)
-    channel.changed, channel.outage = heard.put_nowait, outages.put_nowait
+    channel.on_change, channel.on_outage = heard.put_nowait, outages.put_nowait
     channel.open()
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -147,7 +147,7 @@ async def test_what_speaks_another_protocol_does_not_end_the_listening(answer: b
     async with saying(answer) as url:
         client = connect(url, 0.2)
         channel = RevocationChannel(client)
-        channel.outage = outages.put_nowait
+        channel.on_outage = outages.put_nowait
         channel.open()
         try:
             async with asyncio.timeout(PATIENCE_S):

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,43 +13,14 @@ from edge.config.settings import JwtConfig, KeysConfig, KeyStoreAddress
 from edge.errors import Unusable
 from edge.exchange import Principal
 from edge.keys.stores.http import HttpKeyStore
-from edge.keys.stores.protocol import Changes, KeyStore, StoreFailed, UserState, hash_key
+from edge.keys.stores.protocol import Invalidation, KeyStore, StoreFailed, UserState, hash_key
 from edge.keys.stores.redis import RedisKeyStore
 from edge.keys.tokens import TokenVerifier
-from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, running
+from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, Listener, attended, running
 
 USER = "u-1100a15812cc"
 KEY = "sk-one-0123456789"
 OTHER = "sk-two-0123456789"
-
-
-@dataclass
-class Listener:
-    """The owner of a store, who keeps what the store reports."""
-
-    reports: list[Changes] = field(default_factory=list)
-    outages: list[str] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def changed(self, changes: Changes) -> None:
-        self.reports.append(changes)
-        self.news.set()
-
-    def outage(self, reason: str) -> None:
-        self.outages.append(reason)
-        self.news.set()
-
-    async def hears_of(self, key: str, facts: Facts) -> None:
-        """Return when a report concerned this key; earlier reports count."""
-        principal = Principal(facts.id, facts.user)
-        await self.until(lambda heard: any(each.concern(hash_key(key), principal) for each in heard.reports))
-        self.reports.clear()
-
-    async def until(self, done: Callable[["Listener"], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not done(self):
-                self.news.clear()
-                await self.news.wait()
 
 
 @dataclass
@@ -66,7 +37,9 @@ class Setting:
     async def news_of(self, key: str, facts: Facts) -> None:
         """Wait for the report of a change, where there are reports."""
         if self.backend.reports:
-            await self.listener.hears_of(key, facts)
+            principal = Principal(facts.id, facts.user)
+            reports = self.listener.reports
+            await self.listener.until(lambda: any(each.concerns(hash_key(key), principal) for each in reports))
 
 
 @pytest.fixture(params=KINDS)
@@ -78,13 +51,9 @@ async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def serving(backend: Backend) -> AsyncIterator[Setting]:
-    store, listener = backend.store(), Listener()
-    store.changed, store.outage = listener.changed, listener.outage
-    await store.open()
-    try:
+    store = backend.store()
+    async with attended(store) as listener:
         yield Setting(store, listener, backend)
-    finally:
-        await store.close()
 
 
 async def test_known_key_yields_its_whole_record(setting: Setting) -> None:
@@ -180,7 +149,7 @@ async def test_reports_come_on_the_event_loop(setting: Setting) -> None:
         pytest.skip("this store reports nothing")
     loops: asyncio.Queue[asyncio.AbstractEventLoop] = asyncio.Queue()
     await setting.store.close()
-    setting.store.changed = lambda changes: loops.put_nowait(asyncio.get_running_loop())
+    setting.store.on_change = lambda changes: loops.put_nowait(asyncio.get_running_loop())
     await setting.store.open()
 
     await setting.backend.create(KEY, Facts("key_1", USER))
@@ -269,37 +238,36 @@ async def test_store_that_hears_of_changes_reports_everything_when_it_is_back(ki
         async with serving(backend) as setting:
             await setting.find(KEY)
             await backend.harm("dead")
-            await setting.listener.until(lambda heard: any(heard.outages))
-            setting.listener.reports.clear()
+            listener = setting.listener
+            await listener.until(lambda: any(listener.outages))
             await backend.mend()
-            await setting.listener.until(
-                lambda heard: not heard.outages[-1] and any(each.everything for each in heard.reports)
-            )
+            await listener.until(lambda: not listener.outages[-1] and any(each.everything for each in listener.reports))
 
 
 @pytest.mark.parametrize(
     ("changes", "principal", "concerned"),
     [
-        (Changes(frozenset((b"d",))), None, True),
-        (Changes(frozenset((b"e",))), None, False),
-        (Changes(everything=True), None, True),
-        (Changes(ids=frozenset(("key_1",))), None, True),
-        (Changes(ids=frozenset(("key_1",))), Principal("key_1", USER), True),
-        (Changes(ids=frozenset(("key_2",))), Principal("key_1", USER), False),
-        (Changes(users=frozenset((USER,))), Principal("key_1", USER), True),
-        (Changes(users=frozenset(("u-other",))), Principal("key_1", USER), False),
-        (Changes(users=frozenset(("u-other",))), None, True),
+        (Invalidation(frozenset((b"d",))), None, True),
+        (Invalidation(frozenset((b"e",))), None, False),
+        (Invalidation(everything=True), None, True),
+        (Invalidation(ids=frozenset(("key_1",))), None, True),
+        (Invalidation(ids=frozenset(("key_1",))), Principal("key_1", USER), True),
+        (Invalidation(ids=frozenset(("key_2",))), Principal("key_1", USER), False),
+        (Invalidation(users=frozenset((USER,))), Principal("key_1", USER), True),
+        (Invalidation(users=frozenset(("u-other",))), Principal("key_1", USER), False),
+        (Invalidation(users=frozenset(("u-other",))), None, True),
     ],
 )
 def test_a_change_concerns_what_it_names_and_what_nobody_knows_yet(
-    changes: Changes, principal: Principal | None, concerned: bool
+    changes: Invalidation, principal: Principal | None, concerned: bool
 ) -> None:
-    assert changes.concern(b"d", principal) is concerned
+    assert changes.concerns(b"d", principal) is concerned
 
 
 def test_changes_are_joined() -> None:
-    both = Changes(frozenset((b"d",)), frozenset(("key_1",))) | Changes(users=frozenset((USER,)), everything=True)
-    assert both == Changes(frozenset((b"d",)), frozenset(("key_1",)), frozenset((USER,)), everything=True)
+    one, other = Invalidation(frozenset((b"d",)), frozenset(("key_1",))), Invalidation(users=frozenset((USER,)))
+    both = one | other | Invalidation(everything=True)
+    assert both == Invalidation(frozenset((b"d",)), frozenset(("key_1",)), frozenset((USER,)), everything=True)
 
 
 def test_digest_is_the_raw_sha256() -> None:

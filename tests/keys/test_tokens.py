@@ -18,7 +18,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from edge.config.settings import JwtConfig
 from edge.errors import KeyStoreUnavailable
-from edge.keys.stores.protocol import Changes
+from edge.keys.stores.protocol import Invalidation
 from edge.keys.tokens import JwksError, TokenRefused, TokenVerifier, read_key_set
 from tests.issuer import (
     AUDIENCE,
@@ -50,10 +50,10 @@ class Scene:
 
     def __init__(self, issuer: Issuer, **config: Any) -> None:
         self.issuer, self.clock = issuer, Clock()
-        self.changes: list[Changes] = []
+        self.changes: list[Invalidation] = []
         self.config = JwtConfig(ISSUER, AUDIENCE, issuer.url, **{"algorithms": ALGORITHMS, **config})
         self.verifier = TokenVerifier(self.config, self.clock)
-        self.verifier.changed = self.changes.append
+        self.verifier.on_change = self.changes.append
 
     async def refusal(self, given: str) -> str:
         with pytest.raises(TokenRefused) as refused:
@@ -294,12 +294,12 @@ async def test_withdrawn_key_proves_nothing_and_what_it_proved_is_named(scene: S
     first = await scene.verifier.verify(token("ec"))
     scene.issuer.keys = [each for each in scene.issuer.keys if each["kid"] != "ec"]
     await scene.fetched()
-    assert scene.changes == [Changes(proofs=frozenset((first.proof,)))]
+    assert scene.changes == [Invalidation(proofs=frozenset((first.proof,)))]
     assert await scene.refusal(token("ec"))
     second = await scene.verifier.verify(token("rsa"))
     scene.issuer.keys[0] = public_jwk(OTHER_RSA_KEY, "RS256", "rsa")
     await scene.fetched()
-    assert scene.changes[1:] == [Changes(proofs=frozenset((second.proof,)))], "another key under the same id"
+    assert scene.changes[1:] == [Invalidation(proofs=frozenset((second.proof,)))], "another key under the same id"
     assert await scene.refusal(token("rsa"))
 
 
@@ -319,8 +319,8 @@ async def test_key_set_without_a_key_withdraws_all_of_them(
     for _ in range(2):
         await scene.fetched()
     assert await scene.refusal(token())
-    assert scene.changes == [Changes(proofs=frozenset(proofs))]
-    assert (scene.verifier.key_count, scene.verifier.outage) == (0, "")
+    assert scene.changes == [Invalidation(proofs=frozenset(proofs))]
+    assert (scene.verifier.key_count, scene.verifier.outage.reason) == (0, "")
     assert [record.levelname for record in caplog.records] == ["WARNING"], "once, not at each fetch"
 
 
@@ -334,7 +334,7 @@ async def test_keys_of_a_set_that_a_reload_replaced_prove_nothing(scene: Scene, 
     await other.start()
     try:
         scene.verifier.reconfigure(replace(scene.config, jwks=other.url))
-        assert scene.changes == [Changes(proofs=frozenset(proofs)), Changes(everything=True)]
+        assert scene.changes == [Invalidation(proofs=frozenset(proofs)), Invalidation(everything=True)]
         if is_down:
             with pytest.raises(KeyStoreUnavailable):
                 await scene.verifier.verify(token())
@@ -454,10 +454,10 @@ async def test_fetch_outlives_what_nobody_expected(scene: Scene, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr("edge.keys.tokens.read_key_set", trip)
         await scene.fetched()
-    assert scene.verifier.outage == "a defect"
+    assert scene.verifier.outage.reason == "a defect"
     assert await scene.verifier.verify(token())
     await scene.fetched()
-    assert scene.verifier.outage == ""
+    assert scene.verifier.outage.reason == ""
 
 
 async def test_key_set_of_a_file(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ async def test_key_set_of_a_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"keys": [public_jwk(RSA_KEY, "RS256", "rsa")]}))
     config = JwtConfig(ISSUER, AUDIENCE, path)
     verifier, changes = TokenVerifier(config, Clock()), []
-    verifier.changed = changes.append
+    verifier.on_change = changes.append
     await verifier.open()
     try:
         assert await verifier.verify(token())

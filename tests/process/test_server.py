@@ -8,7 +8,7 @@ import pytest
 
 from edge.config.changes import describe_change
 from edge.config.settings import Address, Config, ConfigError, KeyStoreAddress, parse
-from edge.keys.stores.sqlite import KeyFileError
+from edge.keys.stores.keyfile import KeyFileError
 from edge.process.server import Server, listening_on
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, StartEdge

@@ -7,15 +7,14 @@ The key is sent as the form field `token` (section 2.1), so the server should be
 - the platform: `{"is_valid": true, "user_id": "u-...", "api_key_id": "...", "allow_models": [], "deny_models": []}`.
 
 A refusal is `"active": false` or `"is_valid": false` with status 200, and nothing else: whatever cannot be understood
-is a failure of the server, never an unknown key. Nobody tells of changes: a revoked key lives until its answer is old,
-or `POST /keys/purge` says so.
+is a failure of the server, never an unknown key. Changes are not reported: a revoked key lives until its answer is
+old, or until `POST /keys/purge` names it.
 """
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote_plus
 
 import aiohttp
@@ -23,15 +22,8 @@ import orjson
 
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
-from edge.keys.stores.protocol import (
-    AnswerUnusable,
-    Changes,
-    StoreFailed,
-    UserState,
-    ignore_changes,
-    ignore_outage,
-)
-from edge.names import is_dns_label, is_pattern
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
+from edge.keys.stores.records import principal_of
 from edge.tls import client_tls
 
 _MAX_ANSWER_BYTES: Final = 2**16
@@ -45,8 +37,8 @@ class HttpKeyStore:
     knows_users = False
 
     def __init__(self, config: KeysConfig) -> None:
-        self.changed: Callable[[Changes], object] = ignore_changes
-        self.outage: Callable[[str], None] = ignore_outage
+        self.on_change: Callable[[Invalidation], object] = ignore
+        self.on_outage: Callable[[str], object] = ignore
         self._config = config
         self._session: aiohttp.ClientSession | None = None
 
@@ -76,11 +68,11 @@ class HttpKeyStore:
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             raise StoreFailed(type(error).__name__) from None
         try:
-            return principal_of(orjson.loads(content), digest)
+            return read_answer(orjson.loads(content), digest)
         except orjson.JSONDecodeError:
             raise AnswerUnusable("an answer that is no JSON") from None
         except ValueError as error:
-            raise AnswerUnusable(f"an answer that is {error}") from None
+            raise AnswerUnusable(f"an answer {error}") from None
 
     async def _ask(self, key: str) -> bytes:
         """Return the body of an answer.
@@ -123,64 +115,25 @@ class HttpKeyStore:
         return UserState()
 
 
-def principal_of(answer: object, digest: bytes) -> Principal | None:
-    """Return the record of an answer, None for one that says no; raises `ValueError` with what is wrong with it."""
+def read_answer(answer: object, digest: bytes) -> Principal | None:
+    """Return the principal of an answer, None for a clear no; raises `ValueError` with what the answer is."""
     if not isinstance(answer, Mapping):
-        raise ValueError("no JSON object")
+        raise ValueError("that is no JSON object")
     verdicts = [answer[name] for name in ("active", "is_valid") if name in answer]
     if not verdicts or not all(isinstance(each, bool) for each in verdicts) or len(set(verdicts)) > 1:
         raise ValueError('without one "active" or "is_valid", true or false')
     if not verdicts[0]:
         return None
-    user = answer.get("user_id", answer.get("sub"))
-    if not isinstance(user, str) or not is_dns_label(user):
-        raise ValueError('without a DNS label as "sub" or "user_id"')
-    return Principal(
-        id=_text(answer, "api_key_id") or _text(answer, "jti") or _own_id(digest),
-        user=user,
-        name=_text(answer, "name") or "",
-        allow=_patterns(answer, "allow_models"),
-        deny=_patterns(answer, "deny_models"),
-        enabled=_flag(answer, "enabled", True),
-        suspended=_flag(answer, "suspended", False),
-        out_of_quota=_flag(answer, "out_of_quota", False),
-        expires_at=_time(answer, "exp"),
-        limit=_text(answer, "limit"),
-    )
+    ids = (answer.get(name) for name in ("api_key_id", "jti"))
+    key_id = next((each for each in ids if each not in (None, "")), _own_id(digest))
+    renamed = {"user": answer.get("user_id", answer.get("sub")), "expires_at": answer.get("exp")}
+    patterns = {"allow": answer.get("allow_models"), "deny": answer.get("deny_models")}
+    try:
+        return principal_of({**answer, "id": key_id, **renamed, **patterns})
+    except ValueError as error:
+        raise ValueError(f"with {error}") from None
 
 
 def _own_id(digest: bytes) -> str:
     """Return an id for a key without one: the same each time, and no way back to the digest."""
     return "key_" + hashlib.sha256(b"id of " + digest).hexdigest()[:_ID_LENGTH]
-
-
-def _text(answer: Mapping[str, Any], name: str) -> str | None:
-    value = answer.get(name)
-    if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) <= 256):
-        raise ValueError(f'with another "{name}" than one line of text')
-    return value or None
-
-
-def _flag(answer: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = answer.get(name, default)
-    if not isinstance(value, bool):
-        raise ValueError(f'with another "{name}" than true or false')
-    return value
-
-
-def _time(answer: Mapping[str, Any], name: str) -> float | None:
-    value = answer.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f'with another "{name}" than seconds since 1970')
-    return float(value)
-
-
-def _patterns(answer: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = answer.get(name)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(each, str) and is_pattern(each) for each in value):
-        raise ValueError(f'with another "{name}" than a list of patterns')
-    return tuple(value)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from edge.config.settings import KeysConfig
 from edge.errors import KeyStoreUnavailable
 from edge.exchange import Principal
 
@@ -24,7 +25,7 @@ class StoreFailed(KeyStoreUnavailable):
 
 
 class AnswerUnusable(StoreFailed):
-    """503: what the store answered says neither yes nor no; the fault may be in what it holds of this one key."""
+    """503: what the store answered is neither yes nor no; the fault may be in what it holds of this one key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class TokenPrincipal(Principal):
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class Invalidation:
     """What a cache of look-ups must forget: keys by digest or id, the keys of users, tokens by what proved them.
 
     What is named was changed, so it is dropped. `everything` means that changes may have been missed: every answer is
@@ -49,9 +50,9 @@ class Changes:
     proofs: frozenset[str] = frozenset()
     everything: bool = False
 
-    def __or__(self, other: "Changes") -> "Changes":
+    def __or__(self, other: "Invalidation") -> "Invalidation":
         """Return both as one."""
-        return Changes(
+        return Invalidation(
             self.digests | other.digests,
             self.ids | other.ids,
             self.users | other.users,
@@ -60,51 +61,47 @@ class Changes:
         )
 
     @property
-    def name_principals(self) -> bool:
-        """Whether something is named that only the record of a key or token tells."""
+    def names_principals(self) -> bool:
+        """Whether something is named that only the record of a key or token has."""
         return bool(self.ids or self.users or self.proofs)
 
-    def name(self, principal: Principal) -> bool:
-        """Say whether a key is named by its id or its user, or a token by what proved it."""
+    def names(self, principal: Principal) -> bool:
+        """Return whether a key is named by its id or its user, or a token by what proved it."""
         if isinstance(principal, TokenPrincipal) and principal.proof in self.proofs:
             return True
         return principal.id in self.ids or principal.user in self.users
 
-    def concern(self, digest: bytes, principal: Principal | None) -> bool:
-        """Say whether an answer, None for one that is not known yet, may have changed."""
+    def concerns(self, digest: bytes, principal: Principal | None) -> bool:
+        """Return whether an answer, None for one that is not known yet, may have changed."""
         if self.everything or digest in self.digests:
             return True
-        return self.name_principals if principal is None else self.name(principal)
+        return self.names_principals if principal is None else self.names(principal)
 
 
 @dataclass(frozen=True, slots=True)
 class UserState:
-    """What a store says of a user, whichever credential they show."""
+    """What a store has recorded of a user, whichever credential they show."""
 
     suspended: bool = False
     out_of_quota: bool = False
 
 
-def ignore_changes(changes: Changes) -> None:
-    """Do nothing: the hook of a store whose answers nobody keeps."""
-
-
-def ignore_outage(reason: str) -> None:
-    """Do nothing: the hook of a store whose outages nobody tells."""
+def ignore(_: object) -> None:
+    """Do nothing: a hook that nobody has set."""
 
 
 class KeyStore(Protocol):
     """What the edge asks of a place that knows keys.
 
-    The hooks are set by the owner before `open` and called on the event loop. `changed` is called in the order of the
+    The hooks are set by the owner before `open` and called on the event loop. `on_change` is called in the order of the
     changes; a store that was down and answers again reports `everything`. An answer may arrive after the report that
-    makes it stale: whoever keeps answers must not keep one whose look-up began before the last report. `outage` is
+    makes it stale: whoever keeps answers must not keep one whose look-up began before the last report. `on_outage` is
     called by a store that notices by itself that it is down, with the reason for the log, and with "" when it is back.
     `knows_users` says whether there is something to learn from `look_up_user`.
     """
 
-    changed: Callable[[Changes], object]
-    outage: Callable[[str], None]
+    on_change: Callable[[Invalidation], object]
+    on_outage: Callable[[str], object]
     knows_users: bool
 
     async def open(self) -> None:
@@ -112,6 +109,9 @@ class KeyStore(Protocol):
 
     async def close(self) -> None:
         """Stop answering and free everything; safe to call twice."""
+
+    def reconfigure(self, config: KeysConfig) -> None:
+        """Take over what a reload may change of this store; its address needs a restart."""
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key, by its SHA-256 digest; None if it is unknown or revoked.

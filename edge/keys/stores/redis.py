@@ -6,21 +6,16 @@
 `edge:keys` (see `keys/revocations.py`), after the change. Publishing knows no databases: one Redis, one set of keys.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.revocations import RevocationChannel
-from edge.keys.stores.protocol import (
-    AnswerUnusable,
-    Changes,
-    StoreFailed,
-    UserState,
-    ignore_changes,
-    ignore_outage,
-)
-from edge.names import is_dns_label, is_pattern
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
+from edge.keys.stores.records import principal_of, user_state_of
 from edge.tls import client_tls
 from edge.valkey import connect, disconnect, reason_of
 
@@ -38,8 +33,8 @@ class RedisKeyStore:
     knows_users = True
 
     def __init__(self, config: KeysConfig) -> None:
-        self.changed: Callable[[Changes], object] = ignore_changes
-        self.outage: Callable[[str], None] = ignore_outage
+        self.on_change: Callable[[Invalidation], object] = ignore
+        self.on_outage: Callable[[str], object] = ignore
         self._config = config
         self._client: Redis | None = None
         self._channel: RevocationChannel | None = None
@@ -55,8 +50,8 @@ class RedisKeyStore:
         client = connect(self._config.store.url, self._config.store_timeout_s, str(ca_file) if ca_file else None)
         self._client = client
         self._channel = RevocationChannel(client)
-        self._channel.changed = self.changed
-        self._channel.outage = self._unheard
+        self._channel.on_change = self.on_change
+        self._channel.on_outage = self._unheard
         self._channel.open()
 
     async def close(self) -> None:
@@ -68,11 +63,14 @@ class RedisKeyStore:
         if client is not None:
             await disconnect(client)
 
+    def reconfigure(self, config: KeysConfig) -> None:
+        """Keep what the connections were made with: a reload changes nothing of it."""
+
     def _unheard(self, reason: str) -> None:
-        """Tell of an outage; while no change can be heard of, answers are believed from one attempt to the next."""
-        self.outage(reason)
+        """Report an outage; while no change can be heard of, answers are believed from one attempt to the next."""
+        self.on_outage(reason)
         if reason:
-            self.changed(Changes(everything=True))
+            self.on_change(Invalidation(everything=True))
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key of this SHA-256 digest; raises `StoreFailed`."""
@@ -80,19 +78,19 @@ class RedisKeyStore:
         if not facts:
             return None
         try:
-            principal = principal_of(facts, UserState())
+            principal = principal_of(record_of(facts))
         except ValueError as error:
-            raise AnswerUnusable(f"a record {error}") from None
+            raise AnswerUnusable(f"a record with {error}") from None
         state = await self.look_up_user(principal.user)
-        return principal_of(facts, state)
+        return replace(principal, suspended=state.suspended, out_of_quota=state.out_of_quota)
 
     async def look_up_user(self, user: str) -> UserState:
         """Return what is recorded of a user; raises `StoreFailed`."""
         facts = await self._read(USER_PREFIX + user)
         try:
-            return UserState(_flag(facts, "suspended", False), _flag(facts, "out_of_quota", False))
+            return user_state_of(_flags(facts, "suspended", "out_of_quota"))
         except ValueError as error:
-            raise AnswerUnusable(f"a user's record {error}") from None
+            raise AnswerUnusable(f"a user's record with {error}") from None
 
     async def _read(self, name: str) -> dict[str, str]:
         from redis.exceptions import ResponseError
@@ -114,51 +112,15 @@ def _decoded(text: bytes | str) -> str:
     return text if isinstance(text, str) else text.decode()
 
 
-def principal_of(facts: Mapping[str, str], state: UserState) -> Principal:
-    """Return the record of a hash; raises `ValueError` with what is wrong with it."""
-    user, key_id = facts.get("user", ""), facts.get("id", "")
-    if not is_dns_label(user):
-        raise ValueError("without a DNS label as user")
-    if not key_id or not key_id.isprintable():
-        raise ValueError("without an id")
-    return Principal(
-        id=key_id,
-        user=user,
-        name=facts.get("name", ""),
-        allow=_patterns(facts, "allow"),
-        deny=_patterns(facts, "deny"),
-        enabled=_flag(facts, "enabled", True),
-        suspended=state.suspended,
-        out_of_quota=state.out_of_quota,
-        expires_at=_time(facts, "expires_at"),
-        limit=facts.get("limit") or None,
-    )
+def record_of(facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record of a hash; text that is no flag or no number stays text, which no rule accepts."""
+    record: dict[str, Any] = {name: facts.get(name) for name in ("id", "user", "name", "limit")}
+    record |= {name: facts.get(name, "").split() for name in ("allow", "deny")}
+    record["expires_at"] = facts.get("expires_at") or None
+    with contextlib.suppress(TypeError, ValueError):
+        record["expires_at"] = float(record["expires_at"])
+    return record | _flags(facts, "enabled")
 
 
-def _flag(facts: Mapping[str, str], name: str, default: bool) -> bool:
-    value = facts.get(name)
-    if value is None:
-        return default
-    if value not in _FLAGS:
-        raise ValueError(f"with another {name} than 0 or 1")
-    return _FLAGS[value]
-
-
-def _time(facts: Mapping[str, str], name: str) -> float | None:
-    value = facts.get(name)
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"with another {name} than seconds since 1970")
-    return seconds
-
-
-def _patterns(facts: Mapping[str, str], name: str) -> tuple[str, ...]:
-    patterns = tuple(facts.get(name, "").split())
-    if not all(map(is_pattern, patterns)):
-        raise ValueError(f"with a pattern in {name} that means nothing")
-    return patterns
+def _flags(facts: Mapping[str, str], *names: str) -> dict[str, bool | str]:
+    return {name: _FLAGS.get(facts[name], facts[name]) for name in names if name in facts}

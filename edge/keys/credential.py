@@ -1,0 +1,79 @@
+"""The credential that a request shows in its headers.
+
+Source: RFC 6750 section 2.1 for `Authorization: Bearer`; `api-key` and `x-api-key` are what other clients send.
+"""
+
+import re
+from typing import Final, Protocol
+
+from multidict import istr
+
+from edge.errors import InvalidRequest, Unauthenticated
+from edge.exchange import NO_CREDENTIAL, Credential
+from edge.keys.stores.protocol import hash_key
+
+_CREDENTIAL = re.compile(r"[\x21-\x7e]{8,8192}")
+_AUTHORIZATION: Final = istr("Authorization")
+_API_KEY: Final = istr("api-key")
+_X_API_KEY: Final = istr("x-api-key")
+_NO_VALUES: Final[list[str]] = []
+_CHALLENGE: Final = 'Bearer realm="d.run"'
+
+
+class Headers(Protocol):
+    """What is asked of a request's headers: case-insensitive, several values a name."""
+
+    def getall(self, key: str, default: list[str]) -> list[str]:
+        """Return every value of a header."""
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether the header is there."""
+
+
+def credential_of(headers: Headers, known: Credential = NO_CREDENTIAL) -> Credential:
+    """Return what a request shows as `Authorization: Bearer`, `api-key` or `x-api-key`.
+
+    `known` is what the connection showed last, which hardly ever changes: then it is returned, and nothing is hashed.
+    Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones.
+    """
+    values = headers.getall(_AUTHORIZATION, _NO_VALUES)
+    header = ""
+    if len(values) == 1 and _API_KEY not in headers and _X_API_KEY not in headers:
+        header = values[0]
+        if header == known.header and header:
+            return known
+        key = _bearer(header)
+    else:
+        key = _only_key(headers, values)
+    if not key:
+        raise Unauthenticated(
+            "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
+            headers=(("WWW-Authenticate", _CHALLENGE),),
+        )
+    if not _CREDENTIAL.fullmatch(key):
+        raise wrong_key()
+    return Credential(header, key, hash_key(key))
+
+
+def wrong_key(message: str = "") -> Unauthenticated:
+    """Return the error for a credential that proves nobody; RFC 6750 section 3 has its challenge."""
+    return Unauthenticated(
+        message or "Incorrect API key provided. Check the key, or make a new one at the platform.",
+        headers=(("WWW-Authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
+    )
+
+
+def _only_key(headers: Headers, authorizations: list[str]) -> str:
+    keys = set(map(_bearer, authorizations))
+    for name in (_API_KEY, _X_API_KEY):
+        keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))
+    keys.discard("")  # another scheme, or a header that a client sends empty
+    if len(keys) > 1:
+        raise InvalidRequest("the request shows two different API keys: send one")
+    return keys.pop() if keys else ""
+
+
+def _bearer(value: str) -> str:
+    """Return the key of an `Authorization`, "" when it has none or is of another scheme."""
+    scheme, _, key = value.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,228 @@
+"""The file of the embedded key store, as both of its sides use it: its schema, how it is opened, what can be wrong.
+
+Every write gives the rows it touches the next revision, and a revoked key stays as a row, so a reader can ask for what
+changed.
+
+Sources: https://www.sqlite.org/wal.html, https://www.sqlite.org/howtocorrupt.html
+"""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from edge.errors import Unusable
+
+# Each step makes a file of version n one of version n + 1; an empty file has version 0. A released step stays as it is,
+# and what is needed later is another one.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE keys (
+            id TEXT PRIMARY KEY,
+            digest BLOB NOT NULL UNIQUE,      -- SHA-256 of the key
+            user TEXT NOT NULL,
+            name TEXT NOT NULL,
+            allow TEXT NOT NULL,              -- patterns with one space between two
+            deny TEXT NOT NULL,
+            enabled INTEGER NOT NULL DEFAULT 1,
+            revoked INTEGER NOT NULL DEFAULT 0,
+            expires_at REAL,                  -- Unix seconds; NULL: never
+            limit_name TEXT,                  -- a table of [limits]
+            created_at REAL NOT NULL,         -- Unix seconds
+            revision INTEGER NOT NULL
+        )""",
+        "CREATE INDEX keys_by_user ON keys (user)",
+        "CREATE INDEX keys_by_revision ON keys (revision)",
+        # Apart from the keys, so that what holds for a user holds for the keys that are created later.
+        """CREATE TABLE users (
+            user TEXT PRIMARY KEY,
+            suspended INTEGER NOT NULL DEFAULT 0,
+            out_of_quota INTEGER NOT NULL DEFAULT 0,
+            revision INTEGER NOT NULL
+        )""",
+        "CREATE INDEX users_by_revision ON users (revision)",
+    ),
+)
+
+SELECT_RECORD = """
+    SELECT keys.id, keys.user, keys.name, keys.allow, keys.deny, keys.enabled,
+           coalesce(users.suspended, 0), coalesce(users.out_of_quota, 0),
+           keys.expires_at, keys.limit_name, keys.created_at
+    FROM keys LEFT JOIN users ON users.user = keys.user
+    WHERE NOT keys.revoked
+"""
+_SELECT_REVISION = """
+    SELECT max(coalesce((SELECT max(revision) FROM keys), 0), coalesce((SELECT max(revision) FROM users), 0))
+"""
+
+_BUSY_RETRY_INTERVAL_S: Final = 0.01
+_CHECKPOINT_PATIENCE_MS: Final = 250  # readers of this package are done in a fraction of it; a backup may take minutes
+
+
+class KeyFileError(Unusable):
+    """The file of the embedded store cannot be used as it is; the message tells an operator what to change."""
+
+
+class KeyFileBusy(KeyFileError):
+    """Another process holds the file for longer than one waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is locked by another process: end what holds it and try again")
+
+
+def make_file(path: Path) -> None:
+    """Create a missing file, empty and for its owner alone; SQLite gives its side files the same mode."""
+    if not path.parent.is_dir():
+        raise KeyFileError(f"the directory {path.parent} of the key store is missing: create it or change keys.store")
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def connect(
+    path: Path, busy_timeout_s: float, *, blank: Literal["set up", "refuse", "leave"] = "set up"
+) -> sqlite3.Connection:
+    """Open a key store in WAL mode and take the steps that its schema lacks.
+
+    `blank` is what becomes of a file with nothing in it. Raises `KeyFileError`, and what `sqlite3` raises.
+    """
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(address, uri=True, timeout=busy_timeout_s, isolation_level=None)
+    try:
+        _prepare_patiently(connection, path, busy_timeout_s, blank)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare_patiently(connection: sqlite3.Connection, path: Path, busy_timeout_s: float, blank: str) -> None:
+    # Two processes that change a new file's journal mode at once would wait for each other, so SQLite refuses one of
+    # them without its busy timeout: that one tries again.
+    give_up_at = time.monotonic() + busy_timeout_s
+    while True:
+        try:
+            return _prepare(connection, path, blank)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= give_up_at:
+                raise
+        time.sleep(_BUSY_RETRY_INTERVAL_S)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, blank: str) -> None:
+    version = known_version(connection, path)
+    if version == 0 and (blank == "refuse" or not _is_blank(connection)):
+        raise KeyFileError(f"{path} is not a key store: change keys.store, or move the file away")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise KeyFileError(f"the file system of {path} has no shared memory for SQLite's WAL: use a local one")
+    if version < len(STEPS) and (version or blank == "set up"):
+        migrate(connection)
+        empty_wal(connection)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Take the steps that a file lacks, all of them or none; another process may have been faster."""
+    with transaction(connection, "IMMEDIATE"):
+        for step in STEPS[_schema_version(connection) :]:
+            for statement in step:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+
+
+def known_version(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a file's schema; raises `KeyFileError` for one that only a newer edge knows."""
+    version = _schema_version(connection)
+    if version > len(STEPS):
+        raise KeyFileError(
+            f"{path} was written by a newer edge (schema {version}, this one knows {len(STEPS)}): upgrade this edge"
+        )
+    return version
+
+
+def empty_wal(connection: sqlite3.Connection) -> None:
+    """Move what was committed into the file itself, as far as readers let it; what is not moved is not lost.
+
+    SQLite applies a WAL to whatever stands beside it. Left as it is, it would undo what a file holds that is moved into
+    this one's place, such as a revocation. Source: https://www.sqlite.org/howtocorrupt.html section 1.4
+    """
+    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:  # the change itself is committed, and the next one tries again
+        pass
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
+def _schema_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    """Return whether nothing is in this database, or a schema that another process made just now."""
+    with transaction(connection, "DEFERRED"):
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return tables == 0 or _schema_version(connection) > 0
+
+
+def revision(connection: sqlite3.Connection) -> int:
+    """Return the newest revision; rows are never deleted, so it only grows."""
+    return int(connection.execute(_SELECT_REVISION).fetchone()[0])
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
+    """Commit what is done within, or roll it back when it fails."""
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # some errors have rolled back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def key_file_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the system raise about the file into `KeyFileError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if is_busy(error):
+            raise KeyFileBusy(path) from error
+        raise KeyFileError(
+            f"{path} cannot be used ({error}): see that it is a key store this user may read and write, "
+            "move it away and restore a backup, or change keys.store"
+        ) from error
+    except OSError as error:
+        raise KeyFileError(
+            f"{path} cannot be used ({error.strerror}): make it accessible or change keys.store"
+        ) from error
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return whether SQLite gave up waiting for a lock."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)  # absent where the module itself raised
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY  # the low byte: the rest tells kinds of busy apart
+
+
+def record_of(row: Sequence[Any]) -> dict[str, Any]:
+    """Return the record of a row of `SELECT_RECORD`; SQLite lets any value into any column, and it is passed on."""
+    key_id, user, name, allow, deny, enabled, suspended, out_of_quota, expires_at, limit, _ = row
+    return {
+        "id": key_id,
+        "user": user,
+        "name": name,
+        "allow": allow.split() if isinstance(allow, str) else allow,
+        "deny": deny.split() if isinstance(deny, str) else deny,
+        "enabled": bool(enabled),
+        "suspended": bool(suspended),
+        "out_of_quota": bool(out_of_quota),
+        "expires_at": expires_at,
+        "limit": limit,
+    }

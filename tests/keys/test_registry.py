@@ -1,0 +1,256 @@
+"""The administering side of the embedded store."""
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge.keys.stores.keyfile import KeyFileBusy
+from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.registry import KeyRecord, KeyRegistry, RevokedKey, UnknownKey, parse_lifetime
+from edge.names import check_pattern
+from tests.keys.keyfiles import USER, finish, script
+
+
+def test_key_is_sk_and_45_of_the_url_safe_alphabet(registry: KeyRegistry) -> None:
+    """270 random bits; the shape is what clients and secret scanners know."""
+    keys = [registry.create(USER)[0] for _ in range(50)]
+
+    assert all(re.fullmatch(r"sk-[A-Za-z0-9_-]{45}", key) for key in keys)
+    assert len(set(keys)) == 50
+    assert len(set("".join(key[3:] for key in keys))) == 64
+
+
+def test_key_id_is_key_and_12_lower_case_characters(registry: KeyRegistry) -> None:
+    """An id is what stands in logs and usage records in place of the key."""
+    _, record = registry.create(USER)
+
+    assert re.fullmatch(r"key_[a-z0-9]{12}", record.id)
+
+
+def test_only_the_digest_is_stored(path: Path, registry: KeyRegistry) -> None:
+    """A key is shown once; the store has its SHA-256."""
+    key, _ = registry.create(USER)
+
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT digest FROM keys").fetchall() == [(hash_key(key),)]
+
+
+def test_keys_are_listed_in_the_order_they_were_created(registry: KeyRegistry) -> None:
+    """The order holds when the clock is set back in between."""
+    _, first = registry.create(USER, now=lambda: 30.0)
+    _, second = registry.create(USER, now=lambda: 10.0)
+    _, third = registry.create(USER, now=lambda: 20.0)
+
+    assert registry.list() == [first, second, third]
+
+
+def test_record_in_json_has_its_fields_in_order_and_times_in_utc(registry: KeyRegistry) -> None:
+    """Scripts read `edge keys list --json`; times are RFC 3339."""
+    _, record = registry.create(USER, "ci", allow=["public/*"], expires_in_s=3600, now=lambda: 1_700_000_000.75)
+
+    assert list(record.as_json().items()) == [
+        ("id", record.id),
+        ("user", USER),
+        ("name", "ci"),
+        ("allow", ("public/*",)),
+        ("deny", ()),
+        ("enabled", True),
+        ("suspended", False),
+        ("out_of_quota", False),
+        ("expires_at", "2023-11-14T23:13:20Z"),
+        ("limit", None),
+        ("created_at", "2023-11-14T22:13:20Z"),
+    ]
+
+
+def test_record_without_expiry_has_null_in_json() -> None:
+    """A key without end has no date in a far future that a script could take at its word."""
+    assert KeyRecord(id="key_000000000000", user=USER, created_at=0.0).as_json()["expires_at"] is None
+
+
+def test_revoked_key_is_not_listed_and_never_comes_back(registry: KeyRegistry) -> None:
+    """Revocation is for good."""
+    _, record = registry.create(USER)
+    registry.revoke(record.id)
+
+    assert registry.list() == []
+    for again in (registry.enable, registry.disable, registry.revoke):
+        with pytest.raises(RevokedKey, match=f"{record.id} is revoked .* create a new key"):
+            again(record.id)
+
+
+def test_disabled_key_can_be_enabled_again(registry: KeyRegistry) -> None:
+    """Disabling is for a while."""
+    _, record = registry.create(USER)
+
+    registry.disable(record.id)
+    assert [key.enabled for key in registry.list()] == [False]
+    registry.enable(record.id)
+    assert [key.enabled for key in registry.list()] == [True]
+
+
+def test_user_is_suspended_and_let_in_again_without_touching_the_keys(registry: KeyRegistry) -> None:
+    """A key that was disabled for its own reason stays so when its user is let in again."""
+    registry.create(USER)
+    _, disabled = registry.create(USER)
+    registry.disable(disabled.id)
+
+    assert registry.disable_user(USER) == 2
+    assert [(key.enabled, key.suspended) for key in registry.list()] == [(True, True), (False, True)]
+    assert registry.enable_user(USER) == 2
+    assert [(key.enabled, key.suspended) for key in registry.list()] == [(True, False), (False, False)]
+
+
+def test_suspension_of_a_user_without_keys_says_so(registry: KeyRegistry) -> None:
+    """It holds for later keys; 0 lets the command warn of a misspelt name."""
+    assert registry.disable_user("u-nobody") == 0
+
+
+@pytest.mark.parametrize("change", [KeyRegistry.revoke, KeyRegistry.enable, KeyRegistry.disable])
+def test_unknown_id_is_refused(registry: KeyRegistry, change: Callable[[KeyRegistry, str], None]) -> None:
+    """The message names the command that shows which ids exist."""
+    with pytest.raises(UnknownKey, match="key_000000000000: `edge keys list`"):
+        change(registry, "key_000000000000")
+
+
+@pytest.mark.parametrize("user", ["", "U-1", "u_1", "-u", "u-", "u/1", "u.1", "u-é", "a" * 64, "u-1\n"])
+def test_user_that_is_no_dns_label_is_refused(registry: KeyRegistry, user: str) -> None:
+    """The user becomes part of host names: RFC 1123 section 2.1."""
+    with pytest.raises(ValueError, match="DNS label"):
+        registry.create(user)
+    with pytest.raises(ValueError, match="DNS label"):
+        registry.disable_user(user)
+
+
+@pytest.mark.parametrize("user", ["u", "u-1100a15812cc", "7", "a" * 63])
+def test_user_that_is_a_dns_label_is_taken(registry: KeyRegistry, user: str) -> None:
+    """1 to 63 characters."""
+    assert registry.create(user)[1].user == user
+
+
+@pytest.mark.parametrize("expires_in_s", [0, -1, float("nan"), float("inf"), 1e12])
+def test_lifetime_out_of_range_is_refused(registry: KeyRegistry, expires_in_s: float) -> None:
+    """A key that never lived or a date no clock can print is a mistake."""
+    with pytest.raises(ValueError, match="more than 0 s and at most 100 years"):
+        registry.create(USER, expires_in_s=expires_in_s)
+
+
+def test_limit_of_a_key_is_kept(registry: KeyRegistry) -> None:
+    _, record = registry.create(USER, limit="standard")
+    assert (record.limit, registry.list()[0].limit) == ("standard", "standard")
+
+
+def test_name_of_more_than_one_line_is_refused(registry: KeyRegistry) -> None:
+    """Names stand in tables and logs."""
+    with pytest.raises(ValueError, match="one line"):
+        registry.create(USER, "a\nb")
+
+
+def test_refused_key_leaves_nothing_behind(registry: KeyRegistry) -> None:
+    """Everything is checked before anything is written."""
+    with pytest.raises(ValueError, match="pattern"):
+        registry.create(USER, allow=["public/*"], deny=["a b"])
+
+    assert registry.list() == []
+
+
+def test_lock_that_lasts_is_told_from_a_damaged_file(path: Path, registry: KeyRegistry) -> None:
+    """The advice for a lock is to end what holds it, not to restore a backup."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with (
+            KeyRegistry(path, busy_timeout_s=0.01) as hasty,
+            pytest.raises(KeyFileBusy, match="locked by another process: end what holds it"),
+        ):
+            hasty.create(USER)
+
+
+def test_processes_that_create_keys_in_a_new_file_at_once_lose_none(path: Path) -> None:
+    """The first command of several may race to make the file; every change has a revision of its own."""
+    code = "import sys, pathlib; from edge.keys.stores.registry import KeyRegistry\n"
+    code += "print('ready', flush=True); sys.stdin.readline()\n"
+    code += "with KeyRegistry(pathlib.Path(sys.argv[1]), busy_timeout_s=60) as registry:\n"
+    code += "    for _ in range(20): print(registry.create('u-1')[1].id)"
+    processes = [script(code, path) for _ in range(6)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    printed = [key_id for process in processes for key_id in finish(process).split()]
+
+    with KeyRegistry(path) as registry:
+        assert sorted(record.id for record in registry.list()) == sorted(printed)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        revisions = connection.execute("SELECT revision FROM keys ORDER BY revision").fetchall()
+    assert revisions == [(number,) for number in range(1, 121)]
+
+
+@pytest.mark.parametrize("pattern", ["public/*", "**", "*/*", "u-1/**", "public/qwen2.5-*", "a:b@c+d~e"])
+def test_pattern_of_names_and_globs_is_taken(pattern: str) -> None:
+    """Model names are visible ASCII; the globs are * and **."""
+    check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [
+        ("", "write ** for every name"),
+        ("public/a public/b", "one pattern per value"),
+        ("public/é", "visible ASCII"),
+        ("public/\x7f", "visible ASCII"),
+        ("public/***", "write * for one level"),
+        ("public/?", "the globs are * and **"),
+        ("public/[ab]", "the globs are"),
+        ("public/a,public/b", "several patterns are several values"),
+        ("!public/a", "what is excluded is a deny pattern"),
+    ],
+)
+def test_pattern_that_would_never_match_is_refused_with_advice(pattern: str, advice: str) -> None:
+    """A pattern that silently matches nothing is worse than an error: as a deny it would let in."""
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("45s", 45),
+        ("30m", 1800),
+        ("1.5h", 5400),
+        ("12h", 43_200),
+        ("30d", 2_592_000),
+        ("2w", 1_209_600),
+        ("36500d", 3_153_600_000),
+    ],
+)
+def test_lifetime_is_written_as_every_duration_is(text: str, seconds: int) -> None:
+    assert parse_lifetime(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        *(
+            (each, "not a duration: write a number and")
+            for each in ("", "30", "d", "-1d", "30 d", "30D", "1y", "30d\n")
+        ),
+        ("٣d", "not a duration: write a number and"),
+        ("0d", "write whole seconds, one or more"),
+        ("999ms", "write whole seconds, one or more"),
+        ("1.5s", "write whole seconds, one or more"),
+        ("36500.1d", 'too long: write at most "36500d"'),
+        ("9999999999d", 'too long: write at most "36500d"'),
+    ],
+)
+def test_anything_else_is_no_lifetime(text: str, advice: str) -> None:
+    """The message shows how to write one."""
+    with pytest.raises(ValueError, match=advice):
+        parse_lifetime(text)
