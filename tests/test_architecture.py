@@ -12,6 +12,15 @@ MODULES = sorted(path.relative_to(EDGE) for path in EDGE.rglob("*.py"))
 
 # Modules without a test file of their name, and what tests them instead.
 TESTED_ELSEWHERE = {
+    "commands/arguments.py": "commands/test_commands.py and behaviour/test_demo.py: exit code 2 of wrong usage",
+    "commands/check.py": "behaviour/test_demo.py: as a person runs it",
+    "commands/demo.py": "behaviour/test_demo.py: as a person runs it",
+    "commands/diff.py": "behaviour/test_explain.py: what a reload would do",
+    "commands/event_loop.py": "behaviour/test_demo.py: threads for names whose servers are dead",
+    "commands/keys.py": "behaviour/test_keys.py: as a person runs it",
+    "commands/schema.py": "behaviour/test_explain.py: what is shipped",
+    "commands/serve.py": "behaviour/test_demo.py: as a person runs it",
+    "commands/simulate.py": "simulator/test_server.py: as a person runs it",
     "exchange.py": "holds facts only; every test of the log reads them",
     "journal/sinks/http.py": "journal/test_sinks.py: one suite over all sinks",
     "journal/sinks/redis.py": "journal/test_sinks.py: one suite over all sinks",

@@ -1,31 +1,60 @@
-"""Say what a request would meet: the routes of the file, its keys and a name in, the answer's status and why out.
+"""`edge explain`: what a request would meet, the routes of the file, its keys and a name in, status and reason out.
 
 What decides is what serves: `routing.py` finds the route, `keys/` judges the key, in the order of `proxy.py`.
 The health of endpoints is not asked for: a pool that is down is no fault of the file.
 """
 
+import argparse
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
+from edge.commands.arguments import add_config, add_json
+from edge.commands.keys import key_file
 from edge.config.schema import LIMIT, duration
-from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
+from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig, load
 from edge.config.values import parse_url
 from edge.envelope.json import read_json
-from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, PermissionDenied, Unauthenticated
+from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, OutOfQuota, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
 from edge.keys.caller import Caller
+from edge.keys.stores.registry import KeyRegistry
 from edge.names import host_matches
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 
-LOCAL_HOST: Final = "localhost"
+_LOCAL_HOST: Final = "localhost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edge explain`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the name that a client would ask for")
+    add("--host", default=_LOCAL_HOST, metavar="H", help="the Host asked; default: this machine's")
+    add("--key-id", metavar="ID", help="a key of `edge keys list`; default: one that may")
+    add_config(parser)
+    add_json(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print what a request would meet."""
+    config = load(parsed.config)
+    keys: list[Principal] = []
+    if parsed.key_id is not None:
+        path = key_file(config.keys)
+        if path.exists():  # a registry would make the file
+            with KeyRegistry(path) as registry:
+                keys += registry.list()
+    explanation = explain(config, parsed.model, parsed.host, parsed.key_id, keys, time.time())
+    print(explanation.as_json().decode() if parsed.json else explanation.render())
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Target:
     """A server that may be asked: its URL, its share of the pool's load and the model's name it is asked for."""
 
     url: str
@@ -38,9 +67,8 @@ class Explanation:
     """What a request for `model` would meet.
 
     `status` is the edge's own answer, 200 when the request would go upstream; `route`, `pool` and `endpoints` are those
-    of the route that wins, also when the key may not use it. `limits` tells, for people, what limits count its
-    requests, and `pool_settings`, by name, how its pool serves them. `routes` has every route by name and why it wins
-    or loses.
+    of the route that wins, also when the key may not use it. `limits` is, for people, what counts its requests, and
+    `pool_settings`, by name, how its pool serves them. `routes` has every route by name and why it wins or loses.
     """
 
     model: str
@@ -52,7 +80,7 @@ class Explanation:
     route: str | None
     pool: str | None
     pool_settings: tuple[tuple[str, str], ...]
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[Target, ...]
     limits: str
     routes: tuple[tuple[str, str], ...]
 
@@ -90,21 +118,23 @@ def explain(
 ) -> Explanation:
     """Return what a request for `model` meets at the host of `authority`, a Host header, at the Unix time `now`.
 
-    A loopback host stands for a call from this machine, which every `hosts` lets in. Without `key_id` the request is
-    one of somebody who may use the model; an id that is not among `keys` is an unknown key.
+    A loopback host stands for a call from this machine, which every `hosts` list matches. Without `key_id` the caller
+    is one that may use the model; an id that is not among `keys` is an unknown key.
     """
     principal = next((each for each in keys if each.id == key_id), None)
-    table, match = HostTable(()), None
+    host, loopback, match = authority, False, None
     try:
         host = host_name(authority)
         loopback = is_loopback(host)
-        table = RouteTable(config.routes).for_host(host, loopback)
-        match = table.find(model)
+        match = RouteTable(config.routes).for_host(host, loopback).find(model)
+        if principal is None and key_id is not None:
+            raise Unauthenticated("no key has this id, or it was revoked")
+        caller = Caller(principal) if principal is not None else None
+        if caller is not None:
+            caller.check_state(now)
+        status, reason = 200, _destination(_decide(config, host, loopback, model, caller))
     except EdgeError as error:
-        host, loopback = authority, False
-        status, reason = error.status, error.message
-    else:
-        status, reason = _verdict(model, host, table, match, key_id, principal, now)
+        status, reason = error.status, _reason(error, model, match, principal, now)
     pool = config.pools.get(match.route.pool or "") if match else None
     return Explanation(
         model=model,
@@ -122,49 +152,46 @@ def explain(
     )
 
 
-def _verdict(
-    model: str,
-    host: str,
-    table: HostTable,
-    match: Match | None,
-    key_id: str | None,
-    principal: Principal | None,
-    now: float,
-) -> tuple[int, str]:
-    """Return status and reason, the checks being in the order of `Proxy._answer`."""
-    if key_id is not None and principal is None:
-        return Unauthenticated.status, "no key has this id, or it was revoked"
-    caller = None
-    if principal is not None:
-        caller = Caller(principal)
-        try:
-            caller.check_state(now)
-        except EdgeError as error:
-            return error.status, _state(principal, now)
+def _decide(config: Config, host: str, loopback: bool, model: str, caller: Caller | None) -> Match:
+    """Return the route that serves a caller; raises what it is refused with. The checks are in the order of `proxy.py`.
+
+    Without a caller it is one that may use the model.
+    """
+    table = RouteTable(config.routes).for_host(host, loopback)
     if not table:
-        return MisdirectedRequest.status, f"no route serves the host {host!r}"
-    try:
-        read_json(json.dumps({"model": model}).encode())
-    except EdgeError as error:
-        return error.status, error.message
+        raise MisdirectedRequest(f"no route serves the host {host!r}")
+    read_json(json.dumps({"model": model}).encode())
+    match = table.find(model)
     if match is None:
-        return ModelNotFound.status, "no route of this host has this name, or it is no owner/service in DNS labels"
+        raise ModelNotFound.named(model)
     if caller is not None:
+        caller.check(model)
+    if match.route.instance is not None:
         try:
-            caller.check(model)
-        except PermissionDenied as error:
-            return error.status, "a deny pattern of the key names this model"
-        except ModelNotFound as error:
-            return error.status, "the key may not use this model: no allow pattern of it opens the name"
-    route = match.route
-    if route.instance is None:
-        return 200, f"goes to the pool {route.pool}"
-    url = match.filled(route.instance)
-    try:
-        parse_url(url)
-    except ValueError as error:
-        return ModelNotFound.status, f"no instance can have this name: {error}"
-    return 200, f"goes to the instance at {url}"
+            parse_url(match.filled(match.route.instance))
+        except ValueError as error:
+            raise ModelNotFound(f"no instance can have this name: {error}") from None
+    return match
+
+
+def _destination(match: Match) -> str:
+    if match.route.instance is None:
+        return f"goes to the pool {match.route.pool}"
+    return f"goes to the instance at {match.filled(match.route.instance)}"
+
+
+def _reason(error: EdgeError, model: str, found: Match | None, principal: Principal | None, now: float) -> str:
+    """Return why a request is refused, for an operator: what a caller reads names no pattern and no state of a key."""
+    match error:
+        case Unauthenticated() | OutOfQuota() if principal is not None:
+            return _state(principal, now)
+        case PermissionDenied():
+            return "a deny pattern of the key names this model"
+        case ModelNotFound() if found is None:
+            return "no route of this host has this name, or it is no owner/service in DNS labels"
+        case ModelNotFound() if principal is not None and not Caller(principal).may_call(model):
+            return "the key may not use this model: no allow pattern of it opens the name"
+    return error.message
 
 
 def _state(principal: Principal, now: float) -> str:
@@ -193,13 +220,13 @@ def _who(model: str) -> str:
     return f"keys of {owner}, and keys whose allow patterns {others}"
 
 
-def _endpoints(config: Config, match: Match, model: str) -> tuple[Endpoint, ...]:
+def _endpoints(config: Config, match: Match, model: str) -> tuple[Target, ...]:
     route = match.route
     asked = match.filled(route.model) if route.model is not None else model
     if route.instance is not None:
-        return (Endpoint(match.filled(route.instance), 1, asked),)
+        return (Target(match.filled(route.instance), 1, asked),)
     pool = config.pools[route.pool or ""]
-    return tuple(Endpoint(str(each.url), each.weight, each.model or asked) for each in pool.endpoints)
+    return tuple(Target(str(each.url), each.weight, each.model or asked) for each in pool.endpoints)
 
 
 def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
@@ -208,11 +235,11 @@ def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
         f"connect {duration(pool.connect_timeout_s)}, first byte {duration(pool.first_byte_timeout_s)}, "
         f"idle {duration(pool.idle_timeout_s)}"
     )
-    told = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("health", _health(pool))]
+    settings = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("health", _health(pool))]
     if pool.max_inflight is not None:
         waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
-        told.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
-    return (*told, ("retries", _retries(pool)))
+        settings.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
+    return (*settings, ("retries", _retries(pool)))
 
 
 def _health(pool: PoolConfig) -> str:
@@ -236,12 +263,12 @@ def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> 
     """Return the limits that count a request of this route and key, the route's and then the key's."""
     if route.instance is not None:
         return "none, as for every instance"
-    told = []
+    limits = []
     for name in dict.fromkeys((route.limit, principal.limit if principal is not None else None)):
         if name is not None:
             limit = config.limits.get(name)
-            told.append(f"{name}: {_described(limit)}" if limit is not None else f"{name}: not in the file, so none")
-    return "; ".join(told) or "none"
+            limits.append(f"{name}: {_described(limit)}" if limit is not None else f"{name}: not in the file, so none")
+    return "; ".join(limits) or "none"
 
 
 def _described(limit: LimitConfig) -> str:

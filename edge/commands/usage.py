@@ -17,6 +17,8 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 import orjson
 
+from edge.commands.arguments import add_config
+from edge.config.settings import load
 from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.files import lines_in
@@ -159,6 +161,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", type=_time, metavar="T", help="a time; requests that began then do not count")
     parser.add_argument("--by", choices=get_args(By), default="user", help="one row for each; default: user")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_config(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the totals of the journal that the file names."""
+    return main(load(parsed.config).usage.journal, parsed)
 
 
 def _time(text: str) -> float:
@@ -207,4 +215,4 @@ def _shown(name: str) -> str:
     return (name if name.isprintable() else ascii(name)) or "-"
 
 
-__all__ = ["By", "Row", "Totals", "add_arguments", "as_json", "main", "parse_time", "render", "totals"]
+__all__ = ["By", "Row", "Totals", "add_arguments", "as_json", "main", "parse_time", "render", "run", "totals"]

@@ -1,29 +1,32 @@
-"""Health, metrics and the purge of keys, on a listener of their own: whoever reaches it is an operator."""
+"""Readiness, metrics and the purge of keys, on a listener of their own: whoever reaches it is an operator."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
 from aiohttp import web
+from prometheus_client.core import Metric
 
 from edge.keys.stores.protocol import Invalidation
 from edge.stage import Lifecycle, Stage
-from edge.telemetry.metrics import Metrics
+from edge.telemetry.metrics import Metrics, counter, gauge
 
 _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 
+Line = tuple[str, str]  # of `/readyz?verbose`: name and value
+
 
 @dataclass(slots=True)
-class Health:
-    """What the process says of itself."""
+class Readiness:
+    """Whether the process takes requests, and which file is in force; `parts` yield what they add to that."""
 
     lifecycle: Lifecycle
     generation: int = 0
     loaded_at: float = 0.0
     reload_failed: str = ""  # why the file is not in force, "" when it is
     reload_failures: int = 0  # since the start
-    details: Callable[[], list[tuple[str, str]]] = field(default=list)
+    parts: list[Callable[[], Iterable[Line]]] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
@@ -35,21 +38,28 @@ class Health:
         lines = [
             f"ready: {'yes' if self.ready else 'no, draining' if self.lifecycle.stage is not Stage.RUNNING else 'no'}",
             f"generation: {self.generation}",
-            *(f"{name}: {value}" for name, value in self.details()),
+            *(f"{name}: {value}" for lines in self.parts for name, value in lines()),
             f"last reload: {'failed, the generation above goes on' if self.reload_failed else 'ok'}",
         ]
         if self.reload_failed:
             lines.append(self.reload_failed)
         return "\n".join(lines) + "\n"
 
+    def metrics(self) -> Iterator[Metric]:
+        """Yield which configuration is in force."""
+        yield gauge("edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.reload_failed)
+        yield counter("edge_config_reload_failures", "Reloads refused.", self.reload_failures)
+        yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.loaded_at)
+        yield gauge("edge_config_generation", "Configurations loaded since the start.", self.generation)
+
 
 Purge = Callable[[Invalidation], Awaitable[dict[str, object]]]
 
 
 def admin_handler(
-    health: Health, metrics: Metrics, purge: Purge
+    readiness: Readiness, metrics: Metrics, purge: Purge
 ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-    """Return the handler of the admin listener; `purge` makes the process forget keys, and tells what it did."""
+    """Return the handler of the admin listener; `purge` makes the process forget keys, and returns what it did."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/keys/purge":
@@ -60,8 +70,10 @@ def admin_handler(
             case "/livez":
                 return web.Response(text="ok\n")
             case "/readyz" | "/healthz":
-                text = health.describe() if "verbose" in request.query else "ok\n" if health.ready else "not ready\n"
-                return web.Response(status=200 if health.ready else 503, text=text)
+                text = "ok\n" if readiness.ready else "not ready\n"
+                if "verbose" in request.query:
+                    text = readiness.describe()
+                return web.Response(status=200 if readiness.ready else 503, text=text)
             case "/metrics":
                 return web.Response(body=await metrics.render(), headers={"Content-Type": _METRICS_TYPE})
         return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose, /metrics or POST /keys/purge\n")

@@ -13,7 +13,7 @@ from edge.config.changes import describe_change
 from edge.config.settings import Config, ConfigError, load
 from edge.errors import Unusable
 from edge.generation import Generation
-from edge.process.admin import Health
+from edge.process.admin import Readiness
 from edge.process.listeners import listener_tls
 from edge.routing import RouteTable
 from edge.upstream.endpoints import Endpoints
@@ -21,22 +21,24 @@ from edge.upstream.pools import Pool
 
 _log = logging.getLogger(__name__)
 
-_LOOK_INTERVAL_S: Final = 1.0  # at routes.toml and the files it names
+_POLL_INTERVAL_S: Final = 1.0  # of routes.toml and the files it names
 
-FileState = tuple[int, int, int]  # time of change in ns, of permissions too, size, inode; all 0 of none
+FileState = tuple[int, int, int]  # time of change (of permissions too) in ns, size, inode; all 0: there is no file
 
 
 class Reloader:
     """Reads the file again when it changed, and keeps the generation that works.
 
-    `adapt` is what the command line changes of the file. Raises nothing: a bad file is told in the log and in `health`.
+    `adapt` is what the command line changes of the file. A bad file is reported in the log and in `readiness`.
     """
 
-    def __init__(self, path: Path, adapt: Callable[[Config], Config], endpoints: Endpoints, health: Health) -> None:
+    def __init__(
+        self, path: Path, adapt: Callable[[Config], Config], endpoints: Endpoints, readiness: Readiness
+    ) -> None:
         self._path = path
         self._adapt = adapt
         self._endpoints = endpoints
-        self._health = health
+        self._readiness = readiness
         self._seen: dict[Path, FileState] = {}
 
     def first(self) -> Generation:
@@ -63,18 +65,18 @@ class Reloader:
         return self._accept(generation)
 
     def refuse(self, current: Generation, reason: str) -> None:
-        """Say that the file is not in force, and why; the current generation goes on."""
-        self._health.reload_failures += 1
-        self._health.reload_failed = reason
-        self._health.generation, self._health.loaded_at = current.number, current.loaded_at
+        """Report that the file is not in force, and why; the current generation goes on."""
+        self._readiness.reload_failures += 1
+        self._readiness.reload_failed = reason
+        self._readiness.generation, self._readiness.loaded_at = current.number, current.loaded_at
         _log.error("reload refused, generation %d goes on: %s", current.number, reason)
 
-    def _read(self, looked_at: Iterable[Path]) -> Config:
-        """Return what the file says, after a look at it and at all that it names, so that a later change is seen.
+    def _read(self, watched: Iterable[Path]) -> Config:
+        """Return the configuration, whose files are polled before they are read, so that a later change is seen.
 
-        It is read again when it names what was not looked at before. Raises: `ConfigError`.
+        The file is read again when it names one that was not polled. Raises: `ConfigError`.
         """
-        self._seen = self._look(looked_at)
+        self._seen = self._poll(watched)
         try:
             config = load(self._path)
             named = config.watched
@@ -88,13 +90,13 @@ class Reloader:
         return self._read((*self._seen, *named))
 
     def _watch(self, *watched: Iterable[Path]) -> None:
-        """Go on looking at the file and at these, of all that was looked at."""
+        """Poll the file and these from now on, and no other of those that were polled."""
         self._seen = {path: self._seen[path] for path in dict.fromkeys((self._path, *chain(*watched)))}
 
     def _accept(self, generation: Generation) -> Generation:
-        self._health.generation = generation.number
-        self._health.loaded_at = generation.loaded_at
-        self._health.reload_failed = ""
+        self._readiness.generation = generation.number
+        self._readiness.loaded_at = generation.loaded_at
+        self._readiness.reload_failed = ""
         return generation
 
     def _build(self, config: Config, number: int) -> Generation:
@@ -106,21 +108,21 @@ class Reloader:
         return Generation(number, config, RouteTable(config.routes), pools, time.time())
 
     async def changed(self) -> None:
-        """Return when the file or one it names has changed and two looks agree."""
+        """Return when the file or one it names has changed, and is the same in two polls."""
         previous = self._seen
         while True:
-            await asyncio.sleep(_LOOK_INTERVAL_S)
-            now = await asyncio.to_thread(self._look, tuple(self._seen))
+            await asyncio.sleep(_POLL_INTERVAL_S)
+            now = await asyncio.to_thread(self._poll, tuple(self._seen))
             if now != self._seen and now == previous:
                 return
             previous = now
 
-    def _look(self, watched: Iterable[Path]) -> dict[Path, FileState]:
-        """Return what tells one state of the files from another; `stat` follows the links of ConfigMaps."""
-        return {path: _look_at(path) for path in (self._path, *watched)}
+    def _poll(self, watched: Iterable[Path]) -> dict[Path, FileState]:
+        return {path: state_of(path) for path in (self._path, *watched)}
 
 
-def _look_at(path: Path) -> FileState:
+def state_of(path: Path) -> FileState:
+    """Return what differs between two states of a file; `stat` follows the links of ConfigMaps."""
     try:
         found = path.stat()
     except OSError:

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,11 +33,11 @@ from edge.keys.stores.table import key_store
 from edge.keys.tokens import TokenVerifier
 from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
-from edge.process.admin import Health, admin_handler
+from edge.process import status
+from edge.process.admin import Readiness, admin_handler
 from edge.process.drain import Drain
 from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
 from edge.process.reloading import Reloader
-from edge.process.status import Status
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.telemetry.metrics import AccessLog, Metrics
@@ -66,7 +67,7 @@ class Server:
             )
         self._loop = asyncio.get_running_loop()
         self.lifecycle = Lifecycle()
-        self.health = Health(self.lifecycle)
+        self.health = Readiness(self.lifecycle)
         self.metrics = Metrics()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
@@ -279,25 +280,22 @@ class Server:
             self._channel.open()
 
     def _tell(self) -> None:
-        """Have the metrics and the status page tell of everything there is."""
-        status = Status(
-            health=self.health,
-            proxy=self.proxy,
-            clients=self.clients,
-            authenticator=self.authenticator,
-            tokens=self._tokens,
-            admission=self.admission,
-            shared_limits=self.shared_limits,
-            channel=self._channel,
-            endpoints=self.endpoints,
-            journal=self.journal,
-            shipper=self._shipper,
-            memory=self.memory,
-            access_log=self._access_log,
-            clock=self._loop.time,
-        )
-        self.metrics.gauges.append(status.gauges)
-        self.health.details = status.details
+        """Have `/metrics` and `/readyz?verbose` ask every part."""
+        usage = self.journal, self._shipper
+        self.health.parts += [
+            partial(status.request_lines, self.proxy, self.clients),
+            partial(status.key_lines, self.authenticator, self._tokens, self._channel),
+            partial(status.usage_lines, *usage),
+            partial(status.endpoint_lines, self.endpoints, self._loop.time),
+        ]
+        parts = (self.authenticator, self._tokens, self._channel, self.admission, self.shared_limits, self.health)
+        self.metrics.gauges += [part.metrics for part in parts if part is not None]
+        self.metrics.gauges += [
+            partial(status.client_metrics, self.proxy, self.clients, self.memory),
+            partial(status.usage_metrics, *usage),
+            partial(status.log_metrics, self._access_log),
+            lambda: self.endpoints.metrics(self.generation.pools),
+        ]
 
     async def purge(self, invalidation: Invalidation) -> dict[str, object]:
         """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""

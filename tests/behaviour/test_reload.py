@@ -7,7 +7,9 @@ import os
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -17,7 +19,8 @@ import edge.process.reloading
 from edge.config.settings import Config
 from edge.config.values import Url
 from edge.generation import Generation
-from edge.process.reloading import _look_at
+from edge.process.reloading import Reloader, state_of
+from edge.process.server import Server
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, tls_setting
@@ -26,20 +29,47 @@ PATIENCE_S = 20
 NEW = '\n[routes."public/new"]\npool = "r1"\n'
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds that says nothing when it changes."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
+@dataclass
+class Reloads:
+    """What the running process does with its file."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def reach(self, condition: Callable[[], object]) -> None:
+        """Wait for the reload after which something holds."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
 
 
-async def reload(edge: Edge, text: str | None = None) -> None:
+@pytest.fixture(autouse=True)
+async def reloads(monkeypatch: pytest.MonkeyPatch) -> Reloads:
+    """Notice every time the file was read, and every time that what it says was taken over or refused."""
+    reloads = Reloads()
+
+    def noticed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            finally:
+                reloads.news.set()
+
+        return call
+
+    monkeypatch.setattr(Reloader, "reload", noticed(Reloader.reload))
+    monkeypatch.setattr(Server, "_apply", noticed(Server._apply))
+    monkeypatch.setattr("edge.process.reloading._POLL_INTERVAL_S", 0.05)  # so that nobody waits for a second
+    return reloads
+
+
+async def reload(edge: Edge, reloads: Reloads, text: str | None = None) -> None:
     """Write the file if there is a text, let the edge read it, and wait until it has."""
     if text is not None:
         edge.config_path.write_text(text)
     before = (edge.server.generation.number, edge.server.health.reload_failures)
     edge.server.reload()
-    await until(lambda: (edge.server.generation.number, edge.server.health.reload_failures) != before)
+    await reloads.reach(lambda: (edge.server.generation.number, edge.server.health.reload_failures) != before)
 
 
 async def status_of(edge: Edge, model: str, **kwargs: str) -> int:
@@ -50,12 +80,6 @@ async def metric(edge: Edge, name: str) -> float:
     families = text_string_to_metric_families((await edge.server.metrics.render()).decode())
     [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
     return value
-
-
-@pytest.fixture(autouse=True)
-def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the file ten times a second, so that nobody waits for a second."""
-    monkeypatch.setattr("edge.process.reloading._LOOK_INTERVAL_S", 0.1)
 
 
 @pytest.fixture
@@ -92,15 +116,15 @@ def swapped(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("write", [replaced, in_place, swapped])
-async def test_changed_file_applies_by_itself(edge: Edge, write: Callable[[Path, str], None]) -> None:
+async def test_changed_file_applies_by_itself(edge: Edge, write: Callable[[Path, str], None], reloads: Reloads) -> None:
     """However it is changed, twice in a row: looked at through every link."""
     text = edge.config_path.read_text()
     assert await status_of(edge, "public/new") == 404
     write(edge.config_path, text + NEW)
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await status_of(edge, "public/new") == 200
     write(edge.config_path, text)
-    await until(lambda: edge.server.generation.number == 3)
+    await reloads.reach(lambda: edge.server.generation.number == 3)
     assert await status_of(edge, "public/new") == 404
 
 
@@ -109,20 +133,20 @@ def test_permissions_that_are_mended_are_a_change(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("sk-1")
     path.chmod(0o200)
-    before = _look_at(path)
-    while _look_at(path) == before:  # the file system's clock ticks in milliseconds
+    before = state_of(path)
+    while state_of(path) == before:  # the file system's clock ticks in milliseconds
         path.chmod(0o600)
 
 
-async def test_sighup_applies_at_once(edge: Edge) -> None:
+async def test_sighup_applies_at_once(edge: Edge, reloads: Reloads) -> None:
     edge.config_path.write_text(edge.config_path.read_text() + NEW)
     os.kill(os.getpid(), signal.SIGHUP)
-    await until(lambda: edge.server.generation.number >= 2)
+    await reloads.reach(lambda: edge.server.generation.number >= 2)
     assert await status_of(edge, "public/new") == 200
 
 
 async def test_file_that_a_secret_names_applies_by_itself(
-    start_edge: StartEdge, simulator: Simulator, tmp_path: Path
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path, reloads: Reloads
 ) -> None:
     """A secret is replaced without a change of routes.toml."""
     secret = tmp_path / "key"
@@ -133,15 +157,15 @@ async def test_file_that_a_secret_names_applies_by_itself(
     )
     assert await status_of(edge, "public/a") == 200
     replaced(secret, "two")
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await status_of(edge, "public/a") == 200
     assert [dict(request.headers)["Authorization"] for request in simulator.requests] == ["Bearer one", "Bearer two"]
 
 
-async def test_log_names_what_changed(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_names_what_changed(edge: Edge, caplog: pytest.LogCaptureFixture, reloads: Reloads) -> None:
     caplog.set_level(logging.INFO)
     text = edge.config_path.read_text()
-    await reload(edge, text.replace('[routes."u-*"]', '[routes."u-1*"]') + NEW)
+    await reload(edge, reloads, text.replace('[routes."u-*"]', '[routes."u-1*"]') + NEW)
     assert [record.getMessage() for record in caplog.records if "generation" in record.getMessage()] == [
         "generation 2: +route u-1*, +route public/new, -route u-*"
     ]
@@ -166,13 +190,13 @@ NAMED = {"listen": "server.listen", "admin": "server.admin", "store": "keys.stor
 
 @pytest.mark.parametrize("how", BAD)
 async def test_bad_file_changes_nothing_and_says_so_everywhere(
-    edge: Edge, how: str, caplog: pytest.LogCaptureFixture
+    edge: Edge, how: str, caplog: pytest.LogCaptureFixture, reloads: Reloads
 ) -> None:
     """In the log, on /readyz?verbose and in the gauge; the edge stays ready, and a good file ends it."""
     text = edge.config_path.read_text()
     edge.config_path.write_bytes(BAD[how](text).encode("utf-8", "surrogateescape"))
     before = edge.server.generation
-    await reload(edge)
+    await reload(edge, reloads)
     assert edge.server.generation is before
     assert await status_of(edge, "public/deepseek-r1") == 200
     assert await status_of(edge, "public/new") == 404
@@ -183,39 +207,41 @@ async def test_bad_file_changes_nothing_and_says_so_everywhere(
     [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     for shown in (health.describe(), message):
         assert NAMED.get(how, "routes") in shown
-    await reload(edge, text + NEW)
+    await reload(edge, reloads, text + NEW)
     assert await status_of(edge, "public/new") == 200
     assert "last reload: ok" in health.describe()
     assert await metric(edge, "edge_config_last_reload_successful") == 1
 
 
-async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge) -> None:
+async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge, reloads: Reloads) -> None:
     text = edge.config_path.read_text()
     edge.config_path.unlink()
-    await until(lambda: edge.server.health.reload_failed)
+    await reloads.reach(lambda: edge.server.health.reload_failed)
     assert await status_of(edge, "public/deepseek-r1") == 200
     edge.config_path.write_text(text + NEW)
-    await until(lambda: not edge.server.health.reload_failed)
+    await reloads.reach(lambda: not edge.server.health.reload_failed)
     assert await status_of(edge, "public/new") == 200
 
 
-async def test_bad_file_is_told_once_not_every_second(edge: Edge) -> None:
+async def test_bad_file_is_reported_once_not_at_every_poll(edge: Edge, reloads: Reloads) -> None:
     edge.config_path.write_text("[routes")
-    await until(lambda: edge.server.health.reload_failures)
-    looks = 0
-    look = edge.server._reloader._look
+    await reloads.reach(lambda: edge.server.health.reload_failures)
+    polls: asyncio.Queue[None] = asyncio.Queue()
+    loop, poll = asyncio.get_running_loop(), edge.server._reloader._poll
 
-    def counted(watched: object) -> object:
-        nonlocal looks
-        looks += 1
-        return look(watched)  # type: ignore[arg-type]
+    def noticed(watched: object) -> object:
+        loop.call_soon_threadsafe(polls.put_nowait, None)
+        return poll(watched)  # type: ignore[arg-type]
 
-    edge.server._reloader._look = counted  # type: ignore[assignment,method-assign]
-    await until(lambda: looks >= 3)
+    edge.server._reloader._poll = noticed  # type: ignore[assignment,method-assign]
+    for _ in range(3):
+        await polls.get()
     assert edge.server.health.reload_failures == 1
 
 
-async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: StartEdge, tmp_path: Path) -> None:
+async def test_certificate_that_cannot_be_used_is_refused_whole(
+    start_edge: StartEdge, tmp_path: Path, reloads: Reloads
+) -> None:
     """A new certificate without its key changes neither the listener nor the routes."""
     authority = trustme.CA()
     routes = ROUTES.replace("{upstream}", "http://127.0.0.1:1")
@@ -224,14 +250,14 @@ async def test_certificate_that_cannot_be_used_is_refused_whole(start_edge: Star
     text = edge.config_path.read_text()
     edge.config_path.write_text(text + NEW)
     edge.server.reload()
-    await until(lambda: edge.server.health.reload_failed)
+    await reloads.reach(lambda: edge.server.health.reload_failed)
     assert edge.server.generation.number == 1
     assert "server.tls" in edge.server.health.describe()
 
 
 @pytest.mark.parametrize("named", ["ca_file", "tls"])
 async def test_file_that_a_refused_reload_named_is_looked_at_until_it_is_repaired(
-    start_edge: StartEdge, tmp_path: Path, named: str
+    start_edge: StartEdge, tmp_path: Path, named: str, reloads: Reloads
 ) -> None:
     """One that cannot be used is no error of routes.toml, and its repair went unseen."""
     authority = trustme.CA()
@@ -246,22 +272,27 @@ async def test_file_that_a_refused_reload_named_is_looked_at_until_it_is_repaire
     repaired.write_text("not yet\n")
     text = edge.config_path.read_text()
     if named == "tls":
-        await reload(edge, text.replace("/old.", "/new."))
+        await reload(edge, reloads, text.replace("/old.", "/new."))
     else:
-        await reload(edge, text.replace("[pools.r1]\n", f'[pools.r1]\nca_file = "{repaired}"\n'))
+        await reload(edge, reloads, text.replace("[pools.r1]\n", f'[pools.r1]\nca_file = "{repaired}"\n'))
     assert edge.server.health.reload_failures == 1
     issued.cert_chain_pems[0].write_to_path(str(repaired))
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert edge.server.health.reload_failures == 1
 
 
 @pytest.mark.parametrize("changed", ["routes.toml", "secret"])
 async def test_change_while_the_file_is_read_at_the_start_is_seen(
-    start_edge: StartEdge, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+    start_edge: StartEdge,
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+    reloads: Reloads,
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("one")
-    real = edge.reloading.load
+    real = edge.process.reloading.load
     read: list[Path] = []
 
     def load(path: Path) -> Config:
@@ -277,14 +308,14 @@ async def test_change_while_the_file_is_read_at_the_start_is_seen(
         f'[pools.r1]\nendpoints = [{{ url = "{simulator.url}", api_key_file = "{secret}" }}]\n'
         '[routes."public/a"]\npool = "r1"\n'
     )
-    await until(lambda: running.server.generation.number == 2)
+    await reloads.reach(lambda: running.server.generation.number == 2)
 
 
 # --- what runs while the file changes
 
 
 async def test_stream_that_began_before_many_reloads_is_byte_complete(
-    edge: Edge, simulator: Simulator, other: Simulator
+    edge: Edge, simulator: Simulator, other: Simulator, reloads: Reloads
 ) -> None:
     """A request keeps the generation it began with, even when its pool and its route are gone."""
     body = {"model": "public/deepseek-r1", "stream": True, "seed": 7, "simulate": {"tokens": 60, "interval_ms": 10}}
@@ -295,7 +326,7 @@ async def test_stream_that_began_before_many_reloads_is_byte_complete(
     text = edge.config_path.read_text()
     gone = text.replace("pools.r1]", "pools.r2]").replace('pool = "r1"', 'pool = "r2"')
     for number in range(10):
-        await reload(edge, gone.replace(simulator.url, other.url) if number % 2 == 0 else text + NEW)
+        await reload(edge, reloads, gone.replace(simulator.url, other.url) if number % 2 == 0 else text + NEW)
     status, _, received = await client.response()
     assert (status, received) == (200, expected)
     assert edge.server.generation.number == 11
@@ -304,7 +335,7 @@ async def test_stream_that_began_before_many_reloads_is_byte_complete(
 
 
 async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothing_behind(
-    start_edge: StartEdge, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+    start_edge: StartEdge, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture, reloads: Reloads
 ) -> None:
     """By rename, by symlink swap and in place, some bad; each stream has its bytes, and old generations are gone."""
     caplog.set_level(logging.CRITICAL)
@@ -341,7 +372,7 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
     beats[0].set()
     for client in clients:
         await client.head()
-    await until(lambda: len(upstream.requests) >= 200)
+    assert len(upstream.requests) == 200
     ways = (replaced, in_place, swapped)
     tasks, refused = 0, 0
     for number in range(1000):
@@ -369,24 +400,27 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
     assert sum(isinstance(each, Generation) for each in gc.get_objects()) <= 2  # this one and the one before
 
 
-async def test_request_whose_body_comes_after_a_reload_keeps_its_generation(edge: Edge, simulator: Simulator) -> None:
+async def test_request_whose_body_comes_after_a_reload_keeps_its_generation(
+    edge: Edge, simulator: Simulator, reloads: Reloads
+) -> None:
     client = await edge.connect()
-    request = edge.request({"model": "public/deepseek-r1", "messages": []})
-    client.send(request[:-5])
-    await until(lambda: edge.server.proxy.in_flight)
+    request = edge.request({"model": "public/deepseek-r1", "messages": []}, headers=("Expect: 100-continue",))
+    head, separator, body = request.partition(b"\r\n\r\n")
+    client.send(head + separator)
+    assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"  # so its body is waited for
     text = edge.config_path.read_text()
-    await reload(edge, text[: text.index("[pools")] + f'[routes."u-*"]\ninstance = "{simulator.url}"\n')
-    client.send(request[-5:])
+    await reload(edge, reloads, text[: text.index("[pools")] + f'[routes."u-*"]\ninstance = "{simulator.url}"\n')
+    client.send(body)
     assert (await client.response())[0] == 200
     assert await status_of(edge, "public/deepseek-r1") == 404
     await edge.consistent()
 
 
-async def test_idle_connections_survive_a_reload(edge: Edge, simulator: Simulator) -> None:
+async def test_idle_connections_survive_a_reload(edge: Edge, simulator: Simulator, reloads: Reloads) -> None:
     """The next request after a change pays no new connection."""
     assert await status_of(edge, "public/deepseek-r1") == 200
     opened = simulator.connections
-    await reload(edge, edge.config_path.read_text() + NEW)
+    await reload(edge, reloads, edge.config_path.read_text() + NEW)
     [endpoint] = [each for each in edge.server.endpoints.states() if each.is_used]
     assert len(endpoint.connections) == 1
     assert await status_of(edge, "public/new") == 200
@@ -395,7 +429,7 @@ async def test_idle_connections_survive_a_reload(edge: Edge, simulator: Simulato
 
 
 async def test_connections_of_a_removed_pool_close_and_a_lent_one_when_it_is_done(
-    edge: Edge, simulator: Simulator, other: Simulator
+    edge: Edge, simulator: Simulator, other: Simulator, reloads: Reloads
 ) -> None:
     assert await status_of(edge, "public/deepseek-r1") == 200
     client = await edge.connect()
@@ -403,7 +437,7 @@ async def test_connections_of_a_removed_pool_close_and_a_lent_one_when_it_is_don
     await simulator.wait_for(lambda: len(simulator.requests) == 2)
     text = edge.config_path.read_text()
     head, _, tail = text.partition("[pools.r1]")
-    await reload(edge, head + "[pools.r1]" + tail.replace(simulator.url, other.url, 1))
+    await reload(edge, reloads, head + "[pools.r1]" + tail.replace(simulator.url, other.url, 1))
     assert (await client.response())[0] == 200
     await simulator.wait_for(lambda: simulator.connections == 0)
     assert await status_of(edge, "public/deepseek-r1") == 200
@@ -411,31 +445,32 @@ async def test_connections_of_a_removed_pool_close_and_a_lent_one_when_it_is_don
     await edge.consistent()
 
 
-async def test_cached_keys_survive_a_reload(edge: Edge) -> None:
+async def test_cached_keys_survive_a_reload(edge: Edge, reloads: Reloads) -> None:
     assert await status_of(edge, "public/deepseek-r1") == 200
     for _ in range(3):
-        await reload(edge, edge.config_path.read_text().replace("[keys]", '[keys]\ncache_ttl = "9s"', 1)
+        await reload(edge, reloads, edge.config_path.read_text().replace("[keys]", '[keys]\ncache_ttl = "9s"', 1)
                      if "cache_ttl" not in edge.config_path.read_text() else None)  # fmt: skip
         assert await status_of(edge, "public/deepseek-r1") == 200
     assert await metric(edge, "edge_key_lookups_total") == 1
 
 
-async def test_in_flight_counts_carry_over(edge: Edge, start_upstream: StartUpstream) -> None:
+async def test_in_flight_counts_carry_over(edge: Edge, start_upstream: StartUpstream, reloads: Reloads) -> None:
     """Least-loaded must not begin at zero after every change of the file."""
-    release = asyncio.Event()
+    asked, release = asyncio.Event(), asyncio.Event()
 
     async def wait(connection: ScriptedConnection) -> None:
+        asked.set()
         await release.wait()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     upstream = await start_upstream(wait)
     text = edge.config_path.read_text()
     text += f'\n[pools.slow]\nendpoints = ["{upstream.url}"]\n[routes."public/slow"]\npool = "slow"\n'
-    await reload(edge, text)
+    await reload(edge, reloads, text)
     client = await edge.connect()
     client.send(edge.request({"model": "public/slow"}))
-    await until(lambda: upstream.requests)
-    await reload(edge, text + NEW)
+    await asked.wait()
+    await reload(edge, reloads, text + NEW)
     [member] = edge.server.generation.pools["slow"].members
     assert member.endpoint.in_flight == 1
     release.set()
@@ -444,7 +479,9 @@ async def test_in_flight_counts_carry_over(edge: Edge, start_upstream: StartUpst
     assert member.endpoint.in_flight == 0
 
 
-async def test_authority_of_upstreams_that_changes_applies_by_itself(start_edge: StartEdge, tmp_path: Path) -> None:
+async def test_authority_of_upstreams_that_changes_applies_by_itself(
+    start_edge: StartEdge, tmp_path: Path, reloads: Reloads
+) -> None:
     """`ca_file` keeps its name when an authority is followed by the next one."""
     old, new = trustme.CA(), trustme.CA()
     ca_file = tmp_path / "ca.pem"
@@ -457,16 +494,18 @@ async def test_authority_of_upstreams_that_changes_applies_by_itself(start_edge:
     edge = await start_edge(pool.replace("http:", "https:") + '[routes."public/deepseek-r1"]\npool = "p"\n')
     assert await status_of(edge, "public/deepseek-r1") == 503
     new.cert_pem.write_to_path(str(ca_file))
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await status_of(edge, "public/deepseek-r1") == 200
     assert len(list(edge.server.endpoints.states())) == 1
     await upstream.close()
 
 
-async def test_cap_that_is_taken_out_of_the_file_holds_no_more(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_cap_that_is_taken_out_of_the_file_holds_no_more(
+    start_edge: StartEdge, simulator: Simulator, reloads: Reloads
+) -> None:
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 3\n")
     assert edge.server.clients.max_connections == 3
-    await reload(edge, edge.config_path.read_text().replace("max_connections = 3\n", ""))
+    await reload(edge, reloads, edge.config_path.read_text().replace("max_connections = 3\n", ""))
     assert edge.server.clients.max_connections > 3
 
 
@@ -491,7 +530,7 @@ def with_pool_by_name(edge: Edge, simulator: Simulator) -> str:
 
 
 async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
-    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event]
+    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event], reloads: Reloads
 ) -> None:
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url))
     names["b.test"] = asyncio.Event()
@@ -499,10 +538,10 @@ async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
     fixed = f'\n[pools.fixed]\nendpoints = ["{other}"]\n[routes."public/fixed"]\npool = "fixed"\n'
     edge.config_path.write_text(with_pool_by_name(edge, simulator) + fixed)
     edge.server.reload()
-    await until(lambda: any(each.authority.startswith("localhost") for each in edge.server.endpoints.states()))
+    await reloads.reach(lambda: any(each.authority.startswith("localhost") for each in edge.server.endpoints.states()))
     edge.server._members_changed()  # of a pool in force, as its name's addresses change
     names["b.test"].set()
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await status_of(edge, "public/fixed") == 200
     await edge.consistent()
     [member] = edge.server.generation.pools["fixed"].members
@@ -512,7 +551,12 @@ async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
 
 @pytest.mark.parametrize("half", ["certificate", "key"])
 async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
-    start_edge: StartEdge, simulator: Simulator, names: dict[str, asyncio.Event], tmp_path: Path, half: str
+    start_edge: StartEdge,
+    simulator: Simulator,
+    names: dict[str, asyncio.Event],
+    tmp_path: Path,
+    half: str,
+    reloads: Reloads,
 ) -> None:
     """The old one stays in force: clients connect as before."""
     authority = trustme.CA()
@@ -525,7 +569,7 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     names["b.test"] = asyncio.Event()
     edge.config_path.write_text(with_pool_by_name(edge, simulator))
     edge.server.reload()
-    await until(lambda: edge.server.health.generation == 2)  # built, and not in force before the name is known
+    await reloads.reach(lambda: edge.server.health.generation == 2)  # built, and not in force before the name is known
     chain, secret = other.cert_chain_pems[0].bytes(), other.private_key_pem.bytes()
     first, then = ((certificate, chain), (key, secret))[:: 1 if half == "certificate" else -1]
     trusting = ssl.create_default_context()
@@ -533,12 +577,12 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     before = await certificate_of(edge, trusting)
     first[0].write_bytes(first[1])
     names["b.test"].set()
-    await until(lambda: edge.server.health.reload_failures)
+    await reloads.reach(lambda: edge.server.health.reload_failures)
     assert "certificate and key" in edge.server.health.reload_failed
     assert edge.server.generation.number == edge.server.health.generation == 1
     assert await certificate_of(edge, trusting) == before
     then[0].write_bytes(then[1])
-    await until(lambda: edge.server.generation.number == 2)
+    await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await certificate_of(edge, trusting) != before
 
 

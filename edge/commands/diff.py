@@ -1,0 +1,46 @@
+"""`edge diff`: list what a reload would change, or refuse."""
+
+import argparse
+import os
+from pathlib import Path
+
+from edge.commands.check import printable
+from edge.config.changes import list_changes
+from edge.config.settings import Config, ConfigError, load, parse, render_problems
+from edge.errors import Unusable
+from edge.process.reloading import refuse_what_needs_a_restart
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edge diff`."""
+    add = parser.add_argument
+    add("old", type=Path, metavar="OLD", help="the file that is served")
+    add("new", type=Path, metavar="NEW", help="what would stand in its place; relative paths start there")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the changes, and why a reload would refuse them; return 1 when a file has problems."""
+    configs: list[Config] = []
+    for path in (parsed.old, parsed.new):
+        try:
+            configs.append(_load_in_place(path, parsed.old))
+        except ConfigError as error:
+            print(render_problems(printable(path), error.problems))
+    if len(configs) < 2:
+        return 1
+    old, new = configs
+    print("\n".join(list_changes(old, new)) or "nothing changed")
+    try:
+        refuse_what_needs_a_restart(old, new)
+    except Unusable as error:
+        print(f"a reload would be refused: {error}")
+    return 0
+
+
+def _load_in_place(path: Path, place: Path) -> Config:
+    """Return the configuration of the file at `path` as it would be at `place`; raises `ConfigError`."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError):
+        return load(path)  # which says what is wrong with it
+    return parse(text, place, os.environ)

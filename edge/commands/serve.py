@@ -1,0 +1,26 @@
+"""`edge serve`: run the edge."""
+
+import argparse
+
+from edge.commands.arguments import add_config, address, checked
+from edge.commands.event_loop import run_to_end
+from edge.process.server import Server, listening_on
+from edge.telemetry.process_log import log_to_stderr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edge serve`."""
+    add_config(parser)
+    add = parser.add_argument
+    add("--listen", type=checked(address), metavar="ADDR", help="instead of server.listen: host:port, unix:PATH")
+    add("--admin", type=checked(address), metavar="ADDR", help="instead of server.admin")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+
+    async def serve() -> None:
+        await Server(parsed.config, listening_on(parsed.listen, parsed.admin)).run()
+
+    with log_to_stderr():
+        return run_to_end(serve())
