@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final, NoReturn
 
-from edge.config.settings import ConfigError
+from edge.config.problems import ConfigError
 from edge.errors import Unusable
 
 _STDOUT: Final = 1

@@ -16,12 +16,12 @@ PLACEHOLDERS = ("{owner}", "{service}")
 
 
 def is_dns_label(text: str) -> bool:
-    """Say whether `text` is one lower-case DNS label (RFC 1123 section 2.1), as Kubernetes names its services."""
+    """Return whether `text` is one lower-case DNS label (RFC 1123 section 2.1), as Kubernetes names its services."""
     return _LABEL.fullmatch(text) is not None
 
 
 def is_host_name(text: str) -> bool:
-    """Say whether `text` is a lower-case DNS name without trailing dot, or an IPv4 address."""
+    """Return whether `text` is a lower-case DNS name without trailing dot, or an IPv4 address."""
     labels = text.split(".")
     if _NUMERIC_LABEL.fullmatch(labels[-1]):
         return _is_ip(text)
@@ -52,7 +52,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def is_pattern(text: str) -> bool:
-    """Say whether this is a pattern over model names."""
+    """Return whether this is a pattern over model names."""
     try:
         check_pattern(text)
     except ValueError:
@@ -81,7 +81,7 @@ def check_host_pattern(text: str) -> None:
 
 
 def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    """Say whether two lists of `hosts` let through one same host.
+    """Return whether two lists of `hosts` let through one same host.
 
     A list lets a host through that one of its names matches (any host, when it has only exclusions) and no exclusion
     does. Exact: a fresh label can always stand for a `*`, so exclusions empty a meeting only when one covers it whole.
@@ -104,7 +104,7 @@ def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
 
 
 def host_matches(hosts: tuple[str, ...], host: str) -> bool:
-    """Say whether a `hosts` list lets `host` through; no list lets every host through."""
+    """Return whether a `hosts` list lets `host` through; no list lets every host through."""
     labels = host.split(".")
     names = [each for each in hosts if not each.startswith("!")]
     if any(_covers(each[1:].split("."), labels) for each in hosts if each.startswith("!")):
@@ -132,7 +132,7 @@ def _covers(pattern: list[str], other: list[str]) -> bool:
 
 
 def is_model_name(name: str) -> bool:
-    """Say whether a model can be called so: what else is asked for is not repeated to anybody, nor logged."""
+    """Return whether a model can be called so: what else is asked for is not repeated to anybody, nor logged."""
     return 0 < len(name) <= MAX_MODEL_LENGTH and name.isprintable()  # a lone surrogate is not
 
 
@@ -145,7 +145,7 @@ def check_model_name(text: str) -> None:
 
 
 def is_instance_name(name: str) -> bool:
-    """Say whether a model's name is `owner/service`, split at the first `/`, both DNS labels."""
+    """Return whether a model's name is `owner/service`, split at the first `/`, both DNS labels."""
     owner, _, service = name.partition("/")
     return is_dns_label(owner) and is_dns_label(service)
 
@@ -189,7 +189,7 @@ class Glob:
         self._steps, self._crossing, self._staying, self._last = steps, crossing, staying, state
 
     def matches(self, name: str) -> bool:
-        """Say whether the whole of a name is as the pattern wants it."""
+        """Return whether the whole of a name is as the pattern wants it."""
         steps, crossing, staying = self._steps, self._crossing, self._staying
         states = 1
         for character in name:

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from edge.commands.arguments import add_config, add_json
-from edge.config.settings import ConfigError, load, problems_json, render_problems
+from edge.config.problems import ConfigError, problems_json, render_problems
+from edge.config.reading import load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

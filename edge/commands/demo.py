@@ -8,8 +8,8 @@ from typing import Final
 
 from edge.commands.arguments import add_config, address, checked
 from edge.commands.event_loop import run_to_end
-from edge.config.settings import Address, Config, KeysConfig, KeyStoreAddress, SharedConfig, UsageConfig
-from edge.config.values import parse_url
+from edge.config.settings import Config, KeysConfig, SharedConfig, UsageConfig
+from edge.config.values import Address, KeyStoreAddress, parse_url
 from edge.keys.stores.registry import KeyRegistry
 from edge.process.server import Server, listening_on
 from edge.simulator.dialects import Behaviour

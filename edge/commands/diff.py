@@ -6,7 +6,9 @@ from pathlib import Path
 
 from edge.commands.check import printable
 from edge.config.changes import list_changes
-from edge.config.settings import Config, ConfigError, load, parse, render_problems
+from edge.config.problems import ConfigError, render_problems
+from edge.config.reading import load, parse
+from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.process.reloading import refuse_what_needs_a_restart
 

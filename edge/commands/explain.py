@@ -15,9 +15,11 @@ import orjson
 
 from edge.commands.arguments import add_config, add_json
 from edge.commands.keys import key_file
-from edge.config.schema import LIMIT, duration
-from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig, load
+from edge.config.kinds import settings_of
+from edge.config.reading import load
+from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
 from edge.config.values import parse_url
+from edge.config.values import write_duration as duration
 from edge.envelope.json import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, OutOfQuota, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
@@ -273,7 +275,7 @@ def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> 
 
 def _described(limit: LimitConfig) -> str:
     """Return what a limit allows, each of its settings as the file names it."""
-    values = ((setting.name, getattr(limit, setting.attribute)) for setting in LIMIT.settings)
+    values = ((setting.key, getattr(limit, setting.field)) for setting in settings_of(LimitConfig))
     return ", ".join(f"{name} {value}" for name, value in values if value is not None)
 
 

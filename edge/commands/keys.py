@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from edge.commands.arguments import add_config, add_json, checked
-from edge.config.settings import KeysConfig, load, load_keys
+from edge.config.reading import load, load_keys
+from edge.config.settings import KeysConfig
 from edge.keys.stores.registry import KeyRecord, KeyRegistry, parse_lifetime, restore
 
 

@@ -18,7 +18,7 @@ import msgspec
 import orjson
 
 from edge.commands.arguments import add_config
-from edge.config.settings import load
+from edge.config.reading import load
 from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.files import lines_in

@@ -1,12 +1,12 @@
-"""What a reload changes: by name, for the log, and value by value, for who looks before.
+"""What a reload changes: by name, for the log; value by value, for an operator who checks before; what needs a restart.
 
-Pure: two configurations in, text out, values written as in the file. A secret's value is never told.
+Pure: two configurations in, text out, values written as in the file. A secret's value is never written.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from edge.config.schema import SECTIONS, Section, Setting
+from edge.config.kinds import Section, Setting, sections_of, settings_of
 from edge.config.settings import Config, EndpointConfig
 
 _NONE: Final = "none"
@@ -31,50 +31,69 @@ def list_changes(old: Config, new: Config) -> list[str]:
     return lines
 
 
+def list_restarts(old: Config, new: Config) -> list[str]:
+    """Return what differs and needs a restart: `server.listen`, or the name of a table whose every change does."""
+    found = []
+    for section in sections_of(Config):
+        before, after = getattr(old, section.key), getattr(new, section.key)
+        if section.restart == "value":
+            kept = [setting for setting in settings_of(section.holds) if setting.restart != "never"]
+            found += [section.key] if any(_value(before, each) != _value(after, each) for each in kept) else []
+            continue
+        if section.restart == "presence" and (before is None) != (after is None):
+            found.append(section.key)
+        for setting in () if section.is_named else settings_of(section.holds):
+            was, is_now = _value(before, setting), _value(after, setting)
+            differs = (was is None) != (is_now is None) if setting.restart == "presence" else was != is_now
+            if setting.restart in ("presence", "value") and differs:
+                found.append(f"{section.key}.{setting.key}")
+    return found
+
+
+def _value(table: Any, setting: Setting) -> Any:
+    return getattr(table, setting.field, None)
+
+
 def _changed(old: Config, new: Config) -> Iterator[tuple[str, str, Any, Any]]:
     """Yield `+`, `-` or `~`, the table's kind and name, and the table before and after."""
-    kinds: tuple[tuple[str, Mapping[str, object], Mapping[str, object]], ...] = (
-        ("route", {each.name: each for each in old.routes}, {each.name: each for each in new.routes}),
-        ("pool", old.pools, new.pools),
-        ("limit", old.limits, new.limits),
-    )
-    for kind, before, after in kinds:
+    sections = sections_of(Config)
+    for section in reversed([each for each in sections if each.is_named]):  # a change of a route is of most interest
+        before, after = _by_name(old, section), _by_name(new, section)
+        kind = section.key.removesuffix("s")
         yield from (("+", f"{kind} {name}", None, after[name]) for name in after if name not in before)
         yield from (("-", f"{kind} {name}", before[name], None) for name in before if name not in after)
         for name in after:
             if name in before and before[name] != after[name]:
                 yield "~", f"{kind} {name}", before[name], after[name]
-    for name in ("server", "keys", "jwt", "usage", "shared"):
-        was, is_now = getattr(old, name), getattr(new, name)
+    for section in (each for each in sections if not each.is_named):
+        was, is_now = getattr(old, section.key), getattr(new, section.key)
         if was != is_now:
-            yield "+" if was is None else "-" if is_now is None else "~", name, was, is_now
+            yield "+" if was is None else "-" if is_now is None else "~", section.key, was, is_now
 
 
-def _values(section: Section, table: object) -> Iterator[tuple[Setting, Any]]:
-    for setting in section.settings:
-        if setting.attribute:
-            yield setting, getattr(table, setting.attribute)
+def _by_name(config: Config, section: Section) -> Mapping[str, Any]:
+    tables = getattr(config, section.key)
+    return tables if isinstance(tables, Mapping) else {each.name: each for each in tables}
 
 
-def _stated(table: object) -> Iterator[str]:
+def _stated(table: Any) -> Iterator[str]:
     """Yield the values of a table that are not what their absence means."""
-    section = SECTIONS[type(table)]
-    for (setting, value), (_, absent) in zip(_values(section, table), _values(section, section.absent), strict=True):
-        if value != absent or setting.name in section.required:
-            yield f"{setting.name} {_written(setting, value)}"
+    for setting in settings_of(table.__class__):
+        value = _value(table, setting)
+        if value != setting.default or setting.is_required:
+            yield f"{setting.key} {_written(setting, value)}"
 
 
-def _differences(before: object, after: object, path: str = "") -> Iterator[str]:
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
     """Yield the differences of two tables of one kind; `path` leads to them."""
-    section = SECTIONS[type(before)]
-    for (setting, old), (_, new) in zip(_values(section, before), _values(section, after), strict=True):
-        name = path + setting.name
+    for setting in settings_of(before.__class__):
+        old, new, name = _value(before, setting), _value(after, setting), path + setting.key
         if old == new:
             continue
-        if type(old) in SECTIONS and type(old) is type(new):
-            yield from _differences(old, new, f"{name}.")
-        elif setting.name == "endpoints":
+        if setting.is_list:
             yield from _endpoint_differences(old, new)
+        elif setting.holds and old is not None and new is not None:
+            yield from _differences(old, new, f"{name}.")
         elif isinstance(old, tuple) and old and new:
             yield f"{name} {_list_difference(list(map(str, old)), list(map(str, new)))}"
         else:
@@ -99,9 +118,9 @@ def _list_difference(old: list[str], new: list[str]) -> str:
 def _written(setting: Setting, value: object) -> str:
     if value is None or value == ():
         return _NONE
-    if type(value) in SECTIONS:
+    if setting.holds and not setting.is_list:
         return f"({', '.join(_stated(value))})" if any(_stated(value)) else "(defaults)"
-    written = setting.kind.write(value)
+    written = setting.write(value)
     if isinstance(written, bool):
         return "true" if written else "false"
     return ", ".join(written) if isinstance(written, list) else str(written)

@@ -1,4 +1,4 @@
-"""The notations inside the strings of routes.toml: variables, durations, sizes, addresses, URLs, host lists, instances.
+"""The notations inside the strings of routes.toml and of options: variables, durations, sizes, addresses, URLs.
 
 Pure functions from text to value. Each raises `ValueError` with a message for the operator: what is wrong and what to
 write. No message repeats a whole value, since a value may hold a password.
@@ -6,23 +6,31 @@ write. No message repeats a whole value, since a value may hold a password.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from ipaddress import IPv6Address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import SplitResult, urlsplit
 
 from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)")
-_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_MAX_DURATION_S = 365 * 86400  # far over any use, and far under where event loops overflow
-_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(B|KB|MB|GB|KiB|MiB|GiB)")
+_MS_IN = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+DURATION_PATTERN: Final = rf"([0-9]{{1,12}}(\.[0-9]{{1,9}})?)({'|'.join(_MS_IN)})"
+SIZE_PATTERN: Final = rf"([0-9]{{1,12}}(\.[0-9]{{1,9}})?)({'|'.join(_BYTES)})"
+LONGEST_S: Final = 365 * 86400  # far over any use, and far under where event loops overflow
+_COUNTED_IN_SECONDS_S = 600  # below ten minutes people count seconds: "75s", "300s"
+_WRITTEN_TIMES = (("d", 86400), ("h", 3600), ("m", 60))
+_WRITTEN_SIZES = ("GiB", "GB", "MiB", "MB", "KiB", "KB")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*)", re.DOTALL)
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
+_MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
+
+Network = IPv4Network | IPv6Network
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
@@ -69,26 +77,43 @@ def _variable(inside: str, env: Mapping[str, str]) -> str:
     raise ValueError(f'the variable {name} is not set: set it, or write "${{{name}:-default}}"')
 
 
-def seconds(text: str, *, longest_s: int = _MAX_DURATION_S) -> float:
+def seconds(text: str, longest_s: int = LONGEST_S) -> float:
     """Return a duration such as `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`, `"1d"`, `"2w"` in seconds."""
-    match = _DURATION.fullmatch(text)
+    match = re.fullmatch(DURATION_PATTERN, text)
     if match is None:
-        raise ValueError(f'{text!r} is not a duration: write a number and ms, s, m, h or d, such as "2s"')
-    duration_s = Fraction(match[1]) * _MILLISECONDS[match[2]] / 1000
+        raise ValueError(f'{text!r} is not a duration: write a number and ms, s, m, h, d or w, such as "2s"')
+    duration_s = Fraction(match[1]) * _MS_IN[match[3]] / 1000
     if duration_s > longest_s:
-        raise ValueError(f'{text!r} is too long: write at most "{longest_s // 86400}d"')
+        raise ValueError(f'{text!r} is too long: write at most "{write_duration(longest_s)}"')
     return float(duration_s)
+
+
+def write_duration(value_s: float) -> str:
+    """Return seconds as routes.toml writes them: `"250ms"`, `"75s"`, `"10m"`."""
+    if value_s >= _COUNTED_IN_SECONDS_S:
+        for unit, unit_s in _WRITTEN_TIMES:
+            if value_s % unit_s == 0:
+                return f"{value_s / unit_s:.0f}{unit}"
+    return f"{value_s:.0f}s" if value_s == int(value_s) else f"{value_s * 1000:.12g}ms"
 
 
 def byte_count(text: str) -> int:
     """Return a size such as `"512B"`, `"64KB"` (1000) or `"1.5MiB"` (1024) in bytes."""
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(SIZE_PATTERN, text)
     if match is None:
         raise ValueError(f'{text!r} is not a size: write a number and B, KB, MB, GB, KiB, MiB or GiB, such as "64MiB"')
-    size = Fraction(match[1]) * _BYTES[match[2]]
+    size = Fraction(match[1]) * _BYTES[match[3]]
     if size.denominator != 1:
         raise ValueError(f'{text!r} is not a whole number of bytes: write "{round(size)}B"')
     return int(size)
+
+
+def write_size(value_bytes: int) -> str:
+    """Return bytes as routes.toml writes them: `"64MiB"`, `"2GB"`."""
+    for unit in _WRITTEN_SIZES:
+        if value_bytes and value_bytes % _BYTES[unit] == 0:
+            return f"{value_bytes // _BYTES[unit]}{unit}"
+    return f"{value_bytes}B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +130,7 @@ class Address:
         return f"{bracketed(self.host or '')}:{self.port}"
 
     def collides(self, other: "Address") -> bool:
-        """Say whether the two cannot be listened on at once; a wildcard address takes its port on every address."""
+        """Return whether the two cannot be listened on at once; a wildcard address takes its port on every address."""
         if self.path is not None or other.path is not None:
             return self.path == other.path
         if self.port != other.port or not self.port:
@@ -204,6 +229,102 @@ def _host(text: str) -> str:
     if not is_host_name(text.lower().removesuffix(".").replace("_", "x")):
         raise ValueError(f"{text!r} is not a host: write a DNS name or an IP address")
     return text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStoreAddress:
+    """Where keys are kept: a SQLite file, or the URL of a server; exactly one of the two. A URL may hold a password."""
+
+    path: Path | None = None
+    url: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"sqlite:{self.path}"
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    @property
+    def scheme(self) -> str:
+        """`sqlite`, `http`, `https`, `redis` or `rediss`."""
+        return "sqlite" if self.path is not None else self.url.partition(":")[0]
+
+
+def parse_store(text: str, base: Path) -> KeyStoreAddress:
+    """Return the key store of `"sqlite:FILE"`, a FILE being relative to `base`, or of a URL."""
+    scheme, _, rest = text.partition(":")
+    if scheme in ("http", "https"):
+        return KeyStoreAddress(url=check_server(text))
+    if scheme in ("redis", "rediss"):
+        return KeyStoreAddress(url=check_redis(text))
+    if scheme != "sqlite" or not rest or rest.startswith(("//", ":")) or "\0" in rest:
+        raise ValueError(
+            'not a key store: write "sqlite:FILE", such as "sqlite:edge.db", the URL of an introspection server, or '
+            '"redis://HOST:PORT/0"'
+        )
+    return KeyStoreAddress(base / rest)
+
+
+def check_server(text: str) -> str:
+    """Return the URL of a server that is asked over HTTP: it may have a query, and no password."""
+    parts = _split(text)
+    if parts is not None and "@" in parts.netloc:
+        raise ValueError("a password does not belong into a URL, where logs show it: write it as a setting of its own")
+    if parts is None or parts.fragment or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError('not a URL: write "https://HOST:PORT/PATH"')
+    return text
+
+
+def check_redis(text: str) -> str:
+    """Return the URL of a Redis or Valkey, whose path is the number of a database."""
+    parts = _split(text)
+    if parts is None or parts.scheme not in ("redis", "rediss") or parts.query or parts.fragment:
+        parts = None
+    if parts is None or not _REDIS_PATH.fullmatch(parts.path):
+        raise ValueError('not the URL of a Redis: write "redis://:${PASSWORD}@HOST:PORT/0", or rediss:// for TLS')
+    return text
+
+
+def check_sink(text: str) -> str:
+    """Return the URL of a sink for usage records, over HTTP or of a Redis."""
+    if text.startswith(("http://", "https://")):
+        return check_server(text)
+    try:
+        return check_redis(text)
+    except ValueError:
+        raise ValueError('not a sink: write "https://HOST/PATH" or "redis://HOST:PORT/0"') from None
+
+
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of a URL, None when its host or port cannot be; the reason may hold a password."""
+    try:
+        parts = urlsplit(text)
+        parse_url(f"http://{parts.netloc.rpartition('@')[2]}")
+    except ValueError:
+        return None
+    return parts
+
+
+def parse_dns(text: str) -> Url:
+    """Return the URL of `"name:port"`, whose addresses are the members of a pool."""
+    name, _, port = text.rpartition(":")
+    if not name or not port.isdigit() or "/" in text:
+        raise ValueError(f'{text!r} is not a name and a port: write one such as "vllm.pool.svc:8000"')
+    return parse_url(f"http://{text}")
+
+
+def parse_network(text: str) -> Network:
+    """Return the network of an address or of a range such as `"10.0.0.0/8"`."""
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f'{text!r} is not a network: write an address or a range such as "10.0.0.0/8"') from None
+    if "/" in text and str(network.network_address) != text.partition("/")[0]:
+        raise ValueError(f'{text!r} is not the beginning of its range: write "{network}"')
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:  # an IPv4 client is one on every listener
+        return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+    return network
 
 
 def check_instance(template: str) -> None:

@@ -5,7 +5,8 @@ import socket
 import ssl
 from typing import Any, Final
 
-from edge.config.settings import Address, TlsConfig
+from edge.config.settings import TlsConfig
+from edge.config.values import Address
 from edge.errors import Unusable
 
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)

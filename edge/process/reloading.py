@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from edge.config.changes import describe_change
-from edge.config.settings import Config, ConfigError, load
+from edge.config.changes import describe_change, list_restarts
+from edge.config.problems import ConfigError
+from edge.config.reading import load
+from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.process.admin import Readiness
@@ -132,21 +133,7 @@ def state_of(path: Path) -> FileState:
 
 def refuse_what_needs_a_restart(old: Config, new: Config) -> None:
     """Raise `Unusable` for a change that a running process cannot make."""
-    changed = [
-        name
-        for name, before, after in (
-            ("server.listen", old.server.listen, new.server.listen),
-            ("server.admin", old.server.admin, new.server.admin),
-            ("server.tls", old.server.tls is None, new.server.tls is None),
-            ("keys.store", old.keys.store, new.keys.store),
-            ("keys.store_ca_file", old.keys.store_ca_file, new.keys.store_ca_file),
-            ("jwt", old.jwt is None, new.jwt is None),
-            ("jwt.ca_file", old.jwt and old.jwt.ca_file, new.jwt and new.jwt.ca_file),
-            ("usage", replace(old.usage, sink_token=None), replace(new.usage, sink_token=None)),
-            ("shared", old.shared, new.shared),
-        )
-        if before != after
-    ]
+    changed = list_restarts(old, new)
     if changed:
         raise Unusable(f"{', '.join(changed)} changed: that needs a restart")
     if not {route.name for route in old.routes} & {route.name for route in new.routes}:

@@ -19,7 +19,8 @@ from aiohttp import http_parser, web
 from edge.client.body import BodyMemory
 from edge.client.head import new_request_id
 from edge.client.server import ClientServer
-from edge.config.settings import Address, Config, ServerConfig, UsageConfig
+from edge.config.settings import Config, ServerConfig, UsageConfig
+from edge.config.values import Address
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.journal.journal import Journal

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from edge.config.settings import Url
+from edge.config.values import Url
 from edge.outage import Outage
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.pools import Pool

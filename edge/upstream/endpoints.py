@@ -11,8 +11,8 @@ from typing import Final, Protocol, Self
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.config.settings import EndpointConfig, Engine, PoolConfig, Url
-from edge.config.values import parse_url
+from edge.config.settings import EndpointConfig, Engine, PoolConfig
+from edge.config.values import Url, parse_url
 from edge.outage import Outage
 from edge.tls import client_tls
 from edge.upstream.engines import ENGINES

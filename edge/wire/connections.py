@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Final, cast
 
-from edge.config.settings import Url
+from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
 from edge.wire.http1 import DEFAULT_IDLE_S
 

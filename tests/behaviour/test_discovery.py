@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from edge.config.settings import Url
+from edge.config.values import Url
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.upstream import discovery

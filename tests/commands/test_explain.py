@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge.commands.explain import Explanation, explain
-from edge.config.settings import parse
+from edge.config.reading import parse
 from edge.exchange import Principal
 
 CONFIG = parse(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.config.changes import describe_change, list_changes
-from edge.config.settings import Config, parse
+from edge.config.changes import describe_change, list_changes, list_restarts
+from edge.config.reading import parse
+from edge.config.settings import Config
 
 BASE = """
 [pools.a]
@@ -78,3 +79,55 @@ def test_log_line_names_what_changed() -> None:
     new = read(BASE.replace("weight = 2", "weight = 3").replace("[routes.y]", "[routes.z]"))
     assert describe_change(read(BASE), new) == "+route z, -route y, ~pool a"
     assert describe_change(new, new) == "nothing changed"
+
+
+WHOLE = """
+[server]
+listen = "127.0.0.1:1"
+max_body = "1MiB"
+[keys]
+store = "sqlite:a.db"
+cache_ttl = "1s"
+[jwt]
+issuer = "https://a/"
+audience = "models"
+jwks = "https://a/jwks.json"
+leeway = "1s"
+[usage]
+journal = "a"
+sink = "https://a/"
+sink_token = "one"
+[shared]
+redis = "redis://a"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:2", ["server.listen"]),
+        ("[server]", '[server]\nadmin = "127.0.0.1:3"', ["server.admin"]),
+        ("1MiB", "2MiB", []),
+        ("sqlite:a.db", "sqlite:b.db", ["keys.store"]),
+        ('"1s"', '"2s"', []),
+        ("https://a/jwks.json", "https://b/jwks.json", []),
+        ("[jwt]", '[jwt]\nca_file = "CA"', ["jwt.ca_file"]),
+        ('journal = "a"', 'journal = "b"', ["usage"]),
+        ("[usage]", '[usage]\nwhen_full = "refuse"', ["usage"]),
+        ('sink_token = "one"', 'sink_token = "two"', []),
+        ("redis://a", "redis://b", ["shared"]),
+    ],
+)
+def test_what_needs_a_restart_is_named(old: str, new: str, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("a certificate")
+    changed = (BASE + WHOLE).replace(old, new).replace("CA", str(tmp_path / "ca.pem"))
+    assert list_restarts(read(BASE + WHOLE), read(changed)) == names
+
+
+def test_table_that_needs_a_restart_to_come_or_go_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pem").write_text("a certificate")
+    tls = f"certificate = '{tmp_path}/pem'\nprivate_key = '{tmp_path}/pem'"
+    without, plain = read(BASE), read(BASE + f"[server.tls]\n{tls}\n" + WHOLE.replace("[server]", "[server]\n", 1))
+    assert list_restarts(without, plain) == ["server.listen", "server.tls", "keys.store", "jwt", "usage", "shared"]
+    other = read(BASE + f"[server.tls]\n{tls.replace('private_key', 'private_key ')}\n" + WHOLE)
+    assert list_restarts(plain, other) == []

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.config.values import Address, Url, byte_count, check_instance, expand, parse_address, parse_url, seconds
+from edge.config.values import (
+    Address,
+    Url,
+    byte_count,
+    check_instance,
+    expand,
+    parse_address,
+    parse_url,
+    seconds,
+    write_duration,
+    write_size,
+)
 from edge.names import (
     check_host_pattern,
     check_placeholders,
@@ -64,7 +75,18 @@ def test_doubled_dollars_keep_any_text(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("250ms", 0.25), ("1.5s", 1.5), ("2s", 2), ("5m", 300), ("1h", 3600), ("1d", 86400), ("0s", 0), ("0.1ms", 0.0001)],
+    [
+        ("250ms", 0.25),
+        ("1.5s", 1.5),
+        ("2s", 2),
+        ("5m", 300),
+        ("1h", 3600),
+        ("1d", 86400),
+        ("2w", 14 * 86400),
+        ("1.5h", 5400),
+        ("0s", 0),
+        ("0.1ms", 0.0001),
+    ],
 )
 def test_durations_are_seconds(text: str, value: float) -> None:
     """Each unit, with fractions."""
@@ -78,6 +100,15 @@ def test_text_that_is_no_duration_is_refused(text: str) -> None:
     """One number and one unit, in ASCII, and nothing that an event loop cannot wait for."""
     with pytest.raises(ValueError, match="write"):
         seconds(text)
+
+
+def test_longest_duration_is_the_callers_choice() -> None:
+    century_s = 100 * 365 * 86400
+    assert seconds("36500d", century_s) == century_s
+    with pytest.raises(ValueError, match='write at most "36500d"'):
+        seconds("36501d", century_s)
+    with pytest.raises(ValueError, match='write at most "365d"'):
+        seconds("53w")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +133,27 @@ def test_text_that_is_no_size_is_refused(text: str) -> None:
     """One number and one unit, that together are whole bytes."""
     with pytest.raises(ValueError, match="write"):
         byte_count(text)
+
+
+@pytest.mark.parametrize(
+    ("value_s", "written"),
+    [(0.25, "250ms"), (2, "2s"), (75, "75s"), (300, "300s"), (600, "10m"), (3600, "1h"), (86400, "1d"), (0, "0s")],
+)
+def test_durations_are_written_as_people_write_them(value_s: float, written: str) -> None:
+    assert write_duration(value_s) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(64 * 2**20, "64MiB"), (2 * 10**9, "2GB"), (2**30, "1GiB"), (1500, "1500B"), (0, "0B")]
+)
+def test_sizes_are_written_as_people_write_them(value: int, written: str) -> None:
+    assert write_size(value) == written
+
+
+@given(st.integers(0, 365 * 86400 * 1000), st.integers(0, 10**12 - 1))
+def test_what_is_written_reads_back_as_itself(value_ms: int, value_bytes: int) -> None:
+    assert seconds(write_duration(value_ms / 1000)) == value_ms / 1000
+    assert byte_count(write_size(value_bytes)) == value_bytes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.config.settings import JwtConfig, KeysConfig, KeyStoreAddress
+from edge.config.settings import JwtConfig, KeysConfig
+from edge.config.values import KeyStoreAddress
 from edge.errors import Unusable
 from edge.exchange import Principal
 from edge.keys.stores.http import HttpKeyStore

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from edge.config.changes import describe_change
-from edge.config.settings import Address, Config, ConfigError, KeyStoreAddress, parse
+from edge.config.problems import ConfigError
+from edge.config.reading import parse
+from edge.config.settings import Config
+from edge.config.values import Address, KeyStoreAddress
 from edge.keys.stores.keyfile import KeyFileError
 from edge.process.server import Server, listening_on
 from edge.simulator.server import Simulator

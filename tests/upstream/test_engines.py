@@ -5,7 +5,9 @@ from typing import get_args
 
 import pytest
 
-from edge.config.settings import ConfigError, Engine, load
+from edge.config.problems import ConfigError
+from edge.config.reading import load
+from edge.config.settings import Engine
 from edge.simulator.dialects import Dialect
 from edge.upstream.engines import ENGINES
 

@@ -1,6 +1,6 @@
 """The rules of routes.toml: golden cases of problems, the values that come out, and the file that is shipped."""
 
-import json
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge import names
-from edge.config import settings as config
+from edge.config import reading
+from edge.config.problems import ConfigError, Problem, render_problems
+from edge.config.settings import Config, EndpointConfig, RouteConfig
+from edge.config.values import Url
 from edge.envelope import json as envelope
 from edge.errors import ModelNotFound
 
@@ -34,17 +37,17 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def findings(text: str, path: Path = Path("routes.toml")) -> tuple[config.Problem, ...]:
+def findings(text: str, path: Path = Path("routes.toml")) -> tuple[Problem, ...]:
     """List all problems of a text, or the warnings of a valid one."""
     try:
-        return config.parse(text, path, ENV).warnings
-    except config.ConfigError as error:
+        return reading.parse(text, path, ENV).warnings
+    except ConfigError as error:
         return error.problems
 
 
-def parsed(text: str) -> config.Config:
+def parsed(text: str) -> Config:
     """Read a text to which one route and its pool are added."""
-    return config.parse(
+    return reading.parse(
         text + '\n[routes.r]\npool = "p"\n[pools.p]\nendpoints = ["http://p"]', Path("routes.toml"), ENV
     )
 
@@ -66,19 +69,19 @@ def test_every_message_says_what_to_do() -> None:
 
 
 NO_SERVERS = ["h:99999", "h:0", "h:x", "a..c", "[zz]", "[::1", r"h\\x", "a b", "a%20b", "1.2.3.4.5", r"h\u0000", ""]
+SERVER_SETTINGS = [
+    ("keys", "store", "https"),
+    ("keys", "store", "redis"),
+    ("usage", "sink", "http"),
+    ("usage", "sink", "rediss"),
+    ("shared", "redis", "redis"),
+    ("jwt", "jwks", "https"),
+]
 
 
-@pytest.mark.parametrize("server", NO_SERVERS)
 @pytest.mark.parametrize(
-    ("table", "key", "scheme"),
-    [
-        ("keys", "store", "https"),
-        ("keys", "store", "redis"),
-        ("usage", "sink", "http"),
-        ("usage", "sink", "rediss"),
-        ("shared", "redis", "redis"),
-        ("jwt", "jwks", "https"),
-    ],
+    ("server", "table", "key", "scheme"),
+    [(server, *setting) for server, setting in zip(NO_SERVERS, cycle(SERVER_SETTINGS), strict=False)],
 )
 def test_server_that_cannot_be_one_is_a_problem(table: str, key: str, scheme: str, server: str) -> None:
     """It would be found out at the first request, or never; the message repeats nothing, as it may be a password."""
@@ -120,7 +123,7 @@ def test_longest_name_of_a_route_is_that_of_a_request() -> None:
 
 def test_shipped_file_is_valid_and_warns_of_nothing() -> None:
     """routes.toml works as it is, without one variable set: the public models on chat.d.run, instances elsewhere."""
-    shipped = config.load(ROOT / "routes.toml", {})
+    shipped = reading.load(ROOT / "routes.toml", {})
     assert shipped.warnings == ()
     assert [route.name for route in shipped.routes] == [
         "public/deepseek-r1",
@@ -139,8 +142,8 @@ def test_shipped_file_is_valid_and_warns_of_nothing() -> None:
 def test_shipped_file_takes_upstreams_from_the_environment() -> None:
     """An operator points the shipped file at real servers without editing it."""
     template = "http://{service}.{owner}.svc.cluster.local:8000"
-    shipped = config.load(ROOT / "routes.toml", {"DEEPSEEK_R1_URL": "https://r1.example", "INSTANCE_URL": template})
-    assert shipped.pools["deepseek-r1"].endpoints[0].url == config.Url("https", "r1.example", 443)
+    shipped = reading.load(ROOT / "routes.toml", {"DEEPSEEK_R1_URL": "https://r1.example", "INSTANCE_URL": template})
+    assert shipped.pools["deepseek-r1"].endpoints[0].url == Url("https", "r1.example", 443)
     assert shipped.routes[-1].instance == template
 
 
@@ -174,7 +177,7 @@ KEYS_NAMES = {"store", "cache_ttl", "negative_ttl", "stale_for", "cache_entries"
 def test_values_come_out_in_the_units_of_their_names(directory: Path) -> None:
     """Durations are seconds, sizes are bytes, whatever unit the file uses; paths start at the file."""
     text = (ROOT / "tests/cases/config/everything.toml").read_text().split(DASHES)[0]
-    result = config.parse(text, directory / "routes.toml", ENV)
+    result = reading.parse(text, directory / "routes.toml", ENV)
     server, keys, pool = result.server, result.keys, result.pools["a"]
     assert [str(address) for address in server.listen] == ["0.0.0.0:8080", "[::]:8080", f"unix:{directory}/edge.sock"]
     assert (server.max_body_bytes, server.body_memory_bytes) == (1536 * 1024, 2 * 10**9)
@@ -193,14 +196,14 @@ def test_values_come_out_in_the_units_of_their_names(directory: Path) -> None:
 def test_every_named_file_is_watched(directory: Path) -> None:
     """A reload must notice a change of any secret, TLS or CA file, so each is listed, once."""
     text = (ROOT / "tests/cases/config/everything.toml").read_text().split(DASHES)[0]
-    result = config.parse(text, directory / "routes.toml", ENV)
+    result = reading.parse(text, directory / "routes.toml", ENV)
     assert sorted(path.name for path in result.watched) == ["secret", "tls.crt", "tls.key"]
 
 
 def test_missing_file_is_watched_after_a_failed_read() -> None:
     """A secret that is mounted late must be noticed, though the file that names it was refused."""
-    with pytest.raises(config.ConfigError) as caught:
-        config.parse('[pools.a]\nendpoints = [{ url = "http://a", api_key_file = "late" }]', Path("x/routes.toml"), {})
+    with pytest.raises(ConfigError) as caught:
+        reading.parse('[pools.a]\nendpoints = [{ url = "http://a", api_key_file = "late" }]', Path("x/routes.toml"), {})
     assert caught.value.watched == (Path("x/late"),)
 
 
@@ -215,7 +218,7 @@ def test_nothing_in_a_config_can_be_changed() -> None:
 
 def test_secret_is_in_no_representation() -> None:
     """A config may be logged whole: its repr holds no API key."""
-    assert "sk-hidden" not in repr(config.EndpointConfig(config.Url("http", "a", 80), api_key="sk-hidden"))
+    assert "sk-hidden" not in repr(EndpointConfig(Url("http", "a", 80), api_key="sk-hidden"))
 
 
 @pytest.mark.parametrize(
@@ -230,10 +233,10 @@ def test_secret_is_in_no_representation() -> None:
     ],
 )
 def test_secret_is_in_no_message(line: str) -> None:
-    """Problems are shown on the status page and in the log, so they repeat no value that may hold a secret."""
+    """Problems are shown to operators and logged, so they repeat no value that may hold a secret."""
     found = findings(f"[pools.a]\n{line}")
     assert found
-    assert "sk-hidden" not in config.render_problems(Path("routes.toml"), found)
+    assert "sk-hidden" not in render_problems(Path("routes.toml"), found)
 
 
 def test_unreadable_file_is_one_problem(directory: Path) -> None:
@@ -241,8 +244,8 @@ def test_unreadable_file_is_one_problem(directory: Path) -> None:
     Path("latin.toml").write_bytes(b"[server]\n# caf\xe9\n")
     rendered = []
     for name in ("missing.toml", "directory", "latin.toml", "nul\0"):
-        with pytest.raises(config.ConfigError) as caught:
-            config.load(directory / name, {})
+        with pytest.raises(ConfigError) as caught:
+            reading.load(directory / name, {})
         rendered.append(str(caught.value).removeprefix(str(directory)))
     assert rendered == [
         "/missing.toml:1: cannot be read (No such file or directory): name a readable file",
@@ -255,19 +258,7 @@ def test_unreadable_file_is_one_problem(directory: Path) -> None:
 def test_byte_order_mark_is_no_problem(directory: Path) -> None:
     """Editors on Windows begin a UTF-8 file with U+FEFF."""
     Path("bom.toml").write_text('\ufeffpools.p.endpoints = ["http://p"]\r\nroutes.r.pool = "p"\r\n', newline="")
-    assert config.load(directory / "bom.toml", {}).routes == (config.RouteConfig("r", "r", "p"),)
-
-
-def test_problems_as_json_carry_the_same_facts() -> None:
-    """`edge check --json` is for editors and CI: file, line, key, message and severity of each."""
-    problem, warning = config.Problem(3, "server.admin", "m"), config.Problem(4, "", "n", "warning")
-    assert json.loads(config.problems_json(Path("a.toml"), [problem, warning])) == [
-        {"file": "a.toml", "line": 3, "key": "server.admin", "message": "m", "severity": "error"},
-        {"file": "a.toml", "line": 4, "key": "", "message": "n", "severity": "warning"},
-    ]
-    assert (
-        config.render_problems(Path("a.toml"), [problem, warning]) == "a.toml:3: server.admin: m\na.toml:4: warning: n"
-    )
+    assert reading.load(directory / "bom.toml", {}).routes == (RouteConfig("r", "r", "p"),)
 
 
 SEEDS = [case.read_text().split(DASHES)[0] for case in CASES] + [(ROOT / "routes.toml").read_text()]

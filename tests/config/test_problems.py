@@ -1,5 +1,6 @@
-"""How tables are read: keys as TOML writes them, syntax errors as problems; test_config has what a key means."""
+"""How problems are written: keys as in the file, syntax errors as problems of their line."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.config.positions import KeyPath
-from edge.config.tables import ConfigError, dotted, nearest, read_toml
+from edge.config.problems import ConfigError, Problem, dotted, nearest, problems_json, read_toml, render_problems
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,13 @@ def test_syntax_error_is_one_problem_on_its_line(text: str, line: int) -> None:
         read_toml(text, Path("routes.toml"))
     assert [problem.line for problem in caught.value.problems] == [line]
     assert str(caught.value).startswith(f"routes.toml:{line}: not TOML, ")
+
+
+def test_problems_as_json_carry_the_same_facts() -> None:
+    """`edge check --json` is for editors and CI: file, line, key, message and severity of each."""
+    problem, warning = Problem(3, "server.admin", "m"), Problem(4, "", "n", "warning")
+    assert json.loads(problems_json(Path("a.toml"), [problem, warning])) == [
+        {"file": "a.toml", "line": 3, "key": "server.admin", "message": "m", "severity": "error"},
+        {"file": "a.toml", "line": 4, "key": "", "message": "n", "severity": "warning"},
+    ]
+    assert render_problems(Path("a.toml"), [problem, warning]) == "a.toml:3: server.admin: m\na.toml:4: warning: n"

@@ -1,0 +1,111 @@
+"""Turn routes.toml into an immutable, valid `Config`, or list everything that is wrong with it, line by line.
+
+`load` reads the file and the secrets it names; `parse` takes its text.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from edge.config import rules, settings
+from edge.config.kinds import read_table
+from edge.config.positions import Positions
+from edge.config.problems import ConfigError, Problem, read_toml
+from edge.config.tables import Reader, Table
+
+T = TypeVar("T")
+
+
+def load(path: Path, env: Mapping[str, str] = os.environ) -> settings.Config:
+    """Return the configuration of the file at `path`.
+
+    Raises: `ConfigError`, also for a file that cannot be read or is not UTF-8.
+    """
+    return parse(_text_of(path), path, env)
+
+
+def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> settings.KeysConfig:
+    """Return only `[keys]` of the file at `path`: what else is wrong with it must not keep a key from being revoked.
+
+    Raises: `ConfigError`.
+    """
+
+    def keys(reader: Reader, root: Table) -> settings.KeysConfig:
+        return _checked(settings.KeysConfig, root.section("keys"), rules.check_keys)
+
+    return _read(_text_of(path), path, env, keys)
+
+
+def parse(text: str, path: Path, env: Mapping[str, str]) -> settings.Config:
+    """Return the configuration of `text`; relative paths in it start at the directory of `path`.
+
+    Raises: `ConfigError`.
+    """
+    return _read(text, path, env, _config)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"cannot be read ({reason}): name a readable file"
+        raise ConfigError(path, [Problem(1, "", message)]) from None
+
+
+def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Reader, Table], T]) -> T:
+    try:
+        data = read_toml(text, path)
+        reader = Reader(path, env, Positions(text))
+        found = read(reader, Table(reader, (), data))
+    except RecursionError:
+        raise ConfigError(path, [Problem(1, "", "nested too deeply: write fewer brackets within brackets")]) from None
+    if reader.problems:
+        watched = tuple(dict.fromkeys(reader.watched))
+        raise ConfigError(path, sorted(reader.problems, key=lambda problem: problem.line), watched)
+    return found
+
+
+def _config(reader: Reader, root: Table) -> settings.Config:
+    if not root.data.get("routes"):
+        reader.problem(("routes",), 'no routes, so nothing is served: write [routes."public/name"] with pool = "..."')
+    jwt = root.table("jwt")
+    limits = _named(settings.LimitConfig, root.section("limits"), rules.check_limit)
+    pools = _named(settings.PoolConfig, root.section("pools"), rules.check_pool)
+    routes = _named(
+        settings.RouteConfig, root.section("routes"), partial(rules.check_route, pools=pools, limits=limits)
+    )
+    rules.refuse_ties(reader, tuple(routes.values()))
+    found = settings.Config(
+        path=reader.path,
+        server=rules.fit_server(_checked(settings.ServerConfig, root.section("server"), rules.check_server)),
+        keys=_checked(settings.KeysConfig, root.section("keys"), rules.check_keys),
+        jwt=None if jwt is None else _checked(settings.JwtConfig, jwt, rules.check_jwt),
+        usage=_checked(settings.UsageConfig, root.section("usage"), rules.check_usage),
+        shared=_checked(settings.SharedConfig, root.section("shared")),
+        limits=limits,
+        pools=pools,
+        routes=tuple(routes.values()),
+    )
+    root.close()
+    warnings = sorted(reader.warnings, key=lambda warning: warning.line)
+    return replace(found, watched=tuple(dict.fromkeys(reader.watched)), warnings=tuple(warnings))
+
+
+def _checked(kind: type[T], table: Table, check: Callable[[T, Table], None] | None = None, **name: str) -> T:
+    found = read_table(kind, table, **name)
+    if check is not None:
+        check(found, table)
+    table.close()
+    return found
+
+
+def _named(kind: type[T], table: Table, check: Callable[[T, Table], None]) -> Mapping[str, T]:
+    return MappingProxyType({name: _checked(kind, below, check, name=name) for name, below in table.tables()})

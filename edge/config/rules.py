@@ -1,0 +1,204 @@
+"""What settings mean together: each rule notes, with its line, what a table or two of them cannot mean."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from edge.config import settings
+from edge.config.kinds import settings_of
+from edge.config.problems import dotted, nearest
+from edge.config.tables import Reader, Table
+from edge.names import PLACEHOLDERS, check_model_name, exclusion_of, hosts_overlap, is_instance_name
+
+_TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
+_IS_TLS: Final = ("https", "rediss")
+
+
+def check_server(server: settings.ServerConfig, table: Table) -> None:
+    """Refuse two listeners on one address, and memory in which no body fits."""
+    if any(server.admin.collides(address) for address in server.listen):
+        table.problem("admin", 'is an address of listen too: write another port, such as "127.0.0.1:9090"')
+    if server.body_memory_bytes < server.max_body_bytes and table.is_given("body_memory"):
+        table.problem("body_memory", "is less than max_body, so such a body would never fit: write at least as much")
+
+
+def fit_server(server: settings.ServerConfig) -> settings.ServerConfig:
+    """Return the server with memory for one body at least, as a file may state only a large body."""
+    return replace(server, body_memory_bytes=max(server.body_memory_bytes, server.max_body_bytes))
+
+
+def check_keys(keys: settings.KeysConfig, table: Table) -> None:
+    """Refuse settings that the key store has no use for, and half a pair."""
+    if not table.is_sound("store"):  # what is wrong itself is not measured by
+        return
+    scheme = keys.store.scheme
+    for name in ("store_token", "store_client_id", "store_client_secret", "store_ca_file"):
+        used_with = _IS_TLS if name == "store_ca_file" else _TAKES_CREDENTIALS
+        _refuse_unused(table, name, getattr(keys, name), scheme in used_with, f"for a store at {scheme}")
+    if keys.store_token is not None and keys.store_client_id is not None:
+        table.problem(_as_given(table, "store_token"), "store_client_id is given too: remove one of the two")
+    elif (keys.store_client_id is None) != (keys.store_client_secret is None):
+        name = "store_client_secret" if keys.store_client_id is None else "store_client_id"
+        message = "store_client_id and store_client_secret belong together: write both, or remove it"
+        table.problem(_as_given(table, name), message)
+
+
+def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
+    """Refuse a table that lacks one of the three settings without which no token can be judged."""
+    for setting in settings_of(settings.JwtConfig):
+        if setting.is_required and not getattr(jwt, setting.field) and table.is_sound(setting.key):
+            key = setting.key
+            table.reader.problem(table.at, f'{key} is missing: write {key} = "{setting.example}"')
+    if jwt.ca_file is not None and jwt.jwks and not str(jwt.jwks).startswith("https:"):
+        table.problem("ca_file", "does nothing without a jwks at https: remove it")
+
+
+def check_usage(usage: settings.UsageConfig, table: Table) -> None:
+    """Refuse settings that the sink has no use for."""
+    if table.is_sound("sink"):
+        scheme = usage.sink.partition(":")[0] or "no sink"
+        _refuse_unused(table, "sink_token", usage.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
+        _refuse_unused(table, "sink_ca_file", usage.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
+
+
+def _refuse_unused(table: Table, name: str, value: object, is_used: bool, what: str) -> None:
+    """Refuse a setting that is given and does nothing; `what` names what it does nothing with."""
+    if value is not None and not is_used:
+        table.problem(_as_given(table, name), f"does nothing {what}: remove it")
+
+
+def _as_given(table: Table, name: str) -> str:
+    """Return the name under which a setting stands in the file: a secret may be in one of its own."""
+    return f"{name}_file" if f"{name}_file" in table.data else name
+
+
+def check_limit(limit: settings.LimitConfig, table: Table) -> None:
+    """Refuse a limit of nothing."""
+    limiting = [setting.key for setting in settings_of(settings.LimitConfig) if setting.among]
+    if not table.data.keys() & set(limiting):
+        table.reader.problem(table.at, f"limits nothing: write one of {', '.join(limiting)}")
+
+
+def check_pool(pool: settings.PoolConfig, table: Table) -> None:
+    """Refuse what does nothing in this pool, and an engine that cannot be probed without a path."""
+    for below, above in (("queue", "max_inflight"), ("queue_timeout", "queue")):
+        if below in table.data and above not in table.data:
+            table.problem(below, f"does nothing without {above}: write {above} too, or remove it")
+    if pool.health is not None and pool.health.path is None and pool.engine in settings.WITHOUT_HEALTH_PATH:
+        message = f'the engine "{pool.engine}" has no health check of its own: write one such as "/v1/models"'
+        table.reader.problem((*table.at, "health", "path"), message)
+    for other in ("endpoints", "ca_file") if "dns" in table.data else ():
+        if table.is_given(other):
+            table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
+
+
+def check_route(
+    route: settings.RouteConfig,
+    table: Table,
+    pools: Mapping[str, settings.PoolConfig],
+    limits: Mapping[str, settings.LimitConfig],
+) -> None:
+    """Refuse a route that leads nowhere, or that shows or limits what it cannot; warn of answers with another name."""
+    _check_pattern(route, table)
+    _check_hosts(route, table)
+    _check_limit(route, table, limits)
+    _check_target(route, table, pools)
+    _check_instance_names(route, table)
+    _check_list(route, table)
+    if "model_echo" not in table.data:
+        _warn_of_rewriting(route, table, pools)
+
+
+def _check_pattern(route: settings.RouteConfig, table: Table) -> None:
+    at = (*table.at, "match") if "match" in table.data else table.at
+    if not route.pattern or "*" in route.pattern[:-1]:
+        what = f'the "*" of {route.pattern!r} is not at its end' if route.pattern else "the pattern is empty"
+        table.reader.problem(at, f'{what}: write a model\'s name, or a prefix and "*"')
+    table.reader.check(table.at, check_model_name, route.name, None)  # it is shown, also where it matches nothing
+
+
+def _check_hosts(route: settings.RouteConfig, table: Table) -> None:
+    for at, text in table.listed.get("hosts", ()):
+        if text and not text.startswith("!") and (exclusion := exclusion_of(text, route.hosts)):
+            table.reader.problem(at, f'"{exclusion}" excludes all of it: remove one of the two')
+
+
+def _check_limit(route: settings.RouteConfig, table: Table, limits: Mapping[str, settings.LimitConfig]) -> None:
+    """Refuse a limit that is none, and what instances do not have: their owners pay for them by the hour."""
+    for key, is_set in (("metered", route.metered), ("limit", route.limit is not None)):
+        if is_set and route.instance is not None:
+            table.problem(key, f"instances are recorded, never {key if key == 'metered' else 'limited'}: remove it")
+    if route.limit is not None and route.instance is None and route.limit not in limits:
+        _refuse_unknown(table, "limit", route.limit, limits, "what it limits")
+
+
+def _check_target(route: settings.RouteConfig, table: Table, pools: Mapping[str, settings.PoolConfig]) -> None:
+    match sorted({"pool", "instance"} & table.data.keys()):
+        case []:
+            message = 'neither pool nor instance: write pool = "NAME" or instance = "http://..."'
+            table.reader.problem(table.at, message)
+        case [_, _]:
+            table.reader.problem(table.at, "both pool and instance: remove one of the two")
+    if route.pool is not None and route.pool not in pools:
+        _refuse_unknown(table, "pool", route.pool, pools, "its endpoints")
+
+
+def _refuse_unknown(table: Table, kind: str, name: str, known: Mapping[str, object], what: str) -> None:
+    """Refuse the name of a pool or limit that is not in the file; `what` such a table would hold."""
+    near = nearest(name, known)
+    hint = f'did you mean "{near}"?' if near else f"write [{dotted((f'{kind}s', name))}] with {what}"
+    table.problem(kind, f"there is no {kind} {name!r}: {hint}")
+
+
+def _check_instance_names(route: settings.RouteConfig, table: Table) -> None:
+    """Refuse names without an owner and a service where the route needs both."""
+    fills_model = any(name in (route.model or "") for name in PLACEHOLDERS)
+    if not fills_model and (route.instance is None or route.pool is not None):
+        return
+    if route.pattern and not route.pattern.endswith("*") and not is_instance_name(route.pattern):
+        hint = 'write a prefix such as "u-*", or "owner/service" in DNS labels'
+        table.reader.problem(table.at, f"{route.pattern!r} has no owner and service: {hint}")
+
+
+def _check_list(route: settings.RouteConfig, table: Table) -> None:
+    if route.list and not route.pattern.endswith("*"):
+        table.problem("list", "an exact name is shown by itself: remove it")
+        return
+    for at, name in table.listed.get("list", ()):
+        table.reader.check(at, check_model_name, name, None)
+        if "*" in name or not name.startswith(route.pattern[:-1]):
+            table.reader.problem(
+                at, f"{name!r} is not a name that {route.pattern} matches: write one that is, or remove it"
+            )
+        elif route.instance is not None and not is_instance_name(name):
+            table.reader.problem(at, f'{name!r} has no owner and service: write "owner/service" in DNS labels')
+
+
+def _warn_of_rewriting(route: settings.RouteConfig, table: Table, pools: Mapping[str, settings.PoolConfig]) -> None:
+    """Warn where answers may name another model than the client asked for."""
+    same = {None, "{owner}/{service}", route.pattern}
+    pool = pools.get(route.pool or "")
+    if route.model not in same:
+        what, key = f"upstreams are asked for {route.model!r}", "model"
+    elif pool and any(endpoint.model not in same for endpoint in pool.endpoints):
+        what, key = f"endpoints of {pool.name!r} have a model of their own", "pool"
+    else:
+        return
+    hint = (
+        "start the upstream with the public name and remove it, or write model_echo = true to have the asked one put "
+        "in, false if it is meant"
+    )
+    table.reader.warn((*table.at, key), f"{what}, and answers carry that name: {hint}")
+
+
+def refuse_ties(reader: Reader, routes: Sequence[settings.RouteConfig]) -> None:
+    """Refuse two routes that could both win: the same pattern on one same host."""
+    by_pattern: dict[str, list[settings.RouteConfig]] = {}
+    for route in (route for route in routes if route.pattern):
+        earlier = by_pattern.setdefault(route.pattern, [])
+        other = next((other for other in earlier if hosts_overlap(other.hosts, route.hosts)), None)
+        if other:
+            line = reader.positions.line(("routes", other.name))
+            what = f"could win as well as {dotted(('routes', other.name))} of line {line}"
+            reader.problem(("routes", route.name), f"{what}: give the two different names, or hosts that never meet")
+        earlier.append(route)
