@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -291,6 +292,7 @@ class ScriptedUpstream:
         self.script = script
         self.requests: list[bytes] = []
         self.connections = 0
+        self.asked = asyncio.Event()  # set whenever a request came
         self.gone = asyncio.Event()  # set whenever a connection ended
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -320,6 +322,7 @@ class ScriptedUpstream:
                 )
                 request = head + await reader.readexactly(length)
                 self.requests.append(request)
+                self.asked.set()
                 await self.script(ScriptedConnection(reader, writer, request, closed))
                 if writer.is_closing():
                     return
@@ -337,6 +340,81 @@ class ScriptedUpstream:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Watch:
+    """Waits for what calls of a method change: after each call the condition is asked again."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []  # on what the method was called
+        self._called = asyncio.Event()
+
+    def note(self, owner: Any) -> None:
+        self.calls.append(owner)
+        self._called.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds, and soon enough for any machine."""
+        async with asyncio.timeout(25):
+            while not condition():
+                self._called.clear()
+                await self._called.wait()
+
+    async def called(self) -> None:
+        await self.until(lambda: self.calls)
+
+
+WatchMethod = Callable[[type, str], Watch]
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> WatchMethod:
+    """Watch a method of a class, of whichever object; it does what it does."""
+
+    def method_of(owner: type, name: str) -> Watch:
+        watched = Watch()
+        original = getattr(owner, name)
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                watched.note(self)
+
+        monkeypatch.setattr(owner, name, method)
+        return watched
+
+    return method_of
+
+
+class Heard(logging.Handler):
+    """Waits for what the process logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: list[str] = []
+        self._more = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
+        self._more.set()
+
+    async def until(self, words: str) -> None:
+        """Wait until a message with these words was logged."""
+        async with asyncio.timeout(25):
+            while not any(words in each for each in self._said):
+                self._more.clear()
+                await self._more.wait()
+
+
+@pytest.fixture
+async def heard(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Heard]:
+    """What the process logs from now on."""
+    caplog.set_level(logging.INFO, "edge")
+    heard = Heard()
+    logging.getLogger("edge").addHandler(heard)
+    yield heard
+    logging.getLogger("edge").removeHandler(heard)
 
 
 StartUpstream = Callable[[Script], Awaitable[ScriptedUpstream]]

@@ -1,12 +1,14 @@
 """The API: every path, what goes upstream, what comes back, and whose fault an upstream's error is."""
 
 import asyncio
+import itertools
 import json
 import re
 import types
 from collections.abc import Generator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_long_json
@@ -14,7 +16,7 @@ from edge.keys.stores.registry import KeyRegistry
 from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
 from edge.simulator.dialects import error_document
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
 
 PUBLIC = "public/deepseek-r1"
 OWN = f"{USER}/qwen2"
@@ -88,49 +90,50 @@ model = "deepseek-ai/DeepSeek-R1"
 """
 
 
-@pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize("operation", JSON_OPERATIONS)
 async def test_json_path_reaches_the_upstream_with_only_the_model_spliced(
-    start_edge: StartEdge, start_upstream: StartUpstream, operation: str, prefix: str
+    start_edge: StartEdge, start_upstream: StartUpstream, operation: str
 ) -> None:
     upstream = await start_upstream(saying(b'{"ok":1}'))
     edge = await start_edge(POOL.replace("{upstream}", upstream.url))
     body = b'{ "n":1.0, "model" :\t"public/deepseek-r1","text":"\xe4\xbd\xa0 public/deepseek-r1","deep":{"a":[1e2]} }'
-    status, _, answer = await edge.ask(body, path=f"{prefix}/{operation}?api-version=2")
-    assert (status, answer) == (200, b'{"ok":1}')
-    [request] = upstream.requests
-    line, headers, sent = split(request)
+    for prefix in ("", "/v1"):
+        status, _, answer = await edge.ask(body, path=f"{prefix}/{operation}?api-version=2")
+        assert (status, answer) == (200, b'{"ok":1}')
+    assert len(upstream.requests) == 2
     root = "" if operation in ("tokenize", "detokenize") else "/v1"
-    assert line == f"POST {root}/{operation} HTTP/1.1"
-    assert sent == body.replace(b'"public/deepseek-r1"', b'"deepseek-ai/DeepSeek-R1"', 1)
-    assert headers["content-length"] == str(len(sent))
+    for request in upstream.requests:
+        line, headers, sent = split(request)
+        assert line == f"POST {root}/{operation} HTTP/1.1"
+        assert sent == body.replace(b'"public/deepseek-r1"', b'"deepseek-ai/DeepSeek-R1"', 1)
+        assert headers["content-length"] == str(len(sent))
     await edge.consistent()
-    [entry] = await edge.log()
-    assert (entry["model"], entry["upstream_model"]) == (PUBLIC, "deepseek-ai/DeepSeek-R1")
+    named = [(entry["model"], entry["upstream_model"]) for entry in await edge.log()]
+    assert named == [(PUBLIC, "deepseek-ai/DeepSeek-R1")] * 2
 
 
-@pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize("operation", MULTIPART_OPERATIONS)
-@pytest.mark.parametrize("quote", ["", '"'])
 async def test_form_reaches_the_upstream_with_only_the_model_part_replaced(
-    start_edge: StartEdge, start_upstream: StartUpstream, operation: str, prefix: str, quote: str
+    start_edge: StartEdge, start_upstream: StartUpstream, operation: str
 ) -> None:
     upstream = await start_upstream(saying(b'{"text":"ok"}'))
     edge = await start_edge(POOL.replace("{upstream}", upstream.url))
-    content_type = f"multipart/form-data; boundary={quote}b0undary{quote}"
     body = form(PUBLIC)
     client = await edge.connect()
-    client.send(
-        f"POST {prefix}/{operation} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {edge.key}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
-    assert (await client.response())[0] == 200
-    line, headers, sent = split(upstream.requests[0])
-    assert line == f"POST /v1/{operation} HTTP/1.1"
-    assert sent == form("deepseek-ai/DeepSeek-R1")
-    assert (headers["content-type"], headers["content-length"]) == (content_type, str(len(sent)))
+    for prefix, boundary in (("", '"b0undary"'), ("/v1", "b0undary")):
+        content_type = f"multipart/form-data; boundary={boundary}"
+        client.send(
+            f"POST {prefix}/{operation} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {edge.key}\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert (await client.response())[0] == 200
+        line, headers, sent = split(upstream.requests[-1])
+        assert line == f"POST /v1/{operation} HTTP/1.1"
+        assert sent == form("deepseek-ai/DeepSeek-R1")
+        assert (headers["content-type"], headers["content-length"]) == (content_type, str(len(sent)))
     await edge.consistent()
+    assert len(upstream.requests) == 2
 
 
 async def test_only_allowed_headers_go_upstream(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
@@ -300,30 +303,30 @@ FAMILY = ["public/everywhere", "public/family-a", "public/family-b"]
         ("chat.d.run", {"allow": ["lab/*"], "deny": ["**"]}, []),
     ],
 )
-@pytest.mark.parametrize("path", ["/models", "/v1/models"])
 async def test_models_lists_what_this_key_may_call_on_this_host(
-    start_edge: StartEdge, path: str, host: str, key: dict[str, list[str]], names: list[str]
+    start_edge: StartEdge, host: str, key: dict[str, list[str]], names: list[str]
 ) -> None:
     edge = await start_edge(MODELS)
     with KeyRegistry(edge.keys_path) as registry:
         secret, _ = registry.create(USER, **key)
-    status, headers, body = await edge.ask(path=path, method="GET", host=host, key=secret)
-    document = json.loads(body)
-    assert (status, headers["content-type"], document["object"]) == (200, "application/json", "list")
-    assert [model["id"] for model in document["data"]] == sorted(names)
-    assert {model["object"] for model in document["data"]} <= {"model"}
+    for path in ("/models", "/v1/models"):
+        status, headers, body = await edge.ask(path=path, method="GET", host=host, key=secret)
+        document = json.loads(body)
+        assert (status, headers["content-type"], document["object"]) == (200, "application/json", "list")
+        assert [model["id"] for model in document["data"]] == sorted(names)
+        assert {model["object"] for model in document["data"]} <= {"model"}
 
 
 @pytest.mark.parametrize("spelled", [OWN, OWN.replace("/", "%2F"), OWN.replace("/", "%2f"), "u-1100a15812cc%2Fqwe%6e2"])
-@pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_model_is_retrieved_in_any_spelling_without_asking_the_upstream(
-    edge: Edge, simulator: Simulator, prefix: str, spelled: str
+    edge: Edge, simulator: Simulator, spelled: str
 ) -> None:
-    status, _, body = await edge.ask(path=f"{prefix}/models/{spelled}", method="GET")
-    assert status == 200
-    document = json.loads(body)
-    assert isinstance(document.pop("created"), int)
-    assert document == {"id": OWN, "object": "model", "owned_by": USER}
+    for prefix in ("", "/v1"):
+        status, _, body = await edge.ask(path=f"{prefix}/models/{spelled}", method="GET")
+        assert status == 200
+        document = json.loads(body)
+        assert isinstance(document.pop("created"), int)
+        assert document == {"id": OWN, "object": "model", "owned_by": USER}
     assert list(simulator.requests) == []
 
 
@@ -580,21 +583,19 @@ async def test_connection_close_is_obeyed_and_said(edge: Edge, stream: bool) -> 
     await edge.consistent()
 
 
-@pytest.mark.parametrize("connection", [(), ("Connection: keep-alive",)])
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
-async def test_http_1_0_gets_its_stream_without_chunks_ended_by_the_close(
-    edge: Edge, framing: str, connection: tuple[str, ...]
-) -> None:
+async def test_http_1_0_gets_its_stream_without_chunks_ended_by_the_close(edge: Edge, framing: str) -> None:
     """RFC 9112 section 6.1: no transfer coding to a 1.0 client; the version of the status line is ours."""
     body = {"model": PUBLIC, "stream": True, "simulate": {"framing": framing}}
     _, _, wanted = await edge.ask({**body, "simulate": {"framing": "chunked"}})
-    client = await edge.connect()
-    client.send(edge.request(body, version="1.0", headers=connection))
-    head = await client.head()
-    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"transfer-encoding" not in head
-    assert b"connection: close\r\n" in head
-    assert await client.rest() == wanted
+    for connection in ((), ("Connection: keep-alive",)):
+        client = await edge.connect()
+        client.send(edge.request(body, version="1.0", headers=connection))
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"transfer-encoding" not in head
+        assert b"connection: close\r\n" in head
+        assert await client.rest() == wanted
     await edge.consistent()
 
 
@@ -613,14 +614,17 @@ async def test_continue_comes_after_the_key_and_before_the_body(edge: Edge) -> N
 
 
 @pytest.mark.parametrize("expectation", ["100-continue", "200-ok"])
-async def test_expectation_of_an_old_client_is_ignored(edge: Edge, expectation: str) -> None:
+async def test_expectation_of_an_old_client_is_ignored(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod, expectation: str
+) -> None:
     """It would take the 100 for its answer (RFC 9110 section 10.1.1)."""
+    waiting = watch(aiohttp.StreamReader, "readany")
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url))
     body = json.dumps({"model": PUBLIC}).encode()
     assert (await edge.ask(body))[0] == 200  # the key is known from now on, so the body is read at once
     client = await edge.connect()
     client.send(edge.request(body, version="1.0", headers=(f"Expect: {expectation}",)).removesuffix(body))
-    while not edge.server.proxy.in_flight:
-        await asyncio.sleep(0)
+    await waiting.called()  # for the body, so a 100 would have been sent
     client.send(body)
     assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
@@ -754,10 +758,9 @@ REPLACED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "llamacpp", "openai"])
 async def test_upstream_error_of_every_dialect_is_brought_to_one_shape(
-    start_edge: StartEdge, start_upstream: StartUpstream, dialect: Any, stream: bool
+    start_edge: StartEdge, start_upstream: StartUpstream, dialect: Any
 ) -> None:
     status = 0
 
@@ -767,7 +770,8 @@ async def test_upstream_error_of_every_dialect_is_brought_to_one_shape(
 
     upstream = await start_upstream(script)
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
-    for status in (*CODES, *REPLACED):  # the script reads it
+    # The script reads the status.
+    for status, stream in itertools.product((*CODES, *REPLACED), (False, True)):
         got, headers, body = await edge.ask({"model": PUBLIC, "stream": stream})
         error = error_of(body)
         if status in CODES:
@@ -867,33 +871,29 @@ ERROR_FRAMES = {
 }
 
 
-@pytest.mark.parametrize("cut", ["whole", "by byte", "head with it"])
 @pytest.mark.parametrize("name", ERROR_FRAMES)
 async def test_error_that_opens_a_stream_becomes_a_status(
-    start_edge: StartEdge, start_upstream: StartUpstream, name: str, cut: str
+    start_edge: StartEdge, start_upstream: StartUpstream, name: str
 ) -> None:
     frame, wanted = ERROR_FRAMES[name]
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     sent = chunk(frame) + b"0\r\n\r\n"
+    cuts = ((head, sent), (head, *(sent[at : at + 1] for at in range(len(sent)))), (head + sent,))
+    remaining = iter(cuts)
 
     async def script(connection: ScriptedConnection) -> None:
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        parts = {
-            "whole": (head, sent),
-            "by byte": (head, *(sent[at : at + 1] for at in range(len(sent)))),
-            "head with it": (head + sent,),
-        }
-        await connection.send(*parts[cut])
+        await connection.send(*next(remaining))
 
     upstream = await start_upstream(script)
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
-    status, headers, body = await edge.ask({"model": PUBLIC, "stream": True})
-    assert (status, headers["content-type"]) == (wanted, "application/json")
-    error = error_of(body)
-    if wanted in CODES:
-        assert error["message"] == "m"
+    for _ in cuts:
+        status, headers, body = await edge.ask({"model": PUBLIC, "stream": True})
+        assert (status, headers["content-type"]) == (wanted, "application/json")
+        error = error_of(body)
+        if wanted in CODES:
+            assert error["message"] == "m"
     await edge.consistent()
-    [line] = await edge.log()
-    assert (line["status"], line["end"]) == (wanted, "upstream_error")
+    assert [(line["status"], line["end"]) for line in await edge.log()] == [(wanted, "upstream_error")] * 3
 
 
 @pytest.mark.parametrize(

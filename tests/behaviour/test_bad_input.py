@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 import trustme
 
+from edge.client.connection import ClientConnection
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, tls_setting
+from tests.conftest import (
+    ROUTES,
+    Edge,
+    RawClient,
+    ScriptedConnection,
+    StartEdge,
+    StartUpstream,
+    WatchMethod,
+    tls_setting,
+)
 
 PUBLIC = "public/deepseek-r1"
 GOOD = b'{"model":"public/deepseek-r1"}'
@@ -281,16 +291,14 @@ async def test_announced_size_is_refused_before_a_byte_of_the_body(edge: Edge, r
      "/v1/chat%2Fcompletions", "/v1/%63ompletions", "/v1/chat/completions;a", "/v1/files", "/metrics", "/readyz",
      "/v2/models", "/v1/modelsx", "/v1/chat/completions%00", "/v1/chat/completions%3Fa"],
 )  # fmt: skip
-@pytest.mark.parametrize("key", [(), ("Authorization: -",)], ids=["key", "no key"])
-async def test_unknown_path_is_a_404_that_names_the_base_url(
-    edge: Edge, refused: Refused, path: str, key: tuple[str, ...]
-) -> None:
-    """Never a redirect, never a normalised path."""
-    data = with_head(edge, *key, "Host: chat.d.run", first=f"POST {path} HTTP/1.1")
-    _, error = await refused(data, 404, "not_found")
-    assert "https://chat.d.run/v1 " in error["message"]
+async def test_unknown_path_is_a_404_that_names_the_base_url(edge: Edge, refused: Refused, path: str) -> None:
+    """Never a redirect, never a normalised path; with a key or without."""
     elsewhere = not path.startswith("/v1/") or path.startswith(("/v1/v1/", "/v1//"))
-    assert ("embeddings" in error["message"]) != elsewhere, "where the base URL is right, the operation is not there"
+    for key in ((), ("Authorization: -",)):
+        data = with_head(edge, *key, "Host: chat.d.run", first=f"POST {path} HTTP/1.1")
+        _, error = await refused(data, 404, "not_found")
+        assert "https://chat.d.run/v1 " in error["message"]
+        assert ("embeddings" in error["message"]) != elsewhere, "where the base URL is right, the operation is not"
 
 
 async def test_base_url_is_one_of_the_listener(start_edge: StartEdge, simulator: Simulator, tmp_path: Path) -> None:
@@ -446,22 +454,20 @@ BROKEN_CHUNKS = (
 
 
 @pytest.mark.parametrize("broken", BROKEN_CHUNKS)
-@pytest.mark.parametrize("when", ["with the head", "after the head", "after a chunk"])
-async def test_body_whose_framing_breaks_is_a_400_at_once(
-    edge: Edge, simulator: Simulator, broken: bytes, when: str
-) -> None:
+async def test_body_whose_framing_breaks_is_a_400_at_once(edge: Edge, simulator: Simulator, broken: bytes) -> None:
     """aiohttp's parser forgets such a body, and its handler would wait for ever."""
-    client = await edge.connect()
     head = with_head(edge, "Transfer-Encoding: chunked", "Content-Length: -", "Expect: 100-continue", body=b"")
-    if when == "with the head":
-        client.send(head + broken)
-    else:
-        client.send(head)
-        assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"  # so the body is being read
-        client.send((b"5\r\n     \r\n" if when == "after a chunk" else b"") + broken)
-    headers, _ = check_error(edge, await client.response(), 400, INVALID)
-    assert headers["connection"] == "close"
-    assert await client.rest() == b""
+    for when in ("with the head", "after the head", "after a chunk"):
+        client = await edge.connect()
+        if when == "with the head":
+            client.send(head + broken)
+        else:
+            client.send(head)
+            assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"  # so the body is being read
+            client.send((b"5\r\n     \r\n" if when == "after a chunk" else b"") + broken)
+        headers, _ = check_error(edge, await client.response(), 400, INVALID)
+        assert headers["connection"] == "close"
+        assert await client.rest() == b""
     assert list(simulator.requests) == []
     await edge.consistent()
 
@@ -482,25 +488,29 @@ async def test_client_that_stops_inside_its_body_gets_a_408(
     await edge.consistent()
 
 
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("part", [b"P", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer sk-s"])
-async def test_slow_head_gets_a_408(start_edge: StartEdge, simulator: Simulator, part: bytes, before: int) -> None:
+async def test_slow_head_gets_a_408(start_edge: StartEdge, simulator: Simulator) -> None:
     """Also on a connection that has served a request."""
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server='header_timeout = "100ms"')
-    client = await edge.connect()
-    for _ in range(before):
-        client.send(edge.request(path="/v1/models", method="GET"))
-        assert (await client.response())[0] == 200
-    client.send(part)
-    headers, _ = check_error(edge, await client.response(), 408, "request_timeout")
-    assert headers["connection"] == "close"
-    assert await client.rest() == b""
+
+    async def one(part: bytes, before: int) -> None:
+        client = await edge.connect()
+        for _ in range(before):
+            client.send(edge.request(path="/v1/models", method="GET"))
+            assert (await client.response())[0] == 200
+        client.send(part)
+        headers, _ = check_error(edge, await client.response(), 408, "request_timeout")
+        assert headers["connection"] == "close"
+        assert await client.rest() == b""
+
+    parts = (b"P", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer sk-s")
+    await asyncio.gather(*(one(part, before) for part in parts for before in (0, 1)))
     await edge.consistent()
 
 
 async def test_slow_head_behind_a_running_answer_gets_a_408_after_it(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod
 ) -> None:
+    received = watch(ClientConnection, "data_received")
     go_on = asyncio.Event()
 
     async def script(connection: ScriptedConnection) -> None:
@@ -511,11 +521,9 @@ async def test_slow_head_behind_a_running_answer_gets_a_408_after_it(
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server='header_timeout = "100ms"')
     client = await edge.connect()
     client.send(edge.request(GOOD))
-    while not upstream.requests:
-        await asyncio.sleep(0.01)
+    await upstream.asked.wait()
     client.send(b"POST /v1/chat")
-    while not next(iter(edge.server.clients.clients))._head_bytes:
-        await asyncio.sleep(0.01)
+    await received.until(lambda: len(received.calls) == 2)
     go_on.set()
     assert (await client.response())[0] == 200
     check_error(edge, await client.response(), 408, "request_timeout")
@@ -596,10 +604,9 @@ RUBBISH = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("rubbish", RUBBISH, ids=lambda rubbish: repr(rubbish[:60]))
 async def test_upstream_that_answers_rubbish_is_a_502(
-    start_edge: StartEdge, start_upstream: StartUpstream, rubbish: bytes, stream: bool
+    start_edge: StartEdge, start_upstream: StartUpstream, rubbish: bytes
 ) -> None:
     async def script(connection: ScriptedConnection) -> None:
         await connection.send(rubbish)
@@ -607,9 +614,10 @@ async def test_upstream_that_answers_rubbish_is_a_502(
 
     upstream = await start_upstream(script)
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
-    check_error(edge, await edge.ask({"model": PUBLIC, "stream": stream}), 502, "upstream_error")
+    for stream in (False, True):
+        check_error(edge, await edge.ask({"model": PUBLIC, "stream": stream}), 502, "upstream_error")
     await edge.consistent()
-    assert (upstream.connections, [line["end"] for line in await edge.log()]) == (1, ["upstream_error"])
+    assert (upstream.connections, [line["end"] for line in await edge.log()]) == (2, ["upstream_error"] * 2)
 
 
 EVENTS = (b'data: {"choices":[]}\n\n', b'data: {"a":"\xe4\xbd\xa0"}\n\n', b"data: [DONE]\n\n")
@@ -642,8 +650,13 @@ def is_whole(raw: bytes) -> bool:
     return body.endswith(b"\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("how", ["closes", "resets"])
-@pytest.mark.parametrize("name", ANSWERS)
+# The others end with a reset in test_broken_streams.py.
+RESETS = ("events, sized", "events, extended")
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "closes") for name in ANSWERS), *((name, "resets") for name in RESETS)]
+)
 async def test_upstream_that_ends_at_any_byte_never_looks_complete(
     start_edge: StartEdge, start_upstream: StartUpstream, name: str, how: str
 ) -> None:

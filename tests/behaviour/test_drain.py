@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from edge.client.connection import ClientConnection
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
-from edge.stage import Stage
-from tests.conftest import ROUTES, USER, Edge, RawClient, StartEdge
+from tests.conftest import ROUTES, USER, Edge, Heard, RawClient, StartEdge, WatchMethod
 
 LONG_S = 30  # a patience that no test uses up
 BODY = {"model": "public/deepseek-r1", "messages": []}
@@ -40,16 +40,17 @@ async def sent(edge: Edge, simulator: Simulator, body: dict[str, Any], **kwargs:
     return client
 
 
-async def until_draining(edge: Edge) -> None:
-    """Wait until the drain has begun; stop() only asks for it."""
-    while not (edge.server.lifecycle.stage is not Stage.RUNNING):
-        await asyncio.sleep(0)
+DRAINING = "draining: "  # logged when the drain has begun; stop() only asks for it
 
 
-async def until_closed(edge: Edge) -> None:
-    """Wait until the listeners are closed."""
-    while any(listener.is_serving() for listener in edge.server._listeners):
-        await asyncio.sleep(0.01)
+async def in_its_body(edge: Edge, body: dict[str, Any], **kwargs: Any) -> tuple[RawClient, bytes]:
+    """Return a client whose request is being read, and the rest of its body."""
+    client = await edge.connect()
+    data = json.dumps(body).encode()
+    client.send(edge.request(data, headers=("Expect: 100-continue",), **kwargs).removesuffix(data))
+    assert (await client.head()).startswith(b"HTTP/1.1 100 ")
+    client.send(data[:-5])
+    return client, data[-5:]
 
 
 async def ended(edge: Edge) -> dict[str, Any]:
@@ -71,7 +72,9 @@ async def readyz(edge: Edge) -> int:
         writer.close()
 
 
-async def test_edge_is_unready_at_once_and_serves_during_the_delay(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_edge_is_unready_at_once_and_serves_during_the_delay(
+    start_edge: StartEdge, simulator: Simulator, heard: Heard
+) -> None:
     """A balancer needs a few seconds to see /readyz; what it sends until then is answered, and asked to reconnect."""
     edge = await start(start_edge, simulator, shutdown_delay="1h")
     idle = await edge.connect()
@@ -80,7 +83,7 @@ async def test_edge_is_unready_at_once_and_serves_during_the_delay(start_edge: S
     assert "connection" not in headers
     assert await readyz(edge) == 200
     edge.server.stop()
-    await until_draining(edge)
+    await heard.until(DRAINING)
     assert await readyz(edge) == 503
     for client in (await edge.connect(), idle):
         client.send(edge.request(stream()))
@@ -95,13 +98,13 @@ async def test_edge_is_unready_at_once_and_serves_during_the_delay(start_edge: S
 
 
 async def test_answer_that_is_awaited_when_the_drain_begins_says_that_it_is_the_last(
-    start_edge: StartEdge, simulator: Simulator
+    start_edge: StartEdge, simulator: Simulator, heard: Heard
 ) -> None:
     """A client that is not told would send its next request into a connection that closes."""
     edge = await start(start_edge, simulator, shutdown_delay="1h")
     client = await sent(edge, simulator, stream(ttft_ms=300))
     edge.server.stop()
-    await until_draining(edge)
+    await heard.until(DRAINING)
     status, headers, body = await client.response()
     assert (status, headers["connection"]) == (200, "close")
     assert body.endswith(b"data: [DONE]\n\n")
@@ -111,14 +114,14 @@ async def test_answer_that_is_awaited_when_the_drain_begins_says_that_it_is_the_
 
 
 async def test_request_behind_an_answer_that_promised_to_go_on_is_answered(
-    start_edge: StartEdge, simulator: Simulator
+    start_edge: StartEdge, simulator: Simulator, heard: Heard
 ) -> None:
     edge = await start(start_edge, simulator, shutdown_delay="1h")
     client = await sent(edge, simulator, stream(tokens=30, interval_ms=10))
     head = await client.head()
     assert b"connection" not in head
     edge.server.stop()
-    await until_draining(edge)
+    await heard.until(DRAINING)
     client.send(edge.request(BODY))
     answer = await client.rest()
     assert answer.startswith(b"HTTP/1.1 200 ") or b"0\r\n\r\nHTTP/1.1 200 " in answer
@@ -136,7 +139,6 @@ async def test_listeners_are_closed_and_idle_connections_too(start_edge: StartEd
     edge.server.stop()
     assert await idle.rest() == b""
     assert await fresh.rest() == b""
-    await until_closed(edge)
     with pytest.raises(ConnectionRefusedError):
         await edge.connect()
     running.abort()
@@ -166,30 +168,26 @@ async def test_request_that_waits_for_its_first_byte_finishes(start_edge: StartE
 async def test_half_read_body_finishes(start_edge: StartEdge, simulator: Simulator) -> None:
     """aiohttp's own shutdown would drop it."""
     edge = await start(start_edge, simulator)
-    client = await edge.connect()
-    request = edge.request(BODY)
-    client.send(request[:-5])
-    while not edge.server.proxy.in_flight:
-        await asyncio.sleep(0.01)
+    idle = await edge.connect()
+    client, rest = await in_its_body(edge, BODY)
     edge.server.stop()
-    await until_closed(edge)
-    client.send(request[-5:])
+    assert await idle.rest() == b""  # closed with the listeners
+    client.send(rest)
     assert (await client.response())[0] == 200
     assert await client.rest() == b""
     assert (await ended(edge))["end"] == "complete"
 
 
-async def test_half_read_head_finishes(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_half_read_head_finishes(start_edge: StartEdge, simulator: Simulator, watch: WatchMethod) -> None:
     """A request of which a byte has come is on its way."""
+    received = watch(ClientConnection, "data_received")
     edge = await start(start_edge, simulator)
-    client = await edge.connect()
+    idle, client = await edge.connect(), await edge.connect()
     request = edge.request(BODY)
     client.send(request[:20])
-    [protocol] = edge.server.clients.clients
-    while not protocol.busy:
-        await asyncio.sleep(0.01)
+    await received.called()
     edge.server.stop()
-    await until_closed(edge)
+    assert await idle.rest() == b""  # closed with the listeners
     client.send(request[20:])
     status, headers, _ = await client.response()
     assert (status, headers["connection"]) == (200, "close")
@@ -203,9 +201,10 @@ async def test_error_that_arrives_during_the_drain_closes_its_connection(
 ) -> None:
     """Else the connection would be kept for a next request, and the drain would wait for it in vain."""
     edge = await start(start_edge, simulator)
+    idle = await edge.connect()
     client = await sent(edge, simulator, {**BODY, "simulate": {"ttft_ms": 200, **fault}})
     edge.server.stop()
-    await until_closed(edge)
+    assert await idle.rest() == b""
     status, _, _ = await client.response()
     assert status in (400, 502)
     async with asyncio.timeout(5):
@@ -266,10 +265,7 @@ async def test_body_that_never_ends_is_cut_and_is_not_the_clients_doing(
     start_edge: StartEdge, simulator: Simulator
 ) -> None:
     edge = await start(start_edge, simulator, drain_timeout="100ms")
-    client = await edge.connect()
-    client.send(edge.request(BODY)[:-5])
-    while not edge.server.proxy.in_flight:
-        await asyncio.sleep(0.01)
+    client, _ = await in_its_body(edge, BODY)
     edge.server.stop()
     with contextlib.suppress(ConnectionResetError):
         assert b" 200 " not in await client.rest()
@@ -279,32 +275,27 @@ async def test_body_that_never_ends_is_cut_and_is_not_the_clients_doing(
 
 @pytest.mark.parametrize("answer", [{"ttft_ms": 86_400_000}, {"fault": "stall", "after": 1}])
 async def test_answer_that_began_after_the_cut_is_not_ended_by_its_client(
-    start_edge: StartEdge, simulator: Simulator, caplog: pytest.LogCaptureFixture, answer: dict[str, Any]
+    start_edge: StartEdge, simulator: Simulator, heard: Heard, answer: dict[str, Any]
 ) -> None:
     """Its body came in the second that cut answers have for their last bytes."""
     edge = await start(start_edge, simulator, drain_timeout="100ms")
-    client = await edge.connect()
-    request = edge.request(stream(**answer))
-    client.send(request[:-5])
-    while not edge.server.proxy.in_flight:
-        await asyncio.sleep(0.01)
+    client, rest = await in_its_body(edge, stream(**answer))
     edge.server.stop()
-    while "are cut" not in caplog.text:
-        await asyncio.sleep(0.01)
-    client.send(request[-5:])
+    await heard.until("are cut")
+    client.send(rest)
     await simulator.wait_for(lambda: simulator.requests)
     line = await ended(edge)
     assert (line["end"], line["ended_by"]) == ("drained", "edge")
     assert [record["end"] for record in edge.records()] == ["drained"]
 
 
-async def test_second_stop_does_not_wait(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_second_stop_does_not_wait(start_edge: StartEdge, simulator: Simulator, heard: Heard) -> None:
     """Of all that waits nothing is waited for: neither the balancer nor the answers."""
     edge = await start(start_edge, simulator, shutdown_delay="1h", drain_timeout="1h")
     client = await sent(edge, simulator, stream(fault="stall", after=1))
     await client.head()
     edge.server.stop()
-    await until_draining(edge)
+    await heard.until(DRAINING)
     edge.server.stop()
     assert (await client.rest()).endswith(b"0\r\n\r\n")
     assert (await ended(edge))["end"] == "drained"
@@ -320,15 +311,15 @@ async def test_stop_without_a_request_ends_at_once(start_edge: StartEdge, simula
 
 
 async def test_client_that_reads_nothing_is_cut_at_the_drain_timeout(
-    start_edge: StartEdge, simulator: Simulator
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
 ) -> None:
     """Its buffers are full, so no frame can reach it; the end must not wait for it."""
+    paused = watch(ClientConnection, "pause_writing")
     edge = await start(start_edge, simulator, drain_timeout="100ms")
     client = await edge.connect()
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
     client.send(edge.request(stream(tokens=100_000)))
-    while not any(protocol._paused for protocol in edge.server.clients.clients):
-        await asyncio.sleep(0.01)
+    await paused.called()
     edge.server.stop()
     assert (await ended(edge))["end"] == "drained"
 

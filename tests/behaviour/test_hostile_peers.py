@@ -7,11 +7,12 @@ import socket
 
 import pytest
 
-from edge.client.connection import Request
+from edge.client.connection import ClientConnection, Request
 from edge.envelope.form import read_multipart
 from edge.errors import InvalidRequest
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from edge.telemetry.metrics import AccessLog
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
 
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -30,7 +31,7 @@ async def deaf_client(edge: Edge) -> RawClient:
 
 
 async def answered_but_unread(
-    start_edge: StartEdge, start_upstream: StartUpstream, server: str, *headers: str
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod, server: str, *headers: str
 ) -> tuple[Edge, RawClient]:
     """An answer that is complete for the edge, its last bytes in the edge's own buffer."""
 
@@ -44,32 +45,32 @@ async def answered_but_unread(
             )
         await connection.send(b"0\r\n\r\n")
 
+    logged = watch(AccessLog, "write")
     upstream = await start_upstream(script)
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server=server)
     client = await deaf_client(edge)
     client.send(edge.request(ASK, headers=headers))
-    async with asyncio.timeout(20):
-        while not [line for line in await edge.log() if line["end"] == "complete"]:
-            await asyncio.sleep(0.01)
+    await logged.called()
+    assert [line["end"] for line in await edge.log()] == ["complete"]
     assert edge.server.clients.clients
     return edge, client
 
 
 @pytest.mark.parametrize("headers", [(), ("Connection: close",)])
 async def test_client_that_never_reads_does_not_hold_up_a_stop(
-    start_edge: StartEdge, start_upstream: StartUpstream, headers: tuple[str, ...]
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod, headers: tuple[str, ...]
 ) -> None:
-    edge, _ = await answered_but_unread(start_edge, start_upstream, 'drain_timeout = "200ms"', *headers)
+    edge, _ = await answered_but_unread(start_edge, start_upstream, watch, 'drain_timeout = "200ms"', *headers)
     async with asyncio.timeout(20):
         await edge.stop()
     assert not edge.server.clients.clients
 
 
 async def test_closing_connection_whose_client_never_reads_is_dropped(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod
 ) -> None:
     edge, _ = await answered_but_unread(
-        start_edge, start_upstream, 'client_idle_timeout = "200ms"', "Connection: close"
+        start_edge, start_upstream, watch, 'client_idle_timeout = "200ms"', "Connection: close"
     )
     async with asyncio.timeout(20):
         await edge.server.clients.wait_empty()
@@ -100,7 +101,11 @@ async def test_large_head_behind_a_running_stream_is_refused_in_its_turn(
     assert [line["end"] for line in await edge.log()] == ["complete"]
 
 
-async def test_queued_body_whose_framing_breaks_is_refused_in_its_turn(edge: Edge) -> None:
+async def test_queued_body_whose_framing_breaks_is_refused_in_its_turn(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
+    received = watch(ClientConnection, "data_received")
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url))
     client = await edge.connect()
     client.send(edge.request({**ASK, "simulate": {"ttft_ms": 1, "interval_ms": 30, "tokens": 10}}))
     await client.head()
@@ -108,10 +113,8 @@ async def test_queued_body_whose_framing_breaks_is_refused_in_its_turn(edge: Edg
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {edge.key}\r\n"
         "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n".encode()
     )
-    [connection] = edge.server.clients.clients
+    await received.until(lambda: len(received.calls) == 2)  # so it is queued
     async with asyncio.timeout(20):
-        while not connection._messages:  # until it is queued
-            await asyncio.sleep(0.001)
         client.send(b"ZZ\r\n")
         stream, end, refusal = (await client.rest()).partition(b"\r\n0\r\n\r\n")
     assert end
@@ -186,8 +189,7 @@ async def test_client_that_pipelines_and_never_reads_is_dropped(start_edge: Star
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("hop", ["9.9.9.9", "::ffff:9.9.9.9"])
-@pytest.mark.parametrize("network", ["127.0.0.0/8", "::ffff:7f00:0/104"])
+@pytest.mark.parametrize(("network", "hop"), [("127.0.0.0/8", "::ffff:9.9.9.9"), ("::ffff:7f00:0/104", "9.9.9.9")])
 async def test_ipv4_client_of_a_listener_for_both_is_an_ipv4_client(
     start_edge: StartEdge, simulator: Simulator, network: str, hop: str
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from loadtest.__main__ import main
 from loadtest.upstream import Ticks, Upstream
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
@@ -149,9 +151,24 @@ async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> No
         (),
     ],
 )
-async def test_wrong_usage_is_told_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
-    ran = await loadtest(*arguments)
+def test_wrong_usage_is_told_before_anything_is_sent(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: an interpreter each would cost more than all the rest. An exception would be a traceback."""
+    monkeypatch.setattr(sys, "argv", ["loadtest", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler would stay
+    try:
+        code: object = main()
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert capsys.readouterr().err
+
+
+async def test_wrong_usage_of_the_command_is_its_exit_code_without_a_traceback() -> None:
+    ran = await loadtest("run", "--request-rate", "0")
     assert ran.code == 2
+    assert "request rate" in ran.err
     assert "Traceback" not in ran.err
 
 

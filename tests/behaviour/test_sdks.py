@@ -1,6 +1,8 @@
 """Real clients against a running edge: what the platform's page promises, and what SDKs make of our answers."""
 
 import asyncio
+import fcntl
+import itertools
 import json
 import os
 import re
@@ -49,16 +51,17 @@ def old_sdk(pytestconfig: pytest.Config) -> Path:
     assert pytestconfig.cache is not None
     home = pytestconfig.cache.mkdir("old-sdk")
     target = home / f"openai-0.28.1-{sys.implementation.cache_tag}"
-    if not target.exists():
-        building = home / f"building-{os.getpid()}"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for packages in (["--no-deps", "openai==0.28.1"], ["requests", "tqdm"]):  # aiohttp is the environment's
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what another session installs is waited for
+        if not target.exists():
+            building = home / "building"
+            shutil.rmtree(building, ignore_errors=True)  # of a session that was killed
+            # All that it needs, in one call of pip; aiohttp is the environment's.
+            packages = ["openai==0.28.1", "requests", "tqdm", "charset-normalizer", "idna", "urllib3", "certifi"]
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
             done = subprocess.run([*pip, "--target", building, *packages], capture_output=True, text=True)
             assert done.returncode == 0, f"openai 0.28.1 cannot be installed: {done.stderr}"
-        try:
             building.rename(target)
-        except OSError:  # another session was faster
-            shutil.rmtree(building)
     return target
 
 
@@ -297,27 +300,32 @@ async def test_current_sdk_streams_everything_it_knows(sdk: Sdk, edge: Edge) -> 
     assert [line["end"] for line in await edge.log()] == ["complete"] * 4
 
 
+REFUSALS: list[tuple[type[openai.APIStatusError], str, dict[str, Any]]] = [
+    (openai.NotFoundError, "model_not_found", {"model": "public/none"}),
+    (openai.NotFoundError, "model_not_found", {"model": "u-2200b26923dd/qwen2"}),
+    (openai.BadRequestError, "invalid_request_error", {"model": ""}),
+    (openai.BadRequestError, "invalid_request_error", {"extra_body": {"stream": "yes"}}),
+    *(
+        (raised, code, {"extra_body": {"simulate": {"fault": "error", "status": status}}})
+        for status, raised, code in (
+            (400, openai.BadRequestError, "invalid_request_error"),
+            (404, openai.NotFoundError, "model_not_found"),
+            (413, openai.APIStatusError, "request_too_large"),
+            (422, openai.UnprocessableEntityError, "invalid_request_error"),
+            (429, openai.RateLimitError, "rate_limit_exceeded"),
+            (401, openai.InternalServerError, "upstream_error"),
+            (500, openai.InternalServerError, "upstream_error"),
+            (503, openai.InternalServerError, "upstream_unavailable"),
+        )
+    ),
+]
+
+
+# The two clients share how they take a status, so each case runs with one of them.
 @pytest.mark.parametrize(
-    ("raised", "code", "arguments"),
-    [
-        (openai.NotFoundError, "model_not_found", {"model": "public/none"}),
-        (openai.NotFoundError, "model_not_found", {"model": "u-2200b26923dd/qwen2"}),
-        (openai.BadRequestError, "invalid_request_error", {"model": ""}),
-        (openai.BadRequestError, "invalid_request_error", {"extra_body": {"stream": "yes"}}),
-        *(
-            (raised, code, {"extra_body": {"simulate": {"fault": "error", "status": status}}})
-            for status, raised, code in (
-                (400, openai.BadRequestError, "invalid_request_error"),
-                (404, openai.NotFoundError, "model_not_found"),
-                (413, openai.APIStatusError, "request_too_large"),
-                (422, openai.UnprocessableEntityError, "invalid_request_error"),
-                (429, openai.RateLimitError, "rate_limit_exceeded"),
-                (401, openai.InternalServerError, "upstream_error"),
-                (500, openai.InternalServerError, "upstream_error"),
-                (503, openai.InternalServerError, "upstream_unavailable"),
-            )
-        ),
-    ],
+    ("raised", "code", "arguments", "sdk"),
+    [(*case, "async" if index % 2 else "sync") for index, case in enumerate(REFUSALS)],
+    indirect=["sdk"],
 )
 async def test_current_sdk_raises_the_class_of_the_status_with_code_and_request_id(
     sdk: Sdk, edge: Edge, raised: type[openai.APIStatusError], code: str, arguments: dict[str, Any]
@@ -352,21 +360,28 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+BREAKS: list[dict[str, Any]] = [
+    {"fault": "cut", "after": 5},
+    {"fault": "cut", "after": 5, "after_bytes": 1},
+    {"fault": "cut", "after": 5, "after_bytes": 40},
+    {"fault": "reset", "after": 5},
+    {"fault": "reset", "after": 5, "after_bytes": 40},
+    {"fault": "cut", "after": 5, "framing": "length"},
+    {"fault": "cut", "after": 5, "after_bytes": 40, "framing": "length"},
+    {"fault": "reset", "after": 5, "framing": "close"},
+    {"fault": "cut", "after": 5, "after_bytes": 40, "framing": "close"},
+]
+
+
+# Every operation breaks in every way; the two clients, which the edge cannot tell apart, take turns.
 @pytest.mark.parametrize(
-    "fault",
+    ("operation", "fault", "sdk"),
     [
-        {"fault": "cut", "after": 5},
-        {"fault": "cut", "after": 5, "after_bytes": 1},
-        {"fault": "cut", "after": 5, "after_bytes": 40},
-        {"fault": "reset", "after": 5},
-        {"fault": "reset", "after": 5, "after_bytes": 40},
-        {"fault": "cut", "after": 5, "framing": "length"},
-        {"fault": "cut", "after": 5, "after_bytes": 40, "framing": "length"},
-        {"fault": "reset", "after": 5, "framing": "close"},
-        {"fault": "cut", "after": 5, "after_bytes": 40, "framing": "close"},
+        (operation, fault, "async" if index % 2 else "sync")
+        for index, (fault, operation) in enumerate(itertools.product(BREAKS, OPERATIONS))
     ],
-    ids=lambda fault: "-".join(map(str, fault.values())),
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+    indirect=["sdk"],
 )
 async def test_stream_that_the_upstream_broke_raises_after_what_came(
     sdk: Sdk, edge: Edge, operation: str, fault: dict[str, Any]
@@ -384,8 +399,18 @@ async def test_stream_that_the_upstream_broke_raises_after_what_came(
     assert (line["end"], line["ended_by"]) == ("upstream_cut", "upstream")
 
 
-@pytest.mark.parametrize("fault", [{"after": -1}, {"after": 0}, {"after": 0, "after_bytes": 2}], ids=str)
-@pytest.mark.parametrize("kind", ["cut", "reset"])
+@pytest.mark.parametrize(
+    ("kind", "fault", "sdk"),
+    [
+        ("cut", {"after": -1}, "sync"),
+        ("cut", {"after": 0}, "async"),
+        ("cut", {"after": 0, "after_bytes": 2}, "sync"),
+        ("reset", {"after": -1}, "async"),
+        ("reset", {"after": 0}, "sync"),
+        ("reset", {"after": 0, "after_bytes": 2}, "async"),
+    ],
+    indirect=["sdk"],
+)
 async def test_stream_that_broke_before_its_first_byte_is_a_502(
     sdk: Sdk, edge: Edge, kind: str, fault: dict[str, Any]
 ) -> None:
@@ -458,11 +483,8 @@ async def test_every_model_of_the_page_answers_on_its_host_and_only_there(
 ) -> None:
     other = "sh-02.d.run" if host == "chat.d.run" else "chat.d.run"
     options: dict[str, Any] = {"base_url": f"{shipped.url}/v1", "api_key": shipped.key, "max_retries": 0}
-    async with (
-        openai.AsyncOpenAI(**options) as local,
-        openai.AsyncOpenAI(**options, default_headers={"Host": host}) as here,
-        openai.AsyncOpenAI(**options, default_headers={"Host": other}) as there,
-    ):
+    async with openai.AsyncOpenAI(**options) as local:
+        here, there = (local.with_options(default_headers={"Host": each}) for each in (host, other))
         for client in (local, here):
             sdk = Sdk(client)
             chat = await sdk.call("chat.completions.create", model=model, messages=MESSAGES)

@@ -1,6 +1,5 @@
 """The client's side of a connection: what aiohttp's parser refuses, how many there may be, how bodies are bounded."""
 
-import asyncio
 import importlib.metadata
 import json
 import logging
@@ -13,10 +12,11 @@ from aiohttp import http_parser
 
 from edge.client.answers import REASONS, response
 from edge.client.body import BodyMemory
-from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES
+from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, ClientConnection
+from edge.client.server import ClientServer
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, StartEdge, tls_setting
+from tests.conftest import ROUTES, Edge, RawClient, StartEdge, WatchMethod, tls_setting
 from tests.test_errors import ALL
 
 SECRET = "sk-" + "s3cret" * 7
@@ -96,8 +96,11 @@ async def test_request_before_a_malformed_one_is_still_answered(edge: Edge, simu
     await edge.consistent()
 
 
-async def test_connection_too_many_is_refused_with_503(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_connection_too_many_is_refused_with_503(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
     """And is no longer too many when another has gone."""
+    lost = watch(ClientServer, "connection_lost")
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
     first, second = await edge.connect(), await edge.connect()
     for client in (first, second):
@@ -109,19 +112,21 @@ async def test_connection_too_many_is_refused_with_503(start_edge: StartEdge, si
     assert json.loads(body)["error"]["code"] == "overloaded"
     assert await third.rest() == b""
     assert edge.server.clients.refused_connections == 1
+    third.close()  # it was read to its end, so nobody need linger for it
     first.close()
-    while len(edge.server.clients.clients) > 1:
-        await asyncio.sleep(0.01)
+    await lost.until(lambda: len(edge.server.clients.clients) == 1)
     assert (await edge.ask({"model": "public/deepseek-r1"}))[0] == 200
     await edge.consistent()
 
 
-async def test_flood_of_connections_takes_no_descriptors(start_edge: StartEdge, simulator: Simulator) -> None:
+async def test_flood_of_connections_takes_no_descriptors(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
     """Some are told why; each of those lingers to be read, so not all can be."""
+    made = watch(ClientConnection, "connection_made")
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
     clients = [await edge.connect() for _ in range(60)]
-    while edge.server.clients.refused_connections < 58:
-        await asyncio.sleep(0.01)
+    await made.until(lambda: edge.server.clients.refused_connections >= 58)
     assert len(edge.server.clients.clients) <= 2 + 32
     assert await clients[-1].rest() == b""
 
@@ -182,16 +187,16 @@ def test_memory_of_bodies_is_bounded_and_given_back() -> None:
 
 
 async def test_body_over_the_memory_of_all_bodies_is_503_and_leaves_nothing(
-    start_edge: StartEdge, simulator: Simulator
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
 ) -> None:
+    reserved = watch(BodyMemory, "reserve")
     edge = await start_edge(
         ROUTES.replace("{upstream}", simulator.url), server='max_body = "20KB"\nbody_memory = "20KB"\n'
     )
     request = edge.request({"model": "public/deepseek-r1", "user": "x" * 15_000})
     waiting: RawClient = await edge.connect()
     waiting.send(request[:-10])
-    while edge.server.memory.used_bytes < 10_000:
-        await asyncio.sleep(0.01)
+    await reserved.until(lambda: edge.server.memory.used_bytes >= 10_000)
     other = await edge.connect()
     other.send(request)
     status, headers, body = await other.response()
