@@ -67,9 +67,9 @@ class Listener:
                 await self._news.wait()
         self.reports.clear()
 
-    async def hears_of(self, digests: set[bytes]) -> None:
-        """Return when these digests were reported by name, in one report or more."""
-        await self.until(lambda: digests <= {digest for each in self.reports for digest in each.digests})
+    async def hears_of(self, digest: bytes) -> None:
+        """Return when a key was reported by name or with all others."""
+        await self.until(lambda: any(each.everything or digest in each.digests for each in self.reports))
 
     async def hears_of_everything(self) -> None:
         await self.until(lambda: any(each.everything for each in self.reports))

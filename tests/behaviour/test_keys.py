@@ -152,6 +152,28 @@ async def test_key_of_another_user_reaches_no_instance(edge: Edge, simulator: Si
     assert len(simulator.requests) == 1
 
 
+async def test_backup_that_is_restored_holds_for_a_running_edge(edge: Edge) -> None:
+    """Keys that are cached for an hour: one that was revoked since works again, one that was made since does not."""
+    backup = edge.keys_path.with_name("backup.db")
+    with KeyRegistry(edge.keys_path) as registry:
+        with contextlib.closing(sqlite3.connect(backup)) as copy:
+            registry._connection.backup(copy)
+        registry.revoke(id_of(registry))
+        new, _ = registry.create("u-2200b")
+    await until_status(edge, 401, (200,))
+    assert await status_of(edge, new) == 200
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "edge", "keys", "restore", str(backup), "--config", str(edge.config_path)],
+        capture_output=True,
+        text=True,
+    )
+    told = f"1 keys of 1 users restored from {backup}; every edge knows within a second\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+    await until_status(edge, 200, (401,))
+    await until_status(edge, 401, (200,), new)
+
+
 # --- the command
 
 
@@ -183,6 +205,18 @@ def test_key_is_revoked_whatever_else_is_wrong_with_the_file(command: Command) -
     code, out, _ = command("revoke", json.loads(out)["id"])
     assert (code, "every edge knows within a second" in out) == (0, True)
     assert json.loads(command("list", "--json")[1]) == []
+
+
+def test_file_that_is_no_backup_is_refused(command: Command, tmp_path: Path) -> None:
+    command("create", "--user", USER)
+    before = command("list", "--json")
+    backup = tmp_path / "backup.db"
+    for content, message in ((b"", "it has no schema version"), (os.urandom(8192), "file is not a database")):
+        backup.write_bytes(content)
+        code, out, err = command("restore", str(backup))
+        assert (code, out) == (1, "")
+        assert err == f"edge: {backup} is no backup of a key store ({message}): name another file\n"
+    assert command("list", "--json") == before
 
 
 def test_problem_of_the_keys_table_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from edge.keys.stores import keyfile
 from edge.keys.stores.keyfile import KeyFileError
+from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.registry import KeyRegistry
-from tests.keys.keyfiles import replace_by_another_database, serving
+from tests.keys.keyfiles import make_key, replace_by_another_database, serving
 
 
 async def open_and_close_store(path: Path) -> None:
@@ -86,3 +88,58 @@ async def test_file_that_is_no_database_is_refused(path: Path, open_and_close: O
 
     with pytest.raises(KeyFileError, match=re.escape(f"{path} cannot be used")):
         await open_and_close(path)
+
+
+# --- from one version of the schema to the next
+
+NOTES = ("ALTER TABLE keys ADD COLUMN note TEXT NOT NULL DEFAULT ''", "CREATE INDEX keys_by_note ON keys (note)")
+
+
+def version_of(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+
+@both_sides
+async def test_file_of_an_older_edge_takes_the_steps_that_it_lacks(
+    path: Path, open_and_close: OpenAndClose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys stay; and a new file takes all of the steps."""
+    key = make_key(path)
+    steps = (*keyfile.STEPS, NOTES, ("UPDATE keys SET note = 'old'",))
+    monkeypatch.setattr(keyfile, "STEPS", steps)
+
+    for each in (path, path.with_name("new.db")):
+        await open_and_close(each)
+        assert version_of(each) == len(steps)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT digest, note FROM keys").fetchall() == [(hash_key(key), "old")]
+
+
+@both_sides
+async def test_step_that_fails_changes_nothing(
+    path: Path, open_and_close: OpenAndClose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps are one transaction: the edge before goes on with the file."""
+    make_key(path)
+    version = version_of(path)
+    with monkeypatch.context() as newer:
+        newer.setattr(keyfile, "STEPS", (*keyfile.STEPS, NOTES, ("UPDATE absent SET x = 1",)))
+        with pytest.raises(KeyFileError, match=r"cannot be used \(no such table: absent\)"):
+            await open_and_close(path)
+    assert version_of(path) == version
+    with contextlib.closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.OperationalError):
+        connection.execute("SELECT note FROM keys")
+    await open_and_close(path)
+
+
+async def test_running_store_notices_that_its_file_took_a_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer edge, or its command, has opened the file."""
+    key = make_key(path)
+    async with serving(path) as (store, listener):
+        monkeypatch.setattr(keyfile, "STEPS", (*keyfile.STEPS, NOTES))
+        with KeyRegistry(path):
+            pass
+        await listener.hears_of_everything()
+        assert await store.look_up(hash_key(key), key) is not None

@@ -1,18 +1,22 @@
 """The administering side of the embedded store."""
 
 import contextlib
+import os
 import re
+import shutil
 import sqlite3
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edge.keys.stores.keyfile import KeyFileBusy
+from edge.keys.stores import keyfile
+from edge.keys.stores.keyfile import KeyFileBusy, KeyFileError
 from edge.keys.stores.protocol import hash_key
-from edge.keys.stores.registry import KeyRecord, KeyRegistry, RevokedKey, UnknownKey, parse_lifetime
+from edge.keys.stores.registry import KeyRecord, KeyRegistry, RevokedKey, UnknownKey, parse_lifetime, restore
 from edge.names import check_pattern
-from tests.keys.keyfiles import USER, finish, script
+from tests.keys.keyfiles import USER, back_up, finish, make_key, replace_by_another_database, script, serving
 
 
 def test_key_is_sk_and_45_of_the_url_safe_alphabet(registry: KeyRegistry) -> None:
@@ -254,3 +258,172 @@ def test_anything_else_is_no_lifetime(text: str, advice: str) -> None:
     """The message shows how to write one."""
     with pytest.raises(ValueError, match=advice):
         parse_lifetime(text)
+
+
+# --- a backup that is restored
+
+
+async def test_running_store_serves_what_was_restored(path: Path, registry: KeyRegistry) -> None:
+    """The keys of the backup and no others; what was revoked since works again."""
+    key, record = registry.create(USER)
+    registry.create("u-2200b")
+    registry.create(USER)
+    copy = back_up(path)
+    registry.revoke(record.id)
+    new, _ = registry.create(USER)
+    registry.disable_user(USER)
+    async with serving(path) as (store, listener):
+        assert await store.look_up(hash_key(key), key) is None
+
+        assert restore(path, copy) == (3, 2)
+        await listener.hears_of_everything()
+
+        found = await store.look_up(hash_key(key), key)
+        assert found is not None
+        assert not found.suspended
+        assert await store.look_up(hash_key(new), new) is None
+        assert listener.outages == []
+        assert path.with_name("keys.db-wal").stat().st_size == 0
+        made, _ = registry.create(USER)
+        assert await store.look_up(hash_key(made), made) is not None
+    assert list(path.parent.glob(f"{copy.name}?*")) == [], "nothing is left beside the backup"
+
+
+async def test_store_whose_file_is_missing_serves_what_was_restored(path: Path) -> None:
+    """And until it does, nobody is refused for good: an empty file is no key store that knows nobody."""
+    key = make_key(path)
+    copy = back_up(path)
+    async with serving(path) as (store, listener):
+        for each in path.parent.glob("keys.db*"):
+            if each != copy:
+                each.unlink()
+        await listener.until(lambda: any(listener.outages))
+
+        assert restore(path, copy) == (1, 1)
+        await listener.hears_of_everything()
+
+        assert await store.look_up(hash_key(key), key) is not None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_backup_with_commits_beside_it_is_restored_with_them(path: Path, tmp_path: Path) -> None:
+    """As a copy of the files of a running store is, or a snapshot of its disk."""
+    with KeyRegistry(path) as registry, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        registry.create(USER)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM keys").fetchone()  # who reads keeps the WAL from being emptied
+        registry.create(USER)
+        snapshot = tmp_path / "snapshot"
+        snapshot.mkdir()
+        for each in (path, path.with_name("keys.db-wal")):
+            shutil.copy(each, snapshot)
+    assert (snapshot / "keys.db-wal").stat().st_size > 0
+
+    assert restore(tmp_path / "other.db", snapshot / "keys.db") == (2, 1)
+
+
+def test_key_store_restored_from_itself_stays_as_it_is(path: Path, registry: KeyRegistry) -> None:
+    registry.create(USER)
+    before = registry.list()
+
+    assert restore(path, path) == (1, 1)
+
+    assert registry.list() == before
+
+
+def test_backup_of_an_older_edge_takes_its_steps_on_the_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backup itself stays as it is."""
+    make_key(path)
+    copy = back_up(path)
+    before = copy.read_bytes()
+    monkeypatch.setattr(keyfile, "STEPS", (*keyfile.STEPS, ("ALTER TABLE keys ADD COLUMN note TEXT",)))
+
+    assert restore(path, copy) == (1, 1)
+
+    assert copy.read_bytes() == before
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT note FROM keys").fetchall() == [(None,)]
+
+
+def garbage(copy: Path) -> None:
+    copy.write_bytes(os.urandom(8192))
+
+
+def truncated(copy: Path) -> None:
+    copy.write_bytes(copy.read_bytes()[:-4096])
+
+
+def damaged_inside(copy: Path) -> None:
+    content = bytearray(copy.read_bytes())
+    content[4096:8192] = os.urandom(4096)
+    copy.write_bytes(content)
+
+
+def another_program(copy: Path) -> None:
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        connection.executescript("DROP TABLE keys; PRAGMA user_version = 1")
+
+
+def without_a_version(copy: Path) -> None:
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        connection.execute("PRAGMA user_version = 0")
+
+
+def newer(copy: Path) -> None:
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, r"is no backup of a key store \(unable to open database file\): name another file"),
+        (lambda copy: copy.write_bytes(b""), r"is no backup of a key store \(it has no schema version\)"),
+        (garbage, r"is no backup of a key store \(file is not a database\)"),
+        (truncated, "is no backup of a key store"),
+        (damaged_inside, "is no backup of a key store"),
+        (another_program, r"is no backup of a key store \(no such table: keys\)"),
+        (without_a_version, r"is no backup of a key store \(it has no schema version\)"),
+        (newer, r"was written by a newer edge \(schema 99, this one knows 1\): upgrade this edge"),
+    ],
+)
+def test_what_is_no_backup_is_refused_and_changes_nothing(
+    path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    make_key(path)
+    copy = back_up(path)
+    spoil(copy)
+    before = path.read_bytes()
+
+    with pytest.raises(KeyFileError, match=f"^{re.escape(str(copy))} {message}"):
+        restore(path, copy)
+
+    assert path.read_bytes() == before
+
+
+def test_file_that_is_no_key_store_is_not_written_over(path: Path, tmp_path: Path) -> None:
+    """Whoever names the wrong file in the configuration must not lose it."""
+    make_key(path)
+    copy = back_up(path)
+    replace_by_another_database(path)
+
+    with pytest.raises(KeyFileError, match=r"is not a key store: change keys\.store"):
+        restore(path, copy)
+
+    path.write_bytes(os.urandom(8192))
+    with pytest.raises(KeyFileError, match="move it away and restore a backup"):
+        restore(path, copy)
+
+
+def test_restore_waits_for_no_lock_for_ever(path: Path) -> None:
+    make_key(path)
+    copy = back_up(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(KeyFileBusy, match=re.escape(f"{path} is locked by another process")):
+            restore(path, copy, busy_timeout_s=0.01)
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(KeyFileBusy, match=re.escape(f"{copy} is locked by another process")):
+            restore(path, copy)

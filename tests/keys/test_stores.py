@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.config.reading import load_keys
 from edge.config.settings import JwtConfig, KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.errors import Unusable
@@ -16,12 +17,22 @@ from edge.exchange import Principal
 from edge.keys.stores.http import HttpKeyStore
 from edge.keys.stores.protocol import Invalidation, KeyStore, StoreFailed, UserState, hash_key
 from edge.keys.stores.redis import RedisKeyStore
+from edge.keys.stores.table import STORES, key_store
 from edge.keys.tokens import TokenVerifier
 from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, Listener, attended, running
 
 USER = "u-1100a15812cc"
 KEY = "sk-one-0123456789"
 OTHER = "sk-two-0123456789"
+
+
+@pytest.mark.parametrize("scheme", STORES)
+async def test_every_row_of_the_table_is_a_store_that_the_file_can_name(tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(f'[keys]\nstore = "{scheme}:{"keys.db" if scheme == "sqlite" else "//127.0.0.1:1/0"}"\n')
+    store = key_store(load_keys(path))
+    assert type(store) is STORES[scheme]
+    await store.close()
 
 
 @dataclass
