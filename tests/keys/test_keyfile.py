@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.keys.stores import keyfile
-from edge.keys.stores.keyfile import KeyFileError
-from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.keyfile import STEPS, KeyFileError
 from edge.keys.stores.registry import KeyRegistry
 from tests.keys.keyfiles import make_key, replace_by_another_database, serving
 
@@ -38,7 +36,7 @@ async def test_missing_file_is_created_for_its_owner_alone(path: Path, open_and_
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
 
 
 @both_sides
@@ -63,9 +61,9 @@ async def test_missing_directory_is_named(tmp_path: Path, open_and_close: OpenAn
 async def test_newer_schema_is_refused(path: Path, open_and_close: OpenAndClose) -> None:
     """An older edge does not guess what a newer one has written."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
 
-    with pytest.raises(KeyFileError, match=r"newer edge \(schema 2, this one knows 1\): upgrade"):
+    with pytest.raises(KeyFileError, match=r"newer edge \(schema 3, this one knows 2\): upgrade"):
         await open_and_close(path)
 
 

@@ -16,6 +16,29 @@ from typing import Any, Final, Literal
 
 from edge.errors import Unusable
 
+_SELECT_REVISION: Final = """
+    SELECT max(coalesce((SELECT max(revision) FROM keys), 0), coalesce((SELECT max(revision) FROM users), 0))
+"""
+
+# The user whose row has a new revision when a hand at the tables changed anything: no user has this name.
+HAND: Final = ""
+
+# SQLite's own sign of a commit is also given when a WAL is emptied, and `KeyRegistry` empties it after each commit. So
+# it is the revision that tells of a change, and a statement that sets no newer one has these triggers set HAND's.
+_NOTE_HAND: Final = f"""
+    INSERT INTO users (user, revision) VALUES ('{HAND}', ({_SELECT_REVISION}) + 1)
+    ON CONFLICT (user) DO UPDATE SET revision = excluded.revision;
+"""
+_HAND_TRIGGERS: Final = tuple(
+    f"CREATE TRIGGER hand_{verb}s_{table} BEFORE {verb} ON {table} {condition} BEGIN {_NOTE_HAND} END"
+    for table in ("keys", "users")
+    for verb, condition in (
+        ("INSERT", f"WHEN NEW.revision <= ({_SELECT_REVISION})"),
+        ("UPDATE", "WHEN NEW.revision <= OLD.revision"),
+        ("DELETE", ""),
+    )
+)
+
 # Each step makes a file of version n one of version n + 1; an empty file has version 0. A released step stays as it is,
 # and what is needed later is another one.
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -45,6 +68,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX users_by_revision ON users (revision)",
     ),
+    _HAND_TRIGGERS,
 )
 
 SELECT_RECORD = """
@@ -53,9 +77,6 @@ SELECT_RECORD = """
            keys.expires_at, keys.limit_name, keys.created_at
     FROM keys LEFT JOIN users ON users.user = keys.user
     WHERE NOT keys.revoked
-"""
-_SELECT_REVISION = """
-    SELECT max(coalesce((SELECT max(revision) FROM keys), 0), coalesce((SELECT max(revision) FROM users), 0))
 """
 
 _BUSY_RETRY_INTERVAL_S: Final = 0.01
@@ -170,7 +191,7 @@ def _is_blank(connection: sqlite3.Connection) -> bool:
 
 
 def revision(connection: sqlite3.Connection) -> int:
-    """Return the newest revision; rows are never deleted, so it only grows."""
+    """Return the newest revision, which only grows: a deleted row leaves a newer one at `HAND`."""
     return int(connection.execute(_SELECT_REVISION).fetchone()[0])
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.stores.keyfile import (
+    HAND,
     SELECT_RECORD,
     KeyFileBusy,
     KeyFileError,
@@ -40,7 +41,6 @@ _SELECT_USER = "SELECT suspended, out_of_quota FROM users WHERE user = ?"
 
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S: Final = 0.5
-_MAX_DOUBTS: Final = 8  # a disk may need as many polls to write a commit; a hand at the tables waits two seconds
 
 _Question = tuple[Callable[["_KeyFile"], Any], "asyncio.Future[Any]"]
 
@@ -198,7 +198,6 @@ class _KeyFile:
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._data_version = 0
-        self._doubts = 0  # polls in a row that found what may be no change
         self._history = 0
         self._revision = 0
 
@@ -220,7 +219,7 @@ class _KeyFile:
             # the file as it is, from the system's cache, and damage is seen at once.
             connection.execute("PRAGMA cache_size = 0")
             with transaction(connection, "DEFERRED"):
-                self._data_version, self._doubts = _data_version(connection), 0
+                self._data_version = _data_version(connection)
                 self._history = _history(connection)
                 self._revision = revision(connection)
 
@@ -252,27 +251,17 @@ class _KeyFile:
             data_version = _data_version(connection)
             if data_version == self._data_version:
                 return None
+            self._data_version = data_version
             self._history, self._revision = _history(connection), revision(connection)
             rows = connection.execute(_SELECT_CHANGED, {"seen": seen}).fetchall()
-            was_emptied = self._wal_is_empty()  # nothing can be taken out of it that this snapshot reads from it
-        is_same = self._revision == seen and self._history == history
-        # An emptied WAL counts as a commit too, and the next writer may be filling it, with commits that are to come.
-        if is_same and not was_emptied and self._doubts < _MAX_DOUBTS:
-            self._doubts += 1
-            return None
-        was_doubted, self._data_version, self._doubts = bool(self._doubts), data_version, 0
-        if is_same and was_emptied and not was_doubted:
-            return None
-        # A change without a newer revision is a hand at the tables, also when a newer one followed before that was
-        # sure. In another history the same revision may have been another change: a backup was restored in place.
-        if self._revision <= seen or self._history != history or was_doubted:
+        # In another history the same revision may have been another change: a backup was restored in place.
+        if self._history != history or self._revision < seen:
             return Invalidation(everything=True)
         digests = frozenset(digest for digest, _ in rows if digest is not None)
-        return Invalidation(digests, users=frozenset(user for _, user in rows if user is not None))
-
-    def _wal_is_empty(self) -> bool:
-        wal = Path(f"{self.path}-wal")
-        return wal.exists() and not wal.stat().st_size
+        users = frozenset(user for _, user in rows if user is not None)
+        if HAND in users:
+            return Invalidation(everything=True)
+        return Invalidation(digests, users=users) if rows else None
 
     def _identify(self) -> tuple[int, int]:
         status = self.path.stat()
