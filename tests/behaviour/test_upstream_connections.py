@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import json
 import random
 import socket
@@ -18,7 +19,7 @@ import trustme
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
-from edge.wire.connections import UpstreamConnection
+from edge.wire.connections import ConnectionPool, UpstreamConnection
 from tests.conftest import (
     ROUTES,
     USER,
@@ -91,30 +92,36 @@ class Reuse:
 # --- connections that the upstream closes
 
 
-@pytest.mark.parametrize("timeout_ms", [50, 100, 250])
-async def test_upstream_that_closes_idle_connections_fails_no_request(start_edge: StartEdge, timeout_ms: int) -> None:
+async def test_upstream_that_closes_idle_connections_fails_no_request(start_edge: StartEdge) -> None:
     """The gaps lie around its timeout, so that requests meet the close on the way (RFC 9112 section 9.3.1)."""
-    gaps, count, rounds = random.Random(timeout_ms), 50, 14
-    simulator = Simulator(Behaviour(tokens=1), keepalive_timeout_s=timeout_ms / 1000, keep_requests=0)
-    await simulator.start()
-    try:
-        edge = await start_edge(pool_of(simulator.url))
-        clients = [await edge.connect() for _ in range(count)]
-        statuses: Counter[int] = Counter()
-        for _ in range(rounds):
-            for client in clients:
-                client.send(edge.request(ASK))
-            statuses.update([(await soon(client.response()))[0] for client in clients])
-            await asyncio.sleep(timeout_ms / 1000 * gaps.uniform(0.8, 1.2))
-        assert statuses == {200: count * rounds}
+    count, rounds = 25, 14
+    statuses: Counter[int] = Counter()
+    async with AsyncExitStack() as stack:
+        pools = ""
+        for timeout_ms in (50, 100, 250):
+            simulator = Simulator(Behaviour(tokens=1), keepalive_timeout_s=timeout_ms / 1000, keep_requests=0)
+            await simulator.start()
+            stack.push_async_callback(simulator.close)
+            pools += f'[pools.p{timeout_ms}]\nendpoints = ["{simulator.url}"]\n'
+            pools += f'[routes."public/{timeout_ms}"]\npool = "p{timeout_ms}"\n'
+        edge = await start_edge(pools)
+
+        async def ask(timeout_ms: int) -> None:
+            gaps = random.Random(timeout_ms)
+            clients = [await edge.connect() for _ in range(count)]
+            for _ in range(rounds):
+                for client in clients:
+                    client.send(edge.request({"model": f"public/{timeout_ms}", "messages": []}))
+                statuses.update([(await soon(client.response()))[0] for client in clients])
+                await asyncio.sleep(timeout_ms / 1000 * gaps.uniform(0.8, 1.2))
+
+        await asyncio.gather(*(ask(timeout_ms) for timeout_ms in (50, 100, 250)))
+        assert statuses == {200: 3 * count * rounds}
         await edge.consistent()
         assert {(line["end"], line["retries"]) for line in await edge.log()} == {("complete", 0)}
-    finally:
-        await simulator.close()
 
 
-@pytest.mark.parametrize("size", [0, 1_000_000])
-@pytest.mark.parametrize("die", [close, reset])
+@pytest.mark.parametrize(("die", "size"), [(close, 1_000_000), (reset, 0)])
 async def test_request_on_a_stale_connection_is_replayed_once_on_a_new_one(
     start_edge: StartEdge, start_upstream: StartUpstream, die: Script, size: int
 ) -> None:
@@ -217,9 +224,16 @@ def received(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return event
 
 
-@pytest.mark.parametrize("die", [close, reset])
 @pytest.mark.parametrize(
-    "begun", [b"H", b"HTTP/1.1 200 OK\r\n", HEAD + b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early"]
+    ("begun", "die"),
+    [
+        (b"H", close),
+        (b"HTTP/1.1 200 OK\r\n", reset),
+        (HEAD + b"\r\n", close),
+        (HEAD + b"\r\n", reset),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", reset),
+        (b"HTTP/1.1 103 Early", close),
+    ],
 )
 async def test_request_that_got_a_byte_is_never_replayed(
     start_edge: StartEdge, start_upstream: StartUpstream, received: asyncio.Event, begun: bytes, die: Script
@@ -447,14 +461,23 @@ async def test_pool_of_which_nobody_accepts_is_unavailable(start_edge: StartEdge
     assert (line["end"], line["retries"]) == ("upstream_error", 0)
 
 
-async def test_client_that_leaves_while_the_edge_connects_frees_the_endpoint(start_edge: StartEdge, deaf: str) -> None:
+async def test_client_that_leaves_while_the_edge_connects_frees_the_endpoint(
+    start_edge: StartEdge, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edge = await start_edge(pool_of(deaf, more='connect_timeout = "60s"'))
+    connecting = asyncio.Event()
+    connect = ConnectionPool.connect
+
+    async def noted(self: ConnectionPool, timeout_s: float) -> UpstreamConnection:
+        connecting.set()
+        return await connect(self, timeout_s)
+
+    monkeypatch.setattr(ConnectionPool, "connect", noted)
     client = await edge.connect()
     client.send(edge.request(ASK))
+    await soon(connecting.wait())
     [endpoint] = edge.server.endpoints.states()
-    async with asyncio.timeout(20):
-        while not endpoint.in_flight:
-            await asyncio.sleep(0)
+    assert endpoint.in_flight == 1
     client.abort()
     line = await last_line(edge)
     assert (line["end"], line["status"]) == ("client_gone", 0)
@@ -515,19 +538,20 @@ async def test_instance_is_asked_at_the_host_that_its_name_tells(
             assert json.loads(request.partition(b"\r\n\r\n")[2])["model"] == f"{USER}/{name}"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("", "-a", "a-", "A", "a_b", "a.b", "a/b", "a:1", "a@b", "a#", "a?", "a%2e", "..", "a b", "a\r\nx: y", "\0"),
-        *("é", "xn--é", "a" * 64, "{owner}", "127.0.0.1", "[::1]", "a\\b", "a\t", "a\n"),
-    ],
+NO_LABELS = (
+    *("", "-a", "a-", "A", "a_b", "a.b", "a/b", "a:1", "a@b", "a#", "a?", "a%2e", "..", "a b", "a\r\nx: y", "\0"),
+    *("é", "xn--é", "a" * 64, "{owner}", "127.0.0.1", "[::1]", "a\\b", "a\t", "a\n"),
 )
-async def test_name_that_is_no_dns_label_is_asked_nowhere(start_edge: StartEdge, names: Names, name: str) -> None:
+
+
+async def test_name_that_is_no_dns_label_is_asked_nowhere(start_edge: StartEdge, names: Names) -> None:
     edge = await start_edge(INSTANCES)
     with KeyRegistry(edge.keys_path) as registry:
         key, _ = registry.create(USER, allow=("*",))
-    for model in (f"{USER}/{name}", f"u-{name}-/a", f"u-{name}"):
-        status, _, body = await soon(edge.ask({"model": model, "messages": []}, key=key))
+    client = await edge.connect()
+    for model in itertools.chain.from_iterable((f"{USER}/{name}", f"u-{name}-/a", f"u-{name}") for name in NO_LABELS):
+        client.send(edge.request({"model": model, "messages": []}, key=key))
+        status, _, body = await soon(client.response())
         assert (status, code_of(body)) == (404, "model_not_found"), model
     await edge.consistent()
     assert not names.asked
