@@ -70,15 +70,15 @@ DIALECTS = {
 }
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 422, 429])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_message_the_caller_can_act_on_is_kept(dialect: str, status: int) -> None:
-    error = from_upstream(status, json.dumps(DIALECTS[dialect]).encode())
-    assert error.status == status
-    assert error.message == SAID
-    assert error.param in (None, "max_tokens")
-    assert (error.error_code == "context_length_exceeded") == (dialect == "openai")
-    assert isinstance(error.error_code, str)
+def test_message_the_caller_can_act_on_is_kept(dialect: str) -> None:
+    for status in [400, 404, 413, 422, 429]:
+        error = from_upstream(status, json.dumps(DIALECTS[dialect]).encode())
+        assert error.status == status
+        assert error.message == SAID
+        assert error.param in (None, "max_tokens")
+        assert (error.error_code == "context_length_exceeded") == (dialect == "openai")
+        assert isinstance(error.error_code, str)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,18 @@ def test_fault_between_edge_and_upstream_is_not_the_callers(status: int, ours: i
         b'{"error":{"message":"x"}} trailing',
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("status", [400, 404, 413, 422, 429])
-def test_upstream_error_of_no_known_shape_gets_a_message_of_ours(status: int, body: bytes) -> None:
-    error = from_upstream(status, body)
-    said = json.loads(error.body())["error"]
-    assert (error.status, bool(said["message"])) == (status, True)
-    assert "nginx" not in said["message"]
+def test_upstream_error_of_no_known_shape_gets_a_message_of_ours(body: bytes) -> None:
+    for status in [400, 404, 413, 422, 429]:
+        error = from_upstream(status, body)
+        said = json.loads(error.body())["error"]
+        assert (error.status, bool(said["message"])) == (status, True)
+        assert "nginx" not in said["message"]
 
 
 def test_message_of_an_upstream_is_bounded() -> None:
     assert len(from_upstream(400, json.dumps({"error": {"message": "x" * 60_000}}).encode()).message) < 5000
 
 
-@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [
@@ -127,10 +126,11 @@ def test_message_of_an_upstream_is_bounded() -> None:
         (b"Wed, 21 Oct 2026 07:28:00 GMT", 1), (b"9" * 5000, None), ("٣".encode(), 1),
     ],
 )  # fmt: skip
-def test_pause_is_whole_seconds_from_1_to_60(status: int, said: bytes, seconds: int | None) -> None:
+def test_pause_is_whole_seconds_from_1_to_60(said: bytes, seconds: int | None) -> None:
     """SDKs sleep as long as they are told, and litellm reads the header with `int()`."""
-    pause_s = from_upstream(status, b"", said).retry_after_s
-    assert pause_s in ((seconds,) if seconds else range(1, 61))
+    for status in [429, 503]:
+        pause_s = from_upstream(status, b"", said).retry_after_s
+        assert pause_s in ((seconds,) if seconds else range(1, 61))
 
 
 def test_only_what_can_pass_names_a_pause() -> None:

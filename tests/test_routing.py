@@ -29,7 +29,6 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(
     ("model", "winner"),
     [
@@ -49,9 +48,10 @@ EVERYTHING = [
         ("public/*", "public/*"),
     ],
 )
-def test_exact_name_then_longest_prefix_wins_in_any_order(model: str, winner: str, order: int) -> None:
+def test_exact_name_then_longest_prefix_wins_in_any_order(model: str, winner: str) -> None:
     """A name is compared as it stands: case and blanks count, and `*` crosses `/`."""
-    assert found(EVERYTHING[::order], model) == winner
+    for order in [1, -1]:
+        assert found(EVERYTHING[::order], model) == winner
 
 
 def test_no_route_is_none() -> None:

@@ -143,13 +143,13 @@ def test_stream_is_a_field_of_the_form(value: bytes, stream: bool) -> None:
     assert read_multipart(FILE + part("stream", value) + MODEL + END, TYPE).stream is stream
 
 
-@pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"an epilogue"])
 @pytest.mark.parametrize("order", [lambda a, b: a + b, lambda a, b: b + a])
-def test_spliced_form_differs_in_the_models_name_only(order: Callable[[bytes, bytes], bytes], epilogue: bytes) -> None:
+def test_spliced_form_differs_in_the_models_name_only(order: Callable[[bytes, bytes], bytes]) -> None:
     """Files hold CRLF and what looks like a boundary; they go upstream as they came."""
-    body = order(FILE, MODEL) + b"--xx--" + epilogue
-    envelope = read_multipart(body, TYPE)
-    assert rewrite_multipart(body, envelope, "模型") == body.replace(b"\r\nwhisper\r\n", "\r\n模型\r\n".encode())
+    for epilogue in [b"", b"\r\n", b"an epilogue"]:
+        body = order(FILE, MODEL) + b"--xx--" + epilogue
+        envelope = read_multipart(body, TYPE)
+        assert rewrite_multipart(body, envelope, "模型") == body.replace(b"\r\nwhisper\r\n", "\r\n模型\r\n".encode())
 
 
 @given(st.binary(max_size=40).filter(lambda data: b"\r\n--xx" not in b"\r\n" + data))

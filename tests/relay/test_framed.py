@@ -23,9 +23,9 @@ def chunk(data: bytes) -> bytes:
     ("framing", "data"),
     [(Chunked, b"3;a=1\r\none\r\n3\r\ntwo\r\n0\r\nx: y\r\n\r\n"), (lambda: Length(6), b"onetwo")],
 )
-@pytest.mark.parametrize("bare", [False, True])
-def test_content_is_framed_anew_and_ends(framing: type[Chunked], data: bytes, bare: bool) -> None:
-    assert framed_from(framing(), bare=bare).feed(data) == (b"onetwo" if bare else chunk(b"onetwo") + LAST)
+def test_content_is_framed_anew_and_ends(framing: type[Chunked], data: bytes) -> None:
+    for bare in [False, True]:
+        assert framed_from(framing(), bare=bare).feed(data) == (b"onetwo" if bare else chunk(b"onetwo") + LAST)
 
 
 def test_what_is_not_understood_is_given_back() -> None:
