@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.keys.stores import keyfile
 from edge.keys.stores.keyfile import STEPS, KeyFileError
+from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.registry import KeyRegistry
 from tests.keys.keyfiles import make_key, replace_by_another_database, serving
 
