@@ -7,6 +7,9 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     commands/      what an operator types: serve, demo, simulate, check, explain, diff, keys, usage
     process/       the process: wires the parts, reloads, drains, listens to clients and operators
     proxy.py       one request through its life
+    attempt.py     what one endpoint is asked
+    settlement.py  what an accepted request owes: charged and recorded once
+    generation.py  everything built from one file
     keys/          who calls: keys and tokens, through a cache; stores/ where keys are kept
     limits/        may it start now: requests, tokens and concurrency, shared by processes
     upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery
@@ -23,6 +26,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     sse.py         events: cutting them, an error, a heartbeat
     names.py       what models, users, hosts and patterns may be called, and what matches
     exchange.py    the facts of one request
+    stage.py       how far the process is with its end
     outage.py      something is down: said once, and once when it is back
     valkey.py      the one client of a Redis or Valkey
     tls.py         how every server that is asked is proved

@@ -1,6 +1,8 @@
 """The shape of the package: imports point one way, every module can be imported alone and has its tests."""
 
+import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -63,6 +65,47 @@ def test_every_module_has_its_tests_or_a_reason() -> None:
     assert sorted(set(TESTED_ELSEWHERE) - set(map(str, MODULES))) == []
 
 
+LONG = {"simulator/server.py", "simulator/dialects.py"}  # a model server, and what four dialects say
+TREES = {module: ast.parse((EDGE / module).read_text()) for module in MODULES}
+
+
+def test_no_module_is_longer_than_a_sitting() -> None:
+    lines = {str(module): len((EDGE / module).read_text().splitlines()) for module in MODULES}
+    assert {module: count for module, count in lines.items() if count > 450 and module not in LONG} == {}
+
+
+def test_no_class_does_the_work_of_two() -> None:
+    """At most 30 methods and 20 slots."""
+    classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = {each.name: sum(isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) for part in each.body)
+               for each in classes}  # fmt: skip
+    assert {name: count for name, count in methods.items() if count > 30} == {}
+    slots = {
+        each.name: len(part.value.elts)
+        for each in classes
+        for part in each.body
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "__slots__"
+        if isinstance(part.value, ast.Tuple)
+    }
+    assert {name: count for name, count in slots.items() if count > 20} == {}
+
+
+def test_an_answer_is_relayed_by_what_six_things_say_at_most() -> None:
+    from edge.relay.relay import relay
+
+    assert len(inspect.signature(relay).parameters) <= 6
+
+
+def test_exchange_alone_writes_how_and_when_a_request_ended() -> None:
+    writers = {
+        f"{module}:{node.lineno}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ("end", "finished")
+    }
+    assert {place.partition(":")[0] for place in writers} <= {"exchange.py"}
+
+
 def test_map_of_the_package_names_every_folder_and_module() -> None:
     named = set(re.findall(r"^    (\w+(?:\.py|/)) ", (EDGE / "__init__.py").read_text(), re.MULTILINE))
     there = {f"{each.parts[0]}/" if len(each.parts) > 1 else each.name for each in MODULES}
@@ -70,10 +113,11 @@ def test_map_of_the_package_names_every_folder_and_module() -> None:
 
 
 def test_every_module_imports_alone_without_a_warning() -> None:
-    """Each in a process of its own, so that no other import has prepared the ground."""
+    """Each in a fork of an interpreter that has what is not ours, so that no other import has prepared the ground."""
     names = [".".join(("edge", *each.with_suffix("").parts)).removesuffix(".__init__") for each in MODULES]
     code = """
 import importlib, os, sys
+import aiocache, aiohttp.web, jwt, msgspec, orjson, prometheus_client, redis.asyncio, uvloop
 for name in sys.argv[1:]:
     child = os.fork()
     if not child:

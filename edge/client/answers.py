@@ -1,6 +1,8 @@
 """Answers of the edge's own, whole, and what every answer has."""
 
 import functools
+import itertools
+import secrets
 import time
 from email.utils import formatdate
 from typing import Final
@@ -23,8 +25,15 @@ CORS: Final = (
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
 
+_ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
+_serial = itertools.count()
 _date_second = 0
 _date = b""
+
+
+def new_request_id() -> str:
+    """Return a request id; unique, not secret."""
+    return _ID_PREFIX + f"{next(_serial):08x}"
 
 
 def date_header() -> bytes:

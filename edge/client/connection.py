@@ -19,7 +19,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDictProxy
 
-from edge.client.answers import error_response
+from edge.client.answers import error_response, new_request_id
 from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
 from edge.exchange import NO_CREDENTIAL
 from edge.stage import Stage
@@ -90,12 +90,14 @@ class ClientConnection(RequestHandler):
         "credential",
         "is_secure",
         "last",
+        "loop",
         "peer",
     )
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self.loop: asyncio.AbstractEventLoop = self._loop
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self.answering: Answering | None = None  # the answer that is running
         self.last = False  # whether this answer is the connection's last
@@ -130,11 +132,6 @@ class ClientConnection(RequestHandler):
             super()._pause_transport_reading()
         if answering is not None and self._paused:
             answering.client_paused()
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that serves the connection."""
-        return self._loop
 
     def send(self, data: bytes) -> None:
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
@@ -302,7 +299,7 @@ class ClientConnection(RequestHandler):
 
     def refuse(self, error: EdgeError) -> None:
         """Answer outside of any request, and close."""
-        self.send(error_response(error, request_id=self._server.new_request_id(), last=True))
+        self.send(error_response(error, request_id=new_request_id(), last=True))
         self._close_lingering()
 
     async def start(self) -> None:
@@ -404,7 +401,7 @@ class ClientConnection(RequestHandler):
     def _refuse_malformed(self, cause: BaseException) -> None:
         """Answer a request that the parser refused; neither the log nor the answer quotes the input, keys included."""
         self._server.malformed_requests += 1
-        self.send(error_response(_parser_error(cause), request_id=self._server.new_request_id(), last=True))
+        self.send(error_response(_parser_error(cause), request_id=new_request_id(), last=True))
 
 
 class _Refused:

@@ -1,14 +1,13 @@
 """What the head of a request says: path, host, client address, content type, and what of it goes upstream."""
 
 import ipaddress
-import itertools
 import re
-import secrets
 from typing import Final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from multidict import istr
 
+from edge.client.answers import new_request_id
 from edge.client.connection import Request
 from edge.config.settings import ServerConfig
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
@@ -20,8 +19,6 @@ _FORWARDED: Final = tuple(
     map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
 )
 _X_REQUEST_ID: Final = istr("X-Request-Id")
-_ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
-_serial = itertools.count()
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -31,11 +28,6 @@ def request_id_of(request: Request) -> str:
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return new_request_id()
-
-
-def new_request_id() -> str:
-    """Return a request id; unique, not secret."""
-    return _ID_PREFIX + f"{next(_serial):08x}"
 
 
 def target_of(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:

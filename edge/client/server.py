@@ -15,6 +15,7 @@ from edge.client.connection import (
     ClientConnection,
     Request,
 )
+from edge.config.settings import ServerConfig
 from edge.stage import Lifecycle
 
 _REFUSED_AT_ONCE: Final = 32  # connections beyond the bound that are refused by an answer; more are closed at once
@@ -32,10 +33,7 @@ class ClientServer(web.Server):
         self,
         handle: Callable[[Request], Awaitable[None]],
         lifecycle: Lifecycle,
-        *,
-        new_request_id: Callable[[], str],
-        client_idle_timeout_s: float,
-        header_timeout_s: float,
+        config: ServerConfig,
         max_connections: int,
     ) -> None:
         # A client that leaves cancels its handler, also before the first byte: the GPU slot is what this saves.
@@ -44,7 +42,7 @@ class ClientServer(web.Server):
         self.lifecycle = lifecycle
         self._options: dict[str, Any] = {
             "loop": self._loop,
-            "keepalive_timeout": client_idle_timeout_s,
+            "keepalive_timeout": config.client_idle_timeout_s,
             "lingering_time": LINGER_S,
             "access_log": None,
             "auto_decompress": False,
@@ -52,8 +50,7 @@ class ClientServer(web.Server):
             "max_field_size": MAX_FIELD_BYTES,
             "max_headers": MAX_FIELDS,
         }
-        self.header_timeout_s = header_timeout_s
-        self.new_request_id = new_request_id
+        self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections
         self.clients: set[ClientConnection] = set()
         self._empty = asyncio.Event()
@@ -89,10 +86,10 @@ class ClientServer(web.Server):
         """Whether so many linger to read their refusal that descriptors would run out."""
         return len(self.clients) > self.max_connections + _REFUSED_AT_ONCE
 
-    def reconfigure(self, client_idle_timeout_s: float, header_timeout_s: float, max_connections: int) -> None:
+    def reconfigure(self, config: ServerConfig, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
-        self._options["keepalive_timeout"] = client_idle_timeout_s
-        self.header_timeout_s = header_timeout_s
+        self._options["keepalive_timeout"] = config.client_idle_timeout_s
+        self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections
 
     async def wait_empty(self) -> None:

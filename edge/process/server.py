@@ -17,7 +17,6 @@ import jwt
 from aiohttp import http_parser, web
 
 from edge.client.body import BodyMemory
-from edge.client.head import new_request_id
 from edge.client.server import ClientServer
 from edge.config.settings import Config, ServerConfig, UsageConfig
 from edge.config.values import Address
@@ -117,12 +116,7 @@ class Server:
             self._access_log,
         )
         self.clients = ClientServer(
-            self.proxy.handle,
-            self.lifecycle,
-            new_request_id=new_request_id,
-            client_idle_timeout_s=config.server.client_idle_timeout_s,
-            header_timeout_s=config.server.header_timeout_s,
-            max_connections=self._most_connections(config.server),
+            self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)
         )
         self.probes = HealthProbes()
         self.discovery = Discovery(self.endpoints, self._members_changed)
@@ -238,8 +232,7 @@ class Server:
         if self._tokens is not None and generation.config.jwt is not None:
             self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
-        most = self._most_connections(server)
-        self.clients.reconfigure(server.client_idle_timeout_s, server.header_timeout_s, most)
+        self.clients.reconfigure(server, self._most_connections(server))
 
     # --- usage
 

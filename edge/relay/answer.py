@@ -24,18 +24,9 @@ from typing import Any, Final
 from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange
 from edge.metering.meters import Meter
+from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
-from edge.relay.heads import (
-    CHUNKED,
-    STREAM_HEADERS,
-    client_head,
-    content_of,
-    framing_line,
-    is_identity,
-    takes_events,
-    takes_model,
-)
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
@@ -140,13 +131,12 @@ class Answer:
         if not 200 <= head.status < 300:
             state = State.REFUSED
         else:
-            media_type = head.headers.get(b"content-type", b"")[:17].lower()
-            self.streams = media_type == b"text/event-stream"
-            if self.sent_bytes and not takes_events(head, self.streams):
+            self.streams = heads.media_type(head) == b"text/event-stream"
+            if self.sent_bytes and not heads.takes_events(head, self.streams):
                 self._owner.fail(UpstreamError("The model's server did not answer with a stream."))
                 return
             state = State.OPENING
-            if self._attempt.echo is not None and media_type.startswith(b"application/json") and takes_model(head):
+            if self._attempt.echo is not None and heads.takes_model(head):
                 state = State.COLLECTING
         self._enter(state)
         if data or head.framing.done:
@@ -161,7 +151,7 @@ class Answer:
             self._begin(data)
             return
         data = self._held + data if self._held else data
-        content, whole = content_of(head.framing, data)
+        content, whole = heads.content_of(head.framing, data)
         if not content and not whole:
             self._held = data
             if len(data) > MAX_HEAD_BYTES:
@@ -222,7 +212,7 @@ class Answer:
         if status < 300:  # an event: what it carries has the status
             status, body = error_in(body)
         reusable = head.framing.done and head.keep_alive and not self._held
-        self._owner.fail(UpstreamAnsweredError(status, head.headers, body), reusable)
+        self._owner.fail(UpstreamAnsweredError(status, head.headers, body), head.idle_s if reusable else 0.0)
 
     def _refuse(self) -> None:
         self._owner.fail(UpstreamError("The model's server sent a malformed response."))
@@ -250,7 +240,7 @@ class Answer:
         assert head is not None
         framing, before = head.framing, b""
         metering = self._attempt.metering
-        meter = self.meter = metering.events() if self.streams and is_identity(head) else metering.document()
+        meter = self.meter = metering.events() if self.streams and heads.is_identity(head) else metering.document()
         if self.sent_bytes:
             framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
         body = self._body = body_for(
@@ -259,7 +249,7 @@ class Answer:
         is_framed = isinstance(body, Framed)
         if not self.sent_bytes:
             self._write = self._owner.open(head.status)
-            line = framing_line(framing, bare=self._client.bare, framed=is_framed)
+            line = heads.framing_line(framing, bare=self._client.bare, framed=is_framed)
             before = self._head_for(head.status, head.headers, line)
         self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
         if isinstance(body, Framed):
@@ -274,7 +264,7 @@ class Answer:
         self._owner.began()
 
     def _head_for(self, status: int, headers: dict[bytes, bytes], line: bytes) -> bytes:
-        return client_head(self._exchange, status, headers, line, last=self._client.last, streams=self.streams)
+        return heads.client_head(self._exchange, status, headers, line, last=self._client.last, streams=self.streams)
 
     # --- receivers: the hot path
 
@@ -350,7 +340,8 @@ class Answer:
 
     def _end(self, head: ResponseHead, left: bytes) -> None:
         """End a complete answer; bytes after its end never reach a client."""
-        self._owner.leave(head.keep_alive and head.framing.self_delimited and not left)
+        reusable = head.keep_alive and head.framing.self_delimited and not left
+        self._owner.leave(head.idle_s if reusable else 0.0)
 
     def closed(self, *, in_order: bool, stale: bool) -> None:
         """Take the end of the upstream's connection; `stale` one that was reused, and died as soon as it was."""
@@ -418,12 +409,7 @@ class Answer:
             self._client.last = True
             if self._client.bare:
                 self._owner.reset()  # to such a client an orderly end is a complete answer
-        self._owner.leave(reusable=False)
-
-    @property
-    def idle_s(self) -> float:
-        """How long the upstream's connection may be idle, as its head says."""
-        return self._head.idle_s if self._head is not None else 0.0
+        self._owner.leave(0.0)
 
     # --- events of our own
 
@@ -447,8 +433,8 @@ class Answer:
         """Whether a comment can stand here: before a stream, or between two of its events."""
         head = self._head
         if self.state in WAITING:
-            return head is None or takes_events(head, self.streams)
-        return head is not None and self.takes_event_now() and is_identity(head)
+            return head is None or heads.takes_events(head, self.streams)
+        return head is not None and self.takes_event_now() and heads.is_identity(head)
 
     def beat(self) -> None:
         """Give the client a heartbeat; before the answer, it decides that the status is 200."""
@@ -457,6 +443,6 @@ class Answer:
             self.streams = True
             self._attempt.let_go()
             self._write = self._owner.open(200)
-            headers = self._head.headers if self._head is not None else STREAM_HEADERS
-            beat = self._head_for(200, headers, b"" if self._client.bare else CHUNKED) + beat
+            headers = self._head.headers if self._head is not None else heads.STREAM_HEADERS
+            beat = self._head_for(200, headers, b"" if self._client.bare else heads.CHUNKED) + beat
         self.write(beat)

@@ -30,16 +30,22 @@ def is_identity(head: ResponseHead) -> bool:
     return head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
+def media_type(head: ResponseHead) -> bytes:
+    """Return the beginning of the content type, long enough to know the two that matter."""
+    return head.headers.get(b"content-type", b"")[:17].lower()
+
+
 def takes_events(head: ResponseHead, streams: bool) -> bool:
     """Whether the answer is a stream that events of ours can stand in."""
     return streams and not isinstance(head.framing, NoBody) and is_identity(head)
 
 
 def takes_model(head: ResponseHead) -> bool:
-    """Whether a JSON answer can be changed."""
+    """Whether the answer is JSON that can be changed."""
     framing = head.framing
-    too_long = isinstance(framing, Length) and framing.total > MAX_JSON_BYTES
-    return is_identity(head) and not isinstance(framing, NoBody) and not too_long
+    if not media_type(head).startswith(b"application/json") or isinstance(framing, NoBody):
+        return False
+    return is_identity(head) and not (isinstance(framing, Length) and framing.total > MAX_JSON_BYTES)
 
 
 def content_of(framing: Framing, data: bytes) -> tuple[bytes, bool]:

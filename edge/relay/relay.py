@@ -134,9 +134,9 @@ class Relay(Receiver):
                 end = End.UPSTREAM_ERROR
         self._settlement.settle(end, usage)
 
-    def leave(self, reusable: bool) -> None:
+    def leave(self, idle_s: float) -> None:
         """Part from the upstream; an answer stays open until its client has room, so that a dead one is noticed."""
-        self._release(reusable)
+        self._release(idle_s)
         if self.paused or self.done.done():
             return
         if self._failure is None:
@@ -144,7 +144,7 @@ class Relay(Receiver):
         else:
             self.done.set_exception(self._failure)
 
-    def fail(self, error: Exception, reusable: bool = False) -> None:
+    def fail(self, error: Exception, idle_s: float = 0.0) -> None:
         """End an answer of which the client has no byte; behind heartbeats an event says so."""
         exchange, answer = self._exchange, self._answer
         exchange.first_byte = 0.0
@@ -154,9 +154,9 @@ class Relay(Receiver):
             self.settle(End.UPSTREAM_ERROR)
             answer.write_last_event(failure.body())
             self._failure = FailedInStream(error)
-            self.leave(reusable)
+            self.leave(idle_s)
             return
-        self._release(reusable)
+        self._release(idle_s)
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -164,19 +164,19 @@ class Relay(Receiver):
         """End the client's connection with a reset."""
         self._client.reset()
 
-    def _release(self, reusable: bool) -> None:
+    def _release(self, idle_s: float) -> None:
         """Give the upstream's connection back when it can serve again, close any other."""
         answer = self._answer
         answer.state = State.ENDED
         self._exchange.response_bytes = answer.sent_bytes
         connection, transport = self._connection, self._transport
-        if connection is None or not reusable or transport.get_write_buffer_size():
+        if connection is None or not idle_s or transport.get_write_buffer_size():
             self._drop_connection()
             return
         self._connection = answer.connection = None
         if self.paused:
             transport.resume_reading()
-        connection.free(answer.idle_s)
+        connection.free(idle_s)
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
@@ -235,13 +235,13 @@ class Relay(Receiver):
         if self._connection is not None:
             self._transport.resume_reading()
         if self._answer.state is State.ENDED:
-            self.leave(reusable=False)
+            self.leave(0.0)
 
     def client_gone(self) -> None:
         """Close the upstream in this same call: the GPU slot is what this saves."""
         if self._answer.state is not State.ENDED:
             self.settle(End.CLIENT_GONE)
-        self._release(reusable=False)
+        self._release(0.0)
 
     def _client_too_slow(self) -> None:
         """Cut the client; where its answer is recorded whole, that stays its end, and the log has this beside."""
@@ -251,7 +251,7 @@ class Relay(Receiver):
         self._client.last = True
         self.paused = False
         self._client.abort()
-        self.leave(reusable=False)
+        self.leave(0.0)
 
     def _stop_watching(self) -> None:
         if self._slow_client is not None:

@@ -68,10 +68,10 @@ class Owner(Protocol):
     def settle(self, end: End) -> None:
         """Charge and record the request."""
 
-    def leave(self, reusable: bool) -> None:
-        """Part from the upstream, whose connection may serve again, and let the request end."""
+    def leave(self, idle_s: float) -> None:
+        """Part from the upstream, whose connection may be idle for `idle_s`, 0 to close it; let the request end."""
 
-    def fail(self, error: Exception, reusable: bool = False) -> None:
+    def fail(self, error: Exception, idle_s: float = 0.0) -> None:
         """End an answer of which the client has no byte, or nothing but heartbeats."""
 
     def reset(self) -> None:

@@ -74,11 +74,11 @@ class Recorder:
         self.exchange.ended(end)
         self.done.append(f"settle {end.value}")
 
-    def leave(self, reusable: bool) -> None:
+    def leave(self, idle_s: float) -> None:
         self.answer.state = State.ENDED
-        self.done.append("keep" if reusable else "drop")
+        self.done.append("keep" if idle_s else "drop")
 
-    def fail(self, error: Exception, reusable: bool = False) -> None:
+    def fail(self, error: Exception, idle_s: float = 0.0) -> None:
         self.answer.state = State.ENDED
         self.failure = error
         self.done.append("fail")
