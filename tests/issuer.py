@@ -55,7 +55,7 @@ class Issuer:
         self.keys = [public_jwk(key, algorithm, kid) for kid, (key, algorithm) in KEYS.items()]
         self.fetches = 0
         self.harm = ""
-        self.mended = asyncio.Event()
+        self._fetched = asyncio.Event()
         self._runner: web.ServerRunner | None = None
         self._port = 0
 
@@ -73,6 +73,7 @@ class Issuer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.fetches += 1
+        self._fetched.set()
         match self.harm if not request.query_string else "":
             case "500":
                 return web.Response(status=500)
@@ -87,6 +88,11 @@ class Issuer:
             case "redirect":
                 return web.Response(status=302, headers={"Location": f"{self.url}?followed"})
         return web.Response(text=json.dumps({"keys": self.keys}), content_type="application/json")
+
+    async def until_fetched(self, times: int) -> None:
+        while self.fetches < times:
+            self._fetched.clear()
+            await self._fetched.wait()
 
     async def close(self) -> None:
         if self._runner is not None:

@@ -6,7 +6,7 @@ No clock in here: `now` is seconds of the loop's clock.
 from typing import Final
 
 FAILURES_TO_OPEN: Final = 3
-_PAUSE_S: Final = 1.0  # costs a dead store's askers nothing, and one that is back keeps nobody out for longer
+_PAUSE_S: Final = 1.0  # an asker of a dead store loses nothing, and one that is back refuses no longer than that
 
 
 class Breaker:

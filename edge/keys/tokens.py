@@ -3,7 +3,7 @@
 PyJWT verifies; here is what it leaves to its caller (RFC 8725): which tokens are looked at, which key may prove them,
 where the keys come from and when they are asked for again. PyJWT's own client for key sets would block the loop.
 
-A token never says where its key is found: `jku`, `x5u`, `jwk` and `x5c` are refused, but for a `jku` that is the very
+A token never decides where its key is found: `jku`, `x5u`, `jwk` and `x5c` are refused, except a `jku` that is the
 URL of `jwt.jwks`. A key that the issuer withdrew proves nothing any more, and neither do the tokens that it proved,
 whoever is down by then. While the issuer gives no answer its last keys go on; a key set without a key is an answer.
 """
@@ -124,7 +124,7 @@ class TokenVerifier:
     def reconfigure(self, config: JwtConfig) -> None:
         """Take over what a reload changed, and look at the keys again; their file may be what has changed."""
         before, self._config = self._config, config
-        if config.jwks != before.jwks:  # nobody can say any more which of those keys are withdrawn
+        if config.jwks != before.jwks:  # which of those keys are withdrawn is not known any more
             self._replace_keys({})
             self.outage.reason = self.outage.reason or _NO_SET
             self._fetching = None  # it may hang: that may be why there is another place
@@ -207,7 +207,7 @@ class TokenVerifier:
                 await asyncio.shield(fetching)
                 key = self._find(kid, algorithm)
         if key is None:
-            if self.outage:  # it may be a new key, and nobody knows
+            if self.outage:  # it may be a new key
                 raise StoreFailed(f"jwt.jwks: {self.outage.reason}")
             raise TokenRefused("The token is signed with a key that its issuer does not publish.")
         if not key.is_for(algorithm):
@@ -296,8 +296,8 @@ def _all(keys: _KeySet) -> list[_Key]:
 def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> _KeySet:
     """Return the usable keys of a JWK set by their id, one without an id under "".
 
-    What cannot be used is left out (RFC 7517 section 5), and a set of which nothing is left says that no token is to be
-    believed. Raises: `JwksError` for what is no JWK set.
+    What cannot be used is left out (RFC 7517 section 5); by a set of which nothing is left no token is to be believed.
+    Raises: `JwksError` for what is no JWK set.
     """
     try:
         document = orjson.loads(text)

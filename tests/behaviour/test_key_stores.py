@@ -115,8 +115,16 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
     assert re.search(REASONS.get((kind, how), "no answer|does not answer|Timeout"), lines[0].getMessage())
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
-@pytest.mark.parametrize("change", ["revoked", "disabled", "suspended", "out of quota"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("sqlite", "revoked"),
+        ("redis", "revoked"),
+        ("redis", "disabled"),
+        ("sqlite", "suspended"),
+        ("redis", "out of quota"),
+    ],
+)
 async def test_change_reaches_every_process(start: Start, tmp_path: Path, kind: str, change: str) -> None:
     """Of a key that every process would believe for an hour."""
     async with running(kind, tmp_path) as backend:

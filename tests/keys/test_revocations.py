@@ -126,14 +126,17 @@ async def test_channel_that_stays_away_is_one_reason_to_doubt_and_no_more(server
     client = connect(server.url, 1.0)
     channel = RevocationChannel(client)
     channel.on_change, channel.on_outage = heard.put_nowait, outages.put_nowait
+    assert channel.outage.reason == "not connected yet"
     channel.open()
     try:
         async with asyncio.timeout(PATIENCE_S):
             assert (await heard.get()).everything
             assert not await outages.get()
+            assert not channel.outage
             server.stop()
             for _ in range(4):
-                assert await outages.get()
+                assert await outages.get() == channel.outage.reason
+            assert channel.outage
             assert heard.qsize() == 1
     finally:
         await channel.close()

@@ -294,8 +294,14 @@ def test_header_value_that_is_no_utf8_is_hashed_as_it_came() -> None:
     assert hash_key(b"\xff\xfe".decode("utf-8", "surrogateescape")) == hash_key(b"\xff\xfe")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"])
-@pytest.mark.parametrize("kind", ["https", "rediss", "jwt"])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("https", None),
+        ("rediss", b""),
+        ("jwt", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"),
+    ],
+)
 async def test_file_without_a_certificate_is_named_at_the_start(
     tmp_path: Path, kind: str, content: bytes | None
 ) -> None:

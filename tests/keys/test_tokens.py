@@ -392,8 +392,7 @@ async def test_keys_are_fetched_again_and_again(scene: Scene, harm: str, monkeyp
     scene.issuer.harm = harm
     scene.verifier.reconfigure(replace(scene.config, jwks_ttl_s=0.001))
     async with asyncio.timeout(PATIENCE_S):
-        while scene.issuer.fetches < 5:
-            await asyncio.sleep(0.01)
+        await scene.issuer.until_fetched(5)
 
 
 async def test_reload_while_keys_are_fetched_fetches_those_of_the_new_set(scene: Scene) -> None:
@@ -407,8 +406,7 @@ async def test_reload_while_keys_are_fetched_fetches_those_of_the_new_set(scene:
         scene.verifier._fetch_soon()
         scene.verifier.reconfigure(replace(scene.config, jwks=other.url))
         async with asyncio.timeout(PATIENCE_S):
-            while scene.verifier._find("new", "RS256") is None:
-                await asyncio.sleep(0.01)
+            await asyncio.gather(*scene.verifier._fetches)
         assert await scene.refusal(token())
     finally:
         await other.close()

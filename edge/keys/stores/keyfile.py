@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 
 from edge.errors import Unusable
 
-_SELECT_REVISION: Final = """
+# The newest one, which only grows: a deleted row leaves a newer one at `HAND`.
+REVISION: Final = """
     SELECT max(coalesce((SELECT max(revision) FROM keys), 0), coalesce((SELECT max(revision) FROM users), 0))
 """
 
@@ -26,14 +27,14 @@ HAND: Final = ""
 # SQLite's own sign of a commit is also given when a WAL is emptied, and `KeyRegistry` empties it after each commit. So
 # it is the revision that tells of a change, and a statement that sets no newer one has these triggers set HAND's.
 _NOTE_HAND: Final = f"""
-    INSERT INTO users (user, revision) VALUES ('{HAND}', ({_SELECT_REVISION}) + 1)
+    INSERT INTO users (user, revision) VALUES ('{HAND}', ({REVISION}) + 1)
     ON CONFLICT (user) DO UPDATE SET revision = excluded.revision;
 """
 _HAND_TRIGGERS: Final = tuple(
     f"CREATE TRIGGER hand_{verb}s_{table} BEFORE {verb} ON {table} {condition} BEGIN {_NOTE_HAND} END"
     for table in ("keys", "users")
     for verb, condition in (
-        ("INSERT", f"WHEN NEW.revision <= ({_SELECT_REVISION})"),
+        ("INSERT", f"WHEN NEW.revision <= ({REVISION})"),
         ("UPDATE", "WHEN NEW.revision <= OLD.revision"),
         ("DELETE", ""),
     )
@@ -78,13 +79,17 @@ SELECT_RECORD = """
     FROM keys LEFT JOIN users ON users.user = keys.user
     WHERE NOT keys.revoked
 """
+_FIELDS: Final = (
+    "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit", "created_at",
+)  # fmt: skip
 
+_VERSION: Final = "PRAGMA user_version"
 _BUSY_RETRY_INTERVAL_S: Final = 0.01
 _CHECKPOINT_PATIENCE_MS: Final = 250  # readers of this package are done in a fraction of it; a backup may take minutes
 
 
 class KeyFileError(Unusable):
-    """The file of the embedded store cannot be used as it is; the message tells an operator what to change."""
+    """The file of the embedded store cannot be used as it is; the message is for an operator, with what to change."""
 
 
 class KeyFileBusy(KeyFileError):
@@ -147,15 +152,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, blank: str) -> None:
 def migrate(connection: sqlite3.Connection) -> None:
     """Take the steps that a file lacks, all of them or none; another process may have been faster."""
     with transaction(connection, "IMMEDIATE"):
-        for step in STEPS[_schema_version(connection) :]:
+        for step in STEPS[number(connection, _VERSION) :]:
             for statement in step:
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+        connection.execute(f"{_VERSION} = {len(STEPS)}")
 
 
 def known_version(connection: sqlite3.Connection, path: Path) -> int:
     """Return the version of a file's schema; raises `KeyFileError` for one that only a newer edge knows."""
-    version = _schema_version(connection)
+    version = number(connection, _VERSION)
     if version > len(STEPS):
         raise KeyFileError(
             f"{path} was written by a newer edge (schema {version}, this one knows {len(STEPS)}): upgrade this edge"
@@ -169,7 +174,7 @@ def empty_wal(connection: sqlite3.Connection) -> None:
     SQLite applies a WAL to whatever stands beside it. Left as it is, it would undo what a file holds that is moved into
     this one's place, such as a revocation. Source: https://www.sqlite.org/howtocorrupt.html section 1.4
     """
-    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    patience_ms = number(connection, "PRAGMA busy_timeout")
     try:
         connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -179,20 +184,15 @@ def empty_wal(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
 
 
-def _schema_version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def number(connection: sqlite3.Connection, question: str) -> int:
+    """Return the one number that answers a question in SQL."""
+    return int(connection.execute(question).fetchone()[0])
 
 
 def _is_blank(connection: sqlite3.Connection) -> bool:
     """Return whether nothing is in this database, or a schema that another process made just now."""
     with transaction(connection, "DEFERRED"):
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return tables == 0 or _schema_version(connection) > 0
-
-
-def revision(connection: sqlite3.Connection) -> int:
-    """Return the newest revision, which only grows: a deleted row leaves a newer one at `HAND`."""
-    return int(connection.execute(_SELECT_REVISION).fetchone()[0])
+        return not number(connection, "SELECT count(*) FROM sqlite_master") or number(connection, _VERSION) > 0
 
 
 @contextlib.contextmanager
@@ -229,21 +229,13 @@ def key_file_errors(path: Path) -> Iterator[None]:
 def is_busy(error: sqlite3.Error) -> bool:
     """Return whether SQLite gave up waiting for a lock."""
     code: int | None = getattr(error, "sqlite_errorcode", None)  # absent where the module itself raised
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY  # the low byte: the rest tells kinds of busy apart
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY  # the low byte: the rest is the kind of busy
 
 
 def record_of(row: Sequence[Any]) -> dict[str, Any]:
     """Return the record of a row of `SELECT_RECORD`; SQLite lets any value into any column, and it is passed on."""
-    key_id, user, name, allow, deny, enabled, suspended, out_of_quota, expires_at, limit, _ = row
-    return {
-        "id": key_id,
-        "user": user,
-        "name": name,
-        "allow": allow.split() if isinstance(allow, str) else allow,
-        "deny": deny.split() if isinstance(deny, str) else deny,
-        "enabled": bool(enabled),
-        "suspended": bool(suspended),
-        "out_of_quota": bool(out_of_quota),
-        "expires_at": expires_at,
-        "limit": limit,
-    }
+    record = dict(zip(_FIELDS, row, strict=True))
+    for name in ("allow", "deny"):
+        if isinstance(record[name], str):
+            record[name] = record[name].split()
+    return record | {name: bool(record[name]) for name in ("enabled", "suspended", "out_of_quota")}

@@ -97,7 +97,7 @@ class KeyStore(Protocol):
     changes; a store that was down and answers again reports `everything`. An answer may arrive after the report that
     makes it stale: whoever keeps answers must not keep one whose look-up began before the last report. `on_outage` is
     called by a store that notices by itself that it is down, with the reason for the log, and with "" when it is back.
-    `knows_users` says whether there is something to learn from `look_up_user`.
+    `knows_users`: whether there is something to learn from `look_up_user`.
     """
 
     on_change: Callable[[Invalidation], object]

@@ -1,4 +1,4 @@
-"""A key store in Redis or Valkey: a hash for each key, and one for each user of whom there is something to say.
+"""A key store in Redis or Valkey: a hash for each key, and one for each user who is marked.
 
 `edge:key:` and the SHA-256 of the key in hex names a hash of `id` and `user`, and of `name`, `allow` and `deny`
 (patterns with a space between two), `enabled` (0 or 1), `expires_at` (Unix seconds) and `limit` where they are needed.
@@ -28,7 +28,7 @@ _FLAGS: Final = {"0": False, "1": True}
 
 
 class RedisKeyStore:
-    """Looks keys up in Redis, and hears of changes by its channel."""
+    """Looks keys up in Redis, and reports the changes that its channel brings."""
 
     knows_users = True
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from edge.config.values import seconds
 from edge.exchange import Principal
 from edge.keys.stores.keyfile import (
+    REVISION,
     SELECT_RECORD,
     KeyFileBusy,
     KeyFileError,
@@ -27,8 +28,8 @@ from edge.keys.stores.keyfile import (
     known_version,
     make_file,
     migrate,
+    number,
     record_of,
-    revision,
     transaction,
 )
 from edge.keys.stores.protocol import hash_key
@@ -123,26 +124,15 @@ class KeyRegistry:
         key = "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH)
         key_id = "key_" + _random(_ID_ALPHABET, 12)
         created_at = now()
-        expires_at = None if expires_in_s is None else created_at + expires_in_s
         with self._write() as revision:
-            self._connection.execute(
-                "INSERT INTO keys (id, digest, user, name, allow, deny, limit_name, expires_at, created_at, revision)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key_id,
-                    hash_key(key),
-                    user,
-                    name,
-                    " ".join(allow),
-                    " ".join(deny),
-                    limit,
-                    expires_at,
-                    created_at,
-                    revision,
-                ),
-            )
-            row = self._connection.execute(SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
-        return key, _key_record(row)
+            row = {
+                **{"id": key_id, "digest": hash_key(key), "user": user, "name": name, "limit_name": limit},
+                **{"allow": " ".join(allow), "deny": " ".join(deny), "created_at": created_at, "revision": revision},
+                "expires_at": None if expires_in_s is None else created_at + expires_in_s,
+            }
+            self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
+            made = self._connection.execute(SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
+        return key, _key_record(made)
 
     def list(self) -> builtins.list[KeyRecord]:
         """Return the keys that are not revoked, in the order they were created."""
@@ -206,7 +196,7 @@ class KeyRegistry:
     def _write(self) -> Iterator[int]:
         """Hold the file's write lock for one change and yield the revision that the change makes."""
         with key_file_errors(self._path), transaction(self._connection, "IMMEDIATE"):
-            yield revision(self._connection) + 1
+            yield number(self._connection, REVISION) + 1
         empty_wal(self._connection)
 
 
@@ -253,7 +243,7 @@ def _read_backup(backup: Path, copy: sqlite3.Connection) -> builtins.list[str]:
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
     migrate(copy)
-    revision(copy)
+    number(copy, REVISION)
     return [record_of(row)["user"] for row in copy.execute(SELECT_RECORD)]
 
 

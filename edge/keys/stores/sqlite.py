@@ -19,14 +19,15 @@ from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.stores.keyfile import (
     HAND,
+    REVISION,
     SELECT_RECORD,
     KeyFileBusy,
     KeyFileError,
     connect,
     key_file_errors,
     make_file,
+    number,
     record_of,
-    revision,
     transaction,
 )
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
@@ -37,6 +38,11 @@ _SELECT_CHANGED = """
     UNION ALL
     SELECT NULL, user FROM users WHERE revision > :seen
 """
+_DATA_VERSION: Final = "PRAGMA data_version"  # another number after every commit of another connection
+# Another number after every backup that was restored in place, and else only after a VACUUM or a step of the schema.
+# SQLite counts it up then, from what it was, so that every connection reads the schema anew: `sqlite3_backup_step` in
+# https://sqlite.org/src/file/src/backup.c
+_HISTORY: Final = "PRAGMA schema_version"
 _SELECT_USER = "SELECT suspended, out_of_quota FROM users WHERE user = ?"
 
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
@@ -151,7 +157,7 @@ class SqliteKeyStore:
             found = question(self._file)
         except AnswerUnusable as error:  # the fault of one row is none of the file
             self._post(_fail, answer, error)
-        except Exception as error:  # whatever it was, who waits must hear of it
+        except Exception as error:  # whatever it was, who waits must get an answer
             self._lost(error)
             self._post(_fail, answer, StoreFailed(_reason_of(error)))
         else:
@@ -162,7 +168,7 @@ class SqliteKeyStore:
             if not self._file.is_open or self._file.was_replaced():
                 self._reopen()
             elif invalidation := self._file.changes():
-                self._post(self._report, invalidation)
+                self._report(invalidation)
         except Exception as error:  # the watch outlives every fault of the file
             self._lost(error)
 
@@ -170,24 +176,21 @@ class SqliteKeyStore:
         self._file.open(create=False)
         if not self._healthy:
             self._healthy = True
-            self._post(self._report_outage, "")
-        self._post(self._report, Invalidation(everything=True))
+            self._post(lambda: self.on_outage(""))
+        self._report(Invalidation(everything=True))
 
     def _lost(self, error: Exception) -> None:
         self._file.close()
         if self._healthy:
             self._healthy = False
-            self._post(self._report_outage, _reason_of(error))
-
-    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(callback, *arguments)
+            self._post(lambda: self.on_outage(_reason_of(error)))
 
     def _report(self, invalidation: Invalidation) -> None:
-        self.on_change(invalidation)
+        self._post(lambda: self.on_change(invalidation))
 
-    def _report_outage(self, reason: str) -> None:
-        self.on_outage(reason)
+    def _post(self, callback: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
 
 class _KeyFile:
@@ -219,9 +222,8 @@ class _KeyFile:
             # the file as it is, from the system's cache, and damage is seen at once.
             connection.execute("PRAGMA cache_size = 0")
             with transaction(connection, "DEFERRED"):
-                self._data_version = _data_version(connection)
-                self._history = _history(connection)
-                self._revision = revision(connection)
+                self._data_version = number(connection, _DATA_VERSION)
+                self._history, self._revision = number(connection, _HISTORY), number(connection, REVISION)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -248,11 +250,11 @@ class _KeyFile:
         connection = self._open_connection()
         seen, history = self._revision, self._history
         with transaction(connection, "DEFERRED"):  # one snapshot: the version and the rows that belong to it
-            data_version = _data_version(connection)
+            data_version = number(connection, _DATA_VERSION)
             if data_version == self._data_version:
                 return None
             self._data_version = data_version
-            self._history, self._revision = _history(connection), revision(connection)
+            self._history, self._revision = number(connection, _HISTORY), number(connection, REVISION)
             rows = connection.execute(_SELECT_CHANGED, {"seen": seen}).fetchall()
         # In another history the same revision may have been another change: a backup was restored in place.
         if self._history != history or self._revision < seen:
@@ -271,20 +273,6 @@ class _KeyFile:
         if self._connection is None:
             raise KeyFileError("the file is not open")
         return self._connection
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    """Return a number that is another after every commit of another connection."""
-    return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-
-def _history(connection: sqlite3.Connection) -> int:
-    """Return a number that is another after every backup that was restored in place, and else only after a VACUUM.
-
-    SQLite counts it up then, from what it was, so that every connection reads the schema anew: `sqlite3_backup_step` in
-    https://sqlite.org/src/file/src/backup.c
-    """
-    return int(connection.execute("PRAGMA schema_version").fetchone()[0])
 
 
 def _reason_of(error: Exception) -> str:
