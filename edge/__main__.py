@@ -79,7 +79,7 @@ class _ShowVersion(argparse.Action):
 
 
 def _open_standard_files() -> None:
-    """Fill 0, 1 and 2 when who started us had closed them: else a socket, or the loop's own, takes their place.
+    """Fill 0, 1 and 2 when the caller had closed them: else a socket, or one of the loop's own, takes their place.
 
     What is printed to a closed standard error would go to standard output.
     """
@@ -91,9 +91,9 @@ def _open_standard_files() -> None:
 
 
 def _has_reader() -> bool:
-    """Say whether standard output is still read: who does, as `head` does, may have enough."""
+    """Return whether standard output is still read: a reader such as `head` may have enough."""
     output = select.poll()
-    output.register(1, 0)  # an error is told whatever is asked for
+    output.register(_STDOUT, 0)  # an error is reported whatever is asked for
     has_reader = not any(events & select.POLLERR for _, events in output.poll(0))
     if not has_reader:
         _print_nowhere()

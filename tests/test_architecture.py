@@ -22,7 +22,6 @@ TESTED_ELSEWHERE = {
     "commands/keys.py": "behaviour/test_keys.py: as a person runs it",
     "commands/schema.py": "behaviour/test_explain.py: what is shipped",
     "commands/serve.py": "behaviour/test_demo.py: as a person runs it",
-    "commands/simulate.py": "simulator/test_server.py: as a person runs it",
     "config/kinds.py": "config/test_reading.py: golden cases of every kind; test_schema.py and test_manual.py",
     "config/rules.py": "config/test_reading.py: golden cases of every rule",
     "config/settings.py": "config/test_reading.py: golden cases, and the shipped file that states the defaults",

@@ -1,17 +1,65 @@
 """`edge simulate`: run the simulated model server alone."""
 
 import argparse
+from dataclasses import fields
+from typing import Final, get_args
 
+from edge.commands.arguments import address, checked
 from edge.commands.event_loop import run_to_end
+from edge.config.values import Address, seconds
 from edge.simulator import server as simulator
+from edge.simulator.dialects import Behaviour, Dialect, Fault, Framing
+
+_ADDRESS: Final = Address("127.0.0.1", 9001)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edge simulate`."""
-    simulator.add_arguments(parser)
+    add = parser.add_argument
+    add("--listen", type=checked(_address), default=_ADDRESS, metavar="HOST:PORT", help="default 127.0.0.1:9001")
+    add("--dialect", choices=get_args(Dialect), default="vllm", help="whose habits (default vllm)")
+    to_first = "to the first token (default 200ms)"
+    add("--ttft", dest="ttft_ms", type=checked(_milliseconds), default=200.0, metavar="TIME", help=to_first)
+    rate = "tokens a second of one stream (default 50); 0: no pause"
+    add("--rate", type=float, default=50.0, metavar="N", help=rate)
+    add("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
+    jitter = "0 to 1 of the pause between tokens (default 0)"
+    add("--jitter", type=float, default=0.0, metavar="SHARE", help=jitter)
+    add("--prompt-tokens", type=int, default=12, metavar="N", help="of the prompt, in usage (default 12)")
+    add("--fault", choices=get_args(Fault), help="fail every answer in this way")
+    add("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
+    after = "sent before the fault (default 0: the head only); -1: not even the head"
+    add("--after", type=int, default=0, metavar="FRAMES", help=after)
+    after_bytes = "of what follows, sent before the fault (default 0)"
+    add("--after-bytes", type=int, default=0, metavar="N", help=after_bytes)
+    framing = "of every answer (default: chunked for streams, else length)"
+    add("--framing", choices=get_args(Framing), help=framing)
+    add("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Answer as a model server until a signal ends it."""
-    host, port = parsed.listen
-    return run_to_end(simulator.run(host, port, simulator.behaviour_from(parsed)))
+    return run_to_end(simulator.run(parsed.listen.host, parsed.listen.port, behaviour_from(parsed)))
+
+
+def behaviour_from(parsed: argparse.Namespace) -> Behaviour:
+    """Return the behaviour that the options of `add_arguments` ask for.
+
+    Raises: `ValueError` when a value is out of range; the message names it and what it may be.
+    """
+    if not 0 <= parsed.rate <= 1_000_000:
+        raise ValueError(f"rate must be between 0 and 1000000 tokens a second, not {parsed.rate!r}")
+    given = {field.name: getattr(parsed, field.name) for field in fields(Behaviour) if hasattr(parsed, field.name)}
+    interval_ms = 1000 / parsed.rate if parsed.rate else 0
+    return Behaviour(**given, interval_ms=interval_ms, served=tuple(parsed.model) if parsed.model else None)
+
+
+def _milliseconds(text: str) -> float:
+    return seconds(text) * 1000
+
+
+def _address(text: str) -> Address:
+    found = address(text)
+    if found.path is not None:
+        raise ValueError('a simulator listens on no unix socket: write "host:port"')
+    return found

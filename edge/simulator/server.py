@@ -11,9 +11,7 @@ aiohttp parses what comes in. What goes out is written to the transport as it st
 cuts are the point: frames are built once per question and kept, and a stream costs one timer and one write per frame.
 """
 
-import argparse
 import asyncio
-import contextlib
 import email.utils
 import functools
 import random
@@ -25,9 +23,9 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from http.client import responses
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 import orjson
@@ -45,7 +43,6 @@ from edge.simulator.dialects import (
     Ask,
     Behaviour,
     Dialect,
-    Fault,
     Framing,
     Refusal,
     Script,
@@ -562,62 +559,6 @@ def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: byte
 @functools.lru_cache(maxsize=2)
 def _date(unix_s: int) -> str:
     return email.utils.formatdate(unix_s, usegmt=True)
-
-
-# --- edge simulate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `edge simulate`; `listen` becomes a (host, port) pair."""
-    add = parser.add_argument
-    listen = ("127.0.0.1", 9001)
-    add("--listen", type=_listen_address, default=listen, metavar="HOST:PORT", help="default 127.0.0.1:9001")
-    add("--dialect", choices=get_args(Dialect), default="vllm", help="whose habits (default vllm)")
-    to_first = "to the first token (default 200ms)"
-    add("--ttft", dest="ttft_ms", type=_duration_ms, default=200.0, metavar="TIME", help=to_first)
-    rate = "tokens a second of one stream (default 50); 0: no pause"
-    add("--rate", type=float, default=50.0, metavar="N", help=rate)
-    add("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default 64)")
-    jitter = "0 to 1 of the pause between tokens (default 0)"
-    add("--jitter", type=float, default=0.0, metavar="SHARE", help=jitter)
-    add("--prompt-tokens", type=int, default=12, metavar="N", help="of the prompt, in usage (default 12)")
-    add("--fault", choices=get_args(Fault), help="fail every answer in this way")
-    add("--status", type=int, default=500, metavar="CODE", help="of --fault error (default 500)")
-    after = "sent before the fault (default 0: the head only); -1: not even the head"
-    add("--after", type=int, default=0, metavar="FRAMES", help=after)
-    after_bytes = "of what follows, sent before the fault (default 0)"
-    add("--after-bytes", type=int, default=0, metavar="N", help=after_bytes)
-    framing = "of every answer (default: chunked for streams, else length)"
-    add("--framing", choices=get_args(Framing), help=framing)
-    add("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
-
-
-def behaviour_from(args: argparse.Namespace) -> Behaviour:
-    """Return the behaviour that the options of `add_arguments` ask for.
-
-    Raises: `ValueError` when a value is out of range; the message names it and what it may be.
-    """
-    if not 0 <= args.rate <= 1_000_000:
-        raise ValueError(f"rate must be between 0 and 1000000 tokens a second, not {args.rate!r}")
-    given = {field.name: getattr(args, field.name) for field in fields(Behaviour) if hasattr(args, field.name)}
-    interval_ms = 1000 / args.rate if args.rate else 0
-    return Behaviour(**given, interval_ms=interval_ms, served=tuple(args.model) if args.model else None)
-
-
-def _duration_ms(text: str) -> float:
-    for unit, factor in (("ms", 1.0), ("s", 1_000.0), ("m", 60_000.0)):
-        if text.endswith(unit):
-            with contextlib.suppress(ValueError):
-                return float(text.removesuffix(unit)) * factor
-            break
-    raise argparse.ArgumentTypeError(f"{text!r} is no duration: write a number with ms, s or m, such as 200ms")
-
-
-def _listen_address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST:PORT, such as 127.0.0.1:9001")
-    return host.strip("[]"), int(port)
 
 
 async def run(listen_host: str, listen_port: int, behaviour: Behaviour) -> None:

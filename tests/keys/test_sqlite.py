@@ -262,6 +262,21 @@ def test_change_made_by_hand_is_not_lost_behind_a_regular_one(path: Path, statem
         assert not told.everything
 
 
+def test_file_of_the_first_schema_is_brought_up_to_date_with_its_keys(path: Path) -> None:
+    """Its triggers are there from then on, and the key works as before."""
+    key = make_key(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        for (name,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            old.execute(f"DROP TRIGGER {name}")
+        old.execute("PRAGMA user_version = 1")
+    file = _KeyFile(path)
+    file.open(create=False)
+    with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as hand:
+        assert file.find(hash_key(key)) is not None
+        hand.execute("UPDATE keys SET revoked = 1")
+        assert file.changes() == Invalidation(everything=True)
+
+
 @pytest.mark.parametrize("as_many", ["keys", "users"])
 def test_backup_of_another_history_is_a_change_of_everything_although_it_is_further_on(
     path: Path, registry: KeyRegistry, as_many: str

@@ -1,6 +1,5 @@
 """The simulated model server: what tests, the demo and load tests rely on when it plays an engine."""
 
-import argparse
 import asyncio
 import io
 import itertools
@@ -20,7 +19,7 @@ import trustme
 import uvloop
 
 from edge.simulator.dialects import Behaviour, answer_text, error_document
-from edge.simulator.server import Simulator, add_arguments, behaviour_from, run
+from edge.simulator.server import Simulator, run
 
 CHAT = "/v1/chat/completions"
 HOUR_MS = 3_600_000
@@ -932,77 +931,10 @@ async def test_a_wrong_predicate_fails_its_own_waiter_only(simulator: Simulator)
     assert len(asked.result()) == 19
 
 
-# --- edge simulate
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_arguments(parser)
-    return parser.parse_args(words)
-
-
-def test_options_become_behaviour() -> None:
-    """A rate is the inverse of the interval; 0 is as fast as it goes."""
-    args = parsed(
-        *("--listen", "[::1]:8000", "--dialect", "sglang", "--ttft", "1.5s", "--rate", "40", "--tokens", "9"),
-        *("--jitter", "0.2", "--fault", "cut", "--after", "-1", "--model", "a", "--model", "b"),
-    )
-    assert args.listen == ("::1", 8000)
-    assert behaviour_from(args) == Behaviour(
-        dialect="sglang",
-        ttft_ms=1500,
-        interval_ms=25,
-        tokens=9,
-        jitter=0.2,
-        fault="cut",
-        after=-1,
-        served=("a", "b"),
-    )
-    assert behaviour_from(parsed("--rate", "0")).interval_ms == 0
-
-
-def test_help_has_every_default() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    missing = [action.dest for action in parser._actions if "default" not in (action.help or "")]
-    assert missing == ["fault", "model"]  # which have none
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--ttft", "200"), "write a number with ms, s or m"),
-        (("--ttft", "fasts"), "write a number with ms, s or m"),
-        (("--listen", "9001"), "write HOST:PORT"),
-        (("--listen", "x:99999"), "write HOST:PORT"),
-        (("--dialect", "tgi"), "invalid choice"),
-    ],
-)
-def test_options_that_cannot_be_read_say_what_to_write(words: tuple[str, ...], said: str) -> None:
-    """The message names the value and a right form."""
-    with pytest.raises(argparse.ArgumentError, match=said):
-        parsed(*words)
-
-
 def test_a_behaviour_that_exists_is_valid() -> None:
     """The message lists the choices."""
     with pytest.raises(ValueError, match=r"fault must be one of error, .*, not 'fire'"):
         Behaviour(fault="fire")  # type: ignore[arg-type]  # the mistake under test
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--rate", "-1"), "rate must be between"),
-        (("--jitter", "2"), "jitter must be between 0 and 1"),
-        (("--tokens", "-1"), "tokens must be between"),
-        (("--status", "200"), "status must be between 400 and 599"),
-    ],
-)
-def test_options_out_of_range_say_the_range(words: tuple[str, ...], said: str) -> None:
-    """Behaviour checks itself, so the JSON body and the command line share one rule."""
-    with pytest.raises(ValueError, match=said):
-        behaviour_from(parsed(*words))
 
 
 async def test_run_plays_until_a_signal_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
