@@ -28,7 +28,7 @@ def error_body(message: str, kind: str, param: str | None, code: str | None) -> 
 class EdgeError(Exception):
     """A failure that has a name.
 
-    `safe_elsewhere` says that no endpoint has begun the work, so another endpoint may be asked.
+    `safe_elsewhere`: no endpoint has begun the work, so another endpoint may be asked.
     `should_retry` becomes `x-should-retry`: False where the client's retry cannot help, None to leave it to the SDK.
     """
 
@@ -38,6 +38,9 @@ class EdgeError(Exception):
     origin: ClassVar[Origin] = Origin.EDGE
     safe_elsewhere: ClassVar[bool] = False
     should_retry: ClassVar[bool | None] = None
+
+    def __init_subclass__(cls, status: int = 0, code: str = "") -> None:
+        cls.status, cls.code = status or cls.status, code or cls.code
 
     def __init__(
         self,
@@ -74,42 +77,30 @@ class _ClientError(EdgeError):
     should_retry: ClassVar[bool | None] = False
 
 
-class InvalidRequest(_ClientError):
+class InvalidRequest(_ClientError, status=400, code="invalid_request_error"):
     """400: the request cannot be understood."""
 
-    status = 400
-    code = "invalid_request_error"
 
-
-class Unauthenticated(_ClientError):
+class Unauthenticated(_ClientError, status=401, code="invalid_api_key"):
     """401: no key, or none that is known (RFC 6750 section 3)."""
 
-    status = 401
     kind = "authentication_error"
-    code = "invalid_api_key"
 
 
-class OutOfQuota(_ClientError):
+class OutOfQuota(_ClientError, status=402, code="insufficient_quota"):
     """402: the key or its user has used up what was paid."""
 
-    status = 402
     kind = "insufficient_quota"
-    code = "insufficient_quota"
 
 
-class PermissionDenied(_ClientError):
+class PermissionDenied(_ClientError, status=403, code="permission_denied"):
     """403: a deny pattern of the key names this model."""
 
-    status = 403
     kind = "permission_error"
-    code = "permission_denied"
 
 
-class ModelNotFound(_ClientError):
+class ModelNotFound(_ClientError, status=404, code="model_not_found"):
     """404: no such model, or not the caller's; the two look the same."""
-
-    status = 404
-    code = "model_not_found"
 
     @classmethod
     def named(cls, shown: str) -> "ModelNotFound":
@@ -117,99 +108,61 @@ class ModelNotFound(_ClientError):
         return cls(f"The model {shown} does not exist or you do not have access to it.", param="model")
 
 
-class PathNotFound(_ClientError):
+class PathNotFound(_ClientError, status=404, code="not_found"):
     """404: no such path."""
 
-    status = 404
-    code = "not_found"
 
-
-class MethodNotAllowed(_ClientError):
+class MethodNotAllowed(_ClientError, status=405, code="method_not_allowed"):
     """405: the path exists, the method does not."""
 
-    status = 405
-    code = "method_not_allowed"
 
-
-class RequestTimeout(_ClientError):
+class RequestTimeout(_ClientError, status=408, code="request_timeout"):
     """408: the client was too slow to send its request."""
 
-    status = 408
-    code = "request_timeout"
     should_retry = None
 
 
-class RequestTooLarge(_ClientError):
+class RequestTooLarge(_ClientError, status=413, code="request_too_large"):
     """413: the body is over the limit."""
 
-    status = 413
-    code = "request_too_large"
 
-
-class UriTooLong(_ClientError):
+class UriTooLong(_ClientError, status=414, code="uri_too_long"):
     """414: the request line is over the limit."""
 
-    status = 414
-    code = "uri_too_long"
 
-
-class UnsupportedMediaType(_ClientError):
+class UnsupportedMediaType(_ClientError, status=415, code="unsupported_media_type"):
     """415: not the content type of this path."""
 
-    status = 415
-    code = "unsupported_media_type"
 
-
-class MisdirectedRequest(_ClientError):
+class MisdirectedRequest(_ClientError, status=421, code="misdirected_request"):
     """421: no route of this edge serves the host that was asked (RFC 9110 section 15.5.20)."""
 
-    status = 421
-    code = "misdirected_request"
 
-
-class UnprocessableRequest(_ClientError):
+class UnprocessableRequest(_ClientError, status=422, code="invalid_request_error"):
     """422: the upstream refused the values of the request."""
 
-    status = 422
-    code = "invalid_request_error"
 
-
-class RateLimited(EdgeError):
+class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
     """429: too much at once; `retry_after_s` says when to come back."""
 
-    status = 429
     kind = "rate_limit_error"
-    code = "rate_limit_exceeded"
     origin = Origin.CLIENT
 
 
-class HeadersTooLarge(_ClientError):
+class HeadersTooLarge(_ClientError, status=431, code="headers_too_large"):
     """431: the header section is over the limit (RFC 6585 section 5)."""
 
-    status = 431
-    code = "headers_too_large"
 
-
-class UnsupportedCoding(_ClientError):
+class UnsupportedCoding(_ClientError, status=501, code="unsupported_transfer_coding"):
     """501: a transfer coding that is not `chunked` (RFC 9112 section 6.1)."""
 
-    status = 501
-    code = "unsupported_transfer_coding"
 
-
-class UnsupportedVersion(_ClientError):
+class UnsupportedVersion(_ClientError, status=505, code="unsupported_http_version"):
     """505: not HTTP/1.0 or HTTP/1.1."""
 
-    status = 505
-    code = "unsupported_http_version"
 
-
-class Overloaded(EdgeError):
+class Overloaded(EdgeError, status=503, code="overloaded"):
     """503: the edge itself has no room for this request now."""
-
-    status = 503
-    code = "overloaded"
-    origin = Origin.EDGE
 
 
 class OutOfPorts(Overloaded):
@@ -218,25 +171,17 @@ class OutOfPorts(Overloaded):
     safe_elsewhere = True
 
 
-class JournalUnavailable(EdgeError):
+class JournalUnavailable(EdgeError, status=503, code="journal_unavailable"):
     """503: what the request would use cannot be recorded, so it is not begun."""
 
-    status = 503
-    code = "journal_unavailable"
 
-
-class KeyStoreUnavailable(EdgeError):
+class KeyStoreUnavailable(EdgeError, status=503, code="key_store_unavailable"):
     """503: who calls cannot be proved now; never a reason to say 401."""
 
-    status = 503
-    code = "key_store_unavailable"
 
-
-class UpstreamUnavailable(EdgeError):
+class UpstreamUnavailable(EdgeError, status=503, code="upstream_unavailable"):
     """503: nobody serves this model now."""
 
-    status = 503
-    code = "upstream_unavailable"
     origin = Origin.UPSTREAM
 
 
@@ -246,23 +191,19 @@ class ConnectFailed(UpstreamUnavailable):
     safe_elsewhere = True
 
 
-class UpstreamError(EdgeError):
+class UpstreamError(EdgeError, status=502, code="upstream_error"):
     """502: the upstream failed, or answered what cannot be passed on."""
 
-    status = 502
-    code = "upstream_error"
     origin = Origin.UPSTREAM
 
 
-class UpstreamTimeout(EdgeError):
+class UpstreamTimeout(EdgeError, status=504, code="upstream_timeout"):
     """504: the upstream was too slow."""
 
-    status = 504
-    code = "upstream_timeout"
     origin = Origin.UPSTREAM
 
 
-# --- what upstreams say
+# --- errors of upstreams
 
 _MAX_MESSAGE_LENGTH = 4000
 _BROKEN = "The model's server failed to answer this request."
@@ -283,7 +224,7 @@ def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeErr
     """
     kept = _KEPT.get(status)
     if kept is not None:
-        message, param, code = _said(body)
+        message, param, code = _read(body)
         pause_s = _pause_s(retry_after) if kept is RateLimited else None
         return kept(message or _BROKEN, param=param, code=code, retry_after_s=pause_s)
     if status == 503:
@@ -296,11 +237,11 @@ def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeErr
 
 
 def _pause_s(retry_after: bytes) -> int:
-    """Return whole seconds from 1 to 60: SDKs sleep what they are told, and litellm parses with `int()`."""
+    """Return whole seconds from 1 to 60: SDKs sleep that long, and litellm parses with `int()`."""
     return min(max(int(retry_after[:6]), 1), 60) if retry_after.isdigit() else 1
 
 
-def _said(body: bytes) -> tuple[str, str | None, str | None]:
+def _read(body: bytes) -> tuple[str, str | None, str | None]:
     """Return message, param and code of an error of vLLM, SGLang (flat), llama.cpp or FastAPI (`detail`)."""
     try:
         data = orjson.loads(body)

@@ -31,7 +31,7 @@ def host_name(authority: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine's own."""
+    """Return whether a host is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -47,7 +47,7 @@ _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
 class Envelope(msgspec.Struct, frozen=True):
     """What a body asks for.
 
-    `span` is where the model's name stands, where that was found; `one_spelling` says that JSON names no other `model`.
+    `span` is where the model's name stands, where that was found; `one_spelling`: JSON names no other `model`.
     `prompt_tokens` is a guess (`prompt_estimate`), and 0 for a form: it holds sound or an image, whose size says
     nothing of tokens. `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is
     the client's own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import LimitConfig
@@ -39,18 +40,13 @@ _MAX_NAMES: Final = 1000  # of the combinations, and of the unknown ones, that k
 _RESETS: Final = tuple(b"%dm%ds" % divmod(each, 60) if each >= 60 else b"%ds" % each for each in range(121))
 
 
-class Permit:
+class Permit(msgspec.Struct, eq=False):
     """Leave to run; `headers` are the lines of the limits that its answer carries, b"" for none."""
 
-    __slots__ = ("_admission", "_held", "_minute", "headers")
-
-    def __init__(
-        self, admission: "Admission | None", held: Sequence[tuple[Counter, int]], minute: int, headers: bytes
-    ) -> None:
-        self.headers = headers
-        self._admission = admission
-        self._held = held
-        self._minute = minute
+    _admission: "Admission | None"
+    _held: Sequence[tuple[Counter, int]]
+    _minute: int
+    headers: bytes
 
     def charge(self, tokens: int) -> None:
         """Charge the tokens that were really used in place of the reserved ones, and run no more.

@@ -211,7 +211,7 @@ class ChunkEvents(Events):
             self._take(used, is_last=not choices)
             if choices and used is not None:
                 self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
-        if _says_something(choices) if choices is not None else not has_usage:
+        if _has_token(choices) if choices is not None else not has_usage:
             self._frames += 1
             if self.learns and not has_usage and not (self.ending and event.endswith(self.ending)):
                 self.ending = _ending_of(event)
@@ -230,14 +230,14 @@ class ChunkEvents(Events):
         return msgspec.structs.replace(used, completion_tokens=sum(self._written.values()))
 
 
-def _says_something(choices: list[_Choice]) -> bool:
+def _has_token(choices: list[_Choice]) -> bool:
     """Return whether a chunk carries a token: a text, a part of a tool's call, reasoning; not just a role or an end."""
     for choice in choices:
         if len(choice.text) > 2 and choice.text != NULL:
             return True
         if choice.delta:
             for name, value in choice.delta.items():
-                if len(value) > 2 and value != NULL and name != "role":  # `""`, `[]` and `{}` say nothing
+                if len(value) > 2 and value != NULL and name != "role":  # `""`, `[]` and `{}` hold none
                     return True
     return False
 

@@ -31,7 +31,7 @@ class Meter(Protocol):
     every event. What is lost is usage on a frame of content by a server that puts it in front of the choices of some
     frames and not of others; the last usage of a stream is never lost.
 
-    `failed` says that the last data before `[DONE]`, or before the end, is an error.
+    `failed`: the last data before `[DONE]`, or before the end, is an error.
     """
 
     ending: bytes
@@ -49,7 +49,7 @@ class Meter(Protocol):
         """Return what is held back: the answer has ended, in order, without an empty line."""
 
     def usage(self, whole: bool) -> Usage:
-        """Return what the answer used, as far as it came; `whole` says that it came to its orderly end."""
+        """Return what the answer used, as far as it came; `whole`: it came to its orderly end."""
 
 
 class Metering(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Metering(msgspec.Struct, frozen=True):
 
     `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
     did not ask for what we asked for: the last frame, with usage and no choices, and the usage on the others.
-    `prompt_estimate` is what counts for the prompt where the upstream says nothing, in tokens.
+    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens.
     """
 
     operation: str

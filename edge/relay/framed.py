@@ -13,7 +13,7 @@ from edge.wire.http1 import EVENT_END_BYTES, LAST_CHUNK, Framing, Malformed, chu
 class Framed:
     """Takes the upstream's framing away and puts ours on; `bare` for a client that knows no chunks.
 
-    `whole_events` says that the client gets no others: `meter` may hide some, or `echo` changes them.
+    `whole_events`: the client gets no others, since `meter` may hide some, or `echo` changes them.
     """
 
     __slots__ = ("_bare", "_echo", "_framing", "_meter", "_tail", "broken", "left")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +206,34 @@ def valkey(tmp_path: Path) -> Any:
     server.stop()
 
 
-async def merged(edges: list[Edge]) -> None:
-    """Wait until each process has told and heard all that was counted so far."""
-    before = [edge.server.shared_limits.merges for edge in edges]
+async def merges_until(edge: Edge, condition: Callable[[], bool]) -> None:
+    """Wait until this is so at the end of a merge, be it a failed one."""
+    shared = edge.server.shared_limits
+    merge, ended = shared.merge, asyncio.Event()
+
+    async def watched() -> None:
+        try:
+            await merge()
+        finally:
+            ended.set()
+
+    shared.merge = watched
     async with asyncio.timeout(PATIENCE_S):
-        while any(edge.server.shared_limits.merges < count + 2 for edge, count in zip(edges, before, strict=True)):
-            await asyncio.sleep(0.01)
+        while not condition():
+            ended.clear()
+            await ended.wait()
+    shared.merge = merge
+
+
+async def merged(edges: list[Edge]) -> None:
+    """Wait until each process has reported and read all that was counted so far."""
+
+    async def merge(edge: Edge) -> None:
+        count = edge.server.shared_limits.merges + 2  # one may have begun before
+        await merges_until(edge, lambda: edge.server.shared_limits.merges >= count)
+
+    for _ in ("report", "read"):
+        await asyncio.gather(*map(merge, edges))
 
 
 async def test_three_processes_hold_one_limit(
@@ -245,27 +268,26 @@ async def test_redis_that_goes_and_comes_back_fails_no_request(
     shared = f'[shared]\nredis = "{valkey.url}"\n'
     edge = await start_edge(shared + limited(simulator.url, "requests_per_minute = 1000000"))
     await merged([edge])
-    ended = asyncio.Event()
+    ended, answered = asyncio.Event(), asyncio.Event()
     statuses: Counter[int] = Counter()
 
     async def call() -> None:
         while not ended.is_set():
             statuses[(await edge.ask(ask(stream=True)))[0]] += 1
+            answered.set()
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
             tasks.create_task(call())
         valkey.stop()
+        await merges_until(edge, lambda: bool(edge.server.shared_limits.outage))
         async with asyncio.timeout(PATIENCE_S):
-            while not edge.server.shared_limits.outage:
-                await asyncio.sleep(0.01)
             count = statuses.total()
             while statuses.total() < count + 50:
-                await asyncio.sleep(0.01)
+                answered.clear()
+                await answered.wait()
         valkey.start()
-        async with asyncio.timeout(PATIENCE_S):
-            while edge.server.shared_limits.outage:
-                await asyncio.sleep(0.01)
+        await merges_until(edge, lambda: not edge.server.shared_limits.outage)
         ended.set()
     assert set(statuses) == {200}
     told = [each.message for each in caplog.records if "shared.redis" in each.message]

@@ -47,20 +47,30 @@ class RecordedLimits(SharedLimits):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.times: list[tuple[float, float]] = []
-        self.merged = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def merge(self) -> None:
         begun = time.monotonic()
-        await super().merge()
-        self.times.append((begun, time.monotonic()))
-        self.merged.set()
+        try:
+            await super().merge()
+            self.times.append((begun, time.monotonic()))
+        finally:
+            self.ended.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this is so at the end of a merge, be it a failed one."""
+        while not condition():
+            self.ended.clear()
+            await self.ended.wait()
 
     async def merge_again(self) -> None:
         """Wait for a merge that begins after this call, and for its answer."""
         begins_after = time.monotonic()
-        while not self.times or self.times[-1][0] < begins_after:
-            self.merged.clear()
-            await self.merged.wait()
+        await self.until(lambda: bool(self.times) and self.times[-1][0] >= begins_after)
+
+    async def lost(self) -> None:
+        """Wait until the server is known to be down."""
+        await self.until(lambda: bool(self.outage))
 
 
 @dataclass
@@ -348,11 +358,12 @@ async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back
     server: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with processes(server.url, 3, requests=10**6, tokens=10**9) as members:
-        stop = asyncio.Event()
+        stop, served = asyncio.Event(), asyncio.Event()
 
         async def requests(process: Process) -> None:
             while not stop.is_set():
                 process.admit(tokens=10).charge(7)
+                served.set()
                 await asyncio.sleep(0)
 
         async with merging(*members), asyncio.TaskGroup() as group:
@@ -361,11 +372,12 @@ async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back
             for process in members:
                 await process.shared.merge_again()
             server.stop()
-            while not all(process.shared.outage for process in members):
-                await asyncio.sleep(0.01)
-            served = [len(process.admitted) for process in members]
-            while any(len(each.admitted) < before + 100 for each, before in zip(members, served, strict=True)):
-                await asyncio.sleep(0.01)
+            for process in members:
+                await process.shared.lost()
+            before = [len(process.admitted) for process in members]
+            while any(len(each.admitted) < count + 100 for each, count in zip(members, before, strict=True)):
+                served.clear()
+                await served.wait()
             server.start()
             for process in members:
                 await process.shared.merge_again()
@@ -411,14 +423,11 @@ async def test_server_that_says_nothing_holds_nobody_up(server: ValkeyServer, ca
 async def test_server_that_is_not_there_yet_is_waited_for(server: ValkeyServer) -> None:
     server.stop()
     async with processes(server.url, 1, requests=1) as (process,), merging(process):
-        while not process.shared.outage:
-            await asyncio.sleep(0.01)
+        await process.shared.lost()
         assert process.admits()
         assert not process.admits()
         server.start()
-        await process.shared.merge_again()
-        while process.shared.outage:
-            await asyncio.sleep(0)
+        await process.shared.until(lambda: not process.shared.outage)
     assert process.shared.merges >= 1
 
 
@@ -431,8 +440,7 @@ async def test_process_that_dies_gives_its_places_back(server: ValkeyServer) -> 
             alive.admits()
             await alive.shared.merge_again()
             assert not alive.admits()
-            while not alive.admits():
-                await asyncio.sleep(0.02)
+            await alive.shared.until(alive.admits)
             seconds, microseconds = await alive.client.time()
             value = await alive.client.hget(KEY, dead.shared._process)
             assert seconds + microseconds / 1e6 - float(value.split()[6]) >= 3
@@ -444,8 +452,8 @@ async def test_places_that_are_merely_held_are_told_again(server: ValkeyServer) 
         one.admit()
         told: set[bytes] = set()
         while len(told) < 3:
+            await one.shared.merge_again()
             told |= {value for value in [await one.client.hget(KEY, one.shared._process)] if value}
-            await asyncio.sleep(0.02)
         assert {value.split()[5] for value in told} == {b"1"}
         assert other.admits()  # it used the counter never before
         await other.shared.merge_again()
@@ -471,8 +479,7 @@ async def test_end_is_not_held_up_by_a_server_that_is_gone(server: ValkeyServer)
             await process.shared.merge_again()
             server.stop()
         async with merging(process):
-            while not process.shared.outage:
-                await asyncio.sleep(0.01)
+            await process.shared.lost()
 
 
 async def test_cancellation_that_the_client_swallows_ends_it_all_the_same(server: ValkeyServer) -> None:
