@@ -16,7 +16,17 @@ import pytest
 from edge.client.connection import ClientConnection
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, USER, Edge, Heard, RawClient, StartEdge, WatchMethod
+from tests.conftest import (
+    ROUTES,
+    USER,
+    Edge,
+    Heard,
+    RawClient,
+    ScriptedConnection,
+    StartEdge,
+    StartUpstream,
+    WatchMethod,
+)
 
 LONG_S = 30  # a patience that no test uses up
 BODY = {"model": "public/deepseek-r1", "messages": []}
@@ -98,16 +108,27 @@ async def test_edge_is_unready_at_once_and_serves_during_the_delay(
 
 
 async def test_answer_that_is_awaited_when_the_drain_begins_says_that_it_is_the_last(
-    start_edge: StartEdge, simulator: Simulator, heard: Heard
+    start_edge: StartEdge, start_upstream: StartUpstream, heard: Heard
 ) -> None:
     """A client that is not told would send its next request into a connection that closes."""
-    edge = await start(start_edge, simulator, shutdown_delay="1h")
-    client = await sent(edge, simulator, stream(ttft_ms=300))
+    begun = asyncio.Event()
+
+    async def script(connection: ScriptedConnection) -> None:
+        await begun.wait()
+        await connection.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 14\r\n\r\n")
+        await connection.send(b"data: [DONE]\n\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server='shutdown_delay = "1h"')
+    client = await edge.connect()
+    client.send(edge.request(stream()))
+    await upstream.asked.wait()
     edge.server.stop()
     await heard.until(DRAINING)
+    begun.set()
     status, headers, body = await client.response()
     assert (status, headers["connection"]) == (200, "close")
-    assert body.endswith(b"data: [DONE]\n\n")
+    assert body == b"data: [DONE]\n\n"
     assert await client.rest() == b""
     edge.server.stop()
     await ended(edge)
@@ -311,14 +332,25 @@ async def test_stop_without_a_request_ends_at_once(start_edge: StartEdge, simula
 
 
 async def test_client_that_reads_nothing_is_cut_at_the_drain_timeout(
-    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod
 ) -> None:
     """Its buffers are full, so no frame can reach it; the end must not wait for it."""
     paused = watch(ClientConnection, "pause_writing")
-    edge = await start(start_edge, simulator, drain_timeout="100ms")
+
+    async def flood(connection: ScriptedConnection) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        event = b"data: " + b"x" * 2**16 + b"\n\n"
+        while True:
+            await connection.send(b"%x\r\n%b\r\n" % (len(event), event))
+
+    upstream = await start_upstream(flood)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url), server='drain_timeout = "100ms"')
     client = await edge.connect()
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    client.send(edge.request(stream(tokens=100_000)))
+    client.send(edge.request(stream()))
     await paused.called()
     edge.server.stop()
     assert (await ended(edge))["end"] == "drained"

@@ -184,7 +184,7 @@ async def test_client_that_pipelines_and_never_reads_is_dropped(start_edge: Star
     client = await deaf_client(edge)
     ask = edge.request(method="GET", path="/v1/models")
     while clients := edge.server.clients.clients:
-        client.send(ask)
+        client.send(ask * 8)
         assert all(each._wire is None or each._wire.get_write_buffer_size() < 2**20 for each in clients)
         await asyncio.sleep(0)
 
