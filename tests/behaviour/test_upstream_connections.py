@@ -518,7 +518,7 @@ async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 INSTANCES = '[routes."u-*"]\ninstance = "http://{service}.{owner}.svc.cluster.local:8000"\n'
 
 
-async def test_instance_is_asked_at_the_host_that_its_name_tells(
+async def test_instance_is_asked_at_the_host_of_its_name(
     start_edge: StartEdge, start_upstream: StartUpstream, names: Names
 ) -> None:
     """And keeps a connection of its own."""
@@ -756,7 +756,7 @@ async def test_connection_with_tls_is_reused_and_replayed_like_any_other(
 async def test_request_that_the_upstream_worked_on_is_not_sent_again(
     start_edge: StartEdge, start_upstream: StartUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that had been closed tells so at once; one that dies later dies of the request."""
+    """A connection that had been closed shows it at once; one that dies later dies of the request."""
     monkeypatch.setattr("edge.relay.relay._STALE_WITHIN_S", 0.0)  # so that nothing is at once
 
     async def script(connection: ScriptedConnection) -> None:

@@ -157,14 +157,14 @@ async def test_a_name_that_is_unknown_for_want_of_a_descriptor_is_told_from_one_
     assert type(raised.value) is kind
 
 
-async def test_a_lack_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lack_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock = Refusing(*[failing(errno.EADDRNOTAVAIL)] * 3)
     pool = new_pool("http://10.0.0.1:8000", clock)
     for ahead_s, lines in ((0.0, 1), (59.0, 1), (61.0, 2)):
         clock.ahead_s = ahead_s
         with pytest.raises(OutOfPorts):
             await pool.connect(5)
-        told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-        assert len(told) == lines
-    assert "EADDRNOTAVAIL" in told[0]
-    assert "10.0.0.1" not in told[0]
+        logged = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(logged) == lines
+    assert "EADDRNOTAVAIL" in logged[0]
+    assert "10.0.0.1" not in logged[0]

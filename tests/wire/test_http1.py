@@ -31,7 +31,7 @@ from edge.wire.http1 import Chunked, Framing, Irregular, Length, Malformed, NoBo
         ("HTTP/1.1 200 \xe4\xf6|x-a: \xe4\xf6", UntilClose, True),
     ],
 )
-def test_head_tells_how_its_body_ends(lines: str, framing: type[Framing], keep_alive: bool) -> None:
+def test_head_shows_how_its_body_ends(lines: str, framing: type[Framing], keep_alive: bool) -> None:
     head = parse_head(lines.replace("|", "\r\n").encode("latin-1"))
     assert (type(head.framing), head.keep_alive) == (framing, keep_alive)
 
