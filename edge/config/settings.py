@@ -8,7 +8,7 @@ settings mean together is in `rules.py`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from edge.config import values
 from edge.config.kinds import (
@@ -33,53 +33,18 @@ from edge.config.kinds import (
 )
 from edge.config.problems import Problem
 from edge.config.values import Address, KeyStoreAddress, Network, Url
-from edge.names import check_host_pattern, check_model_name, check_placeholders
+from edge.names import check_host_pattern, check_model_name
 
 Balance = Literal["least-loaded", "round-robin", "prefix-affinity"]
 Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
 WhenFull = Literal["serve", "refuse"]
 LimitPer = Literal["user", "key"]
 PoolUsage = Literal["final", "continuous"]
-# Signed with a key that only the issuer has. HS256 and its kin would let whoever can verify a token make one.
-Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+WITHOUT_HEALTH_PATH: Final[frozenset[Engine]] = frozenset({"openai"})  # engines whose probe needs a path from the file
 _EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 _THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics are for operators only
 _KEY_FILE: Final = KeyStoreAddress(Path("edge.db"))
-ALGORITHMS: Final[tuple[str, ...]] = get_args(Algorithm)
-
-WITHOUT_HEALTH_PATH: Final[frozenset[Engine]] = frozenset({"openai"})  # engines whose probe needs a path from the file
-
-
-def _filled(text: str) -> None:
-    if not text:
-        raise ValueError("is empty: write the name sent upstream, or remove it to send it as asked")
-
-
-def _template(text: str) -> None:
-    check_placeholders(text)
-    _filled(text)
-
-
-def _claim(text: str) -> None:
-    if not text:
-        raise ValueError("is empty: write the name of a claim, or remove it")
-
-
-def _algorithm(text: str) -> None:
-    if text not in ALGORITHMS:
-        hint = f"write one of {', '.join(ALGORITHMS)}"
-        raise ValueError(f"{text!r} is not an algorithm that only the issuer can sign with: {hint}")
-
-
-def _directory(text: str, base: Path) -> Path:
-    if not text or "\0" in text:
-        raise ValueError('is not a directory: write one such as "usage"')
-    return base / text
-
-
-def _path(text: str) -> None:
-    if not (text.startswith("/") and text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError('is not a path: write one such as "/health", or remove it for the engine\'s own')
 
 
 # fmt: off
@@ -174,13 +139,13 @@ class JwtConfig:
     jwks: Annotated[str | Path, key_set(
         "The URL or the file of the issuer's public keys (RFC 7517).", example="jwks.json")]
     algorithms: Annotated[tuple[str, ...], texts(
-        "How tokens may be signed.", _algorithm,
-        empty='an empty list: remove it for "RS256", or write how the tokens are signed', options=ALGORITHMS
+        "How tokens may be signed.", values.check_algorithm,
+        empty='an empty list: remove it for "RS256", or write how the tokens are signed', options=values.ALGORITHMS
     )] = ("RS256",)
-    user_claim: Annotated[str, text("The claim that names the user, `u-...`.", _claim)] = "sub"
+    user_claim: Annotated[str, text("The claim that names the user, `u-...`.", values.check_claim)] = "sub"
     allow_claim: Annotated[str | None, text(
         "The claim that lists the models a token may use, as patterns: a list, or text with spaces between them. "
-        "Absent: the models a key without `allow` may use.", _claim, example="models")] = None
+        "Absent: the models a key without `allow` may use.", values.check_claim, example="models")] = None
     leeway_s: Annotated[float, duration(
         "How far the issuer's clock and this one may differ. Tokens live this much longer.", zero=True)] = 30
     jwks_ttl_s: Annotated[float, duration(
@@ -195,7 +160,8 @@ class UsageConfig:
     """The record of what was used: two lines for each request."""
 
     journal: Annotated[Path, placed(
-        "The directory of the records, of every process on this machine.", _directory, "directory")] = Path("usage")
+        "The directory of the records, of every process on this machine.",
+        values.parse_directory, "directory")] = Path("usage")
     rotate_bytes: Annotated[int, size(
         "A new file begins at this size, and every day. Nothing deletes old ones.")] = 64 * 2**20
     when_full: Annotated[WhenFull, choice(
@@ -249,7 +215,8 @@ class EndpointConfig:
         "Its address. A path in it replaces /v1.", values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
     weight: Annotated[int, count("Its share of the pool's load, against the weights of the others.", 1000)] = 1
     model: Annotated[str | None, text(
-        "The model's name that it expects. Absent: that of the route, or as asked.", _filled, example="r1")] = None
+        "The model's name that it expects. Absent: that of the route, or as asked.",
+        values.check_upstream_name, example="r1")] = None
     api_key: Annotated[str | None, secret(
         "The key that it asks for, in visible ASCII. Better a variable or a file.")] = field(default=None, repr=False)
 
@@ -260,7 +227,7 @@ class HealthConfig:
 
     path: Annotated[str | None, text(
         "The path that is asked for. Absent: the engine's own. A hosted API, `openai`, has none.",
-        _path, example="/health")] = None
+        values.check_path, example="/health")] = None
     interval_s: Annotated[float, duration("Between two probes of an endpoint.")] = 5
 
 
@@ -328,7 +295,7 @@ class RouteConfig:
     )] = None
     model: Annotated[str | None, text(
         "The name sent upstream, with {owner} and {service} filled in. Absent: as asked. Answers carry it too, unless "
-        "model_echo is true.", _template, example="deepseek-ai/DeepSeek-R1")] = None
+        "model_echo is true.", values.check_upstream_template, example="deepseek-ai/DeepSeek-R1")] = None
     hosts: Annotated[tuple[str, ...], texts(
         "The hosts it is served at. Absent: any. Lower case, without port; `*` is one label, `!name` excludes.",
         check_host_pattern, empty='an empty list: remove it for any host, or write hosts = ["chat.d.run"]',

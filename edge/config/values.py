@@ -29,6 +29,8 @@ _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
 _MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
+# Signed with a key that only the issuer has. HS256 and its kin would let whoever can verify a token make one.
+ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 Network = IPv4Network | IPv6Network
 
@@ -334,3 +336,41 @@ def check_instance(template: str) -> None:
     if match and any(name in match[3] for name in PLACEHOLDERS):
         raise ValueError('a placeholder outside the host: write "http://{service}.{owner}.svc.cluster.local:8000"')
     parse_url(fill(template, "x", "x"))
+
+
+def check_upstream_name(text: str) -> None:
+    """Accept the name of a model that is sent upstream."""
+    if not text:
+        raise ValueError("is empty: write the name sent upstream, or remove it to send it as asked")
+
+
+def check_upstream_template(text: str) -> None:
+    """Accept a name that is sent upstream once `{owner}` and `{service}` are filled in."""
+    check_placeholders(text)
+    check_upstream_name(text)
+
+
+def check_claim(text: str) -> None:
+    """Accept the name of a token's claim."""
+    if not text:
+        raise ValueError("is empty: write the name of a claim, or remove it")
+
+
+def check_algorithm(text: str) -> None:
+    """Accept an algorithm of signatures (RFC 7518 section 3.1) that proves who signed."""
+    if text not in ALGORITHMS:
+        hint = f"write one of {', '.join(ALGORITHMS)}"
+        raise ValueError(f"{text!r} is not an algorithm that only the issuer can sign with: {hint}")
+
+
+def check_path(text: str) -> None:
+    """Accept the path of a health check."""
+    if not (text.startswith("/") and text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError('is not a path: write one such as "/health", or remove it for the engine\'s own')
+
+
+def parse_directory(text: str, base: Path) -> Path:
+    """Return a directory that may not be there yet, relative to `base`."""
+    if not text or "\0" in text:
+        raise ValueError('is not a directory: write one such as "usage"')
+    return base / text

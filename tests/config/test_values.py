@@ -11,6 +11,8 @@ from edge.config.values import (
     Url,
     byte_count,
     check_instance,
+    check_upstream_name,
+    check_upstream_template,
     expand,
     parse_address,
     parse_url,
@@ -249,3 +251,10 @@ def test_instance_templates_hold_placeholders_only_in_the_host(template: str) ->
     """The caller chooses owner and service, so they may choose a host below the operator's names and nothing else."""
     with pytest.raises(ValueError, match=r"write|remove"):
         check_instance(template)
+
+
+def test_name_of_an_endpoint_may_have_braces_and_a_template_only_placeholders() -> None:
+    check_upstream_name("a{1}")
+    check_upstream_template("{owner}--{service}")
+    with pytest.raises(ValueError, match="no placeholder"):
+        check_upstream_template("a{1}")
