@@ -52,7 +52,8 @@ from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
-from edge.telemetry.metrics import AccessLog, Metrics
+from edge.telemetry.access_log import AccessLog
+from edge.telemetry.metrics import Metrics
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.health import Verdict, judge
 from edge.upstream.pools import Pool

@@ -16,11 +16,11 @@ class Settlement:
     `prompt_tokens` is the estimate that counts where the engine was left before it answered.
     """
 
-    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens")
+    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id")
 
     def __init__(self, exchange: Exchange, permit: Permit, journal: Journal, prompt_tokens: int) -> None:
         """Write that the request was accepted; raises `JournalFull`, with nothing written."""
-        journal.open_record(exchange)
+        self._record_id = journal.open_record(exchange)
         self._exchange = exchange
         self._permit: Permit | None = permit
         self._journal = journal
@@ -38,4 +38,4 @@ class Settlement:
         if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
             tokens = self._prompt_tokens
         permit.charge(tokens)
-        self._journal.close_record(exchange)
+        self._journal.close_record(exchange, self._record_id)

@@ -1,12 +1,12 @@
-"""Requests as the proxy hands them to the journal, and what stands in the journal afterwards."""
+"""Requests as the proxy hands them to the journal and the logs, and what stands in the journal afterwards."""
 
 import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from edge.exchange import End, Exchange, Principal, Usage, UsageSource
+from edge.exchange import End, Exchange, Phase, Principal, Usage, UsageSource
 from edge.journal.buffer import LineBuffer
 from edge.journal.journal import Journal
 
@@ -34,12 +34,46 @@ def ended(exchange: Exchange, **facts: Any) -> Exchange:
     return exchange
 
 
+def finished(**facts: Any) -> Exchange:
+    """A request as the log and the metrics get it, of which little is known."""
+    exchange = Exchange("req_1", "POST", STARTED_AT, 100.0, path="/v1/completions", host="chat.d.run")
+    exchange.end, exchange.status, exchange.phase, exchange.finished = End.COMPLETE, 200, Phase.DONE, 102.5
+    for name, value in facts.items():
+        setattr(exchange, name, value)
+    return exchange
+
+
+class Recorded(NamedTuple):
+    """A request, and the id of its record."""
+
+    exchange: Exchange
+    id: str
+
+
+def opened(journal: Journal, **facts: Any) -> Recorded:
+    """A request that passed admission, recorded as the proxy does it."""
+    exchange = accepted(**facts)
+    return Recorded(exchange, journal.open_record(exchange))
+
+
+def close(journal: Journal, recorded: Recorded, **facts: Any) -> None:
+    """The same at the end of the request."""
+    journal.close_record(ended(recorded.exchange, **facts), recorded.id)
+
+
+def write(journal: Journal, **facts: Any) -> Recorded:
+    exchange = opened(journal, **facts)
+    close(journal, exchange)
+    journal.drain()
+    return exchange
+
+
 def crash(journal: Journal) -> None:
     """What the kernel does to the journal of a process that is killed."""
-    os.close(journal._descriptor)
-    journal._descriptor = -1
-    crash_buffer(journal._buffer)
-    for lock in (journal.lock, *journal.adopted):
+    os.close(journal._file._descriptor)
+    journal._file._descriptor = -1
+    crash_buffer(journal._file.buffer)
+    for lock in (journal.lock, *journal.adopted.locks):
         lock.release()
 
 

@@ -22,6 +22,7 @@ from edge.config.reading import load
 from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.files import lines_in
+from edge.journal.records import CRASHED, VERSION
 
 By = Literal["key", "user", "model", "day"]
 
@@ -32,6 +33,7 @@ class _Ended(msgspec.Struct, gc=False):
     """What is asked of a line."""
 
     time: str
+    v: int = VERSION
     end: str | None = None
     key_id: str | None = None
     user: str | None = None
@@ -94,7 +96,8 @@ def totals(directory: Path, since: float | None, until: float | None, by: By) ->
                 except (ValueError, RecursionError):
                     unreadable += line.endswith(b"\n")  # else it may be one that is being written
                     continue
-                if ended.end is None or not first <= ended.time < after:
+                unreadable += ended.v > VERSION
+                if ended.v > VERSION or ended.end is None or not first <= ended.time < after:
                     continue
                 name = _name(ended, by)
                 row = rows.get(name)
@@ -124,7 +127,7 @@ def _count(row: Row, ended: _Ended) -> None:
     row.reasoning_tokens += ended.reasoning_tokens
     row.units += ended.units
     row.estimated += ended.usage_source == UsageSource.ESTIMATED.value
-    row.crashed += ended.end == "crashed"
+    row.crashed += ended.end == CRASHED
 
 
 def _by_name(row: Row) -> str:
@@ -186,7 +189,8 @@ def main(directory: Path, parsed: argparse.Namespace) -> int:
     else:
         print(render(found.rows, parsed.by))
     if found.unreadable:
-        print(f"edge: {found.unreadable} lines cannot be read and are not counted", file=sys.stderr)
+        problem = "lines cannot be read and are not counted: they are damaged, or of a newer edge"
+        print(f"edge: {found.unreadable} {problem}", file=sys.stderr)
     return 0
 
 
@@ -213,6 +217,3 @@ def render(rows: Iterable[Row], by: By) -> str:
 def _shown(name: str) -> str:
     """Return a name for a terminal: a model's is what a client wrote."""
     return (name if name.isprintable() else ascii(name)) or "-"
-
-
-__all__ = ["By", "Row", "Totals", "add_arguments", "as_json", "main", "parse_time", "render", "run", "totals"]

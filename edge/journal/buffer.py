@@ -104,6 +104,3 @@ def left_lines(path: Path) -> LeftLines | None:
     if mark != _MARK or len(lines) != length or crc32(lines) != crc:
         return None
     return LeftLines(lines, number, offset)
-
-
-__all__ = ["LeftLines", "LineBuffer", "left_lines"]

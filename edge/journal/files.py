@@ -166,23 +166,3 @@ def sync_directory(directory: Path) -> None:
 def tokens_left(directory: Path) -> list[str]:
     """Return the tokens that are not done with, in the order of their starts; their processes may live."""
     return sorted(path.stem for path in directory.glob("*.lock") if _TOKEN.fullmatch(path.stem))
-
-
-__all__ = [
-    "MAX_LINE_BYTES",
-    "START",
-    "Position",
-    "TokenLock",
-    "buffer_path",
-    "file_numbers",
-    "file_path",
-    "lines_in",
-    "load_position",
-    "lock_new_token",
-    "position_path",
-    "save_position",
-    "sync_directory",
-    "tokens_left",
-    "write_at",
-    "write_whole",
-]

@@ -10,16 +10,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Final, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
-import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.config.values import bracketed
 from edge.journal.files import (
     MAX_LINE_BYTES,
     START,
@@ -30,6 +28,9 @@ from edge.journal.files import (
     load_position,
     save_position,
 )
+from edge.journal.records import Head, head_of
+from edge.journal.sinks.protocol import Sink, SinkUnavailable
+from edge.outage import Outage
 
 _log = logging.getLogger(__name__)
 
@@ -37,37 +38,6 @@ _MAX_RECORDS: Final = 500
 _POLL_INTERVAL_S: Final = 0.2
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
-_PORTS: Final = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}
-
-
-class SinkUnavailable(Exception):
-    """A sink did not acknowledge; the message is for the log and holds no secret."""
-
-
-def place_of(url: str) -> str:
-    """Return host and port of a sink's URL for the log, without what may be secret: credentials, path and query."""
-    parts = urlsplit(url)
-    return f"{bracketed(parts.hostname or 'localhost')}:{parts.port or _PORTS[parts.scheme]}"
-
-
-class Sink(Protocol):
-    """Where records go."""
-
-    async def deliver(self, lines: Sequence[bytes]) -> None:
-        """Hand records over, JSON without newlines; returns when they are safe there. Raises `SinkUnavailable`."""
-
-    async def close(self) -> None:
-        """Free everything."""
-
-
-class _Line(msgspec.Struct, gc=False):
-    id: str
-    time: str
-    end: str | None = None
-    duration_ms: float = 0
-
-
-_decoder: Final = msgspec.json.Decoder(_Line)
 
 
 class _Batch(NamedTuple):
@@ -80,7 +50,8 @@ class Shipper:
     """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
 
     `locks` are those of adopted tokens; a token that is delivered to its end is finished. One that cannot be delivered
-    is tried again after pauses that grow, and holds up no other.
+    is tried again after pauses that grow, and holds up no other. `outage` lasts while the last attempt of any token
+    failed, `note_outage` while a crash would repeat records.
     """
 
     def __init__(
@@ -94,14 +65,12 @@ class Shipper:
         self.shipped = 0
         self._sink = sink
         self._clock = clock
-        self._unsaved = ""
+        down = "usage sink: records are not delivered and wait in the journal"
+        self.outage = Outage("usage sink", _log, down, "usage sink: records are delivered again")
+        down = "usage sink: how far records are delivered cannot be noted, a crash repeats them"
+        self.note_outage = Outage("usage sink's note", _log, down, "usage sink: how far records are delivered is noted")
         # Its own first: they are what `flush` must not leave behind for the sake of others.
         self._spools = [_Spool(directory, token, None), *(_Spool(directory, lock.token, lock) for lock in locks)]
-
-    @property
-    def outage(self) -> str:
-        """Why records are not delivered, as far as the last attempt of each token shows; "" when all are."""
-        return next((spool.outage for spool in self._spools if spool.outage), "")
 
     @property
     def lag_bytes(self) -> int:
@@ -147,7 +116,10 @@ class Shipper:
             try:
                 found = await self._deliver(spool) or found
             except (SinkUnavailable, OSError) as error:
-                self._lost(spool, str(error) or type(error).__name__)
+                spool.failed_by = str(error) or type(error).__name__
+                if spool.lock is not None:  # what is refused may be these records alone
+                    spool.failed_by += f", those of {spool.lock.token}"
+                self._judge()
                 spool.due_at = now() + pause(spool.failures)
                 spool.failures += 1
         return found
@@ -175,34 +147,38 @@ class Shipper:
         try:
             await asyncio.to_thread(spool.save)
         except OSError as error:  # a full disk is no reason to deliver less
-            self._not_saved(error.strerror or type(error).__name__)
+            self.note_outage.down(error.strerror or type(error).__name__)
         else:
-            self._not_saved("")
+            self.note_outage.up()
         return True
 
-    def _lost(self, spool: "_Spool", reason: str) -> None:
-        if spool.lock is not None:  # what is refused may be these records alone
-            reason = f"{reason}, those of {spool.lock.token}"
-        if not self.outage:
-            _log.error("usage sink: records are not delivered (%s) and wait in the journal", reason)
-        spool.outage = reason
-
     def _answered(self, spool: "_Spool") -> None:
-        had_failed = bool(spool.outage)
-        spool.outage, spool.oldest_at, spool.failures = "", 0.0, 0
-        if had_failed and not self.outage:
-            _log.warning("usage sink: records are delivered again")
+        spool.failed_by, spool.oldest_at, spool.failures = "", 0.0, 0
+        self._judge()
 
-    def _not_saved(self, reason: str) -> None:
-        if reason and not self._unsaved:
-            _log.error("usage sink: how far records are delivered cannot be noted (%s), a crash repeats them", reason)
-        self._unsaved = reason
+    def _judge(self) -> None:
+        """Note whether records are delivered, as far as the last attempt of each token shows."""
+        reason = next((spool.failed_by for spool in self._spools if spool.failed_by), "")
+        if reason:
+            self.outage.down(reason)
+        else:
+            self.outage.up()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what was delivered, and how far delivery is behind."""
+        yield CounterMetricFamily("edge_usage_shipped", "Records that the sink has acknowledged.", value=self.shipped)
+        for name, text, value in (
+            ("unshipped_bytes", "What stands in the journal only.", self.lag_bytes),
+            ("unshipped_age_seconds", "The oldest record that is not delivered.", self.lag_s),
+            ("sink_up", "1, or 0 while the sink does not acknowledge.", not self.outage),
+        ):
+            yield GaugeMetricFamily(f"edge_usage_{name}", text, value=value)
 
 
 class _Spool:
     """The files of one token from a position on, and how their delivery goes. Its methods may run in threads.
 
-    `lock` is that of an adopted token. `outage` is why the last of `failures` attempts in a row failed, "" when none
+    `lock` is that of an adopted token. `failed_by` is why the last of `failures` attempts in a row failed, "" when none
     did; `due_at` is when to try again, on the loop's clock. `oldest_at` is when the oldest record ended that the sink
     was given and has not acknowledged, in Unix seconds, 0 for none.
     """
@@ -210,7 +186,7 @@ class _Spool:
     def __init__(self, directory: Path, token: str, lock: TokenLock | None) -> None:
         self.position = load_position(directory, token) or START
         self.lock = lock
-        self.outage = ""
+        self.failed_by = ""
         self.failures = 0
         self.due_at = 0.0
         self.oldest_at = 0.0
@@ -241,12 +217,10 @@ class _Spool:
         start, unreadable, oldest_at = 0, 0, 0.0
         while len(lines) < _MAX_RECORDS and (newline := data.find(b"\n", start)) >= 0:
             line, start = data[start:newline], newline + 1
-            try:
-                head = _decoder.decode(line)
-            except (ValueError, RecursionError):
+            head = head_of(line)
+            if head is None:
                 unreadable += 1
-                continue
-            if head.end is not None:
+            elif head.end is not None:
                 lines.append(line)
                 oldest_at = oldest_at or _ended_at(head)
         if not start and len(data) == MAX_LINE_BYTES:  # no line of ours
@@ -273,7 +247,7 @@ class _Spool:
                 self.position = Position(later[0], 0)
 
 
-def _ended_at(head: _Line) -> float:
+def _ended_at(head: Head) -> float:
     """Return Unix seconds."""
     with contextlib.suppress(ValueError):
         return datetime.fromisoformat(head.time).timestamp() + head.duration_ms / 1000
@@ -286,6 +260,3 @@ def pause_s(failures: int, chance: float) -> float:
     It spreads what a sink that comes back is asked by many processes.
     """
     return float(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S)) * (1 + chance) / 2
-
-
-__all__ = ["Shipper", "Sink", "SinkUnavailable", "pause_s", "place_of"]

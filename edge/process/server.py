@@ -23,9 +23,9 @@ from edge.config.values import Address
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.journal.journal import Journal
-from edge.journal.shipping import Shipper, Sink
-from edge.journal.sinks.http import HttpSink
-from edge.journal.sinks.redis import RedisSink
+from edge.journal.shipping import Shipper
+from edge.journal.sinks.protocol import Sink
+from edge.journal.sinks.table import sink_of
 from edge.keys.authenticator import Authenticator
 from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import Invalidation
@@ -40,7 +40,8 @@ from edge.process.listeners import bind, listener_tls, load_certificate, name_of
 from edge.process.reloading import Reloader
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
-from edge.telemetry.metrics import AccessLog, Metrics
+from edge.telemetry.access_log import AccessLog
+from edge.telemetry.metrics import Metrics
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.probes import HealthProbes
@@ -227,8 +228,8 @@ class Server:
         self.probes.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
         self.admission.reconfigure(generation.config.limits)
-        if isinstance(self._sink, HttpSink):
-            self._sink.reconfigure(generation.config.usage.sink_token)
+        if self._sink is not None:
+            self._sink.reconfigure(generation.config.usage)
         if self._tokens is not None and generation.config.jwt is not None:
             self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
@@ -238,11 +239,10 @@ class Server:
 
     def _record(self, config: UsageConfig) -> Journal:
         """Return the journal, and have it shipped where the file says so."""
-        if config.sink:
-            self._sink = _sink(config)
+        self._sink = sink_of(config)
         journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
         if self._sink is not None:
-            self._shipper = Shipper(config.journal, journal.token, journal.adopted, self._sink)
+            self._shipper = Shipper(config.journal, journal.token, journal.adopted.locks, self._sink)
         return journal
 
     async def _keep_journal(self) -> None:
@@ -275,19 +275,18 @@ class Server:
 
     def _tell(self) -> None:
         """Have `/metrics` and `/readyz?verbose` ask every part."""
-        usage = self.journal, self._shipper
         self.health.parts += [
             partial(status.request_lines, self.proxy, self.clients),
             partial(status.key_lines, self.authenticator, self._tokens, self._channel),
-            partial(status.usage_lines, *usage),
+            partial(status.usage_lines, self.journal, self._shipper),
             partial(status.endpoint_lines, self.endpoints, self._loop.time),
         ]
-        parts = (self.authenticator, self._tokens, self._channel, self.admission, self.shared_limits, self.health)
+        keys = self.authenticator, self._tokens, self._channel
+        usage = self.journal, self._shipper, self._access_log
+        parts = (*keys, self.admission, self.shared_limits, *usage, self.health)
         self.metrics.gauges += [part.metrics for part in parts if part is not None]
         self.metrics.gauges += [
             partial(status.client_metrics, self.proxy, self.clients, self.memory),
-            partial(status.usage_metrics, *usage),
-            partial(status.log_metrics, self._access_log),
             lambda: self.endpoints.metrics(self.generation.pools),
         ]
 
@@ -339,16 +338,6 @@ async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]])
         except Exception:
             _log.exception("%s failed, and begins again", name)
         await asyncio.sleep(_RESTART_PAUSE_S)
-
-
-def _sink(config: UsageConfig) -> Sink:
-    """Return the sink that `usage.sink` names; raises `Unusable`."""
-    if not config.sink.startswith("http"):
-        return RedisSink(config.sink, config.sink_ca_file)
-    try:
-        return HttpSink(config.sink, config.sink_token, config.sink_ca_file)
-    except OSError as error:
-        raise Unusable(f"usage.sink_ca_file: cannot be used as PEM certificates ({error})") from None
 
 
 def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:

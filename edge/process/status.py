@@ -17,7 +17,7 @@ from edge.keys.revocations import RevocationChannel
 from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
 from edge.proxy import Proxy
-from edge.telemetry.metrics import AccessLog, counter, gauge
+from edge.telemetry.metrics import counter, gauge
 from edge.upstream.endpoints import Endpoints
 
 # --- lines
@@ -44,10 +44,10 @@ def key_lines(
 
 def usage_lines(journal: Journal, shipper: Shipper | None) -> Iterator[Line]:
     """Yield whether usage is recorded and delivered."""
-    waiting = f"{journal.outage}, {journal.lines_waiting} lines wait in memory"
+    waiting = f"{journal.outage.reason}, {journal.lines_waiting} lines wait in memory"
     yield "journal", waiting if journal.outage else "ok"
     if shipper is not None:
-        yield "usage sink", f"{shipper.outage or 'ok'}, {shipper.lag_bytes} bytes to go"
+        yield "usage sink", f"{shipper.outage.reason or 'ok'}, {shipper.lag_bytes} bytes to go"
 
 
 def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator[Line]:
@@ -69,23 +69,3 @@ def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> I
     yield counter("edge_connections_refused", "Connections over max_connections.", clients.refused_connections)
     yield counter("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
     yield gauge("edge_request_body_bytes", "Request bodies held now.", memory.used_bytes)
-
-
-def usage_metrics(journal: Journal, shipper: Shipper | None) -> Iterator[Metric]:
-    """Yield what was recorded and delivered."""
-    yield counter("edge_usage_records_opened", "Requests accepted and recorded.", journal.records_open)
-    yield counter("edge_usage_records_closed", "Records that say how a request ended.", journal.records_closed)
-    yield counter("edge_usage_records_recovered", "Records ended for a process that crashed.", journal.recovered)
-    yield counter("edge_usage_write_errors", "Writes to the journal that failed.", journal.write_errors)
-    yield gauge("edge_usage_lines_waiting", "Lines in memory, for a disk with room.", journal.lines_waiting)
-    yield counter("edge_usage_bad_lines", "Lines of crashed processes that cannot be read.", journal.bad_lines)
-    if shipper is not None:
-        yield counter("edge_usage_shipped", "Records that the sink has acknowledged.", shipper.shipped)
-        yield gauge("edge_usage_unshipped_bytes", "What stands in the journal only.", shipper.lag_bytes)
-        yield gauge("edge_usage_unshipped_age_seconds", "The oldest record that is not delivered.", shipper.lag_s)
-        yield gauge("edge_usage_sink_up", "1, or 0 while the sink does not acknowledge.", not shipper.outage)
-
-
-def log_metrics(access_log: AccessLog) -> Iterator[Metric]:
-    """Yield what the access log lost."""
-    yield counter("edge_access_log_dropped", "Log lines dropped for a stuck reader.", access_log.dropped)

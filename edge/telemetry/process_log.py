@@ -3,16 +3,14 @@
 import contextlib
 import logging
 import os
-import queue
 import select
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
 import orjson
 
-from edge.telemetry.metrics import write_all
+from edge.telemetry.line_writer import LineWriter
 
 MAX_BACKLOG: Final = 5_000  # lines not yet written; with a stack each, some tens of MB
 _PATIENCE_S: Final = 1.0  # at the end, for a reader that is stuck
@@ -44,26 +42,23 @@ class ThreadedHandler(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self._descriptor = descriptor
-        self._queue: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
-        self._untold = 0  # dropped since the last line that counted them
-        # A daemon, so that a stuck reader does not keep the process from ending.
-        threading.Thread(target=self._write, name="edge-process-log", daemon=True).start()
+        self._writer = LineWriter(descriptor, "edge-process-log")
+        self._dropped = 0  # since the last line that counted them
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the line of a record; called with the handler's lock."""
-        if self._queue.qsize() >= MAX_BACKLOG:
-            self._untold += 1
+        if self._writer.backlog >= MAX_BACKLOG:
+            self._dropped += 1
             return
-        self._tell_dropped()
+        self._report_dropped()
         try:
             self._put(record)
         except Exception:  # as every handler of `logging`: a bad line must not fail who logs it
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # named by logging
-        """Say in a line which record cannot be one; `logging` itself would print, and wait for the reader."""
-        self._say(f"a line of {record.name} cannot be written: {record.msg!a}")
+        """Report in a line which record cannot be one; `logging` itself would print, and wait for the reader."""
+        self._report(f"a line of {record.name} cannot be written: {record.msg!a}")
 
     def flush(self) -> None:
         """Write what was logged so far, for a while; `logging` itself calls it at the interpreter's end."""
@@ -73,31 +68,26 @@ class ThreadedHandler(logging.Handler):
         """Wait until what was logged so far is written; return False when the reader is stuck."""
         self.acquire()
         try:
-            self._tell_dropped()
+            self._report_dropped()
+            written = self._writer.written()
         finally:
             self.release()
-        written = threading.Event()
-        self._queue.put(written)
-        return written.wait(patience_s)
+        try:
+            written.result(patience_s)
+        except TimeoutError:
+            return False
+        return True
 
-    def _tell_dropped(self) -> None:
-        if self._untold:
-            self._say(f"{self._untold} lines of this log are lost, its reader was stuck")
-            self._untold = 0
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            self._report(f"{self._dropped} lines of this log are lost, its reader was stuck")
+            self._dropped = 0
 
-    def _say(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         self._put(logging.makeLogRecord({"name": __name__, "levelname": "ERROR", "msg": message}))
 
     def _put(self, record: logging.LogRecord) -> None:
-        self._queue.put(self.format(record).encode() + b"\n")
-
-    def _write(self) -> None:
-        while True:
-            line = self._queue.get()
-            if isinstance(line, threading.Event):
-                line.set()
-            else:
-                write_all(self._descriptor, line)
+        self._writer.put(self.format(record).encode() + b"\n")
 
 
 @contextlib.contextmanager
@@ -117,6 +107,3 @@ def send_nowhere(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-__all__ = ["JsonFormatter", "ThreadedHandler", "log_to_stderr", "send_nowhere"]

@@ -11,7 +11,7 @@ from edge.client.connection import ClientConnection, Request
 from edge.envelope.form import read_multipart
 from edge.errors import InvalidRequest
 from edge.simulator.server import Simulator
-from edge.telemetry.metrics import AccessLog
+from edge.telemetry.access_log import AccessLog
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
 
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}

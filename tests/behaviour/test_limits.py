@@ -317,7 +317,7 @@ async def test_request_that_cannot_be_recorded_is_charged_nothing(start_edge: St
     limits = '[limits.two]\nrequests_per_minute = 2\n[usage]\nwhen_full = "refuse"\n'
     edge = await start_edge(limits + routes)
     asked = {"model": "public/deepseek-r1", "messages": []}
-    edge.server.journal._unsafe = True
+    edge.server.journal.sync_outage.down("no room")
     assert [(await edge.ask(asked))[0] for _ in range(3)] == [503] * 3
-    edge.server.journal._unsafe = False
+    edge.server.journal.sync_outage.up()
     assert [(await edge.ask(asked))[0] for _ in range(3)] == [200, 200, 429]

@@ -66,6 +66,7 @@ async def test_answer_is_recorded_with_what_its_upstream_counted(
     assert status == 200
     (record,) = edge.records()
     assert record | {"id": "", "time": "", "ttft_ms": 0, "duration_ms": 0, "key_id": ""} == {
+        "v": 1,
         "id": "",
         "time": "",
         "request_id": headers["x-request-id"],
@@ -282,7 +283,7 @@ async def test_disk_that_cannot_be_written_refuses_requests_only_where_that_is_w
     journal, real = edge.server.journal, os.write
 
     def write(descriptor: int, data: bytes) -> int:
-        if descriptor == journal._descriptor:
+        if descriptor == journal._file._descriptor:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(descriptor, data)
 
@@ -296,7 +297,7 @@ async def test_disk_that_cannot_be_written_refuses_requests_only_where_that_is_w
     if when_full == "refuse":
         assert json.loads(body)["error"]["code"] == "journal_unavailable"
         assert headers["retry-after"] == "5"
-    assert (journal.outage, journal.lines_waiting) == ("No space left on device", 0)
+    assert (journal.outage.reason, journal.lines_waiting) == ("No space left on device", 0)
     monkeypatch.undo()
     journal.retry()
     assert (await edge.ask(ask(**simulate())))[0] == 200

@@ -18,7 +18,7 @@ from edge.commands import usage as usage_report
 from edge.commands.usage import Row, parse_time, render, totals
 from edge.exchange import End, Principal, Usage, UsageSource
 from edge.journal.journal import Journal
-from tests.records import STARTED_AT, accepted, ended, ends_of, journal_files
+from tests.records import STARTED_AT, close, ends_of, journal_files, opened
 
 NOW = 1_763_000_000.25
 DAY_S = 86_400
@@ -42,10 +42,9 @@ def record(directory: Path, made: list[dict[str, Any]], rotate_bytes: int = 3000
     """Write requests; those that crash have no usage."""
     journal = Journal(directory, rotate_bytes, "serve")
     for facts in made:
-        exchange = accepted(principal=facts["principal"], model=facts["model"], started_at=facts["started_at"])
-        journal.open_record(exchange)
+        exchange = opened(journal, principal=facts["principal"], model=facts["model"], started_at=facts["started_at"])
         if not facts["crashes"]:
-            journal.close_record(ended(exchange, usage=facts["usage"], end=facts["end"]))
+            close(journal, exchange, usage=facts["usage"], end=facts["end"])
     journal.close()  # what is open is ended as crashed by the next start
     Journal(directory, rotate_bytes, "serve").close()
 
@@ -123,8 +122,8 @@ REQUEST: dict[str, Any] = {
 
 def test_request_that_runs_does_not_count_and_a_line_that_is_being_written_is_no_fault(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 2**20, "serve")
-    journal.open_record(accepted())
-    os.write(journal._descriptor, b'{"id":"x","tim')
+    opened(journal)
+    os.write(journal._file._descriptor, b'{"id":"x","tim')
     found = totals(tmp_path, None, None, "user")
     assert (found.rows, found.unreadable) == ([], 0)
     journal.close()

@@ -1,108 +1,30 @@
 """A usage record is kept whatever ends the process, and whatever the disk does."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import random
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.config.settings import WhenFull
 from edge.errors import Unusable
-from edge.exchange import End, Exchange, UsageSource
+from edge.exchange import End, Usage, UsageSource
 from edge.journal import journal as module
+from edge.journal import rotating
 from edge.journal.files import Position, load_position, save_position
 from edge.journal.journal import Journal, JournalFull
-from tests.records import accepted, crash, ended, ends_of, journal_files, lines_of
+from tests.journal.conftest import MEGABYTE, FaultyDisk
+from tests.records import close, crash, ends_of, journal_files, lines_of, opened, write
 
-OPEN_FIELDS = ["id", "time", "request_id", "key_id", "user", "route", "path", "model", "stream"]
-MEGABYTE = 2**20
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
-    """Start journals in one directory; what a test leaves open is closed."""
-    started: list[Journal] = []
-
-    def make(rotate_bytes: int = MEGABYTE, when_full: WhenFull = "serve", **options: Any) -> Journal:
-        journal = Journal(tmp_path, rotate_bytes, when_full, **options)
-        started.append(journal)
-        return journal
-
-    yield make
-    for journal in started:
-        if journal._descriptor >= 0:
-            journal._waiting.clear()
-            journal.close()
-
-
-def write(journal: Journal, **facts: Any) -> Exchange:
-    exchange = accepted(**facts)
-    journal.open_record(exchange)
-    journal.close_record(ended(exchange))
-    journal.drain()
-    return exchange
-
-
-class FaultyDisk:
-    """`os.write`, `os.ftruncate` and `os.fsync` with faults: an errno, or room for so many bytes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fault: int | None = None
-        self.room: int | None = None
-        self.truncate_fault: int | None = None
-        self.sync_fault: int | None = None
-        self.writes = 0
-        real_write, real_truncate, real_sync = os.write, os.ftruncate, os.fsync
-
-        def write(descriptor: int, data: bytes) -> int:
-            self.writes += 1
-            _raise(self.fault)
-            if self.room is None:
-                return real_write(descriptor, data)
-            if not self.room:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = real_write(descriptor, data[: self.room])
-            self.room -= written
-            return written
-
-        def truncate(descriptor: int, size: int) -> None:
-            _raise(self.truncate_fault)
-            before = os.fstat(descriptor).st_size
-            real_truncate(descriptor, size)
-            if self.room is not None:
-                self.room += before - size
-
-        def sync(descriptor: int) -> None:
-            _raise(self.sync_fault)
-            real_sync(descriptor)
-
-        monkeypatch.setattr(os, "write", write)
-        monkeypatch.setattr(os, "ftruncate", truncate)
-        monkeypatch.setattr(os, "fsync", sync)
-
-
-def _raise(number: int | None) -> None:
-    if number is not None:
-        raise OSError(number, os.strerror(number))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
-    return FaultyDisk(monkeypatch)
+OPEN_FIELDS = ["v", "id", "time", "request_id", "key_id", "user", "route", "path", "model", "stream"]
 
 
 # --- records
@@ -112,46 +34,42 @@ def test_record_is_a_line_when_it_opens_and_a_whole_one_when_it_ends(
     tmp_path: Path, start: Callable[..., Journal]
 ) -> None:
     journal = start()
-    exchange = accepted()
-    journal.open_record(exchange)
+    exchange = opened(journal)
     journal.drain()
-    [opened] = lines_of(tmp_path)
-    assert list(opened) == OPEN_FIELDS
-    journal.close_record(ended(exchange, retries=1))
+    [begun] = lines_of(tmp_path)
+    assert list(begun) == OPEN_FIELDS
+    close(journal, exchange, retries=1)
     journal.drain()
     _, closed = lines_of(tmp_path)
     assert closed == {
-        "id": exchange.record_id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
+        "v": 1, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
         "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
         "upstream_model": "r1", "endpoint": "10.0.0.1:8000", "stream": True, "status": 200, "end": "complete",
         "prompt_tokens": 11, "completion_tokens": 7, "cached_tokens": 3, "reasoning_tokens": 2, "units": 0,
         "usage_source": "final", "ttft_ms": 123.4, "duration_ms": 2500.0, "retries": 1,
     }  # fmt: skip
-    assert opened == {name: closed[name] for name in OPEN_FIELDS}
+    assert begun == {name: closed[name] for name in OPEN_FIELDS}
     assert (journal.records_open, journal.records_closed, journal.lines_waiting) == (1, 1, 0)
 
 
 def test_what_is_not_known_is_null(tmp_path: Path, start: Callable[..., Journal]) -> None:
     journal = start()
-    exchange = accepted(principal=None, model="", route="")
-    journal.open_record(exchange)
-    journal.close_record(ended(exchange, endpoint="", upstream_model="", first_byte=0.0))
+    exchange = opened(journal, principal=None, model="", route="")
+    close(journal, exchange, endpoint="", upstream_model="", first_byte=0.0)
     journal.drain()
     [record] = ends_of(tmp_path).values()
     nulls = ["key_id", "user", "route", "model", "upstream_model", "endpoint", "ttft_ms"]
     assert [name for name, value in record.items() if value is None] == nulls
 
 
-@pytest.mark.parametrize("end", End)
-@pytest.mark.parametrize("source", UsageSource)
+@pytest.mark.parametrize(
+    ("end", "source"), [*((end, UsageSource.FINAL) for end in End), *((End.COMPLETE, source) for source in UsageSource)]
+)
 def test_every_end_and_source_has_its_word(
     tmp_path: Path, start: Callable[..., Journal], end: End, source: UsageSource
 ) -> None:
     journal = start()
-    exchange = accepted()
-    journal.open_record(exchange)
-    usage = msgspec.structs.replace(ended(exchange).usage, source=source)
-    journal.close_record(ended(exchange, end=end, usage=usage))
+    close(journal, opened(journal), end=end, usage=Usage(11, source=source))
     journal.drain()
     [record] = ends_of(tmp_path).values()
     assert (record["end"], record["usage_source"]) == (end.value, source.value)
@@ -164,7 +82,7 @@ def test_any_text_is_one_line(tmp_path_factory: pytest.TempPathFactory, text: st
     journal = Journal(directory, MEGABYTE, "serve")
     exchange = write(journal, model=text, path=text, started_at=at)
     journal.close()
-    record = ends_of(directory)[exchange.record_id]
+    record = ends_of(directory)[exchange.id]
     assert (record["model"], record["path"], len(record["time"])) == (text or None, text, 24)
     assert len(lines_of(directory)) == 2
     shutil.rmtree(directory)
@@ -172,7 +90,7 @@ def test_any_text_is_one_line(tmp_path_factory: pytest.TempPathFactory, text: st
 
 def test_ids_are_unique_over_processes_and_name_their_file(tmp_path: Path, start: Callable[..., Journal]) -> None:
     journals = [start() for _ in range(3)]
-    ids = [write(journal).record_id for journal in journals for _ in range(10)]
+    ids = [write(journal).id for journal in journals for _ in range(10)]
     assert len(set(ids)) == 30
     assert set(ends_of(tmp_path)) == set(ids)
     for path in journal_files(tmp_path):
@@ -185,7 +103,7 @@ def test_ids_are_unique_over_processes_and_name_their_file(tmp_path: Path, start
 
 def test_full_file_is_followed_by_another(tmp_path: Path, start: Callable[..., Journal]) -> None:
     journal = start(rotate_bytes=2000)
-    ids = {write(journal).record_id for _ in range(20)}
+    ids = {write(journal).id for _ in range(20)}
     files = journal_files(tmp_path)
     assert len(files) > 3
     assert [path.name for path in files] == [f"{journal.token}.{n:04d}.jsonl" for n in range(1, len(files) + 1)]
@@ -212,28 +130,26 @@ def test_new_utc_day_begins_a_new_file(tmp_path: Path, start: Callable[..., Jour
 def test_each_file_begins_with_the_requests_that_run(tmp_path: Path, start: Callable[..., Journal]) -> None:
     """So the last file alone says what a crash left, and older ones may be taken away."""
     journal = start(rotate_bytes=1000)
-    running = [accepted(request_id=f"req_{number}") for number in range(5)]
-    for exchange in running:
-        journal.open_record(exchange)
+    running = [opened(journal, request_id=f"req_{number}") for number in range(5)]
     journal.drain()
-    finished = {write(journal).record_id for _ in range(20)}
+    finished = {write(journal).id for _ in range(20)}
     *older, last = journal_files(tmp_path)
     assert len(older) > 3
     left = {json.loads(line)["id"] for line in last.read_bytes().splitlines()} - finished
-    assert left == {exchange.record_id for exchange in running}
-    journal.close_record(ended(running[0]))
+    assert left == {exchange.id for exchange in running}
+    close(journal, running[0])
     crash(journal)
     for path in older:
         path.unlink()
     start()
     ends = {each: record["end"] for each, record in ends_of(tmp_path).items() if each not in finished}
-    assert ends == {running[0].record_id: "complete"} | {each.record_id: "crashed" for each in running[1:]}
+    assert ends == {running[0].id: "complete"} | {each.id: "crashed" for each in running[1:]}
 
 
 def test_size_of_running_requests_alone_does_not_rotate(tmp_path: Path, start: Callable[..., Journal]) -> None:
     journal = start(rotate_bytes=1000)
     for _ in range(50):
-        journal.open_record(accepted())
+        opened(journal)
     journal.drain()
     before = len(journal_files(tmp_path))
     write(journal)
@@ -244,9 +160,8 @@ def test_file_that_cannot_begin_leaves_no_draft(
     tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk
 ) -> None:
     journal = start()
-    running = accepted()
-    journal.open_record(running)
-    journal._rotate_at = 0
+    running = opened(journal)
+    journal._file._rotate_at = 0
     disk.room = 100  # less than the lines it begins with
     exchange = write(journal)
     assert journal.write_errors == 1
@@ -254,9 +169,9 @@ def test_file_that_cannot_begin_leaves_no_draft(
     assert len(journal_files(tmp_path)) == 1
     disk.room = None
     journal.retry()
-    journal.close_record(ended(running))
+    close(journal, running)
     journal.drain()
-    assert exchange.record_id in ends_of(tmp_path)
+    assert exchange.id in ends_of(tmp_path)
     assert len(journal_files(tmp_path)) == 2
 
 
@@ -268,12 +183,11 @@ def test_file_that_cannot_begin_keeps_the_lines_of_the_one_before(
     ids = []
     for crashes in (False, True):
         journal = start()
-        ids.append(write(journal).record_id)
-        exchange = accepted()
-        journal.open_record(exchange)
-        journal.close_record(ended(exchange))
-        ids.append(exchange.record_id)
-        journal._rotate_at = 0
+        ids.append(write(journal).id)
+        exchange = opened(journal)
+        close(journal, exchange)
+        ids.append(exchange.id)
+        journal._file._rotate_at = 0
 
         def fail(*arguments: object, **options: object) -> int:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -281,7 +195,7 @@ def test_file_that_cannot_begin_keeps_the_lines_of_the_one_before(
         with monkeypatch.context() as patch:
             patch.setattr(Path if step == "rename" else os, step, fail)
             journal.drain()
-        assert journal.outage == "Too many open files"
+        assert journal.outage.reason == "Too many open files"
         if crashes:
             crash(journal)
             start()
@@ -289,293 +203,6 @@ def test_file_that_cannot_begin_keeps_the_lines_of_the_one_before(
             journal.retry()
             assert len(journal_files(tmp_path)) == 2
     assert set(ends_of(tmp_path)) == set(ids)
-
-
-# --- crashes
-
-
-WRITER = """
-import os, random, sys
-from pathlib import Path
-from edge.journal.journal import Journal
-from tests.records import accepted, ended
-journal = Journal(Path(sys.argv[1]), 20_000, "serve")
-chance = random.Random(int(sys.argv[2]))
-running = []
-while True:
-    exchange = accepted()
-    journal.open_record(exchange)
-    os.write(1, f"+{exchange.record_id}\\n".encode())
-    running.append(exchange)
-    while running and chance.random() < 0.55:
-        done = running.pop(chance.randrange(len(running)))
-        journal.close_record(ended(done))
-        os.write(1, f"-{done.record_id}\\n".encode())
-    if chance.random() < 0.02:
-        journal.drain()
-"""
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_killed_process_leaves_every_open_record_to_be_ended_once(
-    tmp_path: Path, start: Callable[..., Journal], seed: int
-) -> None:
-    """What it had told was written stands; what it had open is ended as crashed; nothing is ended twice."""
-    usage = tmp_path
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(usage), str(seed)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    ) as process:
-        assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(random.Random(seed).randrange(1, 3000))]
-        process.send_signal(signal.SIGKILL)
-        told += process.stdout.readlines()
-    told = [line for line in told if line.endswith(b"\n")]
-    opened = {line[1:-1].decode() for line in told if line.startswith(b"+")}
-    closed = {line[1:-1].decode() for line in told if line.startswith(b"-")}
-    adopting = start()
-    records = ends_of(usage)
-    assert opened <= set(records)
-    assert len(set(records) - opened) <= 1  # written, not told any more
-    complete = {each for each, record in records.items() if record["end"] == "complete"}
-    assert closed <= complete
-    assert len(complete - closed) <= 1
-    assert adopting.recovered == len(records) - len(complete)
-    assert adopting.bad_lines == 0
-    assert [path.stem for path in usage.glob("*.lock")] == [adopting.token]
-
-
-def test_crashed_record_has_every_field(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    first = start()
-    exchange = accepted()
-    first.open_record(exchange)
-    crash(first)
-    second = start()
-    assert (second.recovered, second.bad_lines) == (1, 0)
-    [record] = ends_of(tmp_path).values()
-    assert record == {
-        "id": exchange.record_id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
-        "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
-        "upstream_model": None, "endpoint": None, "stream": True, "status": 0, "end": "crashed", "prompt_tokens": 0,
-        "completion_tokens": 0, "cached_tokens": 0, "reasoning_tokens": 0, "units": 0, "usage_source": "none",
-        "ttft_ms": None, "duration_ms": 0, "retries": 0,
-    }  # fmt: skip
-
-
-def test_adoption_is_done_once(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    first = start()
-    first.open_record(accepted())
-    crash(first)
-    crash(start())
-    before = {path: path.read_bytes() for path in journal_files(tmp_path)}
-    assert start().recovered == 0
-    assert all(path.read_bytes() == content for path, content in before.items() if content)
-
-
-def test_files_of_a_live_process_are_never_touched(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    living = start()
-    exchange = accepted()
-    living.open_record(exchange)
-    living.drain()
-    [path] = journal_files(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1])  # and it is just writing
-    before = path.read_bytes()
-    other = start()
-    assert (other.recovered, other.bad_lines, other.adopted) == (0, 0, [])
-    assert path.read_bytes() == before
-    assert (tmp_path / f"{living.token}.lock").exists()
-
-
-def test_line_cut_anywhere_is_mended_and_ends_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The crash of a machine can cut the last line at any byte (here every seventh); what was before stays."""
-    origin = tmp_path_factory.mktemp("origin")
-    journal = Journal(origin, MEGABYTE, "serve")
-    whole = write(journal)
-    cut = accepted()
-    journal.open_record(cut)
-    journal.drain()
-    keep = journal._size
-    journal.close_record(ended(cut))
-    journal.drain()
-    size = journal._size
-    crash(journal)
-    [original] = journal_files(origin)
-    content = original.read_bytes()
-    for length in (*range(keep, size - 2, 7), size - 2, size - 1, size):
-        directory = tmp_path_factory.mktemp("cut")
-        (directory / original.name).write_bytes(content[:length])
-        (directory / f"{journal.token}.lock").touch()
-        adopting = Journal(directory, MEGABYTE, "serve")
-        records = ends_of(directory)
-        complete = length >= size - 1  # all but the newline is a whole line
-        assert records[cut.record_id]["end"] == ("complete" if complete else "crashed")
-        assert records[whole.record_id]["end"] == "complete"
-        assert adopting.recovered == (not complete)
-        assert adopting.bad_lines == (keep < length < size - 1)
-        adopting.close()
-        shutil.rmtree(directory)
-
-
-@pytest.mark.parametrize(
-    "rubbish",
-    [
-        b"\0" * 5000,
-        b"\0" * 2_000_000,
-        b"[" * 100_000,
-        b"\xff\xfe",
-        b"[]",
-        b"7",
-        b'{"id":7}',
-        b'{"end":"complete"}',
-        b"",
-    ],
-    ids=range(9),
-)
-def test_rubbish_between_lines_is_counted_and_harms_no_record(
-    tmp_path: Path, start: Callable[..., Journal], rubbish: bytes
-) -> None:
-    first = start(rotate_bytes=8 * MEGABYTE)
-    ids = [write(first).record_id]
-    first._size += os.write(first._descriptor, rubbish + b"\n")
-    first._buffer.clear(first._size)
-    ids += [write(first).record_id]
-    exchange = accepted()
-    first.open_record(exchange)
-    crash(first)
-    second = start()
-    assert second.recovered == 1
-    assert second.bad_lines >= 1
-    lines = {line["id"]: line.get("end") for line in lines_of(tmp_path) if isinstance(line, dict) and "time" in line}
-    assert lines == {ids[0]: "complete", ids[1]: "complete", exchange.record_id: "crashed"}
-
-
-def test_open_line_with_fields_that_are_no_record_is_counted(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    first = start()
-    os.write(first._descriptor, b'{"id":"x-1"}\n')
-    crash(first)
-    second = start()
-    assert (second.recovered, second.bad_lines) == (0, 1)
-    assert list(tmp_path.glob("*.lock")) == [tmp_path / f"{second.token}.lock"]
-
-
-def test_adoption_that_the_disk_refuses_is_left_to_the_next_start(
-    tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = start()
-    for _ in range(10):
-        first.open_record(accepted())
-    first.drain()
-    content = journal_files(tmp_path)[0].read_bytes()
-    crash(first)
-    disk.room = 32 + module._BUFFER_BYTES + 500  # for its own buffer, and half of what it would write
-    second = start()
-    assert second.recovered == 0
-    assert "cannot be adopted" in caplog.text
-    assert (tmp_path / f"{first.token}.0001.jsonl").read_bytes() == content
-    disk.room = None
-    third = start()
-    assert third.recovered == 10
-    assert len(ends_of(tmp_path)) == 10
-
-
-def test_buffer_that_the_disk_refuses_is_left_to_the_next_start(
-    tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = start()
-    exchange = accepted()
-    first.open_record(exchange)
-    first.close_record(ended(exchange))
-    crash(first)
-    disk.room = 32 + module._BUFFER_BYTES + 300  # for its own buffer, and half of what it would write
-    start()
-    assert "cannot be adopted" in caplog.text
-    assert lines_of(tmp_path) == []
-    disk.room = None
-    assert start().recovered == 0
-    assert [record["end"] for record in ends_of(tmp_path).values()] == ["complete"]
-
-
-STARTER = """
-import sys
-from pathlib import Path
-from edge.journal.journal import Journal
-print("ready", flush=True)
-sys.stdin.readline()
-journal = Journal(Path(sys.argv[1]), 2**20, "serve")
-print(journal.recovered, journal.bad_lines, journal.token, flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_processes_that_start_at_once_adopt_each_token_once(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    journals = [start() for _ in range(30)]
-    for journal in journals:
-        for _ in range(20):
-            journal.open_record(accepted())
-    for journal in journals:
-        crash(journal)
-    starters = [
-        subprocess.Popen(
-            [sys.executable, "-c", STARTER, str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        for _ in range(4)
-    ]
-    try:
-        for process in starters:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-        for process in starters:
-            assert process.stdin is not None
-            process.stdin.write(b"go\n")
-            process.stdin.flush()
-        told = [process.stdout.readline().split() for process in starters if process.stdout is not None]
-    finally:
-        for process in starters:
-            process.communicate(b"end\n")
-    assert sum(int(recovered) for recovered, _, _ in told) == 600
-    assert sum(int(bad) for _, bad, _ in told) == 0
-    assert len(ends_of(tmp_path)) == 600
-
-
-def test_threads_that_start_at_once_never_meet(tmp_path: Path) -> None:
-    """Also with tokens that begin and end meanwhile, whose locks come and go."""
-    barrier = threading.Barrier(8)
-    journals: list[Journal] = []
-
-    def begin() -> None:
-        for _ in range(20):
-            barrier.wait()
-            journal = Journal(tmp_path, MEGABYTE, "serve")
-            journals.append(journal)
-            write(journal)
-            journal.open_record(accepted())
-            if len(journals) % 2:
-                crash(journal)
-            else:
-                journal.close_record(ended(accepted(record_id=f"{journal.token}-2")))
-                journal.close()
-
-    threads = [threading.Thread(target=begin) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    Journal(tmp_path, MEGABYTE, "serve").close()
-    assert len(journals) == 160
-    assert len({journal.token for journal in journals}) == 160
-    assert len(ends_of(tmp_path)) == 320
-    assert list(tmp_path.glob("*.lock")) == []
-
-
-def test_lock_lasts_as_long_as_the_process(tmp_path: Path, start: Callable[..., Journal]) -> None:
-    journal = start()
-    with (tmp_path / f"{journal.token}.lock").open() as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        crash(journal)
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # --- a disk that is full, or broken
@@ -605,17 +232,14 @@ def test_real_full_disk_loses_no_record_and_tears_no_line(full_disk: Path, when_
     ballast.write_bytes(b"x" * 700_000)
     done, running, refused = [], [], 0
     for number in range(1000):
-        exchange = accepted(request_id=f"req_{number}")
         try:
-            journal.open_record(exchange)
+            running.append(opened(journal, request_id=f"req_{number}"))
         except JournalFull:
-            assert exchange.record_id == ""
             refused += 1
             continue
-        running.append(exchange)
         if number % 3:
             done.append(running.pop(0))
-            journal.close_record(ended(done[-1]))
+            close(journal, done[-1])
     assert journal.write_errors > 0
     assert (refused > 0) == (when_full == "refuse")
     [path] = journal_files(usage)
@@ -627,10 +251,10 @@ def test_real_full_disk_loses_no_record_and_tears_no_line(full_disk: Path, when_
     journal.retry()
     assert journal.lines_waiting == 0
     for exchange in running:
-        journal.close_record(ended(exchange))
+        close(journal, exchange)
     journal.close()
     records = ends_of(usage)
-    assert set(records) == {each.record_id for each in (*done, *running)}
+    assert set(records) == {each.id for each in (*done, *running)}
     assert len(records) == 1000 - refused
     opens = [line["id"] for line in lines_of(usage) if "end" not in line]
     assert len(opens) == len(set(opens)) == len(records)
@@ -647,7 +271,7 @@ def test_lines_wait_in_order_while_the_disk_is_bad(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One log line when it begins and one when it ends, however many requests there are."""
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(rotating, "BUFFER_BYTES", 1000)
     journal = start()
     written = write(journal)
     disk.fault = fault
@@ -656,16 +280,16 @@ def test_lines_wait_in_order_while_the_disk_is_bad(
     journal.retry()
     assert disk.writes == tried + 2  # the first that failed, and the retry
     assert (journal.lines_waiting, journal.write_errors) == (97, 2)  # three are in the buffer
-    assert journal.outage == os.strerror(fault)
+    assert journal.outage.reason == os.strerror(fault)
     disk.fault = None
     more = write(journal)  # behind those that wait
     assert journal.lines_waiting == 99
     journal.retry()
     journal.retry()
     journal.retry()
-    assert (journal.lines_waiting, journal.outage) == (0, "")
+    assert (journal.lines_waiting, journal.outage.reason) == (0, "")
     ids = [line["id"] for line in lines_of(tmp_path)]
-    assert ids == [each.record_id for each in (written, *waiting, more) for _ in range(2)]
+    assert ids == [each.id for each in (written, *waiting, more) for _ in range(2)]
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
@@ -683,7 +307,7 @@ def test_line_without_room_is_undone(
     assert len(content) >= size
     disk.room = None
     journal.retry()
-    assert list(ends_of(tmp_path)) == [first.record_id, second.record_id]
+    assert list(ends_of(tmp_path)) == [first.id, second.id]
 
 
 def test_lines_that_wait_are_written_as_far_as_there_is_room(
@@ -701,7 +325,7 @@ def test_lines_that_wait_are_written_as_far_as_there_is_room(
         assert content.startswith(stood)
         assert content.endswith(b"}\n")
         stood = content
-    assert list(ends_of(tmp_path)) == [exchange.record_id for exchange in exchanges]
+    assert list(ends_of(tmp_path)) == [exchange.id for exchange in exchanges]
 
 
 def test_torn_line_that_cannot_be_undone_is_undone_before_the_next(
@@ -716,7 +340,7 @@ def test_torn_line_that_cannot_be_undone_is_undone_before_the_next(
     assert not journal_files(tmp_path)[0].read_bytes().endswith(b"\n")
     disk.truncate_fault = None
     journal.retry()
-    assert list(ends_of(tmp_path)) == [first.record_id]
+    assert list(ends_of(tmp_path)) == [first.id]
     assert len(lines_of(tmp_path)) == 2
 
 
@@ -724,24 +348,22 @@ def test_request_that_cannot_be_recorded_is_refused_where_that_is_wanted(
     tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = start(when_full="refuse")
-    running, later = accepted(), accepted()
-    journal.open_record(running)
+    running = opened(journal)
     disk.fault = errno.ENOSPC
     journal.drain()
     for _ in range(3):
         with pytest.raises(JournalFull, match="No space left"):
-            journal.open_record(later)
-    assert later.record_id == ""
-    journal.close_record(ended(running))  # it was served: its end waits
+            opened(journal)
+    close(journal, running)  # it was served: its end waits
     assert (journal.records_open, journal.records_closed) == (1, 1)
     disk.fault = None
     with pytest.raises(JournalFull):  # behind the end that waits there may still be no room
-        journal.open_record(later)
+        opened(journal)
     journal.retry()
-    journal.open_record(later)
-    journal.close_record(ended(later))
+    later = opened(journal)
+    close(journal, later)
     journal.drain()
-    assert list(ends_of(tmp_path)) == [running.record_id, later.record_id]
+    assert list(ends_of(tmp_path)) == [running.id, later.id]
     journal.retry()
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
     assert "new requests are refused" in caplog.text
@@ -752,16 +374,14 @@ def test_memory_for_lines_is_bounded_and_past_it_requests_are_refused(
 ) -> None:
     """An end has always room: there is one for each request that was let in."""
     monkeypatch.setattr(module, "_MAX_WAITING", 10)
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 600)  # two first lines
+    monkeypatch.setattr(rotating, "BUFFER_BYTES", 600)  # two first lines
     journal = start()
     disk.fault = errno.ENOSPC
-    running = [accepted() for _ in range(12)]
-    for exchange in running:
-        journal.open_record(exchange)
+    running = [opened(journal) for _ in range(12)]
     with pytest.raises(JournalFull):
-        journal.open_record(accepted())
+        opened(journal)
     for exchange in running:
-        journal.close_record(ended(exchange))
+        close(journal, exchange)
     assert journal.lines_waiting == 22
     disk.fault = None
     journal.retry()
@@ -772,7 +392,7 @@ def test_retry_writes_no_more_at_once_than_the_loop_can_bear(
     start: Callable[..., Journal], disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_RETRY_WRITES", 2)
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 800)  # two lines, one of each kind
+    monkeypatch.setattr(rotating, "BUFFER_BYTES", 800)  # two lines, one of each kind
     journal = start()
     disk.fault = errno.ENOSPC
     for _ in range(10):
@@ -790,23 +410,20 @@ def test_end_that_waits_in_memory_is_found_open_after_a_crash(
     tmp_path: Path, start: Callable[..., Journal], disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even when a new file was begun meanwhile: the first line is carried over until the last one stands."""
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 600)
+    monkeypatch.setattr(rotating, "BUFFER_BYTES", 600)
     journal = start(rotate_bytes=600)
-    running = [accepted(), accepted()]
-    for exchange in running:
-        journal.open_record(exchange)
+    running = [opened(journal), opened(journal)]
     journal.drain()
     disk.room = 0
     for exchange in running:
-        journal.close_record(ended(exchange))  # the first into the buffer
-    other = accepted()
-    journal.open_record(other)
+        close(journal, exchange)  # the first into the buffer
+    opened(journal)
     assert journal.lines_waiting == 2
     disk.room = 1000  # enough for the next file's beginning, not for what waits
-    journal._rotate()
+    journal._file._rotate()
     crash(journal)
     disk.room = None
-    assert start().recovered == 2
+    assert start().adopted.recovered == 2
     assert [record["end"] for _, record in sorted(ends_of(tmp_path).items())] == ["complete", "crashed", "crashed"]
 
 
@@ -818,19 +435,17 @@ def test_lines_that_are_lost_at_the_end_are_told_and_their_requests_are_ended_la
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those in the buffer are not lost: the next start finds them."""
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 600)
+    monkeypatch.setattr(rotating, "BUFFER_BYTES", 600)
     journal = start()
-    running = [accepted(), accepted()]
-    for exchange in running:
-        journal.open_record(exchange)
+    running = [opened(journal), opened(journal)]
     journal.drain()
     disk.fault = errno.EIO
     for exchange in running:
-        journal.close_record(ended(exchange))
+        close(journal, exchange)
     journal.close()
     assert "1 lines could not be written and are lost" in caplog.text
     disk.fault = None
-    assert start().recovered == 1
+    assert start().adopted.recovered == 1
     assert [record["end"] for _, record in sorted(ends_of(tmp_path).items())] == ["complete", "crashed"]
 
 
@@ -848,11 +463,11 @@ def test_sync_beside_writes_and_new_files_harms_nothing(tmp_path: Path, start: C
 
     thread = threading.Thread(target=sync)
     thread.start()
-    ids = {write(journal).record_id for _ in range(1000)}
+    ids = {write(journal).id for _ in range(1000)}
     ended_writing.set()
     thread.join()
     journal.sync()
-    assert journal._sync_error == ""
+    assert not journal.sync_outage
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert set(ends_of(tmp_path)) == ids
 
@@ -885,7 +500,7 @@ def test_disk_that_keeps_nothing_is_told_and_stops_who_must_not_lose(
     journal.sync()
     if when_full == "refuse":
         with pytest.raises(JournalFull):
-            journal.open_record(accepted())
+            opened(journal)
     else:
         write(journal)
         assert journal.lines_waiting == 0
@@ -899,14 +514,13 @@ def test_file_that_was_removed_is_replaced(
     tmp_path: Path, start: Callable[..., Journal], caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = start()
-    running = accepted()
-    journal.open_record(running)
+    running = opened(journal)
     journal_files(tmp_path)[0].unlink()
     journal.sync()
     assert "was removed" in caplog.text
-    journal.close_record(ended(running))
+    close(journal, running)
     journal.drain()
-    assert list(ends_of(tmp_path)) == [running.record_id]
+    assert list(ends_of(tmp_path)) == [running.id]
 
 
 def test_file_that_was_removed_is_told_once_until_there_is_another(
@@ -941,7 +555,7 @@ def test_adopted_token_without_a_sink_is_done_with(tmp_path: Path, start: Callab
     crash(first)
     crash(idle)
     second = start()
-    assert second.adopted == []
+    assert second.adopted.locks == []
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{first.token}.0001.jsonl",
         f"{second.token}.0001.jsonl", f"{second.token}.lock", f"{second.token}.buffer",
@@ -956,17 +570,17 @@ def test_records_that_are_not_delivered_are_kept_for_the_next_start(
     first.close()
     idle.close()
     second = start(ships=True)
-    assert [lock.token for lock in second.adopted] == [first.token]
-    assert [lock.token for lock in start(ships=True).adopted] == []
+    assert [lock.token for lock in second.adopted.locks] == [first.token]
+    assert [lock.token for lock in start(ships=True).adopted.locks] == []
     crash(second)
     third = start(ships=True)
-    assert sorted(lock.token for lock in third.adopted) == [first.token]
+    assert sorted(lock.token for lock in third.adopted.locks) == [first.token]
 
 
 def test_records_that_are_delivered_are_done_with_at_the_end(tmp_path: Path, start: Callable[..., Journal]) -> None:
     journal = start(ships=True)
     write(journal)
-    save_position(tmp_path, journal.token, Position(1, journal._size))
+    save_position(tmp_path, journal.token, Position(1, journal._file._size))
     journal.close()
     assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"]
 
@@ -975,9 +589,9 @@ def test_request_that_is_open_at_the_end_is_ended_by_the_next_start(
     tmp_path: Path, start: Callable[..., Journal]
 ) -> None:
     journal = start()
-    journal.open_record(accepted())
+    opened(journal)
     journal.close()
-    assert start().recovered == 1
+    assert start().adopted.recovered == 1
     assert len(ends_of(tmp_path)) == 1
 
 
@@ -986,18 +600,17 @@ def test_delivery_begins_anew_where_a_crash_of_the_machine_took_what_was_deliver
 ) -> None:
     """Else the crashed ends, written where lost lines had been, would pass for delivered."""
     first = start(ships=True)
-    exchange = accepted()
-    first.open_record(exchange)
+    exchange = opened(first)
     first.drain()
-    size = first._size
-    first.close_record(ended(exchange))
+    size = first._file._size
+    close(first, exchange)
     first.drain()
-    save_position(tmp_path, first.token, Position(1, first._size))
+    save_position(tmp_path, first.token, Position(1, first._file._size))
     crash(first)
     os.truncate(journal_files(tmp_path)[0], size)
     start(ships=True)
     assert load_position(tmp_path, first.token) is None
-    assert ends_of(tmp_path)[exchange.record_id]["end"] == "crashed"
+    assert ends_of(tmp_path)[exchange.id]["end"] == "crashed"
 
 
 def test_directory_is_made(tmp_path: Path) -> None:

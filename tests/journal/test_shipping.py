@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.config.settings import UsageConfig
 from edge.journal import shipping
 from edge.journal.files import Position, load_position, position_path
 from edge.journal.journal import Journal
-from edge.journal.shipping import Shipper, SinkUnavailable, pause_s
-from tests.records import STARTED_AT, accepted, crash, ended, ends_of, journal_files
+from edge.journal.shipping import Shipper, pause_s
+from edge.journal.sinks.protocol import SinkUnavailable
+from tests.records import STARTED_AT, close, crash, ends_of, journal_files, opened
 
 PATIENCE_S = 20
 
@@ -46,6 +48,8 @@ class MemorySink:
         if self.fault is not None:
             raise self.fault
 
+    def reconfigure(self, config: UsageConfig) -> None: ...
+
     async def close(self) -> None: ...
 
     @property
@@ -64,7 +68,7 @@ class MemorySink:
 def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = start(tmp_path)
     yield journal
-    if journal._descriptor >= 0:
+    if journal._file._descriptor >= 0:
         journal.close()
 
 
@@ -81,16 +85,15 @@ def start(directory: Path, rotate_bytes: int = 2**20) -> Journal:
 def write(journal: Journal, count: int = 1, **facts: Any) -> list[str]:
     ids = []
     for _ in range(count):
-        exchange = accepted(**facts)
-        journal.open_record(exchange)
-        journal.close_record(ended(exchange))
+        exchange = opened(journal, **facts)
+        close(journal, exchange)
         journal.drain()
-        ids.append(exchange.record_id)
+        ids.append(exchange.id)
     return ids
 
 
 def shipper_of(journal: Journal, sink: MemorySink, **options: Any) -> Shipper:
-    return Shipper(journal.directory, journal.token, journal.adopted, sink, **options)
+    return Shipper(journal.directory, journal.token, journal.adopted.locks, sink, **options)
 
 
 async def stop(task: "asyncio.Task[None]") -> None:
@@ -102,18 +105,17 @@ async def stop(task: "asyncio.Task[None]") -> None:
 
 
 async def test_ends_are_delivered_in_order_as_they_stand(journal: Journal) -> None:
-    running = accepted()
-    journal.open_record(running)
+    running = opened(journal)
     ids = write(journal, 3)
-    journal.close_record(ended(running))
+    close(journal, running)
     journal.drain()
     sink = MemorySink()
     shipper = shipper_of(journal, sink)
     await shipper.flush(PATIENCE_S)
-    assert sink.ids == [*ids, running.record_id]
+    assert sink.ids == [*ids, running.id]
     lines = journal_files(journal.directory)[0].read_bytes().splitlines()
     assert sink.batches == [[line for line in lines if b'"end"' in line]]
-    assert (shipper.shipped, shipper.lag_bytes, shipper.lag_s, shipper.outage) == (4, 0, 0.0, "")
+    assert (shipper.shipped, shipper.lag_bytes, shipper.lag_s, shipper.outage.reason) == (4, 0, 0.0, "")
 
 
 async def test_new_records_are_noticed(journal: Journal) -> None:
@@ -143,10 +145,10 @@ async def test_line_that_is_not_whole_is_waited_for(journal: Journal) -> None:
     shipper = shipper_of(journal, sink)
     [first] = write(journal)
     line = b'{"id":"x","time":"2025-11-13T02:13:20.250Z","end":"complete"}\n'
-    os.write(journal._descriptor, line[:-5])
+    os.write(journal._file._descriptor, line[:-5])
     await shipper.flush(PATIENCE_S)
     assert sink.ids == [first]
-    os.write(journal._descriptor, line[-5:])
+    os.write(journal._file._descriptor, line[-5:])
     await shipper.flush(PATIENCE_S)
     assert sink.ids == [first, "x"]
 
@@ -158,7 +160,7 @@ async def test_rubbish_is_told_and_passed_over(
     journal: Journal, rubbish: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = write(journal)
-    os.write(journal._descriptor, rubbish + b"\n")
+    os.write(journal._file._descriptor, rubbish + b"\n")
     ids += write(journal)
     sink = MemorySink()
     shipper = shipper_of(journal, sink)
@@ -172,8 +174,8 @@ async def test_torn_end_of_a_file_that_has_a_successor_is_passed_over(tmp_path: 
     """The crash of a machine may leave one."""
     journal = start(tmp_path)
     ids = write(journal)
-    os.write(journal._descriptor, b'{"id":"x')
-    journal._rotate()
+    os.write(journal._file._descriptor, b'{"id":"x')
+    journal._file._rotate()
     ids += write(journal)
     sink = MemorySink()
     shipper = shipper_of(journal, sink)
@@ -294,7 +296,7 @@ async def test_run_that_is_cancelled_anywhere_is_finished_by_flush(journal: Jour
     write(journal)
     await shipper.flush(PATIENCE_S)
     assert list(dict.fromkeys(sink.ids))[:3] == ids
-    assert load_position(journal.directory, journal.token) == Position(1, journal._size)
+    assert load_position(journal.directory, journal.token) == Position(1, journal._file._size)
 
 
 PROCESS = """
@@ -302,7 +304,7 @@ import asyncio, os, sys
 from pathlib import Path
 from edge.journal import shipping
 from edge.journal.journal import Journal
-from tests.records import accepted, ended
+from tests.records import close, opened
 shipping._MAX_RECORDS = 7
 shipping._POLL_INTERVAL_S = 0.001
 class FileSink:
@@ -314,15 +316,14 @@ class FileSink:
     async def close(self): ...
 async def main():
     journal = Journal(Path(sys.argv[1]), 5000, "serve", ships=True)
-    shipper = shipping.Shipper(journal.directory, journal.token, journal.adopted, FileSink())
+    shipper = shipping.Shipper(journal.directory, journal.token, journal.adopted.locks, FileSink())
     task = asyncio.get_running_loop().create_task(shipper.run())
     running = []
     for turn in range(int(sys.argv[3])):
-        exchange = accepted()
-        journal.open_record(exchange)
+        exchange = opened(journal)
         running.append(exchange)
         if turn % 3:
-            journal.close_record(ended(running.pop(0)))
+            close(journal, running.pop(0))
         if turn % 5 == 0:
             journal.drain()
         os.write(1, b".")
@@ -330,7 +331,7 @@ async def main():
     task.cancel()
     await asyncio.wait((task,))
     for exchange in running:
-        journal.close_record(ended(exchange))
+        close(journal, exchange)
     journal.drain()
     await shipper.flush(20)
     journal.close()
@@ -366,8 +367,7 @@ def test_processes_that_are_killed_again_and_again_lose_no_record(tmp_path: Path
 async def test_adopted_token_is_done_with_when_it_is_delivered(tmp_path: Path) -> None:
     first = start(tmp_path)
     ids = write(first, 2)
-    running = accepted()
-    first.open_record(running)
+    running = opened(first)
     crash(first)
     second = start(tmp_path)
     sink = MemorySink()
@@ -377,7 +377,7 @@ async def test_adopted_token_is_done_with_when_it_is_delivered(tmp_path: Path) -
     assert (tmp_path / f"{first.token}.lock").exists()
     sink.fault = None
     await shipper.flush(PATIENCE_S)
-    assert sink.ids == [*ids, running.record_id]
+    assert sink.ids == [*ids, running.id]
     second.close()
     assert [path.name for path in tmp_path.iterdir()] == [f"{first.token}.0001.jsonl"]
 
@@ -442,7 +442,7 @@ async def test_records_that_the_sink_refuses_hold_up_no_others(
     await sink.until(lambda: sink.ids == ids)
     await stop(task)
     assert sink.refusals == 1
-    assert shipper.outage == f"status 400, those of {first.token}"
+    assert shipper.outage.reason == f"status 400, those of {first.token}"
     assert shipper.lag_s == pytest.approx(60)
     assert shipper.lag_bytes > 0
     ids += write(second, 9)
@@ -471,7 +471,7 @@ async def test_refused_records_are_told_once_beside_those_that_are_delivered(
     await stop(task)
     await shipper.flush(PATIENCE_S)
     second.close()
-    assert (shipper.outage, shipper.lag_s, shipper.lag_bytes) == ("", 0.0, 0)
+    assert (shipper.outage.reason, shipper.lag_s, shipper.lag_bytes) == ("", 0.0, 0)
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
@@ -502,13 +502,13 @@ async def test_outage_is_told_once_and_measured(journal: Journal, caplog: pytest
     await sink.until(lambda: sink.asked == 3)
     ids += write(journal, started_at=STARTED_AT + 30)
     await sink.until(lambda: sink.asked == 6)
-    assert shipper.outage == "status 500"
+    assert shipper.outage.reason == "status 500"
     assert shipper.lag_s == pytest.approx(60)
-    assert shipper.lag_bytes == journal._size
+    assert shipper.lag_bytes == journal._file._size
     sink.fault = None
     await sink.until(lambda: sink.ids == ids)
     await stop(task)
-    assert (shipper.outage, shipper.lag_s, shipper.shipped) == ("", 0.0, 2)
+    assert (shipper.outage.reason, shipper.lag_s, shipper.shipped) == ("", 0.0, 2)
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
@@ -568,13 +568,13 @@ async def test_full_disk_stops_no_delivery(
     await shipper.flush(PATIENCE_S)
     ids += write(journal)
     await shipper.flush(PATIENCE_S)
-    assert (sink.ids, shipper.outage) == (ids, "")
+    assert (sink.ids, shipper.outage.reason) == (ids, "")
     assert len(caplog.records) == 1
     assert load_position(journal.directory, journal.token) is None
     full = False
     write(journal)
     await shipper.flush(PATIENCE_S)
-    assert load_position(journal.directory, journal.token) == Position(1, journal._size)
+    assert load_position(journal.directory, journal.token) == Position(1, journal._file._size)
 
 
 async def test_files_are_read_and_positions_saved_in_threads(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,8 +616,8 @@ async def test_flush_waits_no_longer_than_it_is_told(
     shipper = shipper_of(journal, sink)
     async with asyncio.timeout(PATIENCE_S):
         await shipper.flush(0.05)
-    assert f"{journal._size} bytes of the journal are left" in caplog.text
+    assert f"{journal._file._size} bytes of the journal are left" in caplog.text
     journal.close()
     second = start(journal.directory)
-    assert [lock.token for lock in second.adopted] == [journal.token]
+    assert [lock.token for lock in second.adopted.locks] == [journal.token]
     second.close()

@@ -1,4 +1,4 @@
-"""One suite over both sinks, each with a real server: `journal/sinks/redis.py` and `journal/sinks/http.py`."""
+"""One suite over all sinks of the table, each with a real server."""
 
 import asyncio
 import json
@@ -13,17 +13,26 @@ import pytest
 import trustme
 from aiohttp import web
 
+from edge.config.settings import UsageConfig
 from edge.errors import Unusable
 from edge.journal.journal import Journal
-from edge.journal.shipping import Shipper, Sink, SinkUnavailable, place_of
+from edge.journal.shipping import Shipper
 from edge.journal.sinks import http as sink_http
 from edge.journal.sinks import redis as sink_redis
-from edge.journal.sinks.http import HttpSink
-from edge.journal.sinks.redis import STREAM, RedisSink
+from edge.journal.sinks.protocol import Sink, SinkUnavailable
+from edge.journal.sinks.redis import STREAM
+from edge.journal.sinks.table import sink_of
 from tests.keybackends import PATIENCE_S, ValkeyServer
-from tests.records import accepted, ended
+from tests.records import close, opened
 
 LINES = [b'{"id":"a-1","time":"2025-11-13T02:13:20.250Z","model":"\xe6\xa8\xa1","end":"complete"}', b'{"id":"a-2"}']
+
+
+def sink_at(url: str, **options: Any) -> Sink:
+    """The sink of a file with this `usage.sink`."""
+    sink = sink_of(UsageConfig(Path("usage"), sink=url, **options))
+    assert sink is not None
+    return sink
 
 
 class Receiver(ABC):
@@ -66,7 +75,7 @@ class RedisReceiver(Receiver):
         return self.server.url.split("/")[2].rpartition("@")[2]
 
     def sink(self) -> Sink:
-        return RedisSink(self.server.url)
+        return sink_at(self.server.url)
 
     def received(self) -> list[bytes]:
         with self.server.client() as client:
@@ -135,7 +144,7 @@ class HttpReceiver(Receiver):
         return f"127.0.0.1:{self._port}"
 
     def sink(self) -> Sink:
-        return HttpSink(self.url, self.token)
+        return sink_at(self.url, sink_token=self.token)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
@@ -249,20 +258,20 @@ async def test_journal_reaches_the_sink_through_an_outage(receiver: Receiver, tm
 
     def write(count: int) -> None:
         for _ in range(count):
-            exchange = accepted()
-            journal.open_record(exchange)
-            journal.close_record(ended(exchange))
-            ids.append(exchange.record_id)
+            exchange = opened(journal)
+            close(journal, exchange)
+            ids.append(exchange.id)
         journal.drain()
 
     sink = receiver.sink()
-    shipper = Shipper(journal.directory, journal.token, journal.adopted, sink)
+    shipper = Shipper(journal.directory, journal.token, journal.adopted.locks, sink)
     write(600)
     await shipper.flush(PATIENCE_S)
     await receiver.harm("dead")
     write(600)
-    await shipper.flush(0.1)
-    assert shipper.outage
+    async with asyncio.timeout(PATIENCE_S):
+        while not shipper.outage:
+            await shipper.flush(0.1)
     assert shipper.shipped >= 600
     await receiver.mend()
     await shipper.flush(PATIENCE_S)
@@ -294,7 +303,7 @@ async def test_delivery_that_is_cancelled_while_redis_is_connected_to_ends(monke
         writer.close()
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    sink = RedisSink(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    sink = sink_at(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
     for turns in range(20):
         task = loop.create_task(sink.deliver(LINES))
         for _ in range(turns):
@@ -308,10 +317,10 @@ async def test_delivery_that_is_cancelled_while_redis_is_connected_to_ends(monke
 
 @pytest.mark.parametrize("receiver", ["http"], indirect=True)
 async def test_token_is_shown_and_taken_over_from_a_reload(receiver: HttpReceiver) -> None:
-    sink = HttpSink(receiver.url, "first")
+    sink = sink_at(receiver.url, sink_token="first")
     await sink.deliver(LINES)
     for token in ("second", None):
-        sink.reconfigure(token)
+        sink.reconfigure(UsageConfig(Path("usage"), sink=receiver.url, sink_token=token))
         await sink.deliver(LINES)
     await sink.close()
     assert [headers.get("authorization") for headers in receiver.headers] == ["Bearer first", "Bearer second", None]
@@ -332,7 +341,7 @@ async def test_certificate_of_a_receiver_is_proved_by_the_given_authority(tmp_pa
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     url = f"https://127.0.0.1:{runner.addresses[0][1]}/"
-    trusting, doubting = HttpSink(url, ca_file=tmp_path / "ca.pem"), HttpSink(url)
+    trusting, doubting = sink_at(url, sink_ca_file=tmp_path / "ca.pem"), sink_at(url)
     await trusting.deliver(LINES)
     with pytest.raises(SinkUnavailable, match=f"127.0.0.1:{runner.addresses[0][1]}: .*verify failed"):
         await doubting.deliver(LINES)
@@ -342,9 +351,23 @@ async def test_certificate_of_a_receiver_is_proved_by_the_given_authority(tmp_pa
     assert len(bodies) == 1
 
 
+def test_file_without_a_sink_has_none() -> None:
+    assert sink_of(UsageConfig(Path("usage"))) is None
+
+
+async def test_authority_that_is_none_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+    """OpenSSL says neither which file it means nor what is wrong with it."""
+    path = tmp_path / "ca.pem"
+    for content, reason in ((None, "No such file"), ("no certificate", "no certificate in it")):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(Unusable, match=rf"^usage\.sink_ca_file: .*ca\.pem cannot be used \({reason}"):
+            sink_at("https://sink.test/", sink_ca_file=path)
+
+
 def test_bad_redis_url_is_refused_without_its_password() -> None:
     with pytest.raises(Unusable) as caught:
-        RedisSink("redis://:hunter2@host:notaport/0")
+        sink_at("redis://:hunter2@host:notaport/0")
     assert "hunter2" not in str(caught.value)
 
 
@@ -358,12 +381,14 @@ def test_bad_redis_url_is_refused_without_its_password() -> None:
         ("redis:///0", "localhost:6379"),
     ],
 )
-def test_log_says_where_a_sink_is_and_nothing_secret(url: str, place: str) -> None:
-    assert place_of(url) == place
+async def test_log_says_where_a_sink_is_and_nothing_secret(url: str, place: str) -> None:
+    sink: Any = sink_at(url)
+    assert sink._place == place
+    await sink.close()
 
 
 async def test_name_of_a_sink_that_nobody_knows_is_told_with_the_reason() -> None:
-    sink = HttpSink("https://sink.invalid/secret")
+    sink = sink_at("https://sink.invalid/secret")
     with pytest.raises(SinkUnavailable, match=r"^sink\.invalid:443: ") as caught:
         await sink.deliver(LINES)
     assert "Error" not in str(caught.value)

@@ -8,34 +8,35 @@ import errno
 import os
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 
-from edge.journal.shipping import SinkUnavailable, place_of
+from edge.config.settings import UsageConfig
+from edge.journal.sinks.protocol import SinkUnavailable, place_of
+from edge.tls import client_tls
 
 _TIMEOUT_S: Final = 10.0
 
 
 class HttpSink:
-    """Posts records to one URL, with a bearer token where there is one."""
+    """Posts records to one URL, with a bearer token where there is one; raises `Unusable` for a bad CA file."""
 
-    def __init__(self, url: str, token: str | None = None, ca_file: Path | None = None) -> None:
-        self._url = url
-        self._place = place_of(url)
-        self.reconfigure(token)
+    def __init__(self, config: UsageConfig) -> None:
+        self._url = config.sink
+        self._place = place_of(config.sink, 443 if config.sink.startswith("https:") else 80)
+        self.reconfigure(config)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=ca_file)),
+            connector=aiohttp.TCPConnector(ssl=client_tls(config.sink_ca_file, "usage.sink_ca_file")),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
         )
 
-    def reconfigure(self, token: str | None) -> None:
-        """Take over the token of a reload."""
+    def reconfigure(self, config: UsageConfig) -> None:
+        """Take over the token."""
         self._headers = {"Content-Type": "application/json"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+        if config.sink_token is not None:
+            self._headers["Authorization"] = f"Bearer {config.sink_token}"
 
     async def deliver(self, lines: Sequence[bytes]) -> None:
         """Post records; raises `SinkUnavailable`."""

@@ -6,31 +6,27 @@ keeps the first of each `id`. Source: https://valkey.io/topics/streams-intro/
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from edge.journal.shipping import SinkUnavailable, place_of
+from edge.config.settings import UsageConfig
+from edge.journal.records import head_decoder
+from edge.journal.sinks.protocol import SinkUnavailable, place_of
 from edge.valkey import connect, disconnect, reason_of
 
 STREAM: Final = "edge:usage"
 _TIMEOUT_S: Final = 3.0  # also how long a cancellation may take, see below
 
 
-class _Identified(msgspec.Struct):
-    id: str
-
-
-_decoder: Final = msgspec.json.Decoder(_Identified)
-
-
 class RedisSink:
     """Adds records to the stream; raises `Unusable` without the package or for a bad URL."""
 
-    def __init__(self, url: str, ca_file: Path | None = None) -> None:
-        self._client = connect(url, _TIMEOUT_S, str(ca_file) if ca_file is not None else None)
-        self._place = place_of(url)
+    def __init__(self, config: UsageConfig) -> None:
+        ca_file = config.sink_ca_file
+        self._client = connect(config.sink, _TIMEOUT_S, str(ca_file) if ca_file is not None else None)
+        self._place = place_of(config.sink, 6379)
+
+    def reconfigure(self, config: UsageConfig) -> None:
+        """Take over nothing: what is said of a Redis needs a restart."""
 
     async def deliver(self, lines: Sequence[bytes]) -> None:
         """Add records, all or none; raises `SinkUnavailable`."""
@@ -39,16 +35,16 @@ class RedisSink:
         try:
             async with self._client.pipeline(transaction=True) as pipeline:
                 for line in lines:
-                    pipeline.xadd(STREAM, {"id": _decoder.decode(line).id, "record": line})
+                    pipeline.xadd(STREAM, {"id": head_decoder.decode(line).id, "record": line})
                 await pipeline.execute()
         except (RedisError, OSError) as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # which redis-py takes for a timeout while it connects
                 raise asyncio.CancelledError from None
-            raise SinkUnavailable(self._told(error)) from None
+            raise SinkUnavailable(self._reason_of(error)) from None
 
-    def _told(self, error: Exception) -> str:
-        """Return where and why a delivery failed; redis-py says where itself when it cannot connect."""
+    def _reason_of(self, error: Exception) -> str:
+        """Return where and why a delivery failed; redis-py names the place itself when it cannot connect."""
         from redis.exceptions import TimeoutError as RedisTimeoutError
 
         late = isinstance(error, RedisTimeoutError | TimeoutError)

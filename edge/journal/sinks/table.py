@@ -1,0 +1,21 @@
+"""The sinks there are: a row for each scheme of `usage.sink`."""
+
+from collections.abc import Callable
+from typing import Final
+
+from edge.config.settings import UsageConfig
+from edge.journal.sinks.http import HttpSink
+from edge.journal.sinks.protocol import Sink
+from edge.journal.sinks.redis import RedisSink
+
+_SINKS: Final[dict[str, Callable[[UsageConfig], Sink]]] = {
+    "http": HttpSink,
+    "https": HttpSink,
+    "redis": RedisSink,
+    "rediss": RedisSink,
+}
+
+
+def sink_of(config: UsageConfig) -> Sink | None:
+    """Return the sink that `usage.sink` names, None where there is none; raises `Unusable`."""
+    return _SINKS[config.sink.partition(":")[0]](config) if config.sink else None
