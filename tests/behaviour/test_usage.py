@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -54,66 +54,71 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_answer_is_recorded_with_what_its_upstream_counted(
-    start_edge: StartEdge, simulator: Simulator, dialect: str, path: str, stream: bool
+    start_edge: StartEdge, simulator: Simulator, dialect: str
 ) -> None:
     edge = await start_edge(metered(simulator.url))
-    body = ask(stream=stream, max_tokens=50, **simulate(dialect=dialect))
-    status, headers, _ = await edge.ask(body, path=f"/v1/{path}")
-    assert status == 200
-    (record,) = edge.records()
-    assert record | {"id": "", "time": "", "ttft_ms": 0, "duration_ms": 0, "key_id": ""} == {
-        "v": 1,
-        "id": "",
-        "time": "",
-        "request_id": headers["x-request-id"],
-        "key_id": "",
-        "user": USER,
-        "route": MODEL,
-        "path": f"/v1/{path}",
-        "model": MODEL,
-        "upstream_model": MODEL,
-        "endpoint": simulator.url.removeprefix("http://"),
-        "stream": stream,
-        "status": 200,
-        "end": "complete",
-        "prompt_tokens": PROMPT_TOKENS,
-        "completion_tokens": TOKENS,
-        "cached_tokens": 0,
-        "reasoning_tokens": 0,
-        "units": 0,
-        "usage_source": "final",
-        "ttft_ms": 0,
-        "duration_ms": 0,
-        "retries": 0,
-    }
-    assert [begun["id"] for begun in edge.records(ended=False)] == [record["id"]]
+    ids = []
+    for path, stream in product(("chat/completions", "completions", "responses", "messages"), (False, True)):
+        body = ask(stream=stream, max_tokens=50, **simulate(dialect=dialect))
+        status, headers, _ = await edge.ask(body, path=f"/v1/{path}")
+        assert status == 200
+        record = edge.records()[-1]
+        ids.append(record["id"])
+        assert record | {"id": "", "time": "", "ttft_ms": 0, "duration_ms": 0, "key_id": ""} == {
+            "v": 1,
+            "id": "",
+            "time": "",
+            "request_id": headers["x-request-id"],
+            "key_id": "",
+            "user": USER,
+            "route": MODEL,
+            "path": f"/v1/{path}",
+            "model": MODEL,
+            "upstream_model": MODEL,
+            "endpoint": simulator.url.removeprefix("http://"),
+            "stream": stream,
+            "status": 200,
+            "end": "complete",
+            "prompt_tokens": PROMPT_TOKENS,
+            "completion_tokens": TOKENS,
+            "cached_tokens": 0,
+            "reasoning_tokens": 0,
+            "units": 0,
+            "usage_source": "final",
+            "ttft_ms": 0,
+            "duration_ms": 0,
+            "retries": 0,
+        }
+    assert [begun["id"] for begun in edge.records(ended=False)] == ids
+    assert [record["id"] for record in edge.records()] == ids
     await edge.consistent()
 
 
-@pytest.mark.parametrize("path", ["chat/completions", "completions"])
-@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"include_usage": False, "other": 1}])
 async def test_client_that_did_not_ask_for_usage_sees_the_stream_as_it_is_without(
-    start_edge: StartEdge, simulator: Simulator, path: str, options: dict[str, Any] | None
+    start_edge: StartEdge, simulator: Simulator
 ) -> None:
     plain, edge = (
         await start_edge(metered(simulator.url).replace("metered = true", "")),
         await start_edge(metered(simulator.url)),
     )
-    body = ask(stream=True, seed=1, **simulate())
-    _, _, expected = await plain.ask(body, path=f"/v1/{path}")
-    if options is not None:
-        body["stream_options"] = options
-    _, _, received = await edge.ask(body, path=f"/v1/{path}")
-    assert received == expected
-    sent = json.loads(simulator.requests[-1].body)
-    assert sent == body | {"stream_options": (options or {}) | {"include_usage": True}}
-    assert [record["completion_tokens"] for record in edge.records()] == [TOKENS]
+    asked: tuple[dict[str, Any] | None, ...] = (
+        None, {}, {"include_usage": False}, {"include_usage": False, "other": 1},
+    )  # fmt: skip
+    for path, options in product(("chat/completions", "completions"), asked):
+        body = ask(stream=True, seed=1, **simulate())
+        _, _, expected = await plain.ask(body, path=f"/v1/{path}")
+        if options is not None:
+            body["stream_options"] = options
+        _, _, received = await edge.ask(body, path=f"/v1/{path}")
+        assert received == expected
+        sent = json.loads(simulator.requests[-1].body)
+        assert sent == body | {"stream_options": (options or {}) | {"include_usage": True}}
+    assert [record["completion_tokens"] for record in edge.records()] == [TOKENS] * 8
     # Without it there is still the count of the frames.
-    assert [(each["usage_source"], each["completion_tokens"]) for each in plain.records()] == [("estimated", TOKENS)]
+    counted = [(each["usage_source"], each["completion_tokens"]) for each in plain.records()]
+    assert counted == [("estimated", TOKENS)] * 8
 
 
 @pytest.mark.parametrize("usage", ["final", "continuous"])

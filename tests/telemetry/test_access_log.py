@@ -82,6 +82,13 @@ async def all_read(reader: int, writer: int) -> bytes:
         return await asyncio.to_thread(stream.read)
 
 
+async def handed_over(log: AccessLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the lines that are queued are the thread's."""
+    handed, put = asyncio.Event(), log._writer.put
+    monkeypatch.setattr(log._writer, "put", lambda data, lines: (put(data, lines), handed.set()))
+    await handed.wait()
+
+
 async def test_lines_are_written_whole_and_in_order() -> None:
     """More than one batch of them, and more than a pipe holds."""
     reader, writer = os.pipe()
@@ -137,9 +144,7 @@ async def test_lines_that_a_defect_left_queued_are_written_when_the_log_begins_a
             with pytest.raises(ZeroDivisionError):
                 await log.run()
         task = asyncio.get_running_loop().create_task(log.run())
-        async with asyncio.timeout(20):
-            while not (tmp_path / "log").stat().st_size:
-                await asyncio.sleep(0.01)
+        await handed_over(log, monkeypatch)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await log.close()
@@ -155,8 +160,7 @@ async def test_stuck_reader_never_stops_a_request_and_what_is_lost_is_counted(
     log = AccessLog(writer)
     log.write(named(0))
     task = asyncio.get_running_loop().create_task(log.run())
-    while log._finished:  # until the thread has it, and is stuck
-        await asyncio.sleep(0.01)
+    await handed_over(log, monkeypatch)  # the thread has it, and is stuck
     for number in range(1, 101):
         log.write(named(number))
     assert log.dropped == 90
