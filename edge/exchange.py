@@ -127,7 +127,6 @@ class Exchange:
     finished: float = 0.0
     error: str = ""
     limit_headers: bytes = b""
-    record_id: str = ""
     usage: Usage = NO_USAGE
 
     def ended(self, end: End) -> None:

@@ -24,7 +24,7 @@ from edge.client.connection import Request
 from edge.client.head import content_type_of, forwarded_head, request_id_of, target_of
 from edge.config.settings import RouteConfig
 from edge.envelope.form import read_multipart
-from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
+from edge.envelope.json import LONG_BODY_BYTES, read_json, read_long_json
 from edge.errors import (
     EdgeError,
     InternalError,
@@ -77,7 +77,7 @@ _PREFLIGHT: Final = (
     ("Access-Control-Max-Age", "86400"),
 )
 _RETRIED: Final = (429, 502, 503, 504)  # by another endpoint: the one that answered did no work
-_VERDICTS: Final = {
+_VERDICTS: Final[dict[End | None, Verdict]] = {
     End.COMPLETE: Verdict.FINE,
     End.UPSTREAM_CUT: Verdict.FAULT,
     End.IDLE_TIMEOUT: Verdict.FAULT,
@@ -159,7 +159,7 @@ class Proxy:
         caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
         exchange.principal = caller.principal  # before it may be refused, so that the log names who was
         self._authenticator.check(caller)
-        table = routes_at(generation.routes, host, local=connection.peer == "unix" or is_loopback(connection.peer))
+        table = routes_at(generation.routes, host, connection.peer)
         if operation is None:
             _show_models(request, exchange, generation, caller, table, path)
             return
@@ -171,7 +171,13 @@ class Proxy:
         body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
         try:
             exchange.request_bytes = len(body.data)
-            envelope = read_multipart(body.data, content_type) if form else await self._envelope(body.data)
+            if form:
+                envelope = read_multipart(body.data, content_type)
+            elif len(body.data) <= LONG_BODY_BYTES:
+                envelope = read_json(body.data)
+            else:
+                async with self._long_body:
+                    envelope = await read_long_json(body.data)
             exchange.phase = Phase.ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = decide(table, envelope.model, caller)
@@ -193,12 +199,6 @@ class Proxy:
                 raise
         finally:
             body.release()
-
-    async def _envelope(self, body: bytes) -> Envelope:
-        if len(body) <= LONG_BODY_BYTES:
-            return read_json(body)
-        async with self._long_body:
-            return await read_long_json(body)
 
     def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
@@ -249,8 +249,8 @@ class Proxy:
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
-                    if exchange.end in _VERDICTS:
-                        lease.report(_VERDICTS[exchange.end])
+                    if (verdict := _VERDICTS.get(exchange.end)) is not None:
+                        lease.report(verdict)
                     return
                 except FailedInStream as failed:
                     _judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
@@ -337,23 +337,24 @@ def _send(
 # --- what is decided, for requests and for `edge explain`
 
 
-def routes_at(routes: RouteTable, host: str, *, local: bool) -> HostTable:
+def routes_at(routes: RouteTable, host: str, peer: str) -> HostTable:
     """Return the routes of a host; one of this machine, asked from it, reaches all. Raises `MisdirectedRequest`."""
-    table = routes.for_host(host, is_loopback(host) and local)
+    table = routes.for_host(host, is_loopback(host) and (peer == "unix" or is_loopback(peer)))
     if not table:
         raise MisdirectedRequest("no model is served at this host")
     return table
 
 
-def decide(table: HostTable, model: str, caller: Caller) -> Match:
-    """Return the route of a model that the caller may call; unknown and not-yours look the same.
+def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
+    """Return the route of a model that the caller may call, None for one who may; unknown and not-yours look the same.
 
     Raises: `ModelNotFound`, `PermissionDenied`.
     """
     match = table.find(model)
     if match is None:
         raise ModelNotFound.named(f"`{model}`")
-    caller.check(model)
+    if caller is not None:
+        caller.check(model)
     return match
 
 

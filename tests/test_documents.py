@@ -23,13 +23,6 @@ ROOT: Final = Path(__file__).parent.parent
 DOCUMENTS: Final = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("loadtest/*.md")))
 OPERATING: Final = ROOT / "docs/operating.md"
 CONTRIBUTING: Final = ROOT / "docs/contributing.md"
-# Described ahead of the code; an entry goes when its part is there.
-COMING: Final = (
-    "docs/settings.md", "edge/config/kinds.py", "edge/config/rules.py", "edge/journal/records.py",
-    "edge/journal/sinks/protocol.py", "edge/journal/sinks/table.py", "edge/keys/stores/keyfile.py",
-    "edge/keys/stores/records.py", "edge/keys/stores/table.py", "edge/upstream/engines.py", "edge keys restore",
-    "edge schema --manual", "edge --version", "v",
-)  # fmt: skip
 
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -96,8 +89,6 @@ def test_every_link_to_another_document_leads_somewhere(document: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = document.parent / path if path else document
-        if str(file.resolve().relative_to(ROOT)) in COMING:
-            continue
         if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
             dead.append(target)
     assert dead == []
@@ -107,7 +98,7 @@ def test_every_link_to_another_document_leads_somewhere(document: Path) -> None:
 def test_every_path_that_is_named_exists(document: Path) -> None:
     here = re.compile(r"(?:edge|tests|loadtest|docs)/[\w./]*")
     found = {code for code in code_in(document.read_text()) if here.fullmatch(code)}
-    assert sorted(each for each in found if not (each in COMING or (ROOT / each).exists())) == []
+    assert sorted(each for each in found if not (ROOT / each).exists()) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
@@ -116,7 +107,7 @@ def test_every_command_that_is_named_exists_with_its_options(
 ) -> None:
     for code in code_in(document.read_text()):
         command = re.fullmatch(r"(?:\.venv/bin/)?edge((?: [a-z]+)*)((?: .*)?)", code)
-        if command is None or code.startswith(COMING):
+        if command is None:
             continue
         words = command[1].split()[: 2 if command[1].startswith(" keys") else 1]
         status, shown = helped(capsys, *words)
@@ -213,12 +204,11 @@ async def test_every_field_of_the_access_log_and_of_a_record_is_described(edge: 
     await edge.idle()
     (logged,), (first,), (last,) = await edge.log(), edge.records(ended=False), edge.records()
     assert first_cells(OPERATING, "The access log") == list(logged)
-    fields = {line[0].strip("`"): line[2] for line in rows(OPERATING, "The fields of a record")}
-    described = {field: line for field, line in fields.items() if field in last or field not in COMING}
+    described = {line[0].strip("`"): line[2] for line in rows(OPERATING, "The fields of a record")}
     assert set(described) == set(last)
     assert {field for field, line in described.items() if line == "both"} == set(first)
     (example,) = (block for block in _FENCE.findall(OPERATING.read_text()) if '"usage_source"' in block)
-    assert [field for field in json.loads(example) if field in described] == list(last)
+    assert list(json.loads(example)) == list(last)
 
 
 def test_every_field_of_the_process_log_is_described() -> None:
@@ -274,4 +264,4 @@ def test_map_names_every_folder_and_module_of_the_package() -> None:
     """As `edge/__init__.py` does; the two say it in different words to different readers."""
     named = set(re.findall(r"^(\w+(?:\.py|/))  ", CONTRIBUTING.read_text(), re.MULTILINE))
     in_package = set(re.findall(r"^    (\w+(?:\.py|/)) ", (ROOT / "edge/__init__.py").read_text(), re.MULTILINE))
-    assert in_package - named == set()
+    assert named == in_package

@@ -26,6 +26,7 @@ from edge.exchange import Principal
 from edge.keys.caller import Caller
 from edge.keys.stores.registry import KeyRegistry
 from edge.names import host_matches
+from edge.proxy import decide, routes_at
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 
 _LOCAL_HOST: Final = "localhost"
@@ -134,9 +135,9 @@ def explain(
         caller = Caller(principal) if principal is not None else None
         if caller is not None:
             caller.check_state(now)
-        status, reason = 200, _destination(_decide(config, host, loopback, model, caller))
+        status, reason = 200, _destination(_decide(config, host, model, caller))
     except EdgeError as error:
-        status, reason = error.status, _reason(error, model, match, principal, now)
+        status, reason = error.status, _reason(error, host, model, match, principal, now)
     pool = config.pools.get(match.route.pool or "") if match else None
     return Explanation(
         model=model,
@@ -154,20 +155,11 @@ def explain(
     )
 
 
-def _decide(config: Config, host: str, loopback: bool, model: str, caller: Caller | None) -> Match:
-    """Return the route that serves a caller; raises what it is refused with. The checks are in the order of `proxy.py`.
-
-    Without a caller it is one that may use the model.
-    """
-    table = RouteTable(config.routes).for_host(host, loopback)
-    if not table:
-        raise MisdirectedRequest(f"no route serves the host {host!r}")
+def _decide(config: Config, host: str, model: str, caller: Caller | None) -> Match:
+    """Return the route that serves a caller, as the proxy finds it; raises what a request is refused with."""
+    table = routes_at(RouteTable(config.routes), host, "unix")
     read_json(json.dumps({"model": model}).encode())
-    match = table.find(model)
-    if match is None:
-        raise ModelNotFound.named(model)
-    if caller is not None:
-        caller.check(model)
+    match = decide(table, model, caller)
     if match.route.instance is not None:
         try:
             parse_url(match.filled(match.route.instance))
@@ -182,11 +174,15 @@ def _destination(match: Match) -> str:
     return f"goes to the instance at {match.filled(match.route.instance)}"
 
 
-def _reason(error: EdgeError, model: str, found: Match | None, principal: Principal | None, now: float) -> str:
+def _reason(
+    error: EdgeError, host: str, model: str, found: Match | None, principal: Principal | None, now: float
+) -> str:
     """Return why a request is refused, for an operator: what a caller reads names no pattern and no state of a key."""
     match error:
         case Unauthenticated() | OutOfQuota() if principal is not None:
             return _state(principal, now)
+        case MisdirectedRequest():
+            return f"no route serves the host {host!r}"
         case PermissionDenied():
             return "a deny pattern of the key names this model"
         case ModelNotFound() if found is None:

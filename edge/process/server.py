@@ -68,11 +68,11 @@ class Server:
             )
         self._loop = asyncio.get_running_loop()
         self.lifecycle = Lifecycle()
-        self.health = Readiness(self.lifecycle)
+        self.readiness = Readiness(self.lifecycle)
         self.metrics = Metrics()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
-        self._reloader = Reloader(path, adapt, self.endpoints, self.health)
+        self._reloader = Reloader(path, adapt, self.endpoints, self.readiness)
         self._drain = Drain(self.lifecycle)
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
@@ -93,7 +93,7 @@ class Server:
     async def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
         """Serve until `stop`.
 
-        Raises: `ConfigError`, `Unusable`, `Unusable`, `Unusable` when it cannot start.
+        Raises: `ConfigError`, `Unusable` when it cannot start.
         """
         self._descriptors = _raise_descriptor_limit()
         generation = self._reloader.first()
@@ -104,7 +104,7 @@ class Server:
         self.memory = BodyMemory(config.server.body_memory_bytes)
         self._unix_time = _steady_unix_time()
         self.admission = Admission(config.limits, self._unix_time)
-        self.journal = self._record(config.usage)
+        self.journal = self._open_journal(config.usage)
         self.proxy = Proxy(
             generation,
             self.lifecycle,
@@ -129,7 +129,7 @@ class Server:
             await self._share(config)
             if self._tokens is not None:
                 await self._tokens.open()
-            self._tell()
+            self._report()
             await self.discovery.learn(generation.pools.values())
             await self._listen(config)
             _spare_the_collector()
@@ -190,7 +190,7 @@ class Server:
         except OSError as error:
             raise Unusable(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = name_of(admin_socket)
-        handler = admin_handler(self.health, self.metrics, self.purge)
+        handler = admin_handler(self.readiness, self.metrics, self.purge)
         self._admin_server = web.Server(handler, access_log=None)
         self._admin = await self._loop.create_server(self._admin_server, sock=admin_socket)
         for listener in self._listeners:
@@ -237,7 +237,7 @@ class Server:
 
     # --- usage
 
-    def _record(self, config: UsageConfig) -> Journal:
+    def _open_journal(self, config: UsageConfig) -> Journal:
         """Return the journal, and have it shipped where the file says so."""
         self._sink = sink_of(config)
         journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
@@ -265,7 +265,7 @@ class Server:
     # --- what is shared
 
     async def _share(self, config: Config) -> None:
-        """Listen to what other processes say of keys, and count with them."""
+        """Listen to what other processes publish of keys, and count with them."""
         if config.shared.redis:
             self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
             self.shared_limits = SharedLimits(self._shared_client, self.admission, self._unix_time)
@@ -273,9 +273,9 @@ class Server:
             self._channel.on_change = self.authenticator.forget
             self._channel.open()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Have `/metrics` and `/readyz?verbose` ask every part."""
-        self.health.parts += [
+        self.readiness.parts += [
             partial(status.request_lines, self.proxy, self.clients),
             partial(status.key_lines, self.authenticator, self._tokens, self._channel),
             partial(status.usage_lines, self.journal, self._shipper),
@@ -283,7 +283,7 @@ class Server:
         ]
         keys = self.authenticator, self._tokens, self._channel
         usage = self.journal, self._shipper, self._access_log
-        parts = (*keys, self.admission, self.shared_limits, *usage, self.health)
+        parts = (*keys, self.admission, self.shared_limits, *usage, self.readiness)
         self.metrics.gauges += [part.metrics for part in parts if part is not None]
         self.metrics.gauges += [
             partial(status.client_metrics, self.proxy, self.clients, self.memory),

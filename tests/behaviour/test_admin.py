@@ -174,7 +174,7 @@ async def test_metrics_are_there_while_the_edge_drains(
 ) -> None:
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server='shutdown_delay = "1h"\n')
     edge.server.stop()
-    while edge.server.health.ready:
+    while edge.server.readiness.ready:
         logged.clear()
         await logged.wait()
     status, _, body = await admin(edge, "/readyz?verbose")

@@ -101,7 +101,7 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         assert await status_of(edge, KEY) == 200
         status, _, received = await client.response()
         assert (status, received) == (200, expected)
-        assert edge.server.health.ready
+        assert edge.server.readiness.ready
         await backend.mend()
         await until(edge, NEW, 200, (503,))
         assert await status_of(edge, KEY) == 200
@@ -411,7 +411,7 @@ async def test_no_credential_is_shown_anywhere(
         edge.config_path.write_text(edge.config_path.read_text() + f'\n[nonsense]\nkey = "{secret("in a bad file")}"\n')
         edge.server.reload()
         async with asyncio.timeout(PATIENCE_S):
-            while not edge.server.health.reload_failed:
+            while not edge.server.readiness.reload_failed:
                 await asyncio.sleep(0.01)
         pages += [await admin(edge, path) for path in ("/metrics", "/readyz?verbose", "/livez", "/nothing")]
         await purge(edge, "?id=key_1")

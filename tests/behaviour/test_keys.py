@@ -406,7 +406,7 @@ async def test_store_that_is_gone_lets_known_keys_go_on_and_nobody_else_in(
     status, _, received = await client.response()
     assert (status, received) == (200, expected)
     assert await status_of(edge) == 200
-    assert edge.server.health.ready
+    assert edge.server.readiness.ready
     await edge.consistent()
     assert {line["end"] for line in await edge.log() if line["status"] == 200} == {"complete"}
 

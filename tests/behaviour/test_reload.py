@@ -67,9 +67,9 @@ async def reload(edge: Edge, reloads: Reloads, text: str | None = None) -> None:
     """Write the file if there is a text, let the edge read it, and wait until it has."""
     if text is not None:
         edge.config_path.write_text(text)
-    before = (edge.server.generation.number, edge.server.health.reload_failures)
+    before = (edge.server.generation.number, edge.server.readiness.reload_failures)
     edge.server.reload()
-    await reloads.reach(lambda: (edge.server.generation.number, edge.server.health.reload_failures) != before)
+    await reloads.reach(lambda: (edge.server.generation.number, edge.server.readiness.reload_failures) != before)
 
 
 async def status_of(edge: Edge, model: str, **kwargs: str) -> int:
@@ -200,7 +200,7 @@ async def test_bad_file_changes_nothing_and_says_so_everywhere(
     assert edge.server.generation is before
     assert await status_of(edge, "public/deepseek-r1") == 200
     assert await status_of(edge, "public/new") == 404
-    health = edge.server.health
+    health = edge.server.readiness
     assert health.ready
     assert "last reload: failed" in health.describe()
     assert await metric(edge, "edge_config_last_reload_successful") == 0
@@ -216,16 +216,16 @@ async def test_bad_file_changes_nothing_and_says_so_everywhere(
 async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge, reloads: Reloads) -> None:
     text = edge.config_path.read_text()
     edge.config_path.unlink()
-    await reloads.reach(lambda: edge.server.health.reload_failed)
+    await reloads.reach(lambda: edge.server.readiness.reload_failed)
     assert await status_of(edge, "public/deepseek-r1") == 200
     edge.config_path.write_text(text + NEW)
-    await reloads.reach(lambda: not edge.server.health.reload_failed)
+    await reloads.reach(lambda: not edge.server.readiness.reload_failed)
     assert await status_of(edge, "public/new") == 200
 
 
 async def test_bad_file_is_reported_once_not_at_every_poll(edge: Edge, reloads: Reloads) -> None:
     edge.config_path.write_text("[routes")
-    await reloads.reach(lambda: edge.server.health.reload_failures)
+    await reloads.reach(lambda: edge.server.readiness.reload_failures)
     polls: asyncio.Queue[None] = asyncio.Queue()
     loop, poll = asyncio.get_running_loop(), edge.server._reloader._poll
 
@@ -236,7 +236,7 @@ async def test_bad_file_is_reported_once_not_at_every_poll(edge: Edge, reloads: 
     edge.server._reloader._poll = noticed  # type: ignore[assignment,method-assign]
     for _ in range(3):
         await polls.get()
-    assert edge.server.health.reload_failures == 1
+    assert edge.server.readiness.reload_failures == 1
 
 
 async def test_certificate_that_cannot_be_used_is_refused_whole(
@@ -250,9 +250,9 @@ async def test_certificate_that_cannot_be_used_is_refused_whole(
     text = edge.config_path.read_text()
     edge.config_path.write_text(text + NEW)
     edge.server.reload()
-    await reloads.reach(lambda: edge.server.health.reload_failed)
+    await reloads.reach(lambda: edge.server.readiness.reload_failed)
     assert edge.server.generation.number == 1
-    assert "server.tls" in edge.server.health.describe()
+    assert "server.tls" in edge.server.readiness.describe()
 
 
 @pytest.mark.parametrize("named", ["ca_file", "tls"])
@@ -275,10 +275,10 @@ async def test_file_that_a_refused_reload_named_is_looked_at_until_it_is_repaire
         await reload(edge, reloads, text.replace("/old.", "/new."))
     else:
         await reload(edge, reloads, text.replace("[pools.r1]\n", f'[pools.r1]\nca_file = "{repaired}"\n'))
-    assert edge.server.health.reload_failures == 1
+    assert edge.server.readiness.reload_failures == 1
     issued.cert_chain_pems[0].write_to_path(str(repaired))
     await reloads.reach(lambda: edge.server.generation.number == 2)
-    assert edge.server.health.reload_failures == 1
+    assert edge.server.readiness.reload_failures == 1
 
 
 @pytest.mark.parametrize("changed", ["routes.toml", "secret"])
@@ -385,7 +385,7 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
             await asyncio.sleep(0)  # to what the beat woke
         if number == 9:
             tasks = len(asyncio.all_tasks())
-    assert (refused, server.health.reload_failures) == (332, 332)  # a file with an error, and an emptied one
+    assert (refused, server.readiness.reload_failures) == (332, 332)  # a file with an error, and an emptied one
     assert server.generation.number == 669
     assert len(server.probes) == 1
     assert len(list(server.endpoints.states())) == 1
@@ -569,7 +569,7 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     names["b.test"] = asyncio.Event()
     edge.config_path.write_text(with_pool_by_name(edge, simulator))
     edge.server.reload()
-    await reloads.reach(lambda: edge.server.health.generation == 2)  # built, and not in force before the name is known
+    await reloads.reach(lambda: edge.server.readiness.generation == 2)  # built, and not in force before the name is known
     chain, secret = other.cert_chain_pems[0].bytes(), other.private_key_pem.bytes()
     first, then = ((certificate, chain), (key, secret))[:: 1 if half == "certificate" else -1]
     trusting = ssl.create_default_context()
@@ -577,9 +577,9 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     before = await certificate_of(edge, trusting)
     first[0].write_bytes(first[1])
     names["b.test"].set()
-    await reloads.reach(lambda: edge.server.health.reload_failures)
-    assert "certificate and key" in edge.server.health.reload_failed
-    assert edge.server.generation.number == edge.server.health.generation == 1
+    await reloads.reach(lambda: edge.server.readiness.reload_failures)
+    assert "certificate and key" in edge.server.readiness.reload_failed
+    assert edge.server.generation.number == edge.server.readiness.generation == 1
     assert await certificate_of(edge, trusting) == before
     then[0].write_bytes(then[1])
     await reloads.reach(lambda: edge.server.generation.number == 2)
