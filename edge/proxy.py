@@ -11,6 +11,7 @@ the relay writes to it. How a request ended is known once: `Exchange.ended`, by 
 import asyncio
 import logging
 import time
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -84,33 +85,23 @@ _VERDICTS: Final[dict[End | None, Verdict]] = {
 }  # what an answer that began shows of its endpoint; other ends show nothing of it
 
 
+@dataclass(eq=False)
 class Proxy:
     """Answers requests."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        lifecycle: Lifecycle,
-        authenticator: Authenticator,
-        admission: Admission,
-        endpoints: Endpoints,
-        journal: Journal,
-        memory: BodyMemory,
-        metrics: Metrics,
-        access_log: AccessLog,
-    ) -> None:
-        self.generation = generation
-        self.in_flight = 0
-        self._idle = asyncio.Event()
-        self._long_body = asyncio.Lock()  # one is read at a time: ten at once would be ten steps in one go
-        self._lifecycle = lifecycle
-        self._authenticator = authenticator
-        self._admission = admission
-        self._endpoints = endpoints
-        self._journal = journal
-        self._memory = memory
-        self._metrics = metrics
-        self._access_log = access_log
+    generation: Generation
+    _lifecycle: Lifecycle
+    _authenticator: Authenticator
+    _admission: Admission
+    _endpoints: Endpoints
+    _journal: Journal
+    _memory: BodyMemory
+    _metrics: Metrics
+    _access_log: AccessLog
+    in_flight: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    # One is read at a time: ten at once would be ten steps in one go.
+    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""

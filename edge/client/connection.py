@@ -77,22 +77,9 @@ class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer",
-        "_head_bytes",
-        "_header_timer",
-        "_parked",
-        "_parser_full",
-        "_parser_reads",
-        "_server",
-        "_wire",
-        "answering",
-        "bare",
-        "credential",
-        "is_secure",
-        "last",
-        "loop",
-        "peer",
-    )
+        "_drop_timer", "_head_bytes", "_header_timer", "_parked", "_parser_full", "_parser_reads", "_server", "_wire",
+        "answering", "bare", "credential", "is_secure", "last", "loop", "peer",
+    )  # fmt: skip
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
         super().__init__(server, **options)

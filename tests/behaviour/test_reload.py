@@ -569,7 +569,8 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     names["b.test"] = asyncio.Event()
     edge.config_path.write_text(with_pool_by_name(edge, simulator))
     edge.server.reload()
-    await reloads.reach(lambda: edge.server.readiness.generation == 2)  # built, and not in force before the name is known
+    # Built, and not in force before the name is known.
+    await reloads.reach(lambda: edge.server.readiness.generation == 2)
     chain, secret = other.cert_chain_pems[0].bytes(), other.private_key_pem.bytes()
     first, then = ((certificate, chain), (key, secret))[:: 1 if half == "certificate" else -1]
     trusting = ssl.create_default_context()
