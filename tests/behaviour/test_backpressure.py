@@ -325,7 +325,7 @@ async def test_time_in_which_the_client_was_full_is_no_silence_of_the_upstream(
             await connection.reader.read()
         await flood(connection)
 
-    edge = await edge_for(start_edge, start_upstream, script, pool='idle_timeout = "500ms"')
+    edge = await edge_for(start_edge, start_upstream, script, pool='idle_timeout = "1s"')
     client = await unreading(edge)
     await soon(paused.get())
     for _ in range(2):

@@ -53,7 +53,7 @@ async def edge_for(start_edge: StartEdge, start_upstream: StartUpstream, way: st
 
     upstream = await start_upstream(script)
     # No more than a stall has to wait, and as much as a busy machine may need for bytes that come at once.
-    times = 'idle_timeout = "700ms"\nfirst_byte_timeout = "700ms"\n[routes.' if way == "stall" else "[routes."
+    times = 'idle_timeout = "1s"\nfirst_byte_timeout = "1s"\n[routes.' if way == "stall" else "[routes."
     return await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("[routes.", times, 1))
 
 
