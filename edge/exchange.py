@@ -2,6 +2,8 @@
 
 The proxy sets what was asked and where it went, the relay what came of it. `Exchange.ended` alone says how it ended.
 No dict of extras and no context variables: whoever wants to know something of a request finds it here by name.
+Modules that every request passes keep the members of enumerations under names of their own: to look one up on its class
+takes ten times as long, 0.1 us each time (CPython 3.11).
 Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds), except `started_at`: Unix time.
 """
 
@@ -99,9 +101,9 @@ class Usage(msgspec.Struct, frozen=True):
 NO_USAGE: Final = Usage()
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Exchange:
-    """One request through its life. A plain class: a store into a field of a `Struct` takes ten times as long."""
+    """One request through its life. No `Struct`: a store into a field of one takes ten times as long."""
 
     request_id: str
     method: str

@@ -77,6 +77,8 @@ _PREFLIGHT: Final = (
     ("Access-Control-Allow-Headers", "*, Authorization"),
     ("Access-Control-Max-Age", "86400"),
 )
+_BODY, _ROUTE, _ADMISSION, _LEASE, _DONE = Phase.BODY, Phase.ROUTE, Phase.ADMISSION, Phase.LEASE, Phase.DONE
+_COMPLETE, _INTERNAL_ERROR = End.COMPLETE, End.INTERNAL_ERROR
 _RETRIED: Final = (429, 502, 503, 504)  # by another endpoint: the one that answered did no work
 _VERDICTS: Final[dict[End | None, Verdict]] = {
     End.COMPLETE: Verdict.FINE,
@@ -85,7 +87,7 @@ _VERDICTS: Final[dict[End | None, Verdict]] = {
 }  # what an answer that began shows of its endpoint; other ends show nothing of it
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Proxy:
     """Answers requests."""
 
@@ -155,7 +157,7 @@ class Proxy:
             _show_models(request, exchange, generation, caller, table, path)
             return
 
-        exchange.phase = Phase.BODY
+        exchange.phase = _BODY
         form = operation in MULTIPART_OPERATIONS
         content_type = content_type_of(request, form=form)
         memory = self._memory
@@ -169,12 +171,12 @@ class Proxy:
             else:
                 async with self._long_body:
                     envelope = await read_long_json(body.data)
-            exchange.phase = Phase.ROUTE
+            exchange.phase = _ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = decide(table, envelope.model, caller)
             route = match.route
             exchange.route = route.name
-            exchange.phase = Phase.ADMISSION
+            exchange.phase = _ADMISSION
             head = forwarded_head(request, exchange, content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
             continuous = pool is not None and pool.config.usage == "continuous"
@@ -182,7 +184,7 @@ class Proxy:
             work = Work(operation, envelope, body, head, form, metering)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
-                exchange.phase = Phase.LEASE
+                exchange.phase = _LEASE
                 await self._forward(request, exchange, generation, match, work, settlement)
             except BaseException as error:
                 self._failed(exchange, error)
@@ -277,7 +279,7 @@ class Proxy:
         else:
             if exchange.phase is not Phase.STREAM:
                 exchange.status = InternalError.status
-            exchange.ended(End.INTERNAL_ERROR)
+            exchange.ended(_INTERNAL_ERROR)
 
     def _refuse(self, request: Request, exchange: Exchange, error: EdgeError) -> None:
         """Turn a failure into HTTP: the one place."""
@@ -297,9 +299,9 @@ class Proxy:
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
-        exchange.ended(End.INTERNAL_ERROR)
-        if exchange.end is End.COMPLETE:
-            exchange.phase = Phase.DONE
+        exchange.ended(_INTERNAL_ERROR)
+        if exchange.end is _COMPLETE:
+            exchange.phase = _DONE
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
 
@@ -312,7 +314,7 @@ def _send(
     if not request.payload.is_eof():
         connection.last = True
     exchange.status = status
-    exchange.ended(End.COMPLETE)
+    exchange.ended(_COMPLETE)
     answer = response(
         status,
         body,
@@ -401,7 +403,7 @@ def _show_models(
     request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable, path: str
 ) -> None:
     """List the models this key may call on this host, or show one: any name that would route and is allowed."""
-    exchange.phase = Phase.ROUTE
+    exchange.phase = _ROUTE
     created = int(generation.loaded_at)
     if path in _MODELS:
         names = sorted({name for name in table.names() if caller.may_call(name)})

@@ -7,6 +7,7 @@ from edge.journal.journal import Journal
 from edge.limits.admission import Permit
 
 # An engine that was left before it answered has read the prompt: a limit keeps that, else who leaves early has none.
+_WAIT: Final = Phase.WAIT
 _UNHEARD: Final = (End.CLIENT_GONE, End.FIRST_BYTE_TIMEOUT)
 
 
@@ -35,7 +36,7 @@ class Settlement:
         exchange.ended(end)
         exchange.usage = usage
         tokens = usage.prompt_tokens + usage.completion_tokens
-        if exchange.phase is Phase.WAIT and exchange.end in _UNHEARD:
+        if exchange.phase is _WAIT and exchange.end in _UNHEARD:
             tokens = self._prompt_tokens
         permit.charge(tokens)
         self._journal.close_record(exchange, self._record_id)

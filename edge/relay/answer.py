@@ -19,6 +19,7 @@ after it becomes an event.
 
 import enum
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
@@ -48,7 +49,7 @@ _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
 
 class State(enum.Enum):
-    """What an answer waits for; the value is the name of the method of `Answer` that receives its bytes."""
+    """What an answer waits for: the method of `Answer` of that name receives its bytes."""
 
     HEAD = "head"
     OPENING = "opening"  # the first byte of the body, or the first event of a stream, which may be an error
@@ -59,7 +60,9 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-WAITING: Final = (State.HEAD, State.OPENING, State.COLLECTING, State.REFUSED)
+HEAD, OPENING, COLLECTING, REFUSED, VERBATIM, FRAMED, ENDED = State
+WAITING: Final = (HEAD, OPENING, COLLECTING, REFUSED)
+_COMPLETE: Final = End.COMPLETE
 
 
 class Answer:
@@ -80,7 +83,7 @@ class Answer:
         self._client = client
         self._attempt = attempt
         self.connection = connection
-        self.state = State.HEAD
+        self.state = HEAD
         connection.receive = self.head
         self._head: ResponseHead | None = None
         self._held = b""  # not understood yet
@@ -96,10 +99,10 @@ class Answer:
         self.reads = 0
         self.last_chunk = b""
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: State, receive: Callable[[bytes], None]) -> None:
         self.state = state
-        if self.connection is not None:
-            self.connection.receive = getattr(self, state.value)
+        if self.connection is not None:  # None: an answer that the close ends
+            self.connection.receive = receive
 
     # --- receivers: before the client has a byte
 
@@ -129,16 +132,18 @@ class Answer:
         self._held = b""
         self._head = head
         if not 200 <= head.status < 300:
-            state = State.REFUSED
+            self._enter(REFUSED, self.refused)
         else:
-            self.streams = heads.media_type(head) == b"text/event-stream"
+            self.streams = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
             if self.sent_bytes and not heads.takes_events(head, self.streams):
                 self._owner.fail(UpstreamError("The model's server did not answer with a stream."))
                 return
-            state = State.OPENING
             if self._attempt.echo is not None and heads.takes_model(head):
-                state = State.COLLECTING
-        self._enter(state)
+                self._enter(COLLECTING, self.collecting)
+            else:
+                # Only where there is framing can bytes come that are no content, and only events can be errors.
+                plain = not self.streams and not head.framing.chunked
+                self._enter(OPENING, self._begin if plain else self.opening)
         if data or head.framing.done:
             self.connection.receive(data)
 
@@ -146,10 +151,6 @@ class Answer:
         """Hold the head until it is certain that the body has begun and does not begin with an error."""
         head = self._head
         assert head is not None
-        # Only where there is framing can bytes come that are none of the content, and only events are looked into.
-        if not self.streams and not head.framing.chunked:
-            self._begin(data)
-            return
         data = self._held + data if self._held else data
         content, whole = heads.content_of(head.framing, data)
         if not content and not whole:
@@ -163,7 +164,7 @@ class Answer:
             return
         self._held = b""
         if is_error:
-            self._enter(State.REFUSED)
+            self._enter(REFUSED, self.refused)
             self.refused(data)
         else:
             self._begin(data)
@@ -225,8 +226,10 @@ class Answer:
         self.meter.feed(content)
         content = echo_json(content, self._attempt.echo)
         self._write = self._owner.open(head.status)
-        self._owner.settle(End.COMPLETE)
-        self.write(self._head_for(head.status, head.headers, b"content-length: %d" % len(content)) + content)
+        self._owner.settle(_COMPLETE)
+        line = b"content-length: %d" % len(content)
+        before = heads.client_head(self._exchange, self._client, head.status, head.headers, line, streams=False)
+        self.write(before + content)
         self._end(head, self._held)
 
     # --- the beginning
@@ -238,33 +241,28 @@ class Answer:
         """
         head = self._head
         assert head is not None
-        framing, before = head.framing, b""
+        framing, client, streams, before = head.framing, self._client, self.streams, b""
         metering = self._attempt.metering
-        meter = self.meter = metering.events() if self.streams and heads.is_identity(head) else metering.document()
+        meter = self.meter = metering.events() if streams and heads.is_identity(head) else metering.document()
         if self.sent_bytes:
             framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
         body = self._body = body_for(
-            head, meter, self._attempt, bare=self._client.bare, streams=self.streams, collected=collected is not None
+            head, meter, self._attempt, bare=client.bare, streams=streams, collected=collected is not None
         )
         is_framed = isinstance(body, Framed)
         if not self.sent_bytes:
             self._write = self._owner.open(head.status)
-            line = heads.framing_line(framing, bare=self._client.bare, framed=is_framed)
-            before = self._head_for(head.status, head.headers, line)
+            line = heads.framing_line(framing, bare=client.bare, framed=is_framed)
+            before = heads.client_head(self._exchange, client, head.status, head.headers, line, streams=streams)
         self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
         if isinstance(body, Framed):
-            self._enter(State.FRAMED)
+            self._enter(FRAMED, self.framed)
             body.left, self._held = self._held, b""
             self.framed(data, before + body.chunk(meter.feed(collected) if collected is not None else b""))
         else:
-            self._enter(State.VERBATIM)
-            if framing.chunked and self.connection is not None:  # None: an answer that the close ends, and was empty
-                self.connection.receive = self.token
+            self._enter(VERBATIM, self.token if framing.chunked else self.verbatim)
             self.verbatim(data, before)
         self._owner.began()
-
-    def _head_for(self, status: int, headers: dict[bytes, bytes], line: bytes) -> bytes:
-        return heads.client_head(self._exchange, status, headers, line, last=self._client.last, streams=self.streams)
 
     # --- receivers: the hot path
 
@@ -297,7 +295,7 @@ class Answer:
         self.ending = body.ending
         if body.framed is not None:
             self._body = body.framed
-            self._enter(State.FRAMED)
+            self._enter(FRAMED, self.framed)
         self._pass(before + data if before else data)
 
     def framed(self, data: bytes, before: bytes = b"") -> None:
@@ -307,9 +305,8 @@ class Answer:
 
     def _pass(self, data: bytes) -> None:
         """Give the client what the body yielded; an answer that breaks the rules gets a status as long as it can."""
-        body, head = self._body, self._head
-        assert body is not None
-        assert head is not None
+        body: Verbatim | Framed = self._body  # type: ignore[assignment]  # as above
+        head: ResponseHead = self._head  # type: ignore[assignment]
         if body.broken:
             if not self.sent_bytes:
                 self._refuse()
@@ -320,9 +317,10 @@ class Answer:
             return
         done = head.framing.done
         if done:
-            self._owner.settle(End.COMPLETE)
+            self._owner.settle(_COMPLETE)
         if data:
-            self.write(data)
+            self.sent_bytes += len(data)
+            self._write(data)
         if done:
             self._end(head, body.left)
 
@@ -346,24 +344,21 @@ class Answer:
     def closed(self, *, in_order: bool, stale: bool) -> None:
         """Take the end of the upstream's connection; `stale` one that was reused, and died as soon as it was."""
         head = self._head
-        match self.state:
-            case State.REFUSED:
-                assert head is not None
-                self._fail_as_answered(head)
-            case State.VERBATIM | State.FRAMED:
-                self._closed_within(in_order)
-            case State.HEAD if stale and not self.reads and not self.sent_bytes:
-                self._owner.fail(StaleConnection())
-            case State.OPENING | State.COLLECTING if (
-                head is not None and not head.framing.self_delimited and in_order and not self._held
-            ):
-                head.framing.done = True
-                if self.state is State.OPENING:
-                    self._begin(b"")
-                else:
-                    self._pass_collected(head)
-            case _:
-                self._owner.fail(UpstreamError("The model's server closed the connection without an answer."))
+        if self.state is REFUSED:
+            assert head is not None
+            self._fail_as_answered(head)
+        elif self.state not in WAITING:
+            self._closed_within(in_order)
+        elif stale and not self.reads and not self.sent_bytes:
+            self._owner.fail(StaleConnection())
+        elif head is None or head.framing.self_delimited or not in_order or self._held:
+            self._owner.fail(UpstreamError("The model's server closed the connection without an answer."))
+        else:
+            head.framing.done = True
+            if self.state is OPENING:
+                self._begin(b"")
+            else:
+                self._pass_collected(head)
 
     def _closed_within(self, in_order: bool) -> None:
         body, head = self._body, self._head
@@ -374,7 +369,7 @@ class Answer:
             self._break(End.UPSTREAM_CUT)
             return
         last = body.end()
-        self._owner.settle(End.COMPLETE)
+        self._owner.settle(_COMPLETE)
         self.write(last)
         self._end(head, body.left)
 
@@ -400,7 +395,7 @@ class Answer:
         Where a frame of our own can stand, an error event is the one thing that every SDK turns into an exception;
         a clean end would be silent truncation, since no SDK looks for `[DONE]`.
         """
-        if self.state is State.ENDED:
+        if self.state is ENDED:
             return
         self._owner.settle(end)
         if self.takes_event_now():
@@ -441,8 +436,9 @@ class Answer:
         beat = HEARTBEAT if self._client.bare else chunk(HEARTBEAT)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
-            self._attempt.let_go()
+            self._attempt.release()
             self._write = self._owner.open(200)
             headers = self._head.headers if self._head is not None else heads.STREAM_HEADERS
-            beat = self._head_for(200, headers, b"" if self._client.bare else heads.CHUNKED) + beat
+            line = b"" if self._client.bare else heads.CHUNKED
+            beat = heads.client_head(self._exchange, self._client, 200, headers, line, streams=True) + beat
         self.write(beat)

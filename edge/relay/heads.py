@@ -5,6 +5,7 @@ from typing import Final
 from edge.client.answers import CORS
 from edge.exchange import Exchange
 from edge.relay.echo import MAX_JSON_BYTES
+from edge.relay.terms import Client
 from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead
 
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
@@ -30,11 +31,6 @@ def is_identity(head: ResponseHead) -> bool:
     return head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
-def media_type(head: ResponseHead) -> bytes:
-    """Return the beginning of the content type, long enough to know the two that matter."""
-    return head.headers.get(b"content-type", b"")[:17].lower()
-
-
 def takes_events(head: ResponseHead, streams: bool) -> bool:
     """Whether the answer is a stream that events of ours can stand in."""
     return streams and not isinstance(head.framing, NoBody) and is_identity(head)
@@ -43,7 +39,9 @@ def takes_events(head: ResponseHead, streams: bool) -> bool:
 def takes_model(head: ResponseHead) -> bool:
     """Whether the answer is JSON that can be changed."""
     framing = head.framing
-    if not media_type(head).startswith(b"application/json") or isinstance(framing, NoBody):
+    if not head.headers.get(b"content-type", b"").lower().startswith(b"application/json") or isinstance(
+        framing, NoBody
+    ):
         return False
     return is_identity(head) and not (isinstance(framing, Length) and framing.total > MAX_JSON_BYTES)
 
@@ -69,9 +67,9 @@ def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:
 
 
 def client_head(
-    exchange: Exchange, status: int, headers: dict[bytes, bytes], framing: bytes, *, last: bool, streams: bool
+    exchange: Exchange, client: Client, status: int, headers: dict[bytes, bytes], framing: bytes, *, streams: bool
 ) -> bytes:
-    """Return the head that a client gets; `last` ends its connection, `streams` keeps proxies from buffering."""
+    """Return the head that a client gets; `framing` says how the body ends, `streams` keeps proxies from buffering."""
     lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
     for name, value in headers.items():
         written = _RETURNED.get(name)
@@ -79,7 +77,7 @@ def client_head(
             lines.append(written + value)
     if framing:
         lines.append(framing)
-    if last:
+    if client.last:
         lines.append(b"connection: close")
     lines.append(b"x-request-id: " + exchange.request_id.encode())
     extra = _NO_BUFFERING if streams else b""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from edge.client.connection import ClientConnection
-from edge.relay.answer import Answer, State
+from edge.relay.answer import ENDED, Answer
 
 POLLS: Final = 4  # for a sign of life, in the time after which its absence counts
 _SLOW_CLIENT_CHECK_S: Final = 5.0
@@ -55,7 +55,7 @@ class Heartbeat:
 
     def _poll(self) -> None:
         now, answer = self._loop.time(), self._answer
-        if answer.state is State.ENDED:
+        if answer.state is ENDED:
             return
         if self._owner.paused or answer.sent_bytes != self._seen:
             self._silent_since = now

@@ -16,11 +16,12 @@ from typing import Final
 from edge.client.connection import ClientConnection
 from edge.errors import EdgeError, from_upstream
 from edge.exchange import NO_USAGE, End, Exchange, Phase
-from edge.relay.answer import Answer, State
+from edge.relay.answer import ENDED, Answer
 from edge.relay.pace import POLLS, Heartbeat, Silence, SlowClient
 from edge.relay.terms import Attempt, FailedInStream, Settlement, StaleConnection, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, Receiver, UpstreamConnection
 
+_COMPLETE, _WAIT, _STREAM = End.COMPLETE, Phase.WAIT, Phase.STREAM
 _JOIN_BYTES: Final = 64 * 1024  # under this, head and body are joined for one write; over it, copying costs more
 _STALE_WITHIN_S: Final = 1.0  # of a request: a connection that the upstream had closed ends at once
 
@@ -85,7 +86,7 @@ class Relay(Receiver):
         answer = self._answer = Answer(self, exchange, client, attempt, connection)
         self._begun_at = loop.time()
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
-        exchange.phase = Phase.WAIT
+        exchange.phase = _WAIT
         client.attach(self)
         if len(attempt.body) < _JOIN_BYTES:
             transport.write(attempt.head + attempt.body)
@@ -99,15 +100,17 @@ class Relay(Receiver):
         self._client.attach(None)
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._stop_watching()
-        self._drop_connection()
+        if self._slow_client is not None:
+            self._stop_watching()
+        if self._connection is not None:
+            self._drop_connection()
         del self._answer  # which has this as its owner: a circle of references lives until it is collected
 
     # --- what an answer makes happen: `Owner`
 
     def open(self, status: int) -> Callable[[bytes], None]:
         """Let the client have bytes from now on."""
-        self._exchange.phase = Phase.STREAM
+        self._exchange.phase = _STREAM
         self._exchange.status = status
         transport = self._client.transport
         assert transport is not None  # else the client's leaving would have ended this
@@ -116,7 +119,8 @@ class Relay(Receiver):
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
         if self._answer.sent_bytes:
-            self._attempt.let_go()
+            self._attempt.body = b""
+            self._attempt.release()
         if self._connection is not None:
             now = self._client.loop.time()
             self._silence = Silence(self._answer, now)
@@ -129,8 +133,8 @@ class Relay(Receiver):
         if meter is not None:
             meter.passed += answer.unmetered
             answer.unmetered = 0
-            usage = meter.usage(end is End.COMPLETE)
-            if end is End.COMPLETE and meter.failed:
+            usage = meter.usage(end is _COMPLETE)
+            if end is _COMPLETE and meter.failed:
                 end = End.UPSTREAM_ERROR
         self._settlement.settle(end, usage)
 
@@ -167,7 +171,7 @@ class Relay(Receiver):
     def _release(self, idle_s: float) -> None:
         """Give the upstream's connection back when it can serve again, close any other."""
         answer = self._answer
-        answer.state = State.ENDED
+        answer.state = ENDED
         self._exchange.response_bytes = answer.sent_bytes
         connection, transport = self._connection, self._transport
         if connection is None or not idle_s or transport.get_write_buffer_size():
@@ -214,7 +218,7 @@ class Relay(Receiver):
 
     def cut(self) -> None:
         """End the answer because the edge has to stop."""
-        if self._answer.state is not State.ENDED:
+        if self._answer.state is not ENDED:
             self._answer.drain()
 
     def client_paused(self) -> None:
@@ -234,12 +238,12 @@ class Relay(Receiver):
             self._silence.since = self._client.loop.time()
         if self._connection is not None:
             self._transport.resume_reading()
-        if self._answer.state is State.ENDED:
+        if self._answer.state is ENDED:
             self.leave(0.0)
 
     def client_gone(self) -> None:
         """Close the upstream in this same call: the GPU slot is what this saves."""
-        if self._answer.state is not State.ENDED:
+        if self._answer.state is not ENDED:
             self.settle(End.CLIENT_GONE)
         self._release(0.0)
 

@@ -36,11 +36,6 @@ class Attempt:
     heartbeat_s: float = 0
     echo: str | None = None
 
-    def let_go(self) -> None:
-        """Let go of what was asked: it is not asked again."""
-        self.body = b""
-        self.release()
-
 
 class Settlement(Protocol):
     """What an accepted request owes."""

@@ -266,4 +266,4 @@ def test_table_in_the_module_has_a_row_for_each_state_and_names_the_states_that_
 def test_state_is_the_name_of_the_method_that_receives_its_bytes() -> None:
     for state in State:
         if state is not State.ENDED:
-            assert callable(getattr(Answer, state.value))
+            assert callable(getattr(Answer, state.name.lower()))
