@@ -5,7 +5,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -64,8 +63,9 @@ async def seen(edge: Edge) -> tuple[dict[str, Any], dict[str, Any] | None, dict[
     await edge.consistent()
     line = (await edge.log())[-1]
     records = edge.records()
-    async with aiohttp.ClientSession() as session, session.get(f"{edge.admin_url}/metrics") as answer:
-        families = list(text_string_to_metric_families(await answer.text()))
+    families = list(
+        text_string_to_metric_families((await edge.server.metrics.render()).decode())
+    )  # also of a stopped one
     samples = {
         (sample.name, " ".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
         for family in families
