@@ -4,7 +4,6 @@ Each `check_` raises `ValueError` with a message for the operator: what is wrong
 """
 
 import re
-from collections.abc import Iterator
 from ipaddress import ip_address
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -86,15 +85,11 @@ def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     A list lets a host through that one of its names matches (any host, when it has only exclusions) and no exclusion
     does. Exact: a fresh label can always stand for a `*`, so exclusions empty a meeting only when one covers it whole.
     """
-    excluded = [host[1:].split(".") for host in first + second if host.startswith("!")]
-    for one in _included(first):
-        for other in _included(second):
-            if one is None and other is None:
-                return True
-            meeting = _meet(one or other or [], other or one or [])
-            if meeting and not any(_covers(pattern, meeting) for pattern in excluded):
-                return True
-    return False
+    (ours, excluded), (theirs, also_excluded) = _parted(first), _parted(second)
+    if not ours and not theirs:
+        return True
+    meetings = [_meet(one, other) for one in ours for other in theirs] if ours and theirs else ours or theirs
+    return any(meeting and not _any_covers(excluded + also_excluded, meeting) for meeting in meetings)
 
 
 def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
@@ -105,19 +100,15 @@ def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
 
 def host_matches(hosts: tuple[str, ...], host: str) -> bool:
     """Return whether a `hosts` list lets `host` through; no list lets every host through."""
+    names, excluded = _parted(hosts)
     labels = host.split(".")
-    names = [each for each in hosts if not each.startswith("!")]
-    if any(_covers(each[1:].split("."), labels) for each in hosts if each.startswith("!")):
-        return False
-    return not names or any(_covers(each.split("."), labels) for each in names)
+    return not _any_covers(excluded, labels) and (not names or _any_covers(names, labels))
 
 
-def _included(hosts: tuple[str, ...]) -> Iterator[list[str] | None]:
-    """Yield the labels of each name that is let through; one None, any host, when none is named."""
+def _parted(hosts: tuple[str, ...]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the labels of each name that is let through, and of each that is excluded."""
     names = [host.split(".") for host in hosts if not host.startswith("!")]
-    yield from names
-    if not names:
-        yield None
+    return names, [host[1:].split(".") for host in hosts if host.startswith("!")]
 
 
 def _meet(one: list[str], other: list[str]) -> list[str] | None:
@@ -125,6 +116,10 @@ def _meet(one: list[str], other: list[str]) -> list[str] | None:
     if len(one) != len(other) or any(a != b and "*" not in (a, b) for a, b in zip(one, other, strict=True)):
         return None
     return [b if a == "*" else a for a, b in zip(one, other, strict=True)]
+
+
+def _any_covers(patterns: list[list[str]], labels: list[str]) -> bool:
+    return any(_covers(pattern, labels) for pattern in patterns)
 
 
 def _covers(pattern: list[str], other: list[str]) -> bool:

@@ -68,8 +68,7 @@ class Listener:
         self.reports.clear()
 
     async def hears_of(self, digest: bytes) -> None:
-        """Return when a key was reported by name or with all others."""
-        await self.until(lambda: any(each.everything or digest in each.digests for each in self.reports))
+        await self.until(lambda: any(digest in each.digests for each in self.reports))
 
     async def hears_of_everything(self) -> None:
         await self.until(lambda: any(each.everything for each in self.reports))

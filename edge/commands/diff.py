@@ -1,13 +1,12 @@
 """`edge diff`: list what a reload would change, or refuse."""
 
 import argparse
-import os
 from pathlib import Path
 
 from edge.commands.check import printable
 from edge.config.changes import list_changes
 from edge.config.problems import ConfigError, render_problems
-from edge.config.reading import load, parse
+from edge.config.reading import load
 from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.process.reloading import refuse_what_needs_a_restart
@@ -25,7 +24,7 @@ def run(parsed: argparse.Namespace) -> int:
     configs: list[Config] = []
     for path in (parsed.old, parsed.new):
         try:
-            configs.append(_load_in_place(path, parsed.old))
+            configs.append(load(path, place=parsed.old))
         except ConfigError as error:
             print(render_problems(printable(path), error.problems))
     if len(configs) < 2:
@@ -37,12 +36,3 @@ def run(parsed: argparse.Namespace) -> int:
     except Unusable as error:
         print(f"a reload would be refused: {error}")
     return 0
-
-
-def _load_in_place(path: Path, place: Path) -> Config:
-    """Return the configuration of the file at `path` as it would be at `place`; raises `ConfigError`."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError):
-        return load(path)  # which says what is wrong with it
-    return parse(text, place, os.environ)

@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import orjson
 
@@ -29,14 +28,12 @@ from edge.names import host_matches
 from edge.proxy import decide, routes_at
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
 
-_LOCAL_HOST: Final = "localhost"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edge explain`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="the name that a client would ask for")
-    add("--host", default=_LOCAL_HOST, metavar="H", help="the Host asked; default: this machine's")
+    add("--host", default="localhost", metavar="H", help="the Host asked; default: this machine's")
     add("--key-id", metavar="ID", help="a key of `edge keys list`; default: one that may")
     add_config(parser)
     add_json(parser)
@@ -70,21 +67,17 @@ class Explanation:
     """What a request for `model` would meet.
 
     `status` is the edge's own answer, 200 when the request would go upstream; `route`, `pool` and `endpoints` are those
-    of the route that wins, also when the key may not use it. `limits` is, for people, what counts its requests, and
-    `pool_settings`, by name, how its pool serves them. `routes` has every route by name and why it wins or loses.
+    of the route that wins, also when the key may not use it. `facts`, by name, are for people, and `routes` has every
+    route by name and why it wins or loses.
     """
 
     model: str
-    host: str
-    key: str
     status: int
     reason: str
-    who: str
     route: str | None
     pool: str | None
-    pool_settings: tuple[tuple[str, str], ...]
     endpoints: tuple[Target, ...]
-    limits: str
+    facts: tuple[tuple[str, str], ...]
     routes: tuple[tuple[str, str], ...]
 
     def as_json(self) -> bytes:
@@ -101,12 +94,7 @@ class Explanation:
 
     def render(self) -> str:
         """Return the text for a person at a terminal."""
-        facts = [("answer", f"{self.status}, {self.reason}"), ("host", self.host), ("who", self.who)]
-        if self.key:
-            facts.append(("key", self.key))
-        if self.route is not None:
-            facts += [("route", self.route), ("limits", self.limits)]
-        facts += self.pool_settings
+        facts = (("answer", f"{self.status}, {self.reason}"), *self.facts)
         lines = [self.model, *(f"  {name:<8} {value}" for name, value in facts)]
         width = max((len(endpoint.url) for endpoint in self.endpoints), default=0)
         lines += [
@@ -125,53 +113,52 @@ def explain(
     is one that may use the model; an id that is not among `keys` is an unknown key.
     """
     principal = next((each for each in keys if each.id == key_id), None)
-    host, loopback, match = authority, False, None
+    routes, host, loopback, match = RouteTable(config.routes), authority, False, None
     try:
         host = host_name(authority)
         loopback = is_loopback(host)
-        match = RouteTable(config.routes).for_host(host, loopback).find(model)
+        match = routes.for_host(host, loopback).find(model)
         if principal is None and key_id is not None:
             raise Unauthenticated("no key has this id, or it was revoked")
         caller = Caller(principal) if principal is not None else None
         if caller is not None:
             caller.check_state(now)
-        status, reason = 200, _destination(_decide(config, host, model, caller))
+        table = routes_at(routes, host, "unix")
+        read_json(json.dumps({"model": model}).encode())
+        status, reason = 200, _destination(decide(table, model, caller))
     except EdgeError as error:
         status, reason = error.status, _reason(error, host, model, match, principal, now)
     pool = config.pools.get(match.route.pool or "") if match else None
+    facts = [("host", f"{host}, as from this machine: every hosts list lets it in" if loopback else host)]
+    facts.append(("who", _who(model)))
+    if key_id is not None:
+        facts.append(("key", _key(key_id, principal)))
+    if match is not None:
+        facts += [("route", match.route.name), ("limits", _limits(config, match.route, principal))]
+    if pool is not None:
+        facts += _pool_settings(pool)
     return Explanation(
-        model=model,
-        host=f"{host}, as from this machine: every hosts list lets it in" if loopback else host,
-        key=_key(key_id, principal),
-        status=status,
-        reason=reason,
-        who=_who(model),
+        model,
+        status,
+        reason,
         route=match.route.name if match else None,
         pool=pool.name if pool else None,
-        pool_settings=_pool_settings(pool) if pool else (),
         endpoints=_endpoints(config, match, model) if match else (),
-        limits=_limits(config, match.route, principal) if match else "",
+        facts=tuple(facts),
         routes=_contest(config.routes, match, model, None if loopback else host),
     )
 
 
-def _decide(config: Config, host: str, model: str, caller: Caller | None) -> Match:
-    """Return the route that serves a caller, as the proxy finds it; raises what a request is refused with."""
-    table = routes_at(RouteTable(config.routes), host, "unix")
-    read_json(json.dumps({"model": model}).encode())
-    match = decide(table, model, caller)
-    if match.route.instance is not None:
-        try:
-            parse_url(match.filled(match.route.instance))
-        except ValueError as error:
-            raise ModelNotFound(f"no instance can have this name: {error}") from None
-    return match
-
-
 def _destination(match: Match) -> str:
+    """Return where a request goes; raises `ModelNotFound` for a name that makes no URL of an instance."""
     if match.route.instance is None:
         return f"goes to the pool {match.route.pool}"
-    return f"goes to the instance at {match.filled(match.route.instance)}"
+    url = match.filled(match.route.instance)
+    try:
+        parse_url(url)
+    except ValueError as error:
+        raise ModelNotFound(f"no instance can have this name: {error}") from None
+    return f"goes to the instance at {url}"
 
 
 def _reason(
@@ -193,7 +180,6 @@ def _reason(
 
 
 def _state(principal: Principal, now: float) -> str:
-    """Return why a key is not usable."""
     if principal.expires_at is not None and principal.expires_at <= now:
         return "the key has expired"
     if not principal.enabled:
@@ -201,9 +187,9 @@ def _state(principal: Principal, now: float) -> str:
     return f"the keys of {principal.user} are suspended" if principal.suspended else f"{principal.user} is out of quota"
 
 
-def _key(key_id: str | None, principal: Principal | None) -> str:
+def _key(key_id: str, principal: Principal | None) -> str:
     if principal is None:
-        return f"{key_id}: unknown" if key_id is not None else ""
+        return f"{key_id}: unknown"
     patterns = f"allow {' '.join(principal.allow) or 'the default'}, deny {' '.join(principal.deny) or 'nothing'}"
     return f"{principal.id} of {principal.user}: {patterns}"
 
@@ -261,16 +247,14 @@ def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> 
     """Return the limits that count a request of this route and key, the route's and then the key's."""
     if route.instance is not None:
         return "none, as for every instance"
-    limits = []
-    for name in dict.fromkeys((route.limit, principal.limit if principal is not None else None)):
-        if name is not None:
-            limit = config.limits.get(name)
-            limits.append(f"{name}: {_described(limit)}" if limit is not None else f"{name}: not in the file, so none")
+    names = dict.fromkeys((route.limit, principal.limit if principal is not None else None))
+    limits = [f"{name}: {_described(config.limits.get(name))}" for name in names if name is not None]
     return "; ".join(limits) or "none"
 
 
-def _described(limit: LimitConfig) -> str:
-    """Return what a limit allows, each of its settings as the file names it."""
+def _described(limit: LimitConfig | None) -> str:
+    if limit is None:
+        return "not in the file, so none"
     values = ((setting.key, getattr(limit, setting.field)) for setting in settings_of(LimitConfig))
     return ", ".join(f"{name} {value}" for name, value in values if value is not None)
 

@@ -15,12 +15,14 @@ from edge.config.reading import load, load_keys
 from edge.config.settings import KeysConfig
 from edge.keys.stores.registry import KeyRecord, KeyRegistry, parse_lifetime, restore
 
+_Act = Callable[[KeyRegistry, argparse.Namespace], None]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs of `edge keys` and their arguments."""
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    def verb(name: str, text: str, act: Callable[[KeyRegistry, argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def verb(name: str, text: str, act: _Act | None) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
         sub.set_defaults(act=act)
         add_config(sub)
@@ -45,10 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--spent", action="store_true", help="requests get a 402 from now on")
     state.add_argument("--ok", dest="spent", action="store_false", help="they are served again")
     text = "put a backup in place of all keys; what was changed since it was made is undone, revocations too"
-    restored = verbs.add_parser("restore", help=text, description=text)
-    restored.set_defaults(act=None)
-    restored.add_argument("file", type=Path, metavar="FILE", help="a copy of the key store, as `.backup` makes it")
-    add_config(restored)
+    backup = "a copy of the key store, as `.backup` makes it"
+    verb("restore", text, None).add_argument("file", type=Path, metavar="FILE", help=backup)
     for name, text, one, whole in (
         ("enable", "let a key, or all keys of a user, work again", KeyRegistry.enable, KeyRegistry.enable_user),
         ("disable", "stop a key, or all keys of a user", KeyRegistry.disable, KeyRegistry.disable_user),
@@ -78,9 +78,7 @@ def key_file(config: KeysConfig) -> Path:
     return config.store.path
 
 
-def _switch(
-    one: Callable[[KeyRegistry, str], None], whole: Callable[[KeyRegistry, str], int]
-) -> Callable[[KeyRegistry, argparse.Namespace], None]:
+def _switch(one: Callable[[KeyRegistry, str], None], whole: Callable[[KeyRegistry, str], int]) -> _Act:
     def act(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
         done = one.__name__ + "d"
         if parsed.user is None:

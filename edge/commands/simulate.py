@@ -43,10 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def behaviour_from(parsed: argparse.Namespace) -> Behaviour:
-    """Return the behaviour that the options of `add_arguments` ask for.
-
-    Raises: `ValueError` when a value is out of range; the message names it and what it may be.
-    """
+    """Return the behaviour that the options ask for; raises `ValueError` that names a value out of range."""
     if not 0 <= parsed.rate <= 1_000_000:
         raise ValueError(f"rate must be between 0 and 1000000 tokens a second, not {parsed.rate!r}")
     given = {field.name: getattr(parsed, field.name) for field in fields(Behaviour) if hasattr(parsed, field.name)}

@@ -4,12 +4,10 @@ Pure: two configurations in, text out, values written as in the file. A secret's
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from edge.config.kinds import Section, Setting, sections_of, settings_of
 from edge.config.settings import Config, EndpointConfig
-
-_NONE: Final = "none"
 
 
 def describe_change(old: Config, new: Config) -> str:
@@ -57,23 +55,22 @@ def _value(table: Any, setting: Setting) -> Any:
 def _changed(old: Config, new: Config) -> Iterator[tuple[str, str, Any, Any]]:
     """Yield `+`, `-` or `~`, the table's kind and name, and the table before and after."""
     sections = sections_of(Config)
-    for section in reversed([each for each in sections if each.is_named]):  # a change of a route is of most interest
+    named = reversed([each for each in sections if each.is_named])  # a change of a route is of most interest
+    for section in (*named, *(each for each in sections if not each.is_named)):
         before, after = _by_name(old, section), _by_name(new, section)
-        kind = section.key.removesuffix("s")
-        yield from (("+", f"{kind} {name}", None, after[name]) for name in after if name not in before)
-        yield from (("-", f"{kind} {name}", before[name], None) for name in before if name not in after)
+        yield from (("+", name, None, after[name]) for name in after if name not in before)
+        yield from (("-", name, before[name], None) for name in before if name not in after)
         for name in after:
             if name in before and before[name] != after[name]:
-                yield "~", f"{kind} {name}", before[name], after[name]
-    for section in (each for each in sections if not each.is_named):
-        was, is_now = getattr(old, section.key), getattr(new, section.key)
-        if was != is_now:
-            yield "+" if was is None else "-" if is_now is None else "~", section.key, was, is_now
+                yield "~", name, before[name], after[name]
 
 
 def _by_name(config: Config, section: Section) -> Mapping[str, Any]:
     tables = getattr(config, section.key)
-    return tables if isinstance(tables, Mapping) else {each.name: each for each in tables}
+    if not section.is_named:
+        return {} if tables is None else {section.key: tables}
+    listed = tables.values() if isinstance(tables, Mapping) else tables
+    return {f"{section.key.removesuffix('s')} {each.name}": each for each in listed}
 
 
 def _stated(table: Any) -> Iterator[str]:
@@ -117,7 +114,7 @@ def _list_difference(old: list[str], new: list[str]) -> str:
 
 def _written(setting: Setting, value: object) -> str:
     if value is None or value == ():
-        return _NONE
+        return "none"
     if setting.holds and not setting.is_list:
         return f"({', '.join(_stated(value))})" if any(_stated(value)) else "(defaults)"
     written = setting.write(value)

@@ -2,7 +2,7 @@
 
 A setting is declared once, as metadata of its field, beside type and default:
 
-    connect_timeout_s: Annotated[float, duration("For a connection, TLS included.")] = 2
+    connect_timeout_s: Annotated[float, kinds.duration("For a connection, TLS included.")] = 2
 
 Its text states its purpose and its hazard. The reader, the schema for editors, the manual and `edge diff` are made of
 the declarations of a class, `settings_of` it.
@@ -248,17 +248,13 @@ def texts(
     options: tuple[str, ...] = (),
     **about: Unpack[About],
 ) -> Setting:
-    """Declare a list of text, or of what `parse` makes of it. `empty` is what is wrong with a list of none.
-
-    `options` are what an editor offers.
-    """
+    """Declare a list of what `parse` makes of text; `empty` is wrong with one of none, editors offer the `options`."""
 
     def read(table: Table, it: Setting) -> object:
         if empty and table.left.get(it.key) == []:
             table.problem(it.key, empty)
-        return (
-            tuple(table.reader.check(at, parse, each, None) or each for at, each in table.texts(it.key)) or it.default
-        )
+        found = tuple(table.reader.check(at, parse, each, None) or each for at, each in table.texts(it.key))
+        return found or it.default
 
     items = {"type": "string", "enum": list(options)} if options else _like("")
     schema = {"type": "array", "items": items, **({"minItems": 1} if empty else {})}

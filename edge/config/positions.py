@@ -31,9 +31,6 @@ class Positions:
         """Index `text`, which `tomllib.loads` has accepted."""
         self._lines = _Scanner(text.replace("\r\n", "\n")).scan()
 
-    def __contains__(self, path: KeyPath) -> bool:
-        return path in self._lines
-
     def line(self, path: KeyPath) -> int:
         """Return the line of the deepest prefix of `path` that stands in the text, 1 when none does."""
         while path and path not in self._lines:

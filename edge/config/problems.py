@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -50,12 +50,7 @@ def render_problems(path: Path, problems: Iterable[Problem]) -> str:
 
 def problems_json(path: Path, problems: Iterable[Problem]) -> bytes:
     """Return a JSON array of `{"file", "line", "key", "message", "severity"}`."""
-    return orjson.dumps(
-        [
-            {"file": str(path), "line": p.line, "key": p.key, "message": p.message, "severity": p.severity}
-            for p in problems
-        ]
-    )
+    return orjson.dumps([{"file": str(path), **asdict(problem)} for problem in problems])
 
 
 def read_toml(text: str, path: Path) -> dict[str, object]:
@@ -94,9 +89,8 @@ def _syntax_problem(text: str, error: str) -> Problem:
         line, hint = text.rstrip().count("\n") + 1, "the file ends too early, close the ], } or quotes that are open"
     else:
         line = int(match[2]) if match else 1
-        hint = next(
-            (hint for start, hint in _SYNTAX_HINTS.items() if what.startswith(start)), "write it as toml.io shows"
-        )
+        hints = (hint for start, hint in _SYNTAX_HINTS.items() if what.startswith(start))
+        hint = next(hints, "write it as toml.io shows")
     pair = re.match(r"""\s*([\w."'-]+)\s*[=:]""", text.split("\n")[line - 1])
     return Problem(line, "", f"not TOML, {what}: {hint.replace('{key}', pair[1] if pair else 'key')}")
 

@@ -20,31 +20,21 @@ from edge.config.tables import Reader, Table
 T = TypeVar("T")
 
 
-def load(path: Path, env: Mapping[str, str] = os.environ) -> settings.Config:
-    """Return the configuration of the file at `path`.
+def load(path: Path, env: Mapping[str, str] = os.environ, *, place: Path | None = None) -> settings.Config:
+    """Return the configuration of the file at `path`, as it would be at `place`.
 
     Raises: `ConfigError`, also for a file that cannot be read or is not UTF-8.
     """
-    return parse(_text_of(path), path, env)
+    return parse(_text_of(path), place or path, env)
 
 
 def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> settings.KeysConfig:
-    """Return only `[keys]` of the file at `path`: what else is wrong with it must not keep a key from being revoked.
-
-    Raises: `ConfigError`.
-    """
-
-    def keys(reader: Reader, root: Table) -> settings.KeysConfig:
-        return _checked(settings.KeysConfig, root.section("keys"), rules.check_keys)
-
-    return _read(_text_of(path), path, env, keys)
+    """Return `[keys]` alone: what else is wrong with a file keeps no key from being revoked. Raises `ConfigError`."""
+    return _read(_text_of(path), path, env, _keys)
 
 
 def parse(text: str, path: Path, env: Mapping[str, str]) -> settings.Config:
-    """Return the configuration of `text`; relative paths in it start at the directory of `path`.
-
-    Raises: `ConfigError`.
-    """
+    """Return the configuration of `text`, whose paths start at the directory of `path`; raises `ConfigError`."""
     return _read(text, path, env, _config)
 
 
@@ -60,11 +50,11 @@ def _text_of(path: Path) -> str:
         raise ConfigError(path, [Problem(1, "", message)]) from None
 
 
-def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Reader, Table], T]) -> T:
+def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Table], T]) -> T:
     try:
         data = read_toml(text, path)
         reader = Reader(path, env, Positions(text))
-        found = read(reader, Table(reader, (), data))
+        found = read(Table(reader, (), data))
     except RecursionError:
         raise ConfigError(path, [Problem(1, "", "nested too deeply: write fewer brackets within brackets")]) from None
     if reader.problems:
@@ -73,7 +63,8 @@ def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Reader,
     return found
 
 
-def _config(reader: Reader, root: Table) -> settings.Config:
+def _config(root: Table) -> settings.Config:
+    reader = root.reader
     if not root.data.get("routes"):
         reader.problem(("routes",), 'no routes, so nothing is served: write [routes."public/name"] with pool = "..."')
     jwt = root.table("jwt")
@@ -86,7 +77,7 @@ def _config(reader: Reader, root: Table) -> settings.Config:
     found = settings.Config(
         path=reader.path,
         server=rules.fit_server(_checked(settings.ServerConfig, root.section("server"), rules.check_server)),
-        keys=_checked(settings.KeysConfig, root.section("keys"), rules.check_keys),
+        keys=_keys(root),
         jwt=None if jwt is None else _checked(settings.JwtConfig, jwt, rules.check_jwt),
         usage=_checked(settings.UsageConfig, root.section("usage"), rules.check_usage),
         shared=_checked(settings.SharedConfig, root.section("shared")),
@@ -97,6 +88,10 @@ def _config(reader: Reader, root: Table) -> settings.Config:
     root.close()
     warnings = sorted(reader.warnings, key=lambda warning: warning.line)
     return replace(found, watched=tuple(dict.fromkeys(reader.watched)), warnings=tuple(warnings))
+
+
+def _keys(root: Table) -> settings.KeysConfig:
+    return _checked(settings.KeysConfig, root.section("keys"), rules.check_keys)
 
 
 def _checked(kind: type[T], table: Table, check: Callable[[T, Table], None] | None = None, **name: str) -> T:

@@ -167,9 +167,8 @@ def _check_list(route: settings.RouteConfig, table: Table) -> None:
     for at, name in table.listed.get("list", ()):
         table.reader.check(at, check_model_name, name, None)
         if "*" in name or not name.startswith(route.pattern[:-1]):
-            table.reader.problem(
-                at, f"{name!r} is not a name that {route.pattern} matches: write one that is, or remove it"
-            )
+            what = f"{name!r} is not a name that {route.pattern} matches"
+            table.reader.problem(at, f"{what}: write one that is, or remove it")
         elif route.instance is not None and not is_instance_name(name):
             table.reader.problem(at, f'{name!r} has no owner and service: write "owner/service" in DNS labels')
 

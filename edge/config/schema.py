@@ -4,18 +4,16 @@ It is JSON Schema draft 4, in plain keywords without `$ref`: what Taplo follows 
 """
 
 import json
-from typing import Any, Final
+from typing import Any
 
 from edge.config.kinds import Section, Setting, describe, sections_of, settings_of
 from edge.config.settings import Config
-
-_DRAFT: Final = "http://json-schema.org/draft-04/schema#"
 
 
 def routes_schema() -> dict[str, Any]:
     """Return the JSON Schema of a routes.toml."""
     return {
-        "$schema": _DRAFT,
+        "$schema": "http://json-schema.org/draft-04/schema#",
         "title": "routes.toml",
         "description": "The routes of the edge. `edge check` finds what this schema cannot.",
         "type": "object",

@@ -10,27 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from edge.config import values
-from edge.config.kinds import (
-    Section,
-    addresses,
-    choice,
-    count,
-    duration,
-    file,
-    flag,
-    key_set,
-    name,
-    parsed,
-    placed,
-    secret,
-    servers,
-    share,
-    size,
-    table,
-    text,
-    texts,
-)
+from edge.config import kinds, values
 from edge.config.problems import Problem
 from edge.config.values import Address, KeyStoreAddress, Network, Url
 from edge.names import check_host_pattern, check_model_name
@@ -55,45 +35,45 @@ _KEY_FILE: Final = KeyStoreAddress(Path("edge.db"))
 class TlsConfig:
     """The listener's certificate. Its files are read again when they change."""
 
-    certificate: Annotated[Path, file("The PEM file of the certificate and its chain.", example="tls.crt")]
-    private_key: Annotated[Path, file("The PEM file of the private key.", example="tls.key")]
+    certificate: Annotated[Path, kinds.file("The PEM file of the certificate and its chain.", example="tls.crt")]
+    private_key: Annotated[Path, kinds.file("The PEM file of the private key.", example="tls.key")]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """The listeners, and what one client may cost."""
 
-    listen: Annotated[tuple[Address, ...], addresses(
+    listen: Annotated[tuple[Address, ...], kinds.addresses(
         'Where clients connect: "host:port" or "unix:PATH", or a list.', restart="value")] = (_EVERY_ADDRESS,)
-    admin: Annotated[Address, placed(
+    admin: Annotated[Address, kinds.placed(
         "Where operators find health and metrics. No key is asked for: keep it off public addresses.",
         values.parse_address, "address", ":", restart="value")] = _THIS_MACHINE
-    max_body_bytes: Annotated[int, size(
+    max_body_bytes: Annotated[int, kinds.size(
         "The largest body of a request; a larger one gets a 413. Too small a size refuses images.")] = 64 * 2**20
-    body_memory_bytes: Annotated[int, size(
+    body_memory_bytes: Annotated[int, kinds.size(
         "Memory for all bodies together; a request past it gets a 503. Keep it under the machine's memory, and not "
         "under max_body.")] = 2**30
-    header_timeout_s: Annotated[float, duration("For the whole head of a request, from its first byte.")] = 15
-    body_timeout_s: Annotated[float, duration(
+    header_timeout_s: Annotated[float, kinds.duration("For the whole head of a request, from its first byte.")] = 15
+    body_timeout_s: Annotated[float, kinds.duration(
         "Between two reads of a body. Too short a time cuts uploads over bad links.")] = 60
-    client_idle_timeout_s: Annotated[float, duration(
+    client_idle_timeout_s: Annotated[float, kinds.duration(
         "Between two requests of a connection. Keep it above the idle timeout of the balancer in front.")] = 75
-    min_client_rate_bytes_per_s: Annotated[int, size(
+    min_client_rate_bytes_per_s: Annotated[int, kinds.size(
         'The slowest rate, a second: a client that reads slower for long is cut. "0B" never cuts.',
         zero=True, key="min_client_rate")] = 2**10
-    max_connections: Annotated[int | None, count(
+    max_connections: Annotated[int | None, kinds.count(
         "Connections of clients. Absent: just under half the limit of open files, as a stream holds two.",
         10**7, example=10_000)] = None
-    drain_timeout_s: Annotated[float, duration(
+    drain_timeout_s: Annotated[float, kinds.duration(
         "How long a stop waits for running answers before it cuts them. Let the supervisor wait longer.", zero=True
     )] = 120
-    shutdown_delay_s: Annotated[float, duration(
+    shutdown_delay_s: Annotated[float, kinds.duration(
         "How long new requests are still accepted at a stop, while `/readyz` fails already. A time shorter than the "
         "balancer's probe interval loses requests.", zero=True)] = 5
-    tls: Annotated[TlsConfig | None, table(
+    tls: Annotated[TlsConfig | None, kinds.table(
         TlsConfig, 'write both files: tls = { certificate = "tls.crt", private_key = "tls.key" }',
         example={"certificate": "tls.crt", "private_key": "tls.key"}, restart="presence")] = None
-    trusted_proxies: Annotated[tuple[Network, ...], texts(
+    trusted_proxies: Annotated[tuple[Network, ...], kinds.texts(
         "Networks whose X-Forwarded-For is believed. Anyone there can claim any client address.",
         values.parse_network, kind="list of networks", example=["10.0.0.0/8"])] = ()
 
@@ -102,29 +82,29 @@ class ServerConfig:
 class KeysConfig:
     """How an API key is looked up."""
 
-    store: Annotated[KeyStoreAddress, placed(
+    store: Annotated[KeyStoreAddress, kinds.placed(
         "`sqlite:FILE`, made by `edge keys create`; the URL of a token introspection server (RFC 7662), which "
         "receives each key; or the URL of a Redis.",
         values.parse_store, "key store", "^(sqlite:.|https?://|rediss?://)", restart="value")] = _KEY_FILE
-    cache_ttl_s: Annotated[float, duration(
+    cache_ttl_s: Annotated[float, kinds.duration(
         "How long an answer is believed when the store reports no change. An introspection server reports none: there "
         "a revoked key may work this much longer.")] = 10
-    negative_ttl_s: Annotated[float, duration(
+    negative_ttl_s: Annotated[float, kinds.duration(
         'The same for the answer "unknown": with an introspection server a new key may be refused this long.')] = 2
-    stale_for_s: Annotated[float, duration(
+    stale_for_s: Annotated[float, kinds.duration(
         "How long known keys go on working while the store is down.", zero=True)] = 600
-    cache_entries: Annotated[int, count(
+    cache_entries: Annotated[int, kinds.count(
         "Keys remembered, known and unknown ones each, at about 1 kB a key.", 10**9)] = 100_000
-    store_timeout_s: Annotated[float, duration(
+    store_timeout_s: Annotated[float, kinds.duration(
         "How long a look-up may take before the store counts as down: then known keys go on and unknown ones get a "
         "503. Requests with a new key wait that long.")] = 2
-    store_token: Annotated[str | None, secret(
+    store_token: Annotated[str | None, kinds.secret(
         "The bearer token for an introspection server.")] = field(default=None, repr=False)
-    store_client_id: Annotated[str | None, text(
+    store_client_id: Annotated[str | None, kinds.text(
         "The name for HTTP Basic at an introspection server.", example="edge")] = None
-    store_client_secret: Annotated[str | None, secret(
+    store_client_secret: Annotated[str | None, kinds.secret(
         "The password that belongs to store_client_id.")] = field(default=None, repr=False)
-    store_ca_file: Annotated[Path | None, file(
+    store_ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of a store at https or rediss.", example="tls.crt", restart="value")] = None
 
 
@@ -132,26 +112,26 @@ class KeysConfig:
 class JwtConfig:
     """Tokens that an issuer signed, instead of keys. Needs the extra `jwt`."""
 
-    issuer: Annotated[str, text(
+    issuer: Annotated[str, kinds.text(
         "The `iss` of its tokens; a token with another one is looked up as a key.", example="https://console.example/")]
-    audience: Annotated[str, text(
+    audience: Annotated[str, kinds.text(
         "The `aud` that a token must have; tokens made for something else are refused.", example="models")]
-    jwks: Annotated[str | Path, key_set(
+    jwks: Annotated[str | Path, kinds.key_set(
         "The URL or the file of the issuer's public keys (RFC 7517).", example="jwks.json")]
-    algorithms: Annotated[tuple[str, ...], texts(
+    algorithms: Annotated[tuple[str, ...], kinds.texts(
         "How tokens may be signed.", values.check_algorithm,
         empty='an empty list: remove it for "RS256", or write how the tokens are signed', options=values.ALGORITHMS
     )] = ("RS256",)
-    user_claim: Annotated[str, text("The claim that names the user, `u-...`.", values.check_claim)] = "sub"
-    allow_claim: Annotated[str | None, text(
+    user_claim: Annotated[str, kinds.text("The claim that names the user, `u-...`.", values.check_claim)] = "sub"
+    allow_claim: Annotated[str | None, kinds.text(
         "The claim that lists the models a token may use, as patterns: a list, or text with spaces between them. "
         "Absent: the models a key without `allow` may use.", values.check_claim, example="models")] = None
-    leeway_s: Annotated[float, duration(
+    leeway_s: Annotated[float, kinds.duration(
         "How far the issuer's clock and this one may differ. Tokens live this much longer.", zero=True)] = 30
-    jwks_ttl_s: Annotated[float, duration(
+    jwks_ttl_s: Annotated[float, kinds.duration(
         "How often the keys are fetched. A token that names an unknown key has them fetched at once, at most every 10 "
         "s. A withdrawn key is accepted this much longer.")] = 600
-    ca_file: Annotated[Path | None, file(
+    ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of a jwks at https.", example="tls.crt", restart="value")] = None
 
 
@@ -159,22 +139,22 @@ class JwtConfig:
 class UsageConfig:
     """The record of what was used: two lines for each request."""
 
-    journal: Annotated[Path, placed(
+    journal: Annotated[Path, kinds.placed(
         "The directory of the records, of every process on this machine.",
         values.parse_directory, "directory")] = Path("usage")
-    rotate_bytes: Annotated[int, size(
+    rotate_bytes: Annotated[int, kinds.size(
         "A new file begins at this size, and every day. Nothing deletes old ones.")] = 64 * 2**20
-    when_full: Annotated[WhenFull, choice(
+    when_full: Annotated[WhenFull, kinds.choice(
         'When the journal cannot be written: "serve" keeps records in memory, where a crash loses them; "refuse" '
         "answers 503.", WhenFull)] = "serve"
-    sink: Annotated[str, parsed(
+    sink: Annotated[str, kinds.parsed(
         "Where records are shipped, each at least once: a Redis (the stream `edge:usage`) or a URL that accepts "
         "batches. It may be down for as long as the disk has room.",
         values.check_sink, "URL", "^(https?|rediss?)://", lambda url: url.partition("://")[0],
         example="redis://:${SET}@127.0.0.1:6379/0")] = field(default="", repr=False)
-    sink_token: Annotated[str | None, secret(
+    sink_token: Annotated[str | None, kinds.secret(
         "The bearer token of a sink at http or https.", restart="never")] = field(default=None, repr=False)
-    sink_ca_file: Annotated[Path | None, file(
+    sink_ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of a sink at https or rediss.", example="tls.crt")] = None
 
 
@@ -182,7 +162,7 @@ class UsageConfig:
 class SharedConfig:
     """What processes share."""
 
-    redis: Annotated[str, parsed(
+    redis: Annotated[str, kinds.parsed(
         "A Redis or Valkey: limits count for all processes together, and `POST /keys/purge` at one reaches all. While "
         "it is down each process counts alone. Needs the extra `redis`.",
         values.check_redis, "URL", "^rediss?://", lambda url: "(secret)", example="redis://:${SET}@127.0.0.1:6379/0"
@@ -194,15 +174,15 @@ class LimitConfig:
     """How much one user, or one key, may do at each route that names it."""
 
     name: str
-    per: Annotated[LimitPer, choice(
+    per: Annotated[LimitPer, kinds.choice(
         "Whose requests are counted together: all of a user's, or those of one key.", LimitPer)] = "user"
-    requests_per_minute: Annotated[int | None, count(
+    requests_per_minute: Annotated[int | None, kinds.count(
         "Requests in a sliding minute. Absent: no limit. Each retry of a client counts.",
         10**9, example=60, among="some")] = None
-    tokens_per_minute: Annotated[int | None, count(
+    tokens_per_minute: Annotated[int | None, kinds.count(
         "Tokens of prompts and answers in a sliding minute. Absent: no limit. An answer may use more than was "
         "reserved for it when its request names no max_tokens.", 10**12, example=100_000, among="some")] = None
-    concurrent_requests: Annotated[int | None, count(
+    concurrent_requests: Annotated[int | None, kinds.count(
         "Requests at once. Absent: no limit. A stream counts for as long as it runs.", 10**6, example=8, among="some"
     )] = None
 
@@ -211,13 +191,13 @@ class LimitConfig:
 class EndpointConfig:
     """One server of a pool."""
 
-    url: Annotated[Url, parsed(
+    url: Annotated[Url, kinds.parsed(
         "Its address. A path in it replaces /v1.", values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
-    weight: Annotated[int, count("Its share of the pool's load, against the weights of the others.", 1000)] = 1
-    model: Annotated[str | None, text(
+    weight: Annotated[int, kinds.count("Its share of the pool's load, against the weights of the others.", 1000)] = 1
+    model: Annotated[str | None, kinds.text(
         "The model's name that it expects. Absent: that of the route, or as asked.",
         values.check_upstream_name, example="r1")] = None
-    api_key: Annotated[str | None, secret(
+    api_key: Annotated[str | None, kinds.secret(
         "The key that it asks for, in visible ASCII. Better a variable or a file.")] = field(default=None, repr=False)
 
 
@@ -225,10 +205,10 @@ class EndpointConfig:
 class HealthConfig:
     """Probes of the pool's endpoints. Absent: they are judged by their answers alone."""
 
-    path: Annotated[str | None, text(
+    path: Annotated[str | None, kinds.text(
         "The path that is asked for. Absent: the engine's own. A hosted API, `openai`, has none.",
         values.check_path, example="/health")] = None
-    interval_s: Annotated[float, duration("Between two probes of an endpoint.")] = 5
+    interval_s: Annotated[float, kinds.duration("Between two probes of an endpoint.")] = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,44 +216,47 @@ class PoolConfig:
     """Servers of which any can answer."""
 
     name: str
-    endpoints: Annotated[tuple[EndpointConfig, ...], servers(
+    endpoints: Annotated[tuple[EndpointConfig, ...], kinds.servers(
         "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1.",
         EndpointConfig, example=["http://10.0.0.1:8000"], among="one")] = ()
-    balance: Annotated[Balance, choice(
+    balance: Annotated[Balance, kinds.choice(
         "Which endpoint is next: the less loaded of two, each in turn, or the one that served the conversation before.",
         Balance)] = "least-loaded"
-    engine: Annotated[Engine, choice(
+    engine: Annotated[Engine, kinds.choice(
         'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
         Engine)] = "vllm"
-    connect_timeout_s: Annotated[float, duration("For a connection, TLS included.")] = 2
-    first_byte_timeout_s: Annotated[float, duration(
+    connect_timeout_s: Annotated[float, kinds.duration("For a connection, TLS included.")] = 2
+    first_byte_timeout_s: Annotated[float, kinds.duration(
         "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")] = 300
-    idle_timeout_s: Annotated[float, duration(
+    idle_timeout_s: Annotated[float, kinds.duration(
         "Between two reads after the first byte. An upstream is cut between this time and a quarter more.")] = 120
-    ca_file: Annotated[Path | None, file("A PEM file with the authority of https endpoints.", example="tls.crt")] = None
-    retry_within_s: Annotated[float, duration(
+    ca_file: Annotated[Path | None, kinds.file(
+        "A PEM file with the authority of https endpoints.", example="tls.crt")] = None
+    retry_within_s: Annotated[float, kinds.duration(
         'A 429, 502, 503 or 504 within this time is retried at another endpoint; "0s" never retries. A later one may '
         "have cost the engine's work.", zero=True)] = 2
-    retry_after_send: Annotated[bool, flag(
+    retry_after_send: Annotated[bool, kinds.flag(
         "Retries also when a connection was lost with the request on it. A prompt that crashes one engine then goes "
         "to the next.")] = False
-    retry_budget: Annotated[float, share(
+    retry_budget: Annotated[float, kinds.share(
         "Retries at once, as a share of the pool's live requests (three are always allowed). A large share doubles "
         "the load of a pool that is down.")] = 0.2
-    health: Annotated[HealthConfig | None, table(HealthConfig, example={"path": "/health", "interval": "5s"})] = None
-    max_inflight: Annotated[int | None, count(
+    health: Annotated[HealthConfig | None, kinds.table(
+        HealthConfig, example={"path": "/health", "interval": "5s"})] = None
+    max_inflight: Annotated[int | None, kinds.count(
         "The most requests in flight at each endpoint, from all pools together. Absent: no cap. A cap below what the "
         "engine batches leaves the engine idle.", 10**6, example=64)] = None
-    queue: Annotated[int, count(
+    queue: Annotated[int, kinds.count(
         "Requests that wait when all endpoints are full, users in turn. Absent: none waits. Each holds its body in "
         "memory, and a long queue only delays the 503.", 10**5, example=100)] = 0
-    queue_timeout_s: Annotated[float, duration("How long a request waits in the queue before it gets a 503.")] = 10
-    dns: Annotated[Url | None, parsed(
+    queue_timeout_s: Annotated[float, kinds.duration(
+        "How long a request waits in the queue before it gets a 503.")] = 10
+    dns: Annotated[Url | None, kinds.parsed(
         "A name and a port in place of endpoints: every address of the name is a member, over plain HTTP. Changes are "
         "followed within seconds; while DNS fails the last good answer is kept.",
         values.parse_dns, "name and port", ":", lambda url: url.authority, example="vllm.pool.svc:8000", among="one"
     )] = None
-    usage: Annotated[PoolUsage, choice(
+    usage: Annotated[PoolUsage, kinds.choice(
         'Where a metered stream states its usage. "final": at its end; when the client leaves before, usage is '
         'estimated by the frames sent. "continuous": in every frame, exact also then, for some microseconds a frame.',
         PoolUsage)] = "final"
@@ -284,37 +267,37 @@ class RouteConfig:
     """The models of one name, or of a prefix that ends in `*`, and where they go."""
 
     name: str
-    pattern: Annotated[str, name(
+    pattern: Annotated[str, kinds.name(
         "The name or prefix instead of the table's own, for several routes of one name, each at its hosts.",
         check_model_name, key="match", example="x/*")] = ""
-    pool: Annotated[str | None, text(
+    pool: Annotated[str | None, kinds.text(
         "The pool that answers. Write this or instance.", example="deepseek-r1", among="one")] = None
-    instance: Annotated[str | None, text(
+    instance: Annotated[str | None, kinds.text(
         "The URL of a user's own instance. Write this or pool. {owner} and {service} come from the model's name.",
         values.check_instance, like="://", example="http://{service}.{owner}.svc.cluster.local:8000", among="one"
     )] = None
-    model: Annotated[str | None, text(
+    model: Annotated[str | None, kinds.text(
         "The name sent upstream, with {owner} and {service} filled in. Absent: as asked. Answers carry it too, unless "
         "model_echo is true.", values.check_upstream_template, example="deepseek-ai/DeepSeek-R1")] = None
-    hosts: Annotated[tuple[str, ...], texts(
+    hosts: Annotated[tuple[str, ...], kinds.texts(
         "The hosts it is served at. Absent: any. Lower case, without port; `*` is one label, `!name` excludes.",
         check_host_pattern, empty='an empty list: remove it for any host, or write hosts = ["chat.d.run"]',
         example=["*.d.run", "!chat.d.run"])] = ()
-    list: Annotated[tuple[str, ...], texts(
+    list: Annotated[tuple[str, ...], kinds.texts(
         "The names that a prefix route shows in `models`.", example=["public/deepseek-r1"])] = ()
-    heartbeat_s: Annotated[float, duration(
+    heartbeat_s: Annotated[float, kinds.duration(
         'A stream gets a comment after this silence, so that proxies keep it open; "0s" for none. A comment before '
         "the answer makes its status 200: no other endpoint is asked after it, an error is sent as an event, and an "
         "answer that is no stream fails. Keep it above retry_within and the time in which upstreams refuse.",
         zero=True)] = 0
-    model_echo: Annotated[bool, flag(
+    model_echo: Annotated[bool, kinds.flag(
         "Answers carry the model's name as asked: JSON up to 1 MiB and events of streams, for some microseconds of "
         "CPU an event; an answer with a content encoding is left as it is. A written false confirms that another name "
         "is meant.")] = False
-    metered: Annotated[bool, flag(
+    metered: Annotated[bool, kinds.flag(
         "Billed by token: streams of text are asked for their usage, which is hidden from clients that did not ask "
         "for it. Every other route is recorded with what its upstream reports unasked.")] = False
-    limit: Annotated[str | None, text("A table of limits; instances have none.", example="standard")] = None
+    limit: Annotated[str | None, kinds.text("A table of limits; instances have none.", example="standard")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +308,13 @@ class Config:
     """
 
     path: Path
-    server: Annotated[ServerConfig, Section(ServerConfig)]
-    keys: Annotated[KeysConfig, Section(KeysConfig)]
-    jwt: Annotated[JwtConfig | None, Section(JwtConfig, restart="presence")]
-    usage: Annotated[UsageConfig, Section(UsageConfig, restart="value")]
-    shared: Annotated[SharedConfig, Section(SharedConfig, restart="value")]
-    limits: Annotated[Mapping[str, LimitConfig], Section(LimitConfig, is_named=True)]
-    pools: Annotated[Mapping[str, PoolConfig], Section(PoolConfig, is_named=True)]
-    routes: Annotated[tuple[RouteConfig, ...], Section(RouteConfig, is_named=True)]
+    server: Annotated[ServerConfig, kinds.Section(ServerConfig)]
+    keys: Annotated[KeysConfig, kinds.Section(KeysConfig)]
+    jwt: Annotated[JwtConfig | None, kinds.Section(JwtConfig, restart="presence")]
+    usage: Annotated[UsageConfig, kinds.Section(UsageConfig, restart="value")]
+    shared: Annotated[SharedConfig, kinds.Section(SharedConfig, restart="value")]
+    limits: Annotated[Mapping[str, LimitConfig], kinds.Section(LimitConfig, is_named=True)]
+    pools: Annotated[Mapping[str, PoolConfig], kinds.Section(PoolConfig, is_named=True)]
+    routes: Annotated[tuple[RouteConfig, ...], kinds.Section(RouteConfig, is_named=True)]
     watched: tuple[Path, ...] = ()
     warnings: tuple[Problem, ...] = ()

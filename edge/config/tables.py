@@ -169,7 +169,5 @@ class Table:
         for key in self.left:
             near = nearest(key, self.known)
             what = "table" if isinstance(self.left[key], dict) else "key"
-            known = ", ".join(sorted(self.known))
-            self.problem(
-                key, f"unknown {what}: " + (f"did you mean {near}?" if near else f"remove it, or write one of {known}")
-            )
+            hint = f"did you mean {near}?" if near else f"remove it, or write one of {', '.join(sorted(self.known))}"
+            self.problem(key, f"unknown {what}: {hint}")

@@ -150,10 +150,8 @@ def parse_address(text: str, base: Path) -> Address:
         return Address(None, None, base / text.removeprefix("unix:"))
     host, colon, port = text.rpartition(":")
     if not colon:
-        digits = text.isascii() and text.isdigit()
-        raise ValueError(
-            f'write "host:port", such as "{"0.0.0.0:" + text if digits else "127.0.0.1:8080"}", or "unix:PATH"'
-        )
+        sample = f"0.0.0.0:{text}" if text.isascii() and text.isdigit() else "127.0.0.1:8080"
+        raise ValueError(f'write "host:port", such as "{sample}", or "unix:PATH"')
     if not host:
         raise ValueError(f'no host: write "0.0.0.0:{port}" for every address, "127.0.0.1:{port}" for this machine only')
     return Address(_host(host), _port(port, lowest=0))
@@ -192,17 +190,13 @@ def parse_url(text: str) -> Url:
     if query or fragment:
         raise ValueError("a query or fragment in a URL: remove what follows the path")
     host, colon, port = authority.rpartition(":")
-    if authority.endswith("]") or (":" in host and not host.endswith("]")):  # an IPv6 address without port or brackets
-        host, colon, port = authority, "", ""
-    elif not colon:
-        host = authority
+    if not colon or authority.endswith("]") or (":" in host and not host.endswith("]")):
+        host, port = authority, ""  # no port, or an IPv6 address without brackets
     if not _URL_PATH.fullmatch(path):
         raise ValueError("the path has a character that a URL cannot have: write it as %XX")
     match scheme.lower():
         case "http" | "https" as known:
-            return Url(
-                known, _host(host), _port(port, lowest=1) if colon and port else _DEFAULT_PORTS[known], path.rstrip("/")
-            )
+            return Url(known, _host(host), _port(port, lowest=1) if port else _DEFAULT_PORTS[known], path.rstrip("/"))
         case other:
             raise ValueError(f'the scheme {other!r} is not served: write "http://host:port" or "https://host"')
 

@@ -125,7 +125,14 @@ class Authenticator:
 
         Raises: `Unauthenticated`, `KeyStoreUnavailable`; a store's failure is never "unknown".
         """
-        entry = await asyncio.shield(self._look_up(credential))
+        look_up = self._look_ups.get(credential.digest)
+        if look_up is None:
+            is_known = self._known.peek(credential.digest) is not None
+            if not self._may_ask(credential.key, self._clock(), is_known=is_known):
+                self.counts.declined += 1
+                raise StoreFailed
+            look_up = self._begin(credential, is_known=is_known)
+        entry = await asyncio.shield(look_up.task)
         if entry.caller is None:
             raise wrong_key(entry.message)
         return entry.caller
@@ -157,16 +164,6 @@ class Authenticator:
         return entry.caller
 
     # --- look-ups
-
-    def _look_up(self, credential: Credential) -> "asyncio.Task[Entry]":
-        look_up = self._look_ups.get(credential.digest)
-        if look_up is None:
-            is_known = self._known.peek(credential.digest) is not None
-            if not self._may_ask(credential.key, self._clock(), is_known=is_known):
-                self.counts.declined += 1
-                raise StoreFailed
-            look_up = self._begin(credential, is_known=is_known)
-        return look_up.task
 
     def _may_ask(self, key: str, now: float, *, is_known: bool) -> bool:
         """Return whether one more may be looked up now; guesses are few, at once and in a second."""
@@ -226,7 +223,7 @@ class Authenticator:
         found: Principal | None = None
         if len(credential.key) <= _MAX_KEY_LENGTH:
             found = await self._ask_store(self._store.look_up(credential.digest, credential.key), look_up)
-        return self._refusal("") if found is None else self._entry(found, self._config.cache_ttl_s)
+        return self._refusal() if found is None else self._entry(found, self._config.cache_ttl_s)
 
     async def _ask_store(self, question: Coroutine[Any, Any, T], look_up: _LookUp) -> T:
         """Return the store's answer within its time, and let the breaker know how it went."""
@@ -266,15 +263,13 @@ class Authenticator:
         Either is asked for again no sooner than an unknown key.
         """
         now = self._clock()
-        again_at = now + self._config.negative_ttl_s
         known = self._known.peek(digest)
         if known is not None and now < known.stale_until:
-            known.ask_at, known.failed = min(again_at, known.stale_until), True
+            known.ask_at, known.failed = min(now + self._config.negative_ttl_s, known.stale_until), True
             self.counts.stale += now >= known.fresh_until
             return known
         if isinstance(error, AnswerUnusable):
-            self._note_guess(now)
-            self._unknown.put(digest, Entry(None, again_at, again_at, again_at, failed=True), now)
+            self._unknown.put(digest, self._refusal(failed=True), now)
         raise error
 
     def _note_outage(self, reason: str) -> None:
@@ -286,14 +281,12 @@ class Authenticator:
             self.outage.up()
             self._breaker.reset()
 
-    def _refusal(self, message: str) -> Entry:
+    def _refusal(self, message: str = "", *, failed: bool = False) -> Entry:
+        """Return the entry of a credential that proves nobody, which counts as a guess."""
         now = self._clock()
-        self._note_guess(now)
-        until = now + self._config.negative_ttl_s
-        return Entry(None, until, until, until, message)
-
-    def _note_guess(self, now: float) -> None:
         self._guessed_until = max(self._guessed_until, now) + 1 / _GUESSES_PER_S
+        until = now + self._config.negative_ttl_s
+        return Entry(None, until, until, until, message, failed)
 
     def _entry(self, principal: Principal, ttl_s: float) -> Entry:
         """Return the entry of a record; one that admits nobody is asked for again as soon as an unknown key."""
@@ -310,9 +303,8 @@ class Authenticator:
     def _keep(self, digest: bytes, entry: Entry) -> None:
         if entry.caller is None:
             self._known.drop(digest)
-            self._unknown.put(digest, entry, self._clock())
-        else:
-            self._known.put(digest, entry, self._clock())
+        cache = self._unknown if entry.caller is None else self._known
+        cache.put(digest, entry, self._clock())
 
     async def close(self) -> None:
         """End the look-ups that run."""

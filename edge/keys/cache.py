@@ -53,9 +53,9 @@ class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no ty
             entries.popitem(last=False)
         entries[digest] = entry
 
-    def drop(self, digest: bytes) -> bool:
-        """Drop an entry; return whether it was there."""
-        return self._cache.pop(digest, None) is not None
+    def drop(self, digest: bytes) -> None:
+        """Drop an entry, if it is there."""
+        self._cache.pop(digest, None)
 
     def forget(self, invalidation: Invalidation) -> int:
         """Drop the callers that were changed, and doubt those that may have been; return how many that is."""

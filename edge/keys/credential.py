@@ -4,9 +4,9 @@ Source: RFC 6750 section 2.1 for `Authorization: Bearer`; `api-key` and `x-api-k
 """
 
 import re
-from typing import Final, Protocol
+from typing import Final
 
-from multidict import istr
+from multidict import MultiMapping, istr
 
 from edge.errors import InvalidRequest, Unauthenticated
 from edge.exchange import NO_CREDENTIAL, Credential
@@ -20,17 +20,7 @@ _NO_VALUES: Final[list[str]] = []
 _CHALLENGE: Final = 'Bearer realm="d.run"'
 
 
-class Headers(Protocol):
-    """What is asked of a request's headers: case-insensitive, several values a name."""
-
-    def getall(self, key: str, default: list[str]) -> list[str]:
-        """Return every value of a header."""
-
-    def __contains__(self, key: object) -> bool:
-        """Return whether the header is there."""
-
-
-def credential_of(headers: Headers, known: Credential = NO_CREDENTIAL) -> Credential:
+def credential_of(headers: MultiMapping[str], known: Credential = NO_CREDENTIAL) -> Credential:
     """Return what a request shows as `Authorization: Bearer`, `api-key` or `x-api-key`.
 
     `known` is what the connection showed last, which hardly ever changes: then it is returned, and nothing is hashed.
@@ -63,7 +53,7 @@ def wrong_key(message: str = "") -> Unauthenticated:
     )
 
 
-def _only_key(headers: Headers, authorizations: list[str]) -> str:
+def _only_key(headers: MultiMapping[str], authorizations: list[str]) -> str:
     keys = set(map(_bearer, authorizations))
     for name in (_API_KEY, _X_API_KEY):
         keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))

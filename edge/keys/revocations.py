@@ -29,7 +29,6 @@ _GATHER_S: Final = 0.05
 _MAX_GATHERED: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
-_NOT_CONNECTED: Final = "not connected yet"
 
 
 class RevocationChannel:
@@ -44,7 +43,7 @@ class RevocationChannel:
         self.on_outage: Callable[[str], object] = ignore
         # Of no weight in the log: whoever else needs this Redis logs that it is gone.
         self.outage = Outage("shared redis", _log, "revocations are not received", "revocations are received again")
-        self.outage.reason = _NOT_CONNECTED
+        self.outage.reason = "not connected yet"
         self._client = client
         self._task: asyncio.Task[None] | None = None
 
@@ -66,10 +65,8 @@ class RevocationChannel:
 
     async def publish(self, invalidation: Invalidation) -> int:
         """Notify every process, this one too; return how many listen. Raises what the client raises."""
-        listeners = 0
-        for message in messages_of(invalidation):
-            listeners = max(listeners, int(await self._client.publish(CHANNEL, message)))
-        return listeners
+        listeners = [int(await self._client.publish(CHANNEL, message)) for message in messages_of(invalidation)]
+        return max(listeners, default=0)
 
     async def _listen(self) -> None:
         pause_s, heard = _FIRST_PAUSE_S, False

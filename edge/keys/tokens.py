@@ -100,10 +100,7 @@ class TokenVerifier:
         yield GaugeMetricFamily("edge_token_keys_up", "1, or 0 while jwt.jwks cannot be had.", value=up)
 
     async def open(self) -> None:
-        """Begin to fetch the keys; an issuer that is down keeps nothing from starting.
-
-        Raises: `Unusable` for a bad CA file.
-        """
+        """Begin to fetch the keys, for which nothing waits; raises `Unusable` for a bad CA file."""
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -191,7 +188,6 @@ class TokenVerifier:
     # --- the keys
 
     async def _key_for(self, header: Mapping[str, Any]) -> tuple[str, _Key]:
-        """Return the algorithm and key that prove a token with this header."""
         config = self._config
         algorithm, kid, jku = header.get("alg"), header.get("kid"), header.get("jku")
         if algorithm not in config.algorithms:
@@ -201,11 +197,9 @@ class TokenVerifier:
         if kid is not None and not isinstance(kid, str):
             raise TokenRefused("The token is not valid.")
         key = self._find(kid, algorithm)
-        if key is None:
-            fetching = self._fetch_soon()
-            if fetching is not None:
-                await asyncio.shield(fetching)
-                key = self._find(kid, algorithm)
+        if key is None and (fetching := self._fetch_soon()) is not None:
+            await asyncio.shield(fetching)
+            key = self._find(kid, algorithm)
         if key is None:
             if self.outage:  # it may be a new key
                 raise StoreFailed(f"jwt.jwks: {self.outage.reason}")
@@ -216,11 +210,11 @@ class TokenVerifier:
 
     def _find(self, kid: str | None, algorithm: str) -> _Key | None:
         """Return a key by its id, one for the algorithm if there is; without an id the only one for the algorithm."""
+        named = _all(self._keys) if kid is None else self._keys.get(kid, ())
+        fitting = [key for key in named if key.is_for(algorithm)]
         if kid is None:
-            fitting = [key for key in _all(self._keys) if key.is_for(algorithm)]
             return fitting[0] if len({key.material for key in fitting}) == 1 else None
-        named = self._keys.get(kid, ())
-        return next((key for key in named if key.is_for(algorithm)), named[0] if named else None)
+        return next(iter((*fitting, *named)), None)
 
     def _fetch_soon(self) -> "asyncio.Task[None] | None":
         """Return the fetch that runs, or is begun when the last one was long enough ago."""
@@ -238,8 +232,7 @@ class TokenVerifier:
 
     async def _fetch(self) -> None:
         config = self._config
-        keys: _KeySet | None = None
-        failure = ""
+        keys, failure = None, ""
         try:
             keys = read_key_set(await self._read(config.jwks), config.algorithms)
         except Exception as error:  # whatever it is, the keys that are known go on, and it is tried again
@@ -248,8 +241,12 @@ class TokenVerifier:
             return
         self._fetching = None
         had_some = bool(self._keys or self.outage)
-        self._note(failure)
-        if keys is not None:
+        if self.outage.reason == _NO_SET:  # no outage that was logged
+            self.outage.reason = ""
+        if keys is None:
+            self.outage.down(failure)
+        else:
+            self.outage.up()
             self._replace_keys(keys)
             if had_some and not keys:
                 _log.warning("jwt.jwks has no key for %s: every token is refused", ", ".join(config.algorithms))
@@ -257,15 +254,6 @@ class TokenVerifier:
         if self._config != config:  # by a reload in between
             pause_s = 0
         self._next = asyncio.get_running_loop().call_later(pause_s, self._begin_fetch)
-
-    def _note(self, failure: str) -> None:
-        """Note how a fetch went; that there was none yet was no outage that was logged."""
-        if self.outage.reason == _NO_SET:
-            self.outage.reason = ""
-        if failure:
-            self.outage.down(failure)
-        else:
-            self.outage.up()
 
     def _replace_keys(self, keys: _KeySet) -> None:
         """Take other keys, and report those that were withdrawn: at once, as nobody may be there to ask later."""
@@ -320,7 +308,8 @@ def _key(given: object, algorithms: tuple[str, ...]) -> _Key | None:
         return None  # a shared secret is nothing that a set for everybody can hold
     if given.get("alg", algorithms[0]) not in algorithms or not isinstance(given.get("kid", ""), str):
         return None
-    if "key_ops" in given and "verify" not in _texts(given["key_ops"]):  # RFC 7517 section 4.3
+    operations = given.get("key_ops", ["verify"])  # RFC 7517 section 4.3
+    if not isinstance(operations, list) or "verify" not in operations:
         return None
     if "d" in given:  # its private half (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2): everybody can sign
         return None
@@ -334,22 +323,16 @@ def _key(given: object, algorithms: tuple[str, ...]) -> _Key | None:
     return _Key(digest.hexdigest(), given, key.key)
 
 
-def _texts(given: object) -> list[object]:
-    return given if isinstance(given, list) else []
-
-
 def _header(token: str) -> Mapping[str, Any]:
     """Return the header of a token; refuses what two parsers could read in two ways."""
-    parts = token.split(".")
     try:
-        header = orjson.loads(_decode(parts[0]))
-        for part in parts[1:]:
-            _decode(part)
+        header, *_ = [_decode(part) for part in token.split(".")]
+        document = orjson.loads(header)
     except ValueError:
         raise TokenRefused("The token is not valid.") from None
-    if not isinstance(header, dict):
+    if not isinstance(document, dict):
         raise TokenRefused("The token is not valid.")
-    return header
+    return document
 
 
 def _decode(part: str) -> bytes:

@@ -219,6 +219,12 @@ def test_file_that_is_no_backup_is_refused(command: Command, tmp_path: Path) -> 
     assert command("list", "--json") == before
 
 
+def test_restore_without_a_backup_is_wrong_usage(command: Command) -> None:
+    code, out, err = command("restore")
+    assert (code, out) == (2, "")
+    assert "the following arguments are required: FILE" in err
+
+
 def test_problem_of_the_keys_table_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "routes.toml"
     path.write_text('[keys]\nstore = "mysql:x"\n')

@@ -7,13 +7,17 @@ import pytest
 
 from edge.config.problems import ConfigError
 from edge.config.reading import load
-from edge.config.settings import Engine
+from edge.config.settings import WITHOUT_HEALTH_PATH, Engine
 from edge.simulator.dialects import Dialect
 from edge.upstream.engines import ENGINES
 
 
 def test_every_engine_has_its_facts_and_its_dialect() -> None:
     assert set(ENGINES) == set(get_args(Engine)) == set(get_args(Dialect))
+
+
+def test_rule_of_health_paths_names_the_engines_that_have_none() -> None:
+    assert {engine for engine, facts in ENGINES.items() if not facts.health_paths} == WITHOUT_HEALTH_PATH
 
 
 @pytest.mark.parametrize("engine", get_args(Engine))

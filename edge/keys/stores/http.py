@@ -13,7 +13,7 @@ old, or until `POST /keys/purge` names it.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote_plus
 
@@ -22,23 +22,20 @@ import orjson
 
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
-from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
+from edge.keys.stores.protocol import AnswerUnusable, KeyStore, StoreFailed
 from edge.keys.stores.records import principal_of
 from edge.tls import client_tls
 
 _MAX_ANSWER_BYTES: Final = 2**16
 _MAX_CONNECTIONS: Final = 64
-_ID_LENGTH: Final = 12
 
 
-class HttpKeyStore:
+class HttpKeyStore(KeyStore):
     """Asks an introspection server about each key."""
 
-    knows_users = False
+    knows_users = False  # there is no such question in RFC 7662
 
     def __init__(self, config: KeysConfig) -> None:
-        self.on_change: Callable[[Invalidation], object] = ignore
-        self.on_outage: Callable[[str], object] = ignore
         self._config = config
         self._session: aiohttp.ClientSession | None = None
 
@@ -110,10 +107,6 @@ class HttpKeyStore:
                     raise AnswerUnusable("an answer of more than 64 KiB")
             return bytes(content)
 
-    async def look_up_user(self, user: str) -> UserState:
-        """Return that nothing is known: there is no such question in RFC 7662."""
-        return UserState()
-
 
 def read_answer(answer: object, digest: bytes) -> Principal | None:
     """Return the principal of an answer, None for a clear no; raises `ValueError` with what the answer is."""
@@ -124,16 +117,12 @@ def read_answer(answer: object, digest: bytes) -> Principal | None:
         raise ValueError('without one "active" or "is_valid", true or false')
     if not verdicts[0]:
         return None
-    ids = (answer.get(name) for name in ("api_key_id", "jti"))
-    key_id = next((each for each in ids if each not in (None, "")), _own_id(digest))
+    # A key without an id has the same one each time, and no way back to the digest.
+    ids = answer.get("api_key_id"), answer.get("jti"), "key_" + hashlib.sha256(b"id of " + digest).hexdigest()[:12]
+    key_id = next(each for each in ids if each not in (None, ""))
     renamed = {"user": answer.get("user_id", answer.get("sub")), "expires_at": answer.get("exp")}
     patterns = {"allow": answer.get("allow_models"), "deny": answer.get("deny_models")}
     try:
         return principal_of({**answer, "id": key_id, **renamed, **patterns})
     except ValueError as error:
         raise ValueError(f"with {error}") from None
-
-
-def _own_id(digest: bytes) -> str:
-    """Return an id for a key without one: the same each time, and no way back to the digest."""
-    return "key_" + hashlib.sha256(b"id of " + digest).hexdigest()[:_ID_LENGTH]

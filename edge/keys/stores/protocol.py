@@ -8,7 +8,7 @@ expired, how long an answer is kept, and what happens while the store is down, i
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from edge.config.settings import KeysConfig
@@ -52,13 +52,7 @@ class Invalidation:
 
     def __or__(self, other: "Invalidation") -> "Invalidation":
         """Return both as one."""
-        return Invalidation(
-            self.digests | other.digests,
-            self.ids | other.ids,
-            self.users | other.users,
-            self.proofs | other.proofs,
-            self.everything or other.everything,
-        )
+        return Invalidation(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(self)))
 
     @property
     def names_principals(self) -> bool:
@@ -100,9 +94,9 @@ class KeyStore(Protocol):
     `knows_users`: whether there is something to learn from `look_up_user`.
     """
 
-    on_change: Callable[[Invalidation], object]
-    on_outage: Callable[[str], object]
-    knows_users: bool
+    on_change: Callable[[Invalidation], object] = staticmethod(ignore)
+    on_outage: Callable[[str], object] = staticmethod(ignore)
+    knows_users: bool = True
 
     async def open(self) -> None:
         """Begin to answer; raises `Unusable` when a person must act first."""
@@ -111,17 +105,17 @@ class KeyStore(Protocol):
         """Stop answering and free everything; safe to call twice."""
 
     def reconfigure(self, config: KeysConfig) -> None:
-        """Take over what a reload may change of this store; its address needs a restart."""
+        """Take over what a reload may change of this store, if anything; its address needs a restart."""
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
-        """Return who owns the key, by its SHA-256 digest; None if it is unknown or revoked.
+        """Return who owns the key of a SHA-256 digest; None if it is unknown or revoked. Raises `StoreFailed`.
 
-        Raises `StoreFailed` when the answer cannot be known now. `key` is for stores that must send it on; it
-        is kept nowhere.
+        `key` is for stores that must send it on; it is kept nowhere.
         """
 
     async def look_up_user(self, user: str) -> UserState:
         """Return what is recorded of a user who shows a token instead of a key; raises `StoreFailed`."""
+        return UserState()
 
 
 def hash_key(key: str | bytes) -> bytes:

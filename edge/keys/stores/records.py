@@ -16,10 +16,7 @@ _MAX_ID_LENGTH: Final = 256  # it stands in every log line and usage record
 
 
 def principal_of(record: Mapping[str, Any]) -> Principal:
-    """Return the principal of a record.
-
-    Raises: `ValueError` with what is wrong, such as "something else than a DNS label as user".
-    """
+    """Return the principal of a record; raises `ValueError`, such as "something else than a DNS label as user"."""
     user, key_id = record.get("user"), record.get("id")
     if not isinstance(user, str) or not is_dns_label(user):
         raise ValueError("something else than a DNS label as user")

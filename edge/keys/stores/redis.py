@@ -7,14 +7,14 @@
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.revocations import RevocationChannel
-from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed, UserState
 from edge.keys.stores.records import principal_of, user_state_of
 from edge.tls import client_tls
 from edge.valkey import connect, disconnect, reason_of
@@ -27,23 +27,16 @@ USER_PREFIX: Final = "edge:user:"
 _FLAGS: Final = {"0": False, "1": True}
 
 
-class RedisKeyStore:
+class RedisKeyStore(KeyStore):
     """Looks keys up in Redis, and reports the changes that its channel brings."""
 
-    knows_users = True
-
     def __init__(self, config: KeysConfig) -> None:
-        self.on_change: Callable[[Invalidation], object] = ignore
-        self.on_outage: Callable[[str], object] = ignore
         self._config = config
         self._client: Redis | None = None
         self._channel: RevocationChannel | None = None
 
     async def open(self) -> None:
-        """Begin to answer; a dead Redis is waited for.
-
-        Raises: `Unusable` without the package, or for a bad CA file.
-        """
+        """Begin to answer, once Redis does; raises `Unusable` without the package, or for a bad CA file."""
         ca_file = self._config.store_ca_file
         if ca_file is not None:
             client_tls(ca_file, "keys.store_ca_file")  # the client would find out at each connection
@@ -62,9 +55,6 @@ class RedisKeyStore:
             await channel.close()
         if client is not None:
             await disconnect(client)
-
-    def reconfigure(self, config: KeysConfig) -> None:
-        """Keep what the connections were made with: a reload changes nothing of it."""
 
     def _unheard(self, reason: str) -> None:
         """Report an outage; while no change can be heard of, answers are believed from one attempt to the next."""

@@ -12,26 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from edge.config.values import seconds
 from edge.exchange import Principal
-from edge.keys.stores.keyfile import (
-    REVISION,
-    SELECT_RECORD,
-    KeyFileBusy,
-    KeyFileError,
-    connect,
-    empty_wal,
-    key_file_errors,
-    known_version,
-    make_file,
-    migrate,
-    number,
-    record_of,
-    transaction,
-)
+from edge.keys.stores import keyfile
+from edge.keys.stores.keyfile import KeyFileBusy, KeyFileError, key_file_errors, number
 from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.records import principal_of
 from edge.names import check_pattern, is_dns_label
@@ -70,10 +56,8 @@ class KeyRecord(Principal):
 
     def as_json(self) -> dict[str, Any]:
         """Return the record for JSON: its fields in order, times as RFC 3339 in UTC or None."""
-        record: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        record["expires_at"] = None if self.expires_at is None else _rfc3339(self.expires_at)
-        record["created_at"] = _rfc3339(self.created_at)
-        return record
+        expires_at = None if self.expires_at is None else _rfc3339(self.expires_at)
+        return {**dataclasses.asdict(self), "expires_at": expires_at, "created_at": _rfc3339(self.created_at)}
 
 
 class KeyRegistry:
@@ -89,13 +73,11 @@ class KeyRegistry:
 
     def __enter__(self) -> Self:
         with key_file_errors(self._path):
-            make_file(self._path)
-            self._connection = connect(self._path, self._busy_timeout_s)
+            keyfile.make_file(self._path)
+            self._connection = keyfile.connect(self._path, self._busy_timeout_s)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
     def create(
@@ -131,17 +113,14 @@ class KeyRegistry:
                 "expires_at": None if expires_in_s is None else created_at + expires_in_s,
             }
             self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-            made = self._connection.execute(SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
-        return key, _key_record(made)
+            made = self._connection.execute(keyfile.SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
+        return key, self._record(made)
 
     def list(self) -> builtins.list[KeyRecord]:
         """Return the keys that are not revoked, in the order they were created."""
         with key_file_errors(self._path):
-            rows = self._connection.execute(SELECT_RECORD + "ORDER BY keys.rowid").fetchall()
-        try:
-            return [_key_record(row) for row in rows]
-        except ValueError as error:
-            raise KeyFileError(f"{self._path}: {error}: correct it with sqlite3") from None
+            rows = self._connection.execute(keyfile.SELECT_RECORD + "ORDER BY keys.rowid").fetchall()
+        return [self._record(row) for row in rows]
 
     def revoke(self, key_id: str) -> None:
         """End a key for good; raises `UnknownKey`, and `RevokedKey` when that was done before."""
@@ -192,12 +171,25 @@ class KeyRegistry:
             count = self._connection.execute("SELECT count(*) FROM keys WHERE user = ? AND NOT revoked", (user,))
             return int(count.fetchone()[0])
 
+    def _record(self, row: Sequence[Any]) -> KeyRecord:
+        """Return the record of a row of `SELECT_RECORD`; only a hand at the tables writes what it has to refuse."""
+        created_at = row[-1]
+        try:
+            principal = principal_of(keyfile.record_of(row))
+            for moment in (created_at, principal.expires_at or 0.0):
+                if not isinstance(moment, float) or not 0 <= moment < _END_OF_CALENDAR_S:
+                    raise ValueError("something else than a time in Unix seconds")
+        except ValueError as error:
+            where = f"{self._path}: the row of the key {row[0]!r}"
+            raise KeyFileError(f"{where} has {error}: correct it with sqlite3") from None
+        return KeyRecord(**dataclasses.asdict(principal), created_at=created_at)
+
     @contextlib.contextmanager
     def _write(self) -> Iterator[int]:
         """Hold the file's write lock for one change and yield the revision that the change makes."""
-        with key_file_errors(self._path), transaction(self._connection, "IMMEDIATE"):
-            yield number(self._connection, REVISION) + 1
-        empty_wal(self._connection)
+        with key_file_errors(self._path), keyfile.transaction(self._connection, "IMMEDIATE"):
+            yield number(self._connection, keyfile.REVISION) + 1
+        keyfile.empty_wal(self._connection)
 
 
 def parse_lifetime(text: str) -> float:
@@ -223,10 +215,10 @@ def restore(path: Path, backup: Path, busy_timeout_s: float = 5.0) -> tuple[int,
         except sqlite3.Error as error:
             raise KeyFileError(f"{backup} is no backup of a key store ({error}): name another file") from error
         with key_file_errors(path):
-            make_file(path)
-            with contextlib.closing(connect(path, busy_timeout_s, blank="leave")) as connection:
+            keyfile.make_file(path)
+            with contextlib.closing(keyfile.connect(path, busy_timeout_s, blank="leave")) as connection:
                 _copy(copy, connection, path)
-                empty_wal(connection)
+                keyfile.empty_wal(connection)
     return len(users), len(set(users))
 
 
@@ -237,14 +229,14 @@ def _read_backup(backup: Path, copy: sqlite3.Connection) -> builtins.list[str]:
     address = f"{backup.absolute().as_uri()}?mode=ro{'&immutable=1' if is_alone else ''}"
     with contextlib.closing(sqlite3.connect(address, uri=True)) as source:
         _copy(source, copy, backup)
-    if not known_version(copy, backup):
+    if not keyfile.known_version(copy, backup):
         raise sqlite3.DatabaseError("it has no schema version")
     (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-    migrate(copy)
-    number(copy, REVISION)
-    return [record_of(row)["user"] for row in copy.execute(SELECT_RECORD)]
+    keyfile.migrate(copy)
+    number(copy, keyfile.REVISION)
+    return [keyfile.record_of(row)["user"] for row in copy.execute(keyfile.SELECT_RECORD)]
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) -> None:
@@ -255,19 +247,6 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) ->
             raise KeyFileBusy(path)
 
     source.backup(target, progress=progress)
-
-
-def _key_record(row: Sequence[Any]) -> KeyRecord:
-    """Return the record of a row of `SELECT_RECORD`; raises `ValueError` for what only a hand at the tables writes."""
-    created_at = row[-1]
-    try:
-        principal = principal_of(record_of(row))
-        for moment in (created_at, principal.expires_at or 0.0):
-            if not isinstance(moment, float) or not 0 <= moment < _END_OF_CALENDAR_S:
-                raise ValueError("something else than a time in Unix seconds")
-    except ValueError as error:
-        raise ValueError(f"the row of the key {row[0]!r} has {error}") from None
-    return KeyRecord(**dataclasses.asdict(principal), created_at=created_at)
 
 
 def _check_user(user: str) -> None:

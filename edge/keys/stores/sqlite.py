@@ -13,24 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
-from edge.keys.stores.keyfile import (
-    HAND,
-    REVISION,
-    SELECT_RECORD,
-    KeyFileBusy,
-    KeyFileError,
-    connect,
-    key_file_errors,
-    make_file,
-    number,
-    record_of,
-    transaction,
-)
-from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, UserState, ignore
+from edge.keys.stores import keyfile
+from edge.keys.stores.keyfile import number
+from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed, UserState
 from edge.keys.stores.records import principal_of
 
 _SELECT_CHANGED = """
@@ -48,22 +37,19 @@ _SELECT_USER = "SELECT suspended, out_of_quota FROM users WHERE user = ?"
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S: Final = 0.5
 
+T = TypeVar("T")
 _Question = tuple[Callable[["_KeyFile"], Any], "asyncio.Future[Any]"]
 
 
-class SqliteKeyStore:
+class SqliteKeyStore(KeyStore):
     """Looks keys up in a thread of its own, and reports every change.
 
     A file that is locked, damaged or deleted makes look-ups fail until it can be read again; every watch tries, so no
     restart is needed. Only `open` creates a missing file: one that vanishes later is a fault, not an empty store.
     """
 
-    knows_users = True
-
     def __init__(self, config: KeysConfig, watch_interval_s: float = 0.25) -> None:
         assert config.store.path is not None
-        self.on_change: Callable[[Invalidation], object] = ignore
-        self.on_outage: Callable[[str], object] = ignore
         self._file = _KeyFile(config.store.path)
         self._watch_interval_s = watch_interval_s
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
@@ -98,26 +84,18 @@ class SqliteKeyStore:
             self._questions.put(None)
             await asyncio.to_thread(thread.join)
 
-    def reconfigure(self, config: KeysConfig) -> None:
-        """Keep the file: a reload changes nothing of it."""
-
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
-        """Return who owns the key of this SHA-256 digest, None if it is unknown or revoked.
-
-        Raises `StoreFailed` when the file cannot be read now.
-        """
-        found: Principal | None = await self._ask(lambda file: file.find(digest))
-        return found
+        """Return who owns the key of this SHA-256 digest; raises `StoreFailed` when the file cannot be read now."""
+        return await self._ask(lambda file: file.find(digest))
 
     async def look_up_user(self, user: str) -> UserState:
         """Return what is recorded of a user; raises `StoreFailed` when the file cannot be read now."""
-        found: UserState = await self._ask(lambda file: file.find_user(user))
-        return found
+        return await self._ask(lambda file: file.find_user(user))
 
-    async def _ask(self, question: "Callable[[_KeyFile], Any]") -> Any:
+    async def _ask(self, question: "Callable[[_KeyFile], T]") -> T:
         if self._thread is None:
             raise StoreFailed("the store is closed")
-        answer: asyncio.Future[Any] = self._loop.create_future()
+        answer: asyncio.Future[T] = self._loop.create_future()
         self._questions.put((question, answer))
         return await answer
 
@@ -127,7 +105,7 @@ class SqliteKeyStore:
         with contextlib.closing(self._file):
             try:
                 self._file.open(create=True)
-            except KeyFileBusy as error:
+            except keyfile.KeyFileBusy as error:
                 self._lost(error)
             except Exception as error:
                 self._post(_fail, opened, error)
@@ -199,10 +177,6 @@ class _KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
-        self._identity = (0, 0)
-        self._data_version = 0
-        self._history = 0
-        self._revision = 0
 
     @property
     def is_open(self) -> bool:
@@ -211,19 +185,19 @@ class _KeyFile:
     def open(self, *, create: bool) -> None:
         """Open the file anew, for reading only; raises `KeyFileError`."""
         self.close()
-        with key_file_errors(self.path):
+        with keyfile.key_file_errors(self.path):
             if create:
-                make_file(self.path)
+                keyfile.make_file(self.path)
             self._identity = self._identify()  # before the file is opened: a replacement in between is noticed later
-            connection = connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if create else "refuse")
+            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if create else "refuse")
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
             # SQLite keeps pages while nobody writes by its own rules. Without a cache of its own every look-up reads
             # the file as it is, from the system's cache, and damage is seen at once.
             connection.execute("PRAGMA cache_size = 0")
-            with transaction(connection, "DEFERRED"):
+            with keyfile.transaction(connection, "DEFERRED"):
                 self._data_version = number(connection, _DATA_VERSION)
-                self._history, self._revision = number(connection, _HISTORY), number(connection, REVISION)
+                self._history, self._revision = number(connection, _HISTORY), number(connection, keyfile.REVISION)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -235,9 +209,9 @@ class _KeyFile:
         return self._identify() != self._identity
 
     def find(self, digest: bytes) -> Principal | None:
-        row = self._open_connection().execute(SELECT_RECORD + "AND keys.digest = ?", (digest,)).fetchone()
+        row = self._open_connection().execute(keyfile.SELECT_RECORD + "AND keys.digest = ?", (digest,)).fetchone()
         try:
-            return None if row is None else principal_of(record_of(row))
+            return None if row is None else principal_of(keyfile.record_of(row))
         except ValueError as error:
             raise AnswerUnusable(f"the row of the key {row[0]!r} has {error}") from None
 
@@ -249,19 +223,19 @@ class _KeyFile:
         """Return what other processes changed since the last call, None if nothing."""
         connection = self._open_connection()
         seen, history = self._revision, self._history
-        with transaction(connection, "DEFERRED"):  # one snapshot: the version and the rows that belong to it
+        with keyfile.transaction(connection, "DEFERRED"):  # one snapshot: the version and the rows that belong to it
             data_version = number(connection, _DATA_VERSION)
             if data_version == self._data_version:
                 return None
             self._data_version = data_version
-            self._history, self._revision = number(connection, _HISTORY), number(connection, REVISION)
+            self._history, self._revision = number(connection, _HISTORY), number(connection, keyfile.REVISION)
             rows = connection.execute(_SELECT_CHANGED, {"seen": seen}).fetchall()
         # In another history the same revision may have been another change: a backup was restored in place.
         if self._history != history or self._revision < seen:
             return Invalidation(everything=True)
         digests = frozenset(digest for digest, _ in rows if digest is not None)
         users = frozenset(user for _, user in rows if user is not None)
-        if HAND in users:
+        if keyfile.HAND in users:
             return Invalidation(everything=True)
         return Invalidation(digests, users=users) if rows else None
 
@@ -270,8 +244,7 @@ class _KeyFile:
         return status.st_dev, status.st_ino
 
     def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise KeyFileError("the file is not open")
+        assert self._connection is not None
         return self._connection
 
 
