@@ -222,15 +222,13 @@ def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeErr
     What the caller can act on keeps its status and message: 400, 404, 413, 422, 429. A 401, 403, 407, 409 or 3xx is a
     fault between the edge and the upstream, so our 502; and openai 0.28.1 repeats a 409 for ever, without a pause.
     """
+    pause_s = _pause_s(retry_after) if status in (429, 503) else None
     kept = _KEPT.get(status)
     if kept is not None:
         message, param, code = _read(body)
-        pause_s = _pause_s(retry_after) if kept is RateLimited else None
         return kept(message or _BROKEN, param=param, code=code, retry_after_s=pause_s)
     if status == 503:
-        return UpstreamUnavailable(
-            "The model is overloaded or not ready, try again.", retry_after_s=_pause_s(retry_after)
-        )
+        return UpstreamUnavailable("The model is overloaded or not ready, try again.", retry_after_s=pause_s)
     if status in (408, 504):
         return UpstreamTimeout("The model's server timed out.")
     return UpstreamError(_BROKEN)
@@ -246,14 +244,12 @@ def _read(body: bytes) -> tuple[str, str | None, str | None]:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return "", None, None
-    if not isinstance(data, dict):
-        return "", None, None
-    error = data.get("error", data.get("detail", data))
+        data = None
+    error = data.get("error", data.get("detail", data)) if isinstance(data, dict) else None
     if isinstance(error, list):  # FastAPI's validation errors
-        error = error[0] if error else {}
+        error = error[0] if error else None
     if isinstance(error, str):
-        return error[:_MAX_MESSAGE_LENGTH], None, None
+        error = {"message": error}
     if not isinstance(error, dict):
         return "", None, None
     message = error.get("message", error.get("msg"))

@@ -22,9 +22,7 @@ def boundary_of(content_type: str) -> str:
     """Return the boundary of a form's content type; raises `InvalidRequest` where two parsers could find two."""
     form = _FORM_TYPE.fullmatch(content_type.strip())
     parameters = re.findall(_PARAMETER, form[1]) if form is not None else []
-    boundaries: list[str] = [
-        quoted or bare for name, quoted, bare in parameters if name.lower().rstrip("*") == "boundary"
-    ]
+    boundaries: list[str] = [quoted or bare for name, quoted, bare in parameters if name.lower() == "boundary"]
     starred = any(name.endswith("*") for name, _, _ in parameters)
     if len(boundaries) != 1 or starred or not _BOUNDARY.fullmatch(boundaries[0]):
         raise InvalidRequest("the content type must name one boundary: send multipart/form-data; boundary=...")

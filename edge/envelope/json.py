@@ -154,11 +154,9 @@ def _not_text() -> InvalidRequest:
 
 def _model_in(members: _Members) -> str:
     raw = bytes(members.model)
-    if not raw:
-        raise InvalidRequest("you must provide a model parameter", param="model")
-    if raw[:1] != b'"':
+    if raw and raw[:1] != b'"':
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
-    return model_name(_text.decode(raw))
+    return model_name(_text.decode(raw) if raw else "")
 
 
 def _envelope(
@@ -220,9 +218,7 @@ def prompt_estimate(body: bytes) -> int:
     at = 0
     for _ in range(_MAX_IMAGES):
         at = body.find(_IMAGE, at)
-        if at < 0:
-            break
-        end = body.find(b'"', at)
+        end = body.find(b'"', at) if at >= 0 else -1
         if end < 0:
             break
         size -= end - at

@@ -70,7 +70,6 @@ def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def _written_anew(body: bytes, model: str, options: bytes | None) -> bytes:
-    """Return the body with its top level written anew, each other value as the client's own bytes."""
     members = top_level.decode(body)
     members["model"] = msgspec.Raw(msgspec.json.encode(model))
     if options is not None:

@@ -186,11 +186,10 @@ class Admission:
 
     def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
         limits = []
-        for name in dict.fromkeys(names):
-            limit = self._limits.get(name) if name is not None else None
-            if limit is not None:
-                limits.append(limit)
-            elif name is not None and name not in self._unknown and len(self._unknown) < _MAX_NAMES:
+        for name in dict.fromkeys(each for each in names if each is not None):
+            if name in self._limits:
+                limits.append(self._limits[name])
+            elif name not in self._unknown and len(self._unknown) < _MAX_NAMES:
                 self._unknown.add(name)
                 _log.warning("limit %r, named by a key, is not in [limits]: it limits nothing", name)
         if len(self._applying) >= _MAX_NAMES:

@@ -17,24 +17,43 @@ class _Used(msgspec.Struct):
     usage: Tokens | None = None
 
 
+class _Images(msgspec.Struct):
+    data: list[msgspec.Raw] = []
+
+
 _used = msgspec.json.Decoder(_Used)
+_images = msgspec.json.Decoder(_Images)
 
 
-class Document(msgspec.Struct):
-    """The meter of a JSON answer: keeps what passes by reference, and of a long one the end, where usage stands."""
+class Unmetered(msgspec.Struct):
+    """Reads nothing of an answer without usage: sound, the tokens of a text."""
 
     prompt_estimate: int
     ending: bytes = b""
     passed: int = 0
     failed: bool = False
-    _size: int = 0
-    _parts: list[bytes] = []
-    _end: bytearray = bytearray()
-    _early: Usage | None = None  # of an answer too long to be kept, from where it begins
 
     @property
     def holds(self) -> bool:
         return False
+
+    def feed(self, content: bytes) -> bytes:
+        return content
+
+    def close(self) -> bytes:
+        return b""
+
+    def usage(self, whole: bool) -> Usage:
+        return NO_USAGE
+
+
+class Document(Unmetered):
+    """The meter of a JSON answer: keeps what passes by reference, and of a long one the end, where usage stands."""
+
+    _size: int = 0
+    _parts: list[bytes] = []
+    _end: bytearray = bytearray()
+    _early: Usage | None = None  # of an answer too long to be kept, from where it begins
 
     def feed(self, content: bytes) -> bytes:
         self._size += len(content)
@@ -48,9 +67,6 @@ class Document(msgspec.Struct):
             self._parts.clear()
         return content
 
-    def close(self) -> bytes:
-        return b""
-
     def usage(self, whole: bool) -> Usage:
         if not self._size:
             return NO_USAGE
@@ -62,10 +78,8 @@ class Document(msgspec.Struct):
             del self._end[:-TAIL_BYTES]
 
     def _found(self, whole: bool) -> Usage | None:
-        """Return the usage that stands in the answer."""
         if self._parts:
-            parts = self._parts
-            document = parts[0] if len(parts) == 1 else b"".join(parts)
+            document = b"".join(self._parts)
             try:
                 tokens = _used.decode(document).usage
                 return usage_of(tokens) if tokens is not None else None
@@ -99,13 +113,6 @@ class ReadingDocument(Document):
         return Usage(self.prompt_estimate, source=UsageSource.ESTIMATED)
 
 
-class _Images(msgspec.Struct):
-    data: list[msgspec.Raw] = []
-
-
-_images = msgspec.json.Decoder(_Images)
-
-
 class ImageDocument(Document):
     """Images: the elements of `data`. Those of an answer that cannot be parsed are counted by their keys."""
 
@@ -124,25 +131,3 @@ class ImageDocument(Document):
         except UNREADABLE:
             units = max(self._keys or map(document.count, _IMAGE_KEYS))
         return with_units(used, units, whole)
-
-
-class Unmetered(msgspec.Struct):
-    """An answer without usage: sound, the tokens of a text."""
-
-    prompt_estimate: int
-    ending: bytes = b""
-    passed: int = 0
-    failed: bool = False
-
-    @property
-    def holds(self) -> bool:
-        return False
-
-    def feed(self, content: bytes) -> bytes:
-        return content
-
-    def close(self) -> bytes:
-        return b""
-
-    def usage(self, whole: bool) -> Usage:
-        return NO_USAGE

@@ -373,8 +373,8 @@ class ResponseEvents(Events):
         elif _is_error(found.type, found.error, event):
             self._fail()
         else:
-            ends = found.type in _RESPONSE_ENDS and found.response is not None
-            self._take(usage_in(found.response.usage) if ends and found.response is not None else None, is_last=True)
+            answer = found.response if found.type in _RESPONSE_ENDS else None
+            self._take(usage_in(answer.usage) if answer is not None else None, is_last=True)
             if found.type == "response.failed":
                 self._fail()
         return event

@@ -87,7 +87,7 @@ _EVENTS: Final[dict[str, type[Events]]] = {
     "messages": MessageEvents,
     "responses": ResponseEvents,
 }
-_DOCUMENTS: Final[dict[str, type[Document] | type[Unmetered]]] = {
+_DOCUMENTS: Final[dict[str, type[Unmetered]]] = {
     "chat/completions": TextDocument,
     "completions": TextDocument,
     "messages": TextDocument,

@@ -88,17 +88,17 @@ class Behaviour:
     def steered(self, simulate: Mapping[str, Any] | None) -> "Behaviour":
         """Return this behaviour with the members of a request's `simulate` object in place of its own.
 
-        Raises: `ValueError` when a member is unknown or has a wrong value.
+        Raises: `Refusal` when a member is unknown or has a wrong value.
         """
         if not simulate:
             return self
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         if unknown := sorted(set(simulate) - set(own)):
-            raise ValueError(f"simulate: unknown {', '.join(unknown)}; use {', '.join(own)}")
+            raise Refusal(400, f"simulate: unknown {', '.join(unknown)}; use {', '.join(own)}", "simulate")
         try:
             return msgspec.convert(own | dict(simulate), Behaviour)
         except msgspec.ValidationError as error:
-            raise ValueError(f"simulate: {error}") from None
+            raise Refusal(400, f"simulate: {error}", "simulate") from None
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -144,14 +144,13 @@ class Ask(msgspec.Struct):
 decode_ask = msgspec.json.Decoder(Ask).decode
 
 
+@dataclass(eq=False)
 class Refusal(Exception):
     """A request that a real server would not answer either."""
 
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
+    status: int
+    message: str
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +177,9 @@ def question_of(ask: Ask, behaviour: Behaviour) -> Question:
 
     Raises: `Refusal` when the model is not served, or a limit of tokens is below 1.
     """
-    checked = behaviour.served is not None and behaviour.dialect in ("vllm", "openai")
-    model = ask.model or (behaviour.served or ("simulated",))[0]
-    if checked and model not in (behaviour.served or ()):
+    served = behaviour.served
+    model = ask.model or (served or ("simulated",))[0]
+    if served is not None and model not in served and behaviour.dialect in ("vllm", "openai"):
         raise Refusal(404, f"The model `{model}` does not exist.", "model")
     caps = [cap for cap in (ask.max_tokens, ask.max_completion_tokens, ask.max_output_tokens) if cap is not None]
     if caps and min(caps) < 1:
@@ -268,12 +267,8 @@ def _usage(question: Question, tokens: int) -> dict[str, Any]:
 
 def _timings(question: Question) -> dict[str, Any]:
     """Return what llama.cpp adds to the last frame of a stream and to a whole answer."""
-    return {
-        "prompt_n": question.prompt_tokens,
-        "prompt_ms": 1.0,
-        "predicted_n": question.tokens,
-        "predicted_ms": 1.0,
-    }
+    prompt, predicted = question.prompt_tokens, question.tokens
+    return {"prompt_n": prompt, "prompt_ms": 1.0, "predicted_n": predicted, "predicted_ms": 1.0}
 
 
 def _head(question: Question, prefix: str, kind: str) -> dict[str, Any]:
@@ -395,34 +390,22 @@ def _message(question: Question, *, done: bool) -> dict[str, Any]:
         "role": "assistant",
         "model": question.model,
         "content": [{"type": "text", "text": answer_text(question.tokens)}] if done else [],
-        "stop_reason": _stop_reason(question) if done else None,
+        "stop_reason": {"length": "max_tokens", "stop": "end_turn"}[question.finish] if done else None,
         "stop_sequence": None,
         "usage": {"input_tokens": question.prompt_tokens, "output_tokens": question.tokens if done else 0},
     }
 
 
-def _stop_reason(question: Question) -> str:
-    return "max_tokens" if question.finish == "length" else "end_turn"
-
-
 def _message_stream(question: Question) -> Script:
+    whole = _message(question, done=True)
+    ending = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
+    deltas = ({"type": "text_delta", "text": token_text(index)} for index in range(question.tokens))
     frames = [
         _event({"type": "message_start", "message": _message(question, done=False)}),
         _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-        *(
-            _event(
-                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": token_text(index)}}
-            )
-            for index in range(question.tokens)
-        ),
+        *(_event({"type": "content_block_delta", "index": 0, "delta": delta}) for delta in deltas),
         _event({"type": "content_block_stop", "index": 0}),
-        _event(
-            {
-                "type": "message_delta",
-                "delta": {"stop_reason": _stop_reason(question), "stop_sequence": None},
-                "usage": {"input_tokens": question.prompt_tokens, "output_tokens": question.tokens},
-            }
-        ),
+        _event({"type": "message_delta", "delta": ending, "usage": whole["usage"]}),
         _event({"type": "message_stop"}),
     ]
     return _events(frames, question, lead=2)
@@ -430,9 +413,8 @@ def _message_stream(question: Question) -> Script:
 
 def _speech(question: Question) -> Script:
     """Return sound that is none: a frame of bytes per token, with what looks like the end of events and chunks."""
-    frames = tuple(
-        b"\xff\xfb\x90\x00data: \n\n0\r\n\r\n" + index.to_bytes(4, "big") * 64 for index in range(question.tokens)
-    )
+    looks = b"\xff\xfb\x90\x00data: \n\n0\r\n\r\n"
+    frames = tuple(looks + index.to_bytes(4, "big") * 64 for index in range(question.tokens))
     return Script("audio/mpeg", frames, question.tokens, stream=True)
 
 
@@ -494,21 +476,14 @@ def _embeddings(ask: Ask, question: Question) -> dict[str, Any]:
 
 
 def _rerank(ask: Ask, question: Question) -> dict[str, Any]:
-    documents = _member(ask.documents, list[Any], [])
+    given = _member(ask.documents, list[Any], [])[: ask.top_n or None]
+    documents = [document if isinstance(document, dict) else {"text": document} for document in given]
     results = [
-        {
-            "index": index,
-            "document": document if isinstance(document, dict) else {"text": document},
-            "relevance_score": 1 / (index + 1),
-        }
+        {"index": index, "document": document, "relevance_score": 1 / (index + 1)}
         for index, document in enumerate(documents)
     ]
-    return {
-        "id": f"rerank-{question.id}",
-        "model": question.model,
-        "usage": {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens},
-        "results": results[: ask.top_n or None],
-    }
+    usage = {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens}
+    return {"id": f"rerank-{question.id}", "model": question.model, "usage": usage, "results": results}
 
 
 def _score(ask: Ask, question: Question) -> dict[str, Any]:
@@ -573,16 +548,14 @@ def document_script(value: object, *, status: int = 200, tokens: int = 0) -> Scr
 
 def models_document(behaviour: Behaviour) -> dict[str, Any]:
     """Return the list of the models that are served."""
-    return {
-        "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": CREATED, "owned_by": behaviour.dialect}
-            for name in behaviour.served or ("simulated",)
-        ],
-    }
+    names = behaviour.served or ("simulated",)
+    models = [{"id": name, "object": "model", "created": CREATED, "owned_by": behaviour.dialect} for name in names]
+    return {"object": "list", "data": models}
 
 
 # --- What goes wrong
+
+_FAILURE: Final = "The simulated engine failed with status %d."
 
 
 def error_document(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
@@ -595,11 +568,9 @@ def error_document(dialect: Dialect, status: int, message: str, param: str | Non
 
 def _error(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
     match dialect:
-        case "vllm":
-            return {"message": message, "type": _error_type(status), "param": param, "code": status}
-        case "sglang":
-            kind = _error_type(status)
-            return {"object": "error", "message": message, "type": kind, "param": param, "code": status}
+        case "vllm" | "sglang":
+            error = {"message": message, "type": _error_type(status), "param": param, "code": status}
+            return {"object": "error"} | error if dialect == "sglang" else error
         case "llamacpp":
             return {"code": status, "message": message, "type": _LLAMACPP_TYPES.get(status, "server_error")}
         case "openai":
@@ -631,18 +602,13 @@ _OPENAI_CODES: Final[dict[tuple[int, str | None], str]] = {
 
 def error_frames(path: str, dialect: Dialect, status: int) -> tuple[bytes, ...]:
     """Return the frames by which a stream reports that it failed."""
-    message = failure_text(status)
+    message = _FAILURE % status
     if path == "/v1/messages":
         return (_event({"type": "error", "error": {"type": "api_error", "message": message}}),)
     if path == "/v1/responses":
         return (_event({"type": "error", "code": "server_error", "message": message, "param": None}),)
     frame = _data({"error": _error(dialect, status, message)})
     return (frame, DONE) if dialect in FASTAPI else (frame,)
-
-
-def failure_text(status: int) -> str:
-    """Return the message of an injected failure."""
-    return f"The simulated engine failed with status {status}."
 
 
 def script_of(path: str, ask: Ask, behaviour: Behaviour, *, chunked: bool) -> Script:
@@ -652,7 +618,7 @@ def script_of(path: str, ask: Ask, behaviour: Behaviour, *, chunked: bool) -> Sc
     events = streams and path in DOCUMENTS
     fault = behaviour.fault
     if fault == "error" or (fault in ("error_first", "error_mid") and not events):
-        document = error_document(behaviour.dialect, behaviour.status, failure_text(behaviour.status))
+        document = error_document(behaviour.dialect, behaviour.status, _FAILURE % behaviour.status)
         return document_script(document, status=behaviour.status)
     if not streams:
         tokens = question.tokens if path in GENERATING else 0

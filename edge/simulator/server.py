@@ -1,8 +1,7 @@
 """A model server that only pretends: what stands in for an engine in tests, in `edge demo` and under load.
 
 It speaks the APIs of vLLM, SGLang, llama.cpp or OpenAI with their framings, error shapes and usage, at a set pace, and
-fails on request. No model runs: text, ids and times of creation are the same for the same question, so that answers
-can be compared byte for byte; another `seed` in the request gives other ids.
+fails on request. No model runs; another `seed` in the request gives other ids.
 
 A request steers its own answer by a `simulate` object in its JSON body (or a `simulate` part in a form) whose members
 are fields of `Behaviour`: `{"model": "m", "messages": [], "simulate": {"fault": "cut", "after": 3}}`.
@@ -23,7 +22,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.client import responses
 from typing import Any, Final
 
@@ -31,28 +30,9 @@ import msgspec
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
 
-from edge.simulator.dialects import (
-    FASTAPI,
-    FORMS,
-    GETS,
-    HEADERS,
-    MAX_BODY_BYTES,
-    POSTS,
-    Ask,
-    Behaviour,
-    Dialect,
-    Framing,
-    Refusal,
-    Script,
-    decode_ask,
-    document_script,
-    error_document,
-    http_chunk,
-    models_document,
-    script_of,
-)
+from edge.simulator import dialects
+from edge.simulator.dialects import Ask, Behaviour, Dialect, Framing, Refusal, Script
 
 KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's
 _FLUSH_S: Final = 0.002
@@ -99,44 +79,33 @@ _KEEP: Final = _Sent(keep_alive=True)
 _CLOSE: Final = _Sent(keep_alive=False)
 
 
+@dataclass(slots=True, eq=False)
 class _Answer:
     """One script on its way to one client, driven by one timer."""
 
-    __slots__ = (
-        "_connection", "_due", "_ended", "_fault", "_frames", "_gap_s", "_jitter", "_loop", "_paused", "_random",
-        "_record", "_script", "_simulator", "_stop", "_tail", "_timer", "_transport",
-    )  # fmt: skip
+    _connection: "_Connection"
+    _transport: asyncio.Transport
+    _record: Record
+    _script: Script
+    _behaviour: Behaviour
+    _tail: bytes
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _ended: asyncio.Future[None] = field(init=False)
+    _random: random.Random | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _paused: bool = False
+    _stop: int = 0  # how many frames are sent
+    _due: float = 0.0
 
-    def __init__(
-        self,
-        simulator: "Simulator",
-        connection: "_Connection",
-        transport: asyncio.Transport,
-        record: Record,
-        script: Script,
-        behaviour: Behaviour,
-        tail: bytes,
-    ) -> None:
-        self._simulator = simulator
-        self._connection = connection
-        self._transport = transport
-        self._record = record
-        self._script = script
-        self._frames = script.frames
-        self._tail = tail
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
-        self._due = 0.0
-        self._fault = behaviour.fault
-        self._stop = len(script.frames)
-        if self._fault in ("reset", "cut", "stall"):
-            self._tail = (b"".join(script.frames[max(behaviour.after, 0) :]) + tail)[: behaviour.after_bytes]
+    def __post_init__(self) -> None:
+        frames, behaviour = self._script.frames, self._behaviour
+        self._ended = self._loop.create_future()
+        self._stop = len(frames)
+        if behaviour.fault in ("reset", "cut", "stall"):
+            self._tail = (b"".join(frames[max(behaviour.after, 0) :]) + self._tail)[: behaviour.after_bytes]
             self._stop = min(self._stop, max(behaviour.after, 0))
-        self._gap_s = behaviour.interval_ms / 1000
-        self._jitter = behaviour.jitter
-        self._random = random.Random(zlib.crc32(record.body)) if behaviour.jitter else None
+        if behaviour.jitter:
+            self._random = random.Random(zlib.crc32(self._record.body))
 
     async def send(self, head: bytes, delay_s: float) -> None:
         """Write the head of a stream now, the first frame after `delay_s`, the rest at its pace; return at the end.
@@ -147,9 +116,8 @@ class _Answer:
         self._due = self._loop.time() + delay_s
         if self._script.stream:
             self._transport.write(head)
-            self._timer = self._loop.call_at(self._due, self._tick)
-        else:
-            self._timer = self._loop.call_at(self._due, self._tick_with, head)
+            head = b""
+        self._timer = self._loop.call_at(self._due, self._tick, head)
         try:
             await self._ended
         finally:
@@ -170,43 +138,40 @@ class _Answer:
             self._due = self._loop.time()
             self._tick()
 
-    def _tick_with(self, head: bytes) -> None:
-        self._transport.write(head)
-        self._tick()
-
-    def _tick(self) -> None:
+    def _tick(self, head: bytes = b"") -> None:
         """Write every frame that is due, unless the client is behind."""
         record = self._record
         now = self._loop.time()
+        if head:
+            self._transport.write(head)
         while record.frames_sent < self._stop:
             if self._connection.writing_paused:
                 self._paused = True
                 return
-            self._transport.write(self._frames[record.frames_sent])
+            self._transport.write(self._script.frames[record.frames_sent])
             record.frames_sent += 1
-            self._simulator.changed()
-            self._due += self._gap()
+            self._connection.simulator.changed()
+            self._due += self._gap_s()
             if self._due > now and record.frames_sent < self._stop:
                 self._timer = self._loop.call_at(self._due, self._tick)
                 return
         self._finish()
 
-    def _gap(self) -> float:
-        if self._random is None:
-            return self._gap_s
-        return self._gap_s * (1 + self._jitter * self._random.uniform(-1, 1))
+    def _gap_s(self) -> float:
+        varied = self._behaviour.jitter * self._random.uniform(-1, 1) if self._random is not None else 0
+        return self._behaviour.interval_ms / 1000 * (1 + varied)
 
     def _finish(self) -> None:
         self._timer = None
         if self._tail:
             self._transport.write(self._tail)
-        if self._fault == "reset":
+        if self._behaviour.fault == "reset":
             self._timer = self._loop.call_later(_FLUSH_S, self._reset)
-        elif self._fault != "stall":
+        elif self._behaviour.fault != "stall":
             self._end()
 
     def _end(self) -> None:
-        self._record.outcome = self._fault or "complete"
+        self._record.outcome = self._behaviour.fault or "complete"
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -227,7 +192,7 @@ class _Answer:
 class _Connection(web.RequestHandler):
     """One client's connection: aiohttp's, which also stops and resumes the answer on it."""
 
-    __slots__ = ("_simulator", "answer")
+    __slots__ = ("answer", "simulator")
 
     def __init__(self, simulator: "Simulator", server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -239,15 +204,17 @@ class _Connection(web.RequestHandler):
             max_line_size=65_536,
             max_field_size=65_536,
         )
-        self._simulator = simulator
+        self.simulator = simulator
         self.answer: _Answer | None = None
 
     async def start(self) -> None:
-        self._simulator.opened(self)
+        self.simulator.open_connections.add(self)
+        self.simulator.changed()
         try:
             await super().start()
         finally:
-            self._simulator.lost(self)
+            self.simulator.open_connections.discard(self)
+            self.simulator.changed()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -284,7 +251,7 @@ class Simulator:
         self.keepalive_timeout_s = keepalive_timeout_s
         self.requests: deque[Record] = deque(maxlen=keep_requests)
         self.active = 0
-        self._connections: set[_Connection] = set()
+        self.open_connections: set[_Connection] = set()
         self._waiters: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
         self._listener: asyncio.Server | None = None
         self._scheme = "http"
@@ -293,7 +260,7 @@ class Simulator:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._connections)
+        return len(self.open_connections)
 
     @property
     def port(self) -> int:
@@ -325,7 +292,8 @@ class Simulator:
         Raises: `OSError` when the address is taken or not ours.
         """
         loop = asyncio.get_running_loop()
-        server = web.Server(self._handle, request_factory=_request, handler_cancellation=True)
+        request = functools.partial(web.BaseRequest, loop=loop, client_max_size=dialects.MAX_BODY_BYTES)
+        server = web.Server(self._handle, request_factory=request, handler_cancellation=True)
         where: dict[str, Any] = {"host": host, "port": port} if sock is None else {"sock": sock}
         self._closing = False
         self._scheme = "https" if ssl else "http"
@@ -342,10 +310,10 @@ class Simulator:
             return
         self._closing = True
         self._listener.close()
-        for connection in self._connections:
+        for connection in self.open_connections:
             if connection.transport is not None:
                 connection.transport.abort()
-        await self.wait_for(lambda: not self._connections)
+        await self.wait_for(lambda: not self.open_connections)
         await self._listener.wait_closed()
         self._listener = None
 
@@ -370,16 +338,6 @@ class Simulator:
                         waiter.set_result(None)
                 except Exception as error:  # the waiter's mistake, not the request's that happens to run
                     waiter.set_exception(error)
-
-    def opened(self, connection: _Connection) -> None:
-        """Count a connection."""
-        self._connections.add(connection)
-        self.changed()
-
-    def lost(self, connection: _Connection) -> None:
-        """Forget a connection."""
-        self._connections.discard(connection)
-        self.changed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
@@ -406,19 +364,18 @@ class Simulator:
         try:
             record.body = await _read(request)
             self.changed()
-            if request.method == "POST" and request.rel_url.raw_path in POSTS:
+            if request.method == "POST" and request.rel_url.raw_path in dialects.POSTS:
                 ask = await _asked(request, record.body, behaviour)
-                behaviour = _steered(behaviour, ask)
-                script = script_of(
-                    request.rel_url.raw_path, ask, behaviour, chunked=_streams_chunked(request, behaviour)
-                )
+                behaviour = behaviour.steered(ask.simulate)
+                chunked = _framing(request, behaviour, stream=True) == "chunked"
+                script = dialects.script_of(request.rel_url.raw_path, ask, behaviour, chunked=chunked)
                 tokens = 0 if script.stream else script.tokens
                 delay_s = (behaviour.ttft_ms + behaviour.interval_ms * tokens) / 1000
             else:
                 script, behaviour = self._unsteered(request), Behaviour()
         except Refusal as refusal:
-            document = error_document(behaviour.dialect, refusal.status, refusal.message, refusal.param)
-            script, behaviour = document_script(document, status=refusal.status), Behaviour()
+            document = dialects.error_document(behaviour.dialect, refusal.status, refusal.message, refusal.param)
+            script, behaviour = dialects.document_script(document, status=refusal.status), Behaviour()
         return await self._send(request, record, script, behaviour, delay_s)
 
     def _unsteered(self, request: web.BaseRequest) -> Script:
@@ -427,11 +384,11 @@ class Simulator:
             case "GET", "/health":
                 return Script("text/plain; charset=utf-8", (b"",), status=200 if self.healthy else 503)
             case "GET", "/v1/models":
-                return document_script(models_document(self.behaviour))
-            case _, path if path in POSTS or path in GETS:
-                return document_script({"detail": "Method Not Allowed"}, status=405)
+                return dialects.document_script(dialects.models_document(self.behaviour))
+            case _, path if path in dialects.POSTS or path in dialects.GETS:
+                return dialects.document_script({"detail": "Method Not Allowed"}, status=405)
             case _:
-                return document_script({"detail": "Not Found"}, status=404)
+                return dialects.document_script({"detail": "Not Found"}, status=404)
 
     async def _send(
         self, request: web.BaseRequest, record: Record, script: Script, behaviour: Behaviour, delay_s: float
@@ -440,12 +397,12 @@ class Simulator:
         assert isinstance(connection, _Connection)
         if transport is None:
             return _CLOSE
-        framing = _framing(request, script, behaviour)
+        framing = _framing(request, behaviour, stream=script.stream)
         keep = request.keep_alive and framing != "close" and behaviour.fault not in ("cut", "reset", "rubbish")
         head = _head(script, framing, self.behaviour.dialect, close=not request.keep_alive or framing == "close")
         tail = b"0\r\n\r\n" if framing == "chunked" else b""
         if framing == "chunked" and not script.stream:
-            script = replace(script, frames=(b"".join((*map(http_chunk, filter(None, script.frames)), tail)),))
+            script = replace(script, frames=(b"".join((*map(dialects.http_chunk, filter(None, script.frames)), tail)),))
             tail = b""
         if request.method == "HEAD":  # which has no body (RFC 9110 section 9.3.2)
             script, tail = Script(script.content_type, (), status=script.status), b""
@@ -456,26 +413,15 @@ class Simulator:
         if behaviour.fault == "stall" and _is_whole(script, framing, behaviour, tail):
             behaviour = replace(behaviour, fault=None)
         record.status = script.status
-        await _Answer(self, connection, transport, record, script, behaviour, tail).send(head, delay_s)
+        await _Answer(connection, transport, record, script, behaviour, tail).send(head, delay_s)
         return _KEEP if keep else _CLOSE
-
-
-def _request(
-    message: RawRequestMessage,
-    payload: StreamReader,
-    protocol: web.RequestHandler,
-    writer: AbstractStreamWriter,
-    task: asyncio.Task[None],
-) -> web.BaseRequest:
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES)
 
 
 async def _read(request: web.BaseRequest) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise Refusal(413, f"The request is over {MAX_BODY_BYTES} bytes.") from None
+        raise Refusal(413, f"The request is over {dialects.MAX_BODY_BYTES} bytes.") from None
 
 
 async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) -> Ask:
@@ -483,12 +429,12 @@ async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) ->
 
     Raises: `Refusal` when the body is not what this path takes; vLLM and SGLang check its content type too.
     """
-    if request.rel_url.raw_path in FORMS:
+    if request.rel_url.raw_path in dialects.FORMS:
         return await _asked_in_form(request, body)
-    if behaviour.dialect in FASTAPI and request.content_type != "application/json":
+    if behaviour.dialect in dialects.FASTAPI and request.content_type != "application/json":
         raise Refusal(400, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
-        return decode_ask(body)
+        return dialects.decode_ask(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, f"The body cannot be read: {error}") from None
 
@@ -497,7 +443,7 @@ async def _asked_in_form(request: web.BaseRequest, body: bytes) -> Ask:
     if request.content_type != "multipart/form-data":
         raise Refusal(400, "This path takes multipart/form-data.")
     # The reader wants a stream; a limit above any body keeps it from pausing the connection.
-    stream = StreamReader(request.protocol, MAX_BODY_BYTES, loop=asyncio.get_running_loop())
+    stream = StreamReader(request.protocol, dialects.MAX_BODY_BYTES, loop=asyncio.get_running_loop())
     stream.feed_data(body)
     stream.feed_eof()
     form: dict[str, Any] = {}
@@ -514,21 +460,9 @@ async def _asked_in_form(request: web.BaseRequest, body: bytes) -> Ask:
         raise Refusal(400, f"The form cannot be read: {error}") from None
 
 
-def _steered(behaviour: Behaviour, ask: Ask) -> Behaviour:
-    try:
-        return behaviour.steered(ask.simulate)
-    except ValueError as error:
-        raise Refusal(400, str(error), "simulate") from None
-
-
-def _streams_chunked(request: web.BaseRequest, behaviour: Behaviour) -> bool:
-    """HTTP/1.0 knows no chunks (RFC 9112 section 7.1)."""
-    return behaviour.framing in (None, "chunked") and request.version >= (1, 1)
-
-
-def _framing(request: web.BaseRequest, script: Script, behaviour: Behaviour) -> Framing:
-    wanted = behaviour.framing or ("chunked" if script.stream else "length")
-    return "close" if wanted == "chunked" and request.version < (1, 1) else wanted
+def _framing(request: web.BaseRequest, behaviour: Behaviour, *, stream: bool) -> Framing:
+    wanted = behaviour.framing or ("chunked" if stream else "length")
+    return "close" if wanted == "chunked" and request.version < (1, 1) else wanted  # RFC 9112 section 7.1
 
 
 def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) -> bytes:
@@ -543,7 +477,7 @@ def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) ->
         lines.append("transfer-encoding: chunked")
     elif framing == "length":
         lines.append(f"content-length: {sum(map(len, script.frames))}")
-    lines += HEADERS.get(dialect, ())
+    lines += dialects.HEADERS.get(dialect, ())
     if close:
         lines.append("connection: close")
     return "\r\n".join((*lines, "\r\n")).encode()

@@ -1,12 +1,12 @@
 """Members by DNS: all addresses of a pool's name, looked up at an interval, behind the requests."""
 
 import asyncio
-import contextlib
 import logging
 import random
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Final
 
 from edge.config.values import Url
@@ -126,27 +126,16 @@ async def look_up(name: Url) -> Addresses:
     thread for as long as the resolver is patient. A daemon, so that it does not hold the process's end either.
     Raises: `OSError`, `UnicodeError`, or `RuntimeError` when there is no thread to be had.
     """
-    answer: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+    answer: Future[Addresses] = Future()
+    answer.set_running_or_notify_cancel()  # that nobody waits any more ends no look-up
     threading.Thread(target=_resolve, args=(name, answer), name=f"dns {name.authority}", daemon=True).start()
-    return await answer
+    return await asyncio.wrap_future(answer)
 
 
-def _resolve(name: Url, answer: asyncio.Future[Addresses]) -> None:
+def _resolve(name: Url, answer: Future[Addresses]) -> None:
     """Ask the resolver, on a thread that may wait for it."""
-    outcome: Addresses | Exception
     try:
         found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
-        outcome = tuple(sorted({str(address[0]) for *_, address in found}))
+        answer.set_result(tuple(sorted({str(address[0]) for *_, address in found})))
     except Exception as error:  # raised where it is waited for
-        outcome = error
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)
-
-
-def _settle(answer: asyncio.Future[Addresses], outcome: Addresses | Exception) -> None:
-    if answer.done():  # cancelled
-        return
-    if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
+        answer.set_exception(error)

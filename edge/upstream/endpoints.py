@@ -6,7 +6,6 @@ import math
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Protocol, Self
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,7 +24,6 @@ _log = logging.getLogger(__name__)
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _LOG_INTERVAL_S: Final = 60.0  # between two reports that an endpoint is out: one that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
-
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
 
@@ -148,9 +146,7 @@ class Lease:
             self.hold()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         endpoint = self.endpoint
         endpoint.in_flight -= 1
         if endpoint.health.ejected_until:

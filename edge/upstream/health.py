@@ -10,6 +10,7 @@ No clock in here: `now` is seconds of the loop's clock.
 """
 
 import enum
+from dataclasses import dataclass
 from typing import Final
 
 _FAULTS_TO_EJECT: Final = 3  # in a row; Envoy ejects after 5, but an engine's requests are few and long
@@ -37,26 +38,21 @@ def judge(status: int) -> Verdict:
     return Verdict.FINE
 
 
+@dataclass(slots=True, eq=False)
 class Health:
     """What is known of one endpoint; kept by address across reloads.
 
     `is_tainted`: whether anything at all is held against it; a request needs no clock while nothing is.
     """
 
-    __slots__ = (
-        "_ejections", "_faults", "_probe_failures", "_rest_until", "_trial",
-        "ejected_until", "is_tainted", "total_ejections",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.ejected_until = 0.0  # 0.0: not ejected
-        self.is_tainted = False
-        self.total_ejections = 0  # for the metrics
-        self._ejections = 0  # since it was last well: each doubles the time of the next
-        self._faults = 0  # in a row
-        self._rest_until = 0.0
-        self._trial = False
-        self._probe_failures = 0
+    ejected_until: float = 0.0  # 0.0: not ejected
+    is_tainted: bool = False
+    total_ejections: int = 0  # for the metrics
+    _ejections: int = 0  # since it was last well: each doubles the time of the next
+    _faults: int = 0  # in a row
+    _rest_until: float = 0.0
+    _trial: bool = False
+    _probe_failures: int = 0
 
     def describe(self, now: float) -> str:
         """Return the state in a word or two."""

@@ -15,10 +15,9 @@ DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM an
 _LONGEST_IDLE_S: Final = 60.0
 _KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive header promises
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\x00]*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_CONTROLS = bytes(each for each in range(32) if each not in b"\t") + b"\x7f"
+_MAX_NAME_BYTES: Final = 256
 _fields: dict[bytes, tuple[bytes, bytes]] = {}
 _MAX_FIELDS: Final = 1024
 _MAX_REMEMBERED_BYTES: Final = 256
@@ -74,19 +73,17 @@ def parse_head(block: bytes) -> ResponseHead:
 def _status_line(line: bytes) -> tuple[int, int]:
     """Return the minor version and the status."""
     found = _STATUS_LINE.fullmatch(line)
-    if found is None or line.translate(None, _CONTROLS) != line:
+    if found is None:
         raise Malformed("status line")
     return int(found[1]), int(found[2])
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
     """Return a header's name in lower case and its value; lines are remembered, since servers send the same ones."""
-    written, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(written):
+    found = _FIELD.fullmatch(line)
+    if found is None or len(found[1]) > _MAX_NAME_BYTES:
         raise Malformed("header line")
-    if line.translate(None, _CONTROLS) != line:
-        raise Malformed("control character")
-    field = written.lower(), value.strip(b" \t")
+    field = found[1].lower(), found[2].strip(b" \t")
     if len(line) <= _MAX_REMEMBERED_BYTES:
         if len(_fields) >= _MAX_FIELDS:
             _fields.clear()

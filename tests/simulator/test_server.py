@@ -628,12 +628,10 @@ async def test_json_where_a_form_belongs_is_400(simulator: Simulator, client: ai
         assert "multipart/form-data" in (await response.json())["error"]["message"]
 
 
-async def test_a_body_over_the_limit_is_413(
-    simulator: Simulator, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_body_over_the_limit_is_413(client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the dialect's shape, naming the limit."""
-    monkeypatch.setattr("edge.simulator.server.MAX_BODY_BYTES", 100)
-    async with client.post(simulator.url + CHAT, json={"pad": "x" * 200}) as response:
+    monkeypatch.setattr("edge.simulator.dialects.MAX_BODY_BYTES", 100)
+    async with simulating() as simulator, client.post(simulator.url + CHAT, json={"pad": "x" * 200}) as response:
         assert response.status == 413
         assert "100 bytes" in (await response.json())["error"]["message"]
 
