@@ -104,6 +104,7 @@ class Relay(Receiver):
             self._stop_watching()
         if self._connection is not None:
             self._drop_connection()
+        self._silence = self._heartbeat = None
         del self._answer  # which has this as its owner: a circle of references lives until it is collected
 
     # --- what an answer makes happen: `Owner`

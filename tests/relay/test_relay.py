@@ -1,6 +1,7 @@
 """What a client is sent for what an upstream sends, however it is read; without sockets."""
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,7 +21,9 @@ from edge.config.values import parse_url
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange, Phase, Usage
 from edge.metering.meters import Metering
+from edge.relay.answer import Answer
 from edge.relay.echo import MAX_JSON_BYTES, EventEcho
+from edge.relay.pace import Heartbeat, Silence
 from edge.relay.relay import Relay
 from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
@@ -940,3 +943,18 @@ def test_malformed_beginning_after_a_heartbeat_is_a_broken_stream() -> None:
     assert complete
     assert json.loads(content.removeprefix(BEAT + b"data: "))["error"]["code"] == "upstream_disconnected"
     assert running.exchange.end is End.UPSTREAM_CUT
+
+
+@pytest.mark.parametrize("parts", [[JSON + b"content-length: 2\r\n\r\n{}"], [SSE + CHUNKED, chunk(EVENTS), LAST]])
+def test_answer_that_is_over_is_freed_without_the_collector(parts: list[bytes]) -> None:
+    """A circle of references for each request would be the collector's work, and memory until then."""
+    relayed(parts, heartbeat_s=60)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        relayed(parts, heartbeat_s=60)
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, Answer | Silence | Heartbeat)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
