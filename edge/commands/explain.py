@@ -138,9 +138,9 @@ def explain(
     if pool is not None:
         facts += _pool_settings(pool)
     return Explanation(
-        model,
-        status,
-        reason,
+        model=model,
+        status=status,
+        reason=reason,
         route=match.route.name if match else None,
         pool=pool.name if pool else None,
         endpoints=_endpoints(config, match, model) if match else (),

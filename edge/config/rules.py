@@ -46,8 +46,8 @@ def check_keys(keys: settings.KeysConfig, table: Table) -> None:
 def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
     """Refuse a table that lacks one of the three settings without which no token can be judged."""
     for setting in settings_of(settings.JwtConfig):
-        if setting.is_required and not getattr(jwt, setting.field) and table.is_sound(setting.key):
-            key = setting.key
+        key = setting.key
+        if setting.is_required and not getattr(jwt, setting.field) and table.is_sound(key):
             table.reader.problem(table.at, f'{key} is missing: write {key} = "{setting.example}"')
     if jwt.ca_file is not None and jwt.jwks and not str(jwt.jwks).startswith("https:"):
         table.problem("ca_file", "does nothing without a jwks at https: remove it")

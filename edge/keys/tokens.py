@@ -12,8 +12,9 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,7 +211,7 @@ class TokenVerifier:
 
     def _find(self, kid: str | None, algorithm: str) -> _Key | None:
         """Return a key by its id, one for the algorithm if there is; without an id the only one for the algorithm."""
-        named = _all(self._keys) if kid is None else self._keys.get(kid, ())
+        named: Iterable[_Key] = chain(*self._keys.values()) if kid is None else self._keys.get(kid, ())
         fitting = [key for key in named if key.is_for(algorithm)]
         if kid is None:
             return fitting[0] if len({key.material for key in fitting}) == 1 else None
@@ -257,7 +258,7 @@ class TokenVerifier:
 
     def _replace_keys(self, keys: _KeySet) -> None:
         """Take other keys, and report those that were withdrawn: at once, as nobody may be there to ask later."""
-        withdrawn = frozenset(key.id for key in _all(self._keys)) - {key.id for key in _all(keys)}
+        withdrawn = frozenset(key.id for key in chain(*self._keys.values())) - {key.id for key in chain(*keys.values())}
         self._keys = keys
         if withdrawn:
             self.on_change(Invalidation(proofs=withdrawn))
@@ -275,10 +276,6 @@ class TokenVerifier:
         if len(content) > _MAX_KEY_SET_BYTES:
             raise JwksError("larger than 1 MiB")
         return content
-
-
-def _all(keys: _KeySet) -> list[_Key]:
-    return [key for named in keys.values() for key in named]
 
 
 def read_key_set(text: bytes, algorithms: tuple[str, ...]) -> _KeySet:
