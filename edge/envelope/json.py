@@ -39,6 +39,8 @@ _MODEL_MEMBER = re.compile(
 _MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
 _MAX_QUOTES: Final = 100_000  # that begin or end a text or a key
 _MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
+_ABSENT: Final = msgspec.Raw(b"")
+TRUE: Final = msgspec.Raw(b"true")
 HYPHEN: Final = ord("-")
 MODEL_KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
@@ -64,10 +66,6 @@ class Envelope(msgspec.Struct, frozen=True):
     stream_options: bytes = b""
     include_usage: bool = False
     continuous_usage: bool = False
-
-
-_ABSENT: Final = msgspec.Raw(b"")
-TRUE: Final = msgspec.Raw(b"true")
 
 
 class _Members(msgspec.Struct):

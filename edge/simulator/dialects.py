@@ -556,6 +556,19 @@ def models_document(behaviour: Behaviour) -> dict[str, Any]:
 # --- What goes wrong
 
 _FAILURE: Final = "The simulated engine failed with status %d."
+_LLAMACPP_TYPES: Final = {  # format_error_response in its server
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+_OPENAI_CODES: Final[dict[tuple[int, str | None], str]] = {
+    (401, None): "invalid_api_key",
+    (404, "model"): "model_not_found",
+    (429, None): "rate_limit_exceeded",
+}
 
 
 def error_document(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
@@ -583,21 +596,6 @@ def _error_type(status: int) -> str:
     """Return vLLM's and SGLang's name for a status: `BadRequestError`, `NotFoundError`, `InternalServerError`."""
     words = responses.get(status, "Unknown").title().replace(" ", "").replace("-", "")
     return words.removesuffix("Error") + "Error"
-
-
-_LLAMACPP_TYPES: Final = {  # format_error_response in its server
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    501: "not_supported_error",
-    503: "unavailable_error",
-}
-_OPENAI_CODES: Final[dict[tuple[int, str | None], str]] = {
-    (401, None): "invalid_api_key",
-    (404, "model"): "model_not_found",
-    (429, None): "rate_limit_exceeded",
-}
 
 
 def error_frames(path: str, dialect: Dialect, status: int) -> tuple[bytes, ...]:

@@ -73,11 +73,9 @@ class Discovery:
         outage = self._outages.setdefault(
             name, Outage(dns, _log, f"{dns} cannot be resolved", f"{dns} is resolved again")
         )
-        await asyncio.wait((asking,), timeout=_TIMEOUT_S)
         try:
-            if not asking.done():
-                raise TimeoutError
-            addresses = asking.result()
+            async with asyncio.timeout(_TIMEOUT_S):
+                addresses = await asyncio.shield(asking)
         except (OSError, UnicodeError, RuntimeError) as error:
             kept = "the last answer goes on" if name in self._known else "its pool is empty"
             outage.down(f"{str(error) or 'no answer'}; {kept}", logging.WARNING)

@@ -20,6 +20,9 @@ from edge.wire.http1 import DEFAULT_IDLE_S
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
+_SWEEP_S: Final = 1.0
 
 
 class Receiver:
@@ -154,9 +157,6 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
 
-_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
-
-
 def _own_lack(error: OSError) -> int | None:
     """Return the errno of what the edge itself has none left of; None: the failure is of the network or the endpoint.
 
@@ -177,8 +177,6 @@ def _failed(message: str) -> ConnectFailed:
 class Shortage:
     """What the pools of a process do when it has no descriptor or port left: they meet that together."""
 
-    _LOG_INTERVAL_S: Final = 60.0  # each request may meet it
-
     def __init__(self, pools: Callable[[], Iterable["ConnectionPool"]]) -> None:
         self._pools = pools
         self._log_at = -math.inf
@@ -192,7 +190,7 @@ class Shortage:
     def failure(self, lack: int, now: float) -> Overloaded:
         """Return the error for the client; logged once an interval."""
         if now >= self._log_at:
-            self._log_at = now + self._LOG_INTERVAL_S
+            self._log_at = now + _LOG_INTERVAL_S
             name = errno.errorcode[lack]
             what = "descriptor" if lack in _NO_DESCRIPTOR else "local port"
             _log.error("no %s left for a connection to an upstream (%s): such requests get 503", what, name)
@@ -202,8 +200,6 @@ class Shortage:
 
 class ConnectionPool:
     """The idle connections to one address, newest first: the least likely to have been closed by the upstream."""
-
-    _SWEEP_S: Final = 1.0
 
     def __init__(
         self, url: Url, tls: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop, shortage: Shortage | None = None
@@ -272,7 +268,7 @@ class ConnectionPool:
             return
         self._idle[connection] = None
         if self._sweep is None:
-            self._sweep = self.loop.call_later(self._SWEEP_S, self._close_stale)
+            self._sweep = self.loop.call_later(_SWEEP_S, self._close_stale)
 
     def lost(self, connection: UpstreamConnection) -> None:
         """Forget a connection that ended."""
@@ -283,7 +279,7 @@ class ConnectionPool:
         for connection in [each for each in self._idle if not each.is_fresh(now)]:
             del self._idle[connection]
             connection.abort()
-        self._sweep = self.loop.call_later(self._SWEEP_S, self._close_stale) if self._idle else None
+        self._sweep = self.loop.call_later(_SWEEP_S, self._close_stale) if self._idle else None
 
     def close(self) -> None:
         """Close the idle connections, and each lent one when it comes back."""

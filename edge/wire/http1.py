@@ -12,6 +12,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
 _MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
 _MAX_TRAILER_BYTES: Final = 16 * 1024
 DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
+LAST_CHUNK: Final = b"0\r\n\r\n"
 _LONGEST_IDLE_S: Final = 60.0
 _KEEP_ALIVE_SHARE: Final = 0.8  # of the time that the upstream's Keep-Alive header promises
 
@@ -202,9 +203,6 @@ def _remember(beginning: bytes, count: int) -> None:
     if len(whole_chunks) >= _MAX_WHOLE_CHUNKS:
         whole_chunks.clear()
     whole_chunks[beginning] = count
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 def chunk(content: bytes) -> bytes:
