@@ -12,6 +12,7 @@ from edge.metering.meters import Metering
 from edge.relay.terms import Attempt, Timeouts
 from edge.routing import Match
 from edge.upstream.endpoints import Member
+from edge.upstream.pools import Pool
 
 _USAGE_OPTIONS: Final = ("chat/completions", "completions")  # whose streams have usage when they are asked for it
 _GENERATING: Final = (*_USAGE_OPTIONS, "responses", "messages")
@@ -21,7 +22,10 @@ _ASSUMED_ANSWER_TOKENS: Final = 256
 
 @dataclass(slots=True)
 class Work:
-    """What a request asks of whichever endpoint it comes to; `head` are the lines that the client's head yields."""
+    """What a request asks of whichever endpoint it comes to.
+
+    `head` are the lines that the client's head yields; no `pool` is the instance that `match` names.
+    """
 
     operation: str
     envelope: Envelope
@@ -29,6 +33,9 @@ class Work:
     head: bytes
     form: bool
     metering: Metering
+    match: Match
+    pool: Pool | None
+    timeouts: Timeouts
 
     def reservation(self) -> int:
         """Return how many tokens the request may use, as far as can be known before."""
@@ -41,12 +48,12 @@ class Work:
         """Return what keeps a conversation with one member: its user and how it begins."""
         return user.encode() + b"\0" + (b"" if self.form else conversation_start(self.body.data))
 
-    def attempt(self, exchange: Exchange, match: Match, member: Member, timeouts: Timeouts) -> Attempt:
+    def attempt(self, exchange: Exchange, member: Member) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""
-        route, envelope, body, metering = match.route, self.envelope, self.body.data, self.metering
+        route, envelope, body, metering = self.match.route, self.envelope, self.body.data, self.metering
         model = member.config.model
         if model is None:
-            model = envelope.model if route.model is None else match.filled(route.model)
+            model = envelope.model if route.model is None else self.match.filled(route.model)
         exchange.upstream_model = model
         if model != envelope.model or metering.changes:
             if self.form:
@@ -59,7 +66,7 @@ class Work:
             b"%b%bContent-Length: %d\r\n\r\n" % (member.head(self.operation), self.head, len(body)),
             body,
             metering,
-            timeouts,
+            self.timeouts,
             self.body.release,
             route.heartbeat_s if exchange.stream else 0,
             exchange.model if route.model_echo else None,

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from aiohttp import hdrs
 
+from edge import errors
 from edge.attempt import Work, metering_of
 from edge.client.answers import error_response, response
 from edge.client.body import BodyMemory, read_body, whole_body
@@ -26,20 +27,7 @@ from edge.client.head import content_type_of, forwarded_head, request_id_of, tar
 from edge.config.settings import RouteConfig
 from edge.envelope.form import read_multipart
 from edge.envelope.json import LONG_BODY_BYTES, read_json, read_long_json
-from edge.errors import (
-    EdgeError,
-    InternalError,
-    JournalUnavailable,
-    MethodNotAllowed,
-    MisdirectedRequest,
-    ModelNotFound,
-    Origin,
-    Overloaded,
-    PathNotFound,
-    UpstreamError,
-    UpstreamUnavailable,
-    from_upstream,
-)
+from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
 from edge.journal.journal import Journal, JournalFull
@@ -123,7 +111,7 @@ class Proxy:
                 request.connection.last = True
                 request.connection.abort()
             else:
-                self._refuse(request, exchange, InternalError("The edge failed to handle this request."))
+                self._refuse(request, exchange, errors.InternalError("The edge failed to handle this request."))
         finally:
             self._observe(exchange)
 
@@ -181,11 +169,12 @@ class Proxy:
             pool = generation.pools[route.pool] if route.pool is not None else None
             continuous = pool is not None and pool.config.usage == "continuous"
             metering = metering_of(route, operation, envelope, continuous=continuous)
-            work = Work(operation, envelope, body, head, form, metering)
+            timeouts = generation.timeouts[route.pool]
+            work = Work(operation, envelope, body, head, form, metering, match, pool, timeouts)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
                 exchange.phase = _LEASE
-                await self._forward(request, exchange, generation, match, work, settlement)
+                await self._forward(request, exchange, work, settlement)
             except BaseException as error:
                 self._failed(exchange, error)
                 settlement.settle(exchange.end or End.INTERNAL_ERROR)
@@ -205,31 +194,24 @@ class Proxy:
             return Settlement(exchange, permit, self._journal, work.envelope.prompt_tokens)
         except JournalFull:
             permit.cancel()
-            raise JournalUnavailable("The edge cannot record usage right now, try again.", retry_after_s=5) from None
+            raise errors.JournalUnavailable(
+                "The edge cannot record usage right now, try again.", retry_after_s=5
+            ) from None
 
-    async def _forward(
-        self,
-        request: Request,
-        exchange: Exchange,
-        generation: Generation,
-        match: Match,
-        work: Work,
-        settlement: Settlement,
-    ) -> None:
+    async def _forward(self, request: Request, exchange: Exchange, work: Work, settlement: Settlement) -> None:
         """Pass the request to an endpoint, or to another one while the budget of retries allows."""
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
-        pool_name = match.route.pool
-        pool = generation.pools[pool_name] if pool_name is not None else None
+        pool = work.pool
         user = exchange.principal.user if exchange.principal is not None else ""
         key = work.affinity_key(user) if pool is not None and pool.config.balance == "prefix-affinity" else b""
         try:
             while True:
                 try:
-                    lease = pool.lease(tried, key) if pool is not None else self._instance(match)
+                    lease = pool.lease(tried, key) if pool is not None else self._instance(work.match)
                     if lease is None and pool is not None and not tried:  # all are full, and a retry does not wait
                         lease = await pool.wait(user, key)
-                except UpstreamUnavailable as unavailable:
+                except errors.UpstreamUnavailable as unavailable:
                     raise _given_up(exchange, failure or unavailable) from None
                 if lease is None:
                     assert failure is not None  # only a retry comes here without a lease
@@ -237,7 +219,7 @@ class Proxy:
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
-                attempt = work.attempt(exchange, match, lease.member, generation.timeouts[pool_name])
+                attempt = work.attempt(exchange, lease.member)
                 begun = time.monotonic()
                 try:
                     with lease:
@@ -265,7 +247,7 @@ class Proxy:
         try:
             return self._endpoints.instance(match.filled(route.instance))
         except ValueError:
-            raise ModelNotFound.named("of that name") from None
+            raise errors.ModelNotFound.named("of that name") from None
 
     # --- the end
 
@@ -273,12 +255,12 @@ class Proxy:
         """Note how a request ends that has failed, unless its end is known already."""
         if isinstance(error, EdgeError):
             exchange.status = error.status
-            exchange.ended(End.UPSTREAM_ERROR if error.origin is Origin.UPSTREAM else End.REFUSED)
+            exchange.ended(End.UPSTREAM_ERROR if error.origin is errors.Origin.UPSTREAM else End.REFUSED)
         elif isinstance(error, asyncio.CancelledError):  # its client left, unless the drain is over and cuts it
             exchange.ended(End.DRAINED if self._lifecycle.stage is Stage.CUTTING else End.CLIENT_GONE)
         else:
             if exchange.phase is not Phase.STREAM:
-                exchange.status = InternalError.status
+                exchange.status = errors.InternalError.status
             exchange.ended(_INTERNAL_ERROR)
 
     def _refuse(self, request: Request, exchange: Exchange, error: EdgeError) -> None:
@@ -334,7 +316,7 @@ def routes_at(routes: RouteTable, host: str, peer: str) -> HostTable:
     """Return the routes of a host; one of this machine, asked from it, reaches all. Raises `MisdirectedRequest`."""
     table = routes.for_host(host, is_loopback(host) and (peer == "unix" or is_loopback(peer)))
     if not table:
-        raise MisdirectedRequest("no model is served at this host")
+        raise errors.MisdirectedRequest("no model is served at this host")
     return table
 
 
@@ -345,7 +327,7 @@ def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
     """
     match = table.find(model)
     if match is None:
-        raise ModelNotFound.named(f"`{model}`")
+        raise errors.ModelNotFound.named(f"`{model}`")
     if caller is not None:
         caller.check(model)
     return match
@@ -353,7 +335,7 @@ def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
 
 def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
     """Return the failure that no other endpoint makes good; a caller's fault is what an endpoint answered, too."""
-    exchange.ended(End.REFUSED if isinstance(failure, Overloaded) else End.UPSTREAM_ERROR)
+    exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)
     return failure
 
 
@@ -365,13 +347,13 @@ def _judge_failure(
     if isinstance(error, UpstreamAnsweredError):
         retry_after = error.headers.get(b"retry-after", b"")
         lease.report(judge(error.status), int(retry_after[:6]) if retry_after.isdigit() else None)
-        failure = from_upstream(error.status, error.body, retry_after)
+        failure = errors.from_upstream(error.status, error.body, retry_after)
         elsewhere = error.status in _RETRIED
     else:
-        if exchange.end is not End.DRAINED and not isinstance(error, Overloaded):  # that is the edge's own lack
+        if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
             lease.report(Verdict.FAULT)
         failure = error
-        elsewhere = isinstance(error, UpstreamError) and config is not None and config.retry_after_send
+        elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
     if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:
@@ -386,7 +368,7 @@ def _judge_failure(
 def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeError:
     if exists:
         allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
-        return MethodNotAllowed(
+        return errors.MethodNotAllowed(
             f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
         )
     if is_loopback(host):
@@ -395,8 +377,8 @@ def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeErr
         base = f"https://{host or 'chat.d.run'}"
     if path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//")):  # the base URL is right
         served = ", ".join((*JSON_OPERATIONS, *MULTIPART_OPERATIONS))
-        return PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
-    return PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
+        return errors.PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
+    return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 
 def _show_models(
@@ -423,7 +405,7 @@ def _model_in_path(path: str) -> str:
     except UnicodeDecodeError:
         name = ""
     if not is_model_name(name):
-        raise ModelNotFound.named("of that name")
+        raise errors.ModelNotFound.named("of that name")
     return name
 
 

@@ -272,7 +272,7 @@ class ClientConnection(RequestHandler):
             if isinstance(message, RawRequestMessage):
                 size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
                 if size > MAX_HEAD_BYTES:
-                    self._messages[index] = (_Refused(_head_too_large()), EMPTY_PAYLOAD)  # type: ignore[assignment]  # as aiohttp's
+                    self._messages[index] = (_head_too_large(), EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -320,7 +320,7 @@ class ClientConnection(RequestHandler):
                     finally:
                         self._current_request = None
                 else:
-                    self._refuse_malformed(message.exc)
+                    self._refuse_malformed(message if isinstance(message, EdgeError) else message.exc)
                     self.last = True
                 if not payload.is_eof() or not isinstance(message, RawRequestMessage):
                     self._close_lingering()
@@ -389,13 +389,6 @@ class ClientConnection(RequestHandler):
         """Answer a request that the parser refused; neither the log nor the answer quotes the input, keys included."""
         self._server.malformed_requests += 1
         self.send(error_response(_parser_error(cause), request_id=new_request_id(), last=True))
-
-
-class _Refused:
-    """Stands in the queue for a request that is refused when its turn comes."""
-
-    def __init__(self, error: EdgeError) -> None:
-        self.exc = error
 
 
 def _head_too_large() -> HeadersTooLarge:

@@ -7,14 +7,8 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from edge.client.connection import (
-    LINGER_S,
-    MAX_FIELD_BYTES,
-    MAX_FIELDS,
-    MAX_REQUEST_LINE_BYTES,
-    ClientConnection,
-    Request,
-)
+from edge.client import connection
+from edge.client.connection import ClientConnection, Request
 from edge.config.settings import ServerConfig
 from edge.stage import Lifecycle
 
@@ -43,12 +37,12 @@ class ClientServer(web.Server):
         self._options: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": config.client_idle_timeout_s,
-            "lingering_time": LINGER_S,
+            "lingering_time": connection.LINGER_S,
             "access_log": None,
             "auto_decompress": False,
-            "max_line_size": MAX_REQUEST_LINE_BYTES,
-            "max_field_size": MAX_FIELD_BYTES,
-            "max_headers": MAX_FIELDS,
+            "max_line_size": connection.MAX_REQUEST_LINE_BYTES,
+            "max_field_size": connection.MAX_FIELD_BYTES,
+            "max_headers": connection.MAX_FIELDS,
         }
         self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections

@@ -5,19 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.journal import files
 from edge.journal.buffer import left_lines
-from edge.journal.files import (
-    START,
-    TokenLock,
-    buffer_path,
-    file_numbers,
-    file_path,
-    lines_in,
-    load_position,
-    position_path,
-    tokens_left,
-    write_at,
-)
 from edge.journal.records import crashed_line, head_of
 
 _log = logging.getLogger(__name__)
@@ -31,7 +20,7 @@ class Adopted:
     cannot be read.
     """
 
-    locks: list[TokenLock] = field(default_factory=list)
+    locks: list[files.TokenLock] = field(default_factory=list)
     recovered: int = 0
     bad_lines: int = 0
 
@@ -42,10 +31,10 @@ def adopt(directory: Path, *, ships: bool) -> Adopted:
     A token is done with then, unless what it has is to be delivered by who `ships`.
     """
     adopted = Adopted()
-    for token in tokens_left(directory):
+    for token in files.tokens_left(directory):
         lock = None
         try:
-            lock = TokenLock.take(directory, token)
+            lock = files.TokenLock.take(directory, token)
             if lock is None:  # this process itself, or another that lives
                 continue
             _write_left(directory, token, adopted)
@@ -64,7 +53,7 @@ def adopt(directory: Path, *, ships: bool) -> Adopted:
 
 def _write_left(directory: Path, token: str, adopted: Adopted) -> None:
     """Write what stands in a token's buffer to where it belongs, again if it was."""
-    path = buffer_path(directory, token)
+    path = files.buffer_path(directory, token)
     try:
         left = left_lines(path)
     except FileNotFoundError:
@@ -72,28 +61,28 @@ def _write_left(directory: Path, token: str, adopted: Adopted) -> None:
     if left is None:
         adopted.bad_lines += 1
     elif left.lines:
-        numbers = file_numbers(directory, token)
+        numbers = files.file_numbers(directory, token)
         known = left.number in numbers  # else its file was about to begin, or was taken away
-        file = file_path(directory, token, left.number if known else (numbers or [START.number])[-1])
+        file = files.file_path(directory, token, left.number if known else (numbers or [files.START.number])[-1])
         size = file.stat().st_size if numbers else 0
         lines, at = left.lines, left.offset if known else size
         if at > size:  # the machine's crash took what was before, maybe the half of a line
             lines, at = b"\n" + lines, size
-        write_at(file, at, lines)
+        files.write_at(file, at, lines)
     path.unlink()
 
 
 def _end_crashed(directory: Path, token: str, adopted: Adopted) -> bool:
     """Append a line for each request that was left open; return whether the token has no line at all."""
     (directory / f"{token}.tmp").unlink(missing_ok=True)
-    numbers = file_numbers(directory, token)
+    numbers = files.file_numbers(directory, token)
     if not numbers:
         return True
-    path = file_path(directory, token, numbers[-1])
+    path = files.file_path(directory, token, numbers[-1])
     left: dict[str, bytes] = {}
     line = b"\n"
     with path.open("rb") as file:
-        for line in lines_in(file):
+        for line in files.lines_in(file):
             head = head_of(line)
             if head is None:
                 adopted.bad_lines += 1
@@ -102,9 +91,9 @@ def _end_crashed(directory: Path, token: str, adopted: Adopted) -> bool:
             else:
                 left.pop(head.id, None)
         size = file.tell()
-    position = load_position(directory, token)
+    position = files.load_position(directory, token)
     if position is not None and position > (numbers[-1], size):  # the crash of the machine took lines: all anew
-        position_path(directory, token).unlink()
+        files.position_path(directory, token).unlink()
     if not size and len(numbers) == 1:
         path.unlink()
         return True
@@ -120,5 +109,5 @@ def _write_ends(path: Path, size: int, left: Iterable[bytes], adopted: Adopted, 
         except ValueError:
             adopted.bad_lines += 1
     if lines:
-        write_at(path, size, b"".join(lines))
+        files.write_at(path, size, b"".join(lines))
         adopted.recovered += len(lines) - torn

@@ -18,16 +18,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.journal.files import (
-    MAX_LINE_BYTES,
-    START,
-    Position,
-    TokenLock,
-    file_numbers,
-    file_path,
-    load_position,
-    save_position,
-)
+from edge.journal import files
 from edge.journal.records import Head, head_of
 from edge.journal.sinks.protocol import Sink, SinkUnavailable
 from edge.outage import Outage
@@ -42,7 +33,7 @@ _LONGEST_PAUSE_S: Final = 30.0
 
 class _Batch(NamedTuple):
     lines: list[bytes]
-    end: Position
+    end: files.Position
     oldest_at: float  # Unix seconds, 0 of an empty batch
 
 
@@ -58,7 +49,7 @@ class Shipper:
         self,
         directory: Path,
         token: str,
-        locks: Sequence[TokenLock],
+        locks: Sequence[files.TokenLock],
         sink: Sink,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -183,8 +174,8 @@ class _Spool:
     was given and has not acknowledged, in Unix seconds, 0 for none.
     """
 
-    def __init__(self, directory: Path, token: str, lock: TokenLock | None) -> None:
-        self.position = load_position(directory, token) or START
+    def __init__(self, directory: Path, token: str, lock: files.TokenLock | None) -> None:
+        self.position = files.load_position(directory, token) or files.START
         self.lock = lock
         self.failed_by = ""
         self.failures = 0
@@ -212,7 +203,7 @@ class _Spool:
         complete = self._path(number + 1).exists()  # asked first: what has a successor grows no more
         with self._path(number).open("rb") as file:
             file.seek(offset)
-            data = file.read(MAX_LINE_BYTES)
+            data = file.read(files.MAX_LINE_BYTES)
         lines: list[bytes] = []
         start, unreadable, oldest_at = 0, 0, 0.0
         while len(lines) < _MAX_RECORDS and (newline := data.find(b"\n", start)) >= 0:
@@ -223,28 +214,28 @@ class _Spool:
             elif head.end is not None:
                 lines.append(line)
                 oldest_at = oldest_at or _ended_at(head)
-        if not start and len(data) == MAX_LINE_BYTES:  # no line of ours
+        if not start and len(data) == files.MAX_LINE_BYTES:  # no line of ours
             start, unreadable = len(data), 1
         if unreadable:
             _log.error("%s: %d lines cannot be read and are not delivered", self._path(number), unreadable)
         if not start and complete:
-            return _Batch([], Position(number + 1, 0), 0.0)
-        return _Batch(lines, Position(number, offset + start), oldest_at)
+            return _Batch([], files.Position(number + 1, 0), 0.0)
+        return _Batch(lines, files.Position(number, offset + start), oldest_at)
 
     def save(self) -> None:
         """Note the position; raises `OSError`. Of two that save at once the last to do it notes the newest."""
         with self._saving:
-            save_position(self._directory, self._token, self.position)
+            files.save_position(self._directory, self._token, self.position)
 
     def _path(self, number: int) -> Path:
-        return file_path(self._directory, self._token, number)
+        return files.file_path(self._directory, self._token, number)
 
     def _pass_removed(self) -> None:
         """Go on to the next file when somebody took away the one that was to be read."""
         if not self._path(self.position.number).exists():
-            later = [each for each in file_numbers(self._directory, self._token) if each > self.position.number]
+            later = [each for each in files.file_numbers(self._directory, self._token) if each > self.position.number]
             if later:
-                self.position = Position(later[0], 0)
+                self.position = files.Position(later[0], 0)
 
 
 def _ended_at(head: Head) -> float:

@@ -88,16 +88,8 @@ _EVENTS: Final[dict[str, type[Events]]] = {
     "responses": ResponseEvents,
 }
 _DOCUMENTS: Final[dict[str, type[Unmetered]]] = {
-    "chat/completions": TextDocument,
-    "completions": TextDocument,
-    "messages": TextDocument,
-    "responses": TextDocument,
-    "embeddings": ReadingDocument,
-    "rerank": ReadingDocument,
-    "score": ReadingDocument,
-    "images/generations": ImageDocument,
-    "images/edits": ImageDocument,
-    "audio/speech": Unmetered,
-    "tokenize": Unmetered,
-    "detokenize": Unmetered,
+    **dict.fromkeys(("chat/completions", "completions", "messages", "responses"), TextDocument),
+    **dict.fromkeys(("embeddings", "rerank", "score"), ReadingDocument),
+    **dict.fromkeys(("images/generations", "images/edits"), ImageDocument),
+    **dict.fromkeys(("audio/speech", "tokenize", "detokenize"), Unmetered),
 }

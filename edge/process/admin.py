@@ -6,11 +6,11 @@ from typing import Final
 
 import orjson
 from aiohttp import web
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.keys.stores.protocol import Invalidation
 from edge.stage import Lifecycle, Stage
-from edge.telemetry.metrics import Metrics, counter, gauge
+from edge.telemetry.metrics import Metrics
 
 _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 
@@ -47,10 +47,12 @@ class Readiness:
 
     def metrics(self) -> Iterator[Metric]:
         """Yield which configuration is in force."""
-        yield gauge("edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.reload_failed)
-        yield counter("edge_config_reload_failures", "Reloads refused.", self.reload_failures)
-        yield gauge("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.loaded_at)
-        yield gauge("edge_config_generation", "Configurations loaded since the start.", self.generation)
+        yield GaugeMetricFamily(
+            "edge_config_last_reload_successful", "1, or 0 when the file is bad.", not self.reload_failed
+        )
+        yield CounterMetricFamily("edge_config_reload_failures", "Reloads refused.", self.reload_failures)
+        yield GaugeMetricFamily("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.loaded_at)
+        yield GaugeMetricFamily("edge_config_generation", "Configurations loaded since the start.", self.generation)
 
 
 Purge = Callable[[Invalidation], Awaitable[dict[str, object]]]

@@ -6,7 +6,7 @@ reports nothing.
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.client.body import BodyMemory
 from edge.client.server import ClientServer
@@ -17,7 +17,6 @@ from edge.keys.revocations import RevocationChannel
 from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
 from edge.proxy import Proxy
-from edge.telemetry.metrics import counter, gauge
 from edge.upstream.endpoints import Endpoints
 
 # --- lines
@@ -63,9 +62,11 @@ def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator
 
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:
     """Yield what clients do now."""
-    yield gauge("edge_requests_in_flight", "Requests being answered.", proxy.in_flight)
-    yield gauge("edge_client_connections", "Open connections of clients.", len(clients.clients))
-    yield counter("edge_connections_accepted", "Connections accepted.", clients.accepted_connections)
-    yield counter("edge_connections_refused", "Connections over max_connections.", clients.refused_connections)
-    yield counter("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
-    yield gauge("edge_request_body_bytes", "Request bodies held now.", memory.used_bytes)
+    yield GaugeMetricFamily("edge_requests_in_flight", "Requests being answered.", proxy.in_flight)
+    yield GaugeMetricFamily("edge_client_connections", "Open connections of clients.", len(clients.clients))
+    yield CounterMetricFamily("edge_connections_accepted", "Connections accepted.", clients.accepted_connections)
+    yield CounterMetricFamily(
+        "edge_connections_refused", "Connections over max_connections.", clients.refused_connections
+    )
+    yield CounterMetricFamily("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
+    yield GaugeMetricFamily("edge_request_body_bytes", "Request bodies held now.", memory.used_bytes)

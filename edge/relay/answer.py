@@ -31,17 +31,8 @@ from edge.relay.framed import Framed
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
-from edge.wire.http1 import (
-    EVENT_END_BYTES,
-    LAST_CHUNK,
-    MAX_HEAD_BYTES,
-    SIZE_LINE_BYTES,
-    Malformed,
-    ResponseHead,
-    chunk,
-    parse_head,
-    whole_chunks,
-)
+from edge.wire import http1
+from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
 _STATUS_LINE: Final = b"HTTP/1."
@@ -112,14 +103,18 @@ class Answer:
         data = self._held + data if self._held else data
         while True:
             end = data.find(b"\r\n\r\n")
-            if end < 0 or end > MAX_HEAD_BYTES:
+            if end < 0 or end > http1.MAX_HEAD_BYTES:
                 self._held = data
-                if len(data) > MAX_HEAD_BYTES or not data.startswith(_STATUS_LINE[: len(data)]) or b"\n\n" in data:
+                if (
+                    len(data) > http1.MAX_HEAD_BYTES
+                    or not data.startswith(_STATUS_LINE[: len(data)])
+                    or b"\n\n" in data
+                ):
                     self._refuse()
                 return
             try:
-                head = parse_head(data[:end])
-            except Malformed:
+                head = http1.parse_head(data[:end])
+            except http1.Malformed:
                 self._refuse()
                 return
             data = data[end + 4 :]
@@ -155,7 +150,7 @@ class Answer:
         content, whole = heads.content_of(head.framing, data)
         if not content and not whole:
             self._held = data
-            if len(data) > MAX_HEAD_BYTES:
+            if len(data) > http1.MAX_HEAD_BYTES:
                 self._refuse()
             return
         is_error = opens_with_error(content, whole) if self.streams and content else False
@@ -179,7 +174,7 @@ class Answer:
         data = self._held + data
         try:
             self._held = data[head.framing.scan(data, parts) :]
-        except Malformed:
+        except http1.Malformed:
             self._refuse()
             return
         if sum(map(len, parts)) > MAX_JSON_BYTES:
@@ -197,7 +192,7 @@ class Answer:
         data = self._held + data if self._held else data
         try:
             understood = framing.scan(data, parts)
-        except Malformed:
+        except http1.Malformed:
             framing.done = True
             head.keep_alive = False
             understood = len(data)
@@ -245,7 +240,7 @@ class Answer:
         metering = self._attempt.metering
         meter = self.meter = metering.events() if streams and heads.is_identity(head) else metering.document()
         if self.sent_bytes:
-            framing.tail = HEARTBEAT[-EVENT_END_BYTES:]
+            framing.tail = HEARTBEAT[-http1.EVENT_END_BYTES :]
         body = self._body = body_for(
             head, meter, self._attempt, bare=client.bare, streams=streams, collected=collected is not None
         )
@@ -331,8 +326,9 @@ class Answer:
 
     def _note_last_chunk(self) -> None:
         """Let the framing know how the content ends, which the hot path does not."""
+        framing = self._head.framing  # type: ignore[union-attr]  # as above
         if self.last_chunk:
-            self._head.framing.tail = self.last_chunk[-2 - EVENT_END_BYTES : -2]  # type: ignore[union-attr]  # as above
+            framing.tail = self.last_chunk[-2 - http1.EVENT_END_BYTES : -2]
 
     # --- the end
 
@@ -422,7 +418,7 @@ class Answer:
     def write_last_event(self, body: bytes) -> None:
         """Give the client an error as the last event of its stream."""
         event = error_event(body)
-        self.write(event if self._client.bare else chunk(event) + LAST_CHUNK)
+        self.write(event if self._client.bare else http1.chunk(event) + http1.LAST_CHUNK)
 
     def may_beat(self) -> bool:
         """Whether a comment can stand here: before a stream, or between two of its events."""
@@ -433,7 +429,7 @@ class Answer:
 
     def beat(self) -> None:
         """Give the client a heartbeat; before the answer, it decides that the status is 200."""
-        beat = HEARTBEAT if self._client.bare else chunk(HEARTBEAT)
+        beat = HEARTBEAT if self._client.bare else http1.chunk(HEARTBEAT)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
             self._attempt.release()

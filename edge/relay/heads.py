@@ -11,14 +11,7 @@ from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, Respons
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
 _RETURNED: Final = {
     name: name + b": "
-    for name in (
-        b"content-type",
-        b"content-encoding",
-        b"content-disposition",
-        b"content-language",
-        b"date",
-        b"openai-processing-ms",
-    )
+    for name in b"content-type content-encoding content-disposition content-language date openai-processing-ms".split()
 }
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.

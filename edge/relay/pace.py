@@ -6,20 +6,15 @@ between one and one and a quarter of that.
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from edge.client.connection import ClientConnection
 from edge.relay.answer import ENDED, Answer
+from edge.relay.terms import Owner
 
 POLLS: Final = 4  # for a sign of life, in the time after which its absence counts
 _SLOW_CLIENT_CHECK_S: Final = 5.0
 _SLOW_CLIENT_PATIENCE: Final = 6  # checks in a row below the floor rate, so half a minute, before a client is cut
-
-
-class Pausable(Protocol):
-    """Who knows whether the client's buffer is full; while it is, nothing is read and silence is nobody's."""
-
-    paused: bool
 
 
 class Silence:
@@ -44,7 +39,7 @@ class Heartbeat:
 
     __slots__ = ("_answer", "_every_s", "_loop", "_owner", "_seen", "_silent_since", "_timer")
 
-    def __init__(self, answer: Answer, owner: Pausable, every_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, answer: Answer, owner: Owner, every_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self._answer = answer
         self._owner = owner
         self._every_s = every_s

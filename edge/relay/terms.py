@@ -52,7 +52,9 @@ class Client(Protocol):
 
 
 class Owner(Protocol):
-    """What an answer makes happen, in the order in which it does."""
+    """What an answer makes happen, in the order in which it does; `paused` while its client's buffer is full."""
+
+    paused: bool
 
     def open(self, status: int) -> Callable[[bytes], None]:
         """Let the client have bytes from now on; return what writes them."""

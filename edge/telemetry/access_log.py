@@ -21,17 +21,11 @@ _log = logging.getLogger(__name__)
 MAX_BACKLOG: Final = 50_000  # finished requests whose lines are not yet written
 _BATCH: Final = 200  # lines encoded in one go: 200 take less than a millisecond of the loop
 _FLUSH_INTERVAL_S: Final = 0.1
-_ENDED_BY: Final = {
+_ENDED_BY: Final = dict.fromkeys(End, "edge") | {
     End.COMPLETE: "none",
-    End.REFUSED: "edge",
     End.CLIENT_GONE: "client",
-    End.SLOW_CLIENT: "edge",
     End.UPSTREAM_CUT: "upstream",
     End.UPSTREAM_ERROR: "upstream",
-    End.FIRST_BYTE_TIMEOUT: "edge",
-    End.IDLE_TIMEOUT: "edge",
-    End.DRAINED: "edge",
-    End.INTERNAL_ERROR: "edge",
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from edge.exchange import NO_USAGE, End, Exchange
 
@@ -134,13 +134,3 @@ class _One:
     def collect(self) -> Iterator[Metric]:
         """Yield it."""
         yield self._family
-
-
-def gauge(name: str, text: str, value: float) -> Metric:
-    """Return a gauge without labels."""
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def counter(name: str, text: str, value: float) -> Metric:
-    """Return a counter without labels."""
-    return CounterMetricFamily(name, text, value=value)

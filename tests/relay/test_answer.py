@@ -44,6 +44,7 @@ class Recorder:
     reached: bytes | None = None
     last: bool = False
     bare: bool = False
+    paused: bool = False
     done: list[str] = field(default_factory=list)
     failure: Exception | None = None
     written: bytes = b""

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.exchange import End
-from edge.telemetry.metrics import Histogram, Metrics, counter, gauge
+from edge.telemetry.metrics import Histogram, Metrics
 from tests.records import finished as exchange
 
 
@@ -74,8 +74,8 @@ async def test_gauges_are_asked_at_the_scrape() -> None:
     value = 1.0
 
     def now() -> Iterator[Metric]:
-        yield gauge("edge_now", "Now.", value)
-        yield counter("edge_ever", "Ever.", value)
+        yield GaugeMetricFamily("edge_now", "Now.", value)
+        yield CounterMetricFamily("edge_ever", "Ever.", value)
 
     metrics.gauges.append(now)
     await samples(metrics)
