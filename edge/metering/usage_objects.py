@@ -18,6 +18,7 @@ USAGE_MEMBER = re.compile(
     rb"(\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\})"
 )
 
+_FINAL: Final = UsageSource.FINAL
 _MAX_DIGITS: Final = 15  # of a count that is read by hand
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -82,7 +83,7 @@ def usage_of(tokens: Tokens) -> Usage | None:
     if tokens.reasoning_tokens and not reasoning:
         digits = bytes(tokens.reasoning_tokens)
         reasoning = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
-    return Usage(prompt or 0, completion or 0, cached, reasoning, 0, UsageSource.FINAL)
+    return Usage(prompt or 0, completion or 0, cached, reasoning, 0, _FINAL)
 
 
 def _either(raw: msgspec.Raw, other: msgspec.Raw) -> msgspec.Raw:

@@ -21,6 +21,7 @@ from edge.wire.http1 import request_head
 
 _log = logging.getLogger(__name__)
 
+_FINE: Final = Verdict.FINE
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _LOG_INTERVAL_S: Final = 60.0  # between two reports that an endpoint is out: one that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
@@ -158,10 +159,10 @@ class Lease:
     def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
         """Report to the endpoint's health what an attempt showed."""
         health = self.endpoint.health
-        if verdict is Verdict.FINE and not health.is_tainted:
+        if verdict is _FINE and not health.is_tainted:
             return
         now = self.endpoint.connections.loop.time()
-        if verdict is Verdict.FINE:
+        if verdict is _FINE:
             health.fine(now, self._era)
         elif verdict is Verdict.FAULT:
             health.fault(now, self._era)
