@@ -1,4 +1,4 @@
-"""The three places where keys are kept, each real and each with an administrator who can also break it."""
+"""The places where keys are kept, each real and each with an administrator who can also break it."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import redis as redis_package
 from aiohttp import web
@@ -29,6 +29,7 @@ from edge.keys.stores.registry import KeyRegistry
 from edge.keys.stores.sqlite import SqliteKeyStore
 
 PATIENCE_S = 20
+SILENCE = "no answer|does not answer|Timeout"
 
 
 @dataclass
@@ -94,7 +95,13 @@ class Backend(ABC):
     """A place with keys; what it is given is there at once for whoever asks it."""
 
     reports = True  # whether a store over it hears of changes by itself
-    harms: tuple[str, ...] = ()  # the ways to break it
+    harms: ClassVar[dict[str, str]] = {}  # the ways to break it, each with what the log says of it (an expression)
+
+    @abstractmethod
+    def __init__(self, directory: Path) -> None: ...
+
+    @abstractmethod
+    async def start(self) -> None: ...
 
     @property
     @abstractmethod
@@ -126,14 +133,19 @@ class Backend(ABC):
     async def mend(self) -> None:
         """Let it work again."""
 
+    @abstractmethod
+    async def close(self) -> None: ...
+
 
 class SqliteBackend(Backend):
     """The embedded store; its file is made here."""
 
-    harms = ("dead", "rubbish")
+    harms: ClassVar = {"dead": "cannot be used|No such file", "rubbish": "no such table"}
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "backend-keys.db"
+
+    async def start(self) -> None:
         self._registry = KeyRegistry(self.path).__enter__()
 
     @property
@@ -186,11 +198,18 @@ class HttpBackend(Backend):
     """An introspection server, in the words of RFC 7662 or of the platform."""
 
     reports = False
-    harms = ("slow", "dead", "500", "rubbish", "wrong type", "redirect")
+    harms: ClassVar = {
+        "slow": SILENCE,
+        "dead": "ClientConnectorError",
+        "500": "status 500",
+        "rubbish": "an answer that is no JSON",
+        "wrong type": 'without one "active"',
+        "redirect": "status 307",
+    }
+    dialect = "rfc"
     token = "introspect-me-0123"
 
-    def __init__(self, dialect: str = "rfc") -> None:
-        self._dialect = dialect
+    def __init__(self, directory: Path | None = None) -> None:
         self._keys: dict[str, Facts] = {}
         self._disabled: set[str] = set()
         self._users: dict[str, tuple[bool, bool]] = {}
@@ -241,7 +260,7 @@ class HttpBackend(Backend):
 
     def _about(self, key: str) -> dict[str, Any]:
         facts = self._keys.get(key)
-        if self._dialect == "platform":
+        if self.dialect == "platform":
             if facts is None:
                 return {"is_valid": False, "api_key_id": "", "user_id": "", "allow_models": [], "deny_models": []}
             about: dict[str, Any] = {"is_valid": True, "api_key_id": facts.id, "user_id": facts.user}
@@ -284,6 +303,13 @@ class HttpBackend(Backend):
         if self._runner is not None:
             await self._runner.shutdown()
             await self._runner.cleanup()
+
+
+class PlatformBackend(HttpBackend):
+    """The same server in the platform's words; it breaks in the same ways."""
+
+    harms: ClassVar = {}
+    dialect = "platform"
 
 
 @dataclass
@@ -364,14 +390,21 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
 class RedisBackend(Backend):
     """A Valkey server, filled by hand as the documentation says."""
 
-    harms = ("slow", "dead", "rubbish", "wrong type")
+    harms: ClassVar = {
+        "slow": SILENCE,
+        "dead": "Connect|Connection",
+        "rubbish": "a record with something else than a DNS label as user",
+        "wrong type": "ResponseError",
+    }
 
     def __init__(self, directory: Path) -> None:
         self.server = ValkeyServer(directory)
-        self.server.start()
         self._digests: dict[str, str] = {}
         self._harm = ""
         self._saved: dict[bytes, dict[bytes, bytes]] = {}
+
+    async def start(self) -> None:
+        self.server.start()
 
     @property
     def setting(self) -> str:
@@ -443,25 +476,21 @@ class RedisBackend(Backend):
 
 @contextlib.asynccontextmanager
 async def running(kind: str, directory: Path) -> AsyncIterator[Backend]:
-    """A backend of a kind: sqlite, http, http-platform or redis."""
-    backend: SqliteBackend | HttpBackend | RedisBackend
-    match kind:
-        case "sqlite":
-            backend = SqliteBackend(directory)
-        case "redis":
-            backend = RedisBackend(directory)
-        case _:
-            backend = HttpBackend("platform" if kind == "http-platform" else "rfc")
-            await backend.start()
+    """A backend of a kind that is there."""
+    backend = BACKENDS[kind](directory)
+    await backend.start()
     try:
         yield backend
     finally:
         await backend.close()
 
 
-KINDS = ("sqlite", "http", "http-platform", "redis")
-HARMS = [
-    (kind, how)
-    for kind, harms in (("sqlite", SqliteBackend.harms), ("http", HttpBackend.harms), ("redis", RedisBackend.harms))
-    for how in harms
-]
+BACKENDS: dict[str, type[Backend]] = {
+    "sqlite": SqliteBackend,
+    "http": HttpBackend,
+    "http-platform": PlatformBackend,
+    "redis": RedisBackend,
+}
+KINDS = tuple(BACKENDS)
+REPORTING = [kind for kind, backend in BACKENDS.items() if backend.reports]
+HARMS = [(kind, how) for kind, backend in BACKENDS.items() for how in backend.harms]

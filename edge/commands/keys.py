@@ -73,8 +73,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 def key_file(config: KeysConfig) -> Path:
     """Return the file of the embedded key store; raises `ValueError` when keys are kept elsewhere."""
-    if config.store.path is None:
+    if config.store.scheme != "sqlite":
         raise ValueError(f"keys.store is {config.store}: its keys are made and listed there, not by this command")
+    assert config.store.path is not None
     return config.store.path
 
 

@@ -1,18 +1,19 @@
 """Every setting of routes.toml, each declared once; `Config` is a whole file that was read and is valid.
 
 Names in the file have no unit, since their values carry one (`connect_timeout = "2s"`); the fields here do.
-A new setting is declared here and has its golden case; `edge schema` and `edge schema --manual` print the rest. What
-settings mean together is in `rules.py`.
+A new setting is declared here; `edge schema` and `edge schema --manual` print the rest, and its golden case is made of
+the declaration. What settings mean together is in `rules.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from edge.config import kinds, values
 from edge.config.problems import Problem
-from edge.config.values import Address, KeyStoreAddress, Network, Url
+from edge.config.values import Address, KeyStoreAddress, Network, Place, Url, check_redis, check_server
 from edge.names import check_host_pattern, check_model_name
 
 Balance = Literal["least-loaded", "round-robin", "prefix-affinity"]
@@ -22,6 +23,16 @@ LimitPer = Literal["user", "key"]
 PoolUsage = Literal["final", "continuous"]
 
 WITHOUT_HEALTH_PATH: Final[frozenset[Engine]] = frozenset({"openai"})  # engines whose probe needs a path from the file
+# Each scheme has its row in `keys/stores/table.py` or `journal/sinks/table.py`.
+KEY_STORES: Final = (
+    Place(("sqlite",), '"sqlite:FILE", such as "sqlite:edge.db"'),
+    Place(("http", "https"), "the URL of an introspection server", check_server),
+    Place(("redis", "rediss"), '"redis://HOST:PORT/0"', check_redis),
+)
+SINKS: Final = (
+    Place(("http", "https"), '"https://HOST/PATH"', check_server),
+    Place(("redis", "rediss"), '"redis://HOST:PORT/0"', check_redis),
+)
 _EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 _THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics are for operators only
 _KEY_FILE: Final = KeyStoreAddress(Path("edge.db"))
@@ -85,7 +96,8 @@ class KeysConfig:
     store: Annotated[KeyStoreAddress, kinds.placed(
         "`sqlite:FILE`, made by `edge keys create`; the URL of a token introspection server (RFC 7662), which "
         "receives each key; or the URL of a Redis.",
-        values.parse_store, "key store", "^(sqlite:.|https?://|rediss?://)", restart="value")] = _KEY_FILE
+        partial(values.parse_store, places=KEY_STORES), "key store", values.pattern_of(KEY_STORES), restart="value"
+    )] = _KEY_FILE
     cache_ttl_s: Annotated[float, kinds.duration(
         "How long an answer is believed when the store reports no change. An introspection server reports none: there "
         "a revoked key may work this much longer.")] = 10
@@ -150,7 +162,7 @@ class UsageConfig:
     sink: Annotated[str, kinds.parsed(
         "Where records are shipped, each at least once: a Redis (the stream `edge:usage`) or a URL that accepts "
         "batches. It may be down for as long as the disk has room.",
-        values.check_sink, "URL", "^(https?|rediss?)://", lambda url: url.partition("://")[0],
+        partial(values.check_sink, places=SINKS), "URL", values.pattern_of(SINKS), lambda url: url.partition("://")[0],
         example="redis://:${SET}@127.0.0.1:6379/0")] = field(default="", repr=False)
     sink_token: Annotated[str | None, kinds.secret(
         "The bearer token of a sink at http or https.", restart="never")] = field(default=None, repr=False)

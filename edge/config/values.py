@@ -5,7 +5,7 @@ write. No message repeats a whole value, since a value may hold a password.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -229,36 +229,58 @@ def _host(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class KeyStoreAddress:
-    """Where keys are kept: a SQLite file, or the URL of a server; exactly one of the two. A URL may hold a password."""
+    """Where keys are kept: a file, or the URL of a server; exactly one of the two. A URL may hold a password."""
 
     path: Path | None = None
     url: str = field(default="", repr=False)
+    format: str = "sqlite"  # the scheme of a file
 
     def __str__(self) -> str:
         if self.path is not None:
-            return f"sqlite:{self.path}"
+            return f"{self.format}:{self.path}"
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     @property
     def scheme(self) -> str:
-        """`sqlite`, `http`, `https`, `redis` or `rediss`."""
-        return "sqlite" if self.path is not None else self.url.partition(":")[0]
+        """One of those of `settings.KEY_STORES`."""
+        return self.format if self.path is not None else self.url.partition(":")[0]
 
 
-def parse_store(text: str, base: Path) -> KeyStoreAddress:
-    """Return the key store of `"sqlite:FILE"`, a FILE being relative to `base`, or of a URL."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where keys are kept or records are shipped: the schemes that lead there, and how a person writes it.
+
+    `check` returns the URL of a server, or raises `ValueError`; without it, a file's path follows the scheme.
+    """
+
+    schemes: tuple[str, ...]
+    sample: str
+    check: Callable[[str], str] | None = None
+
+
+def pattern_of(places: Sequence[Place]) -> str:
+    """Return the regular expression by which an editor knows what leads to one of the places."""
+    return f"^({'|'.join(scheme + ('://' if place.check else ':.') for place in places for scheme in place.schemes)})"
+
+
+def _place_of(text: str, what: str, places: Sequence[Place]) -> tuple[Place, str]:
+    """Return the place that the scheme of a text leads to, and what follows the scheme."""
     scheme, _, rest = text.partition(":")
-    if scheme in ("http", "https"):
-        return KeyStoreAddress(url=check_server(text))
-    if scheme in ("redis", "rediss"):
-        return KeyStoreAddress(url=check_redis(text))
-    if scheme != "sqlite" or not rest or rest.startswith(("//", ":")) or "\0" in rest:
-        raise ValueError(
-            'not a key store: write "sqlite:FILE", such as "sqlite:edge.db", the URL of an introspection server, or '
-            '"redis://HOST:PORT/0"'
-        )
-    return KeyStoreAddress(base / rest)
+    names_file = rest and not rest.startswith(("//", ":")) and "\0" not in rest
+    for place in places:
+        if scheme in place.schemes and (place.check or names_file):
+            return place, rest
+    *others, last = (place.sample for place in places)
+    raise ValueError(f"not a {what}: write {', '.join(others)}{',' if others[1:] else ''} or {last}")
+
+
+def parse_store(text: str, base: Path, places: Sequence[Place]) -> KeyStoreAddress:
+    """Return the key store of a URL, or of a scheme and a file, whose path is relative to `base`."""
+    place, name = _place_of(text, "key store", places)
+    if place.check is not None:
+        return KeyStoreAddress(url=place.check(text))
+    return KeyStoreAddress(base / name, format=text.partition(":")[0])
 
 
 def check_server(text: str) -> str:
@@ -281,14 +303,10 @@ def check_redis(text: str) -> str:
     return text
 
 
-def check_sink(text: str) -> str:
-    """Return the URL of a sink for usage records, over HTTP or of a Redis."""
-    if text.startswith(("http://", "https://")):
-        return check_server(text)
-    try:
-        return check_redis(text)
-    except ValueError:
-        raise ValueError('not a sink: write "https://HOST/PATH" or "redis://HOST:PORT/0"') from None
+def check_sink(text: str, places: Sequence[Place]) -> str:
+    """Return the URL of a sink for usage records."""
+    place, _ = _place_of(text, "sink", places)
+    return place.check(text) if place.check else text
 
 
 def _split(text: str) -> SplitResult | None:

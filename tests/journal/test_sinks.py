@@ -13,6 +13,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from edge.config import settings
 from edge.config.settings import UsageConfig
 from edge.errors import Unusable
 from edge.journal.journal import Journal
@@ -21,7 +22,7 @@ from edge.journal.sinks import http as sink_http
 from edge.journal.sinks import redis as sink_redis
 from edge.journal.sinks.protocol import Sink, SinkUnavailable
 from edge.journal.sinks.redis import STREAM
-from edge.journal.sinks.table import sink_of
+from edge.journal.sinks.table import SINKS, sink_of
 from tests.keybackends import PATIENCE_S, ValkeyServer
 from tests.records import close, opened
 
@@ -40,6 +41,12 @@ class Receiver(ABC):
 
     reasons: ClassVar[dict[str, str]]  # why nothing arrives, by the harm that is done
 
+    @abstractmethod
+    def __init__(self, directory: Path) -> None: ...
+
+    @abstractmethod
+    async def start(self) -> None: ...
+
     @property
     @abstractmethod
     def place(self) -> str: ...
@@ -56,6 +63,9 @@ class Receiver(ABC):
     @abstractmethod
     async def mend(self) -> None: ...
 
+    @abstractmethod
+    async def close(self) -> None: ...
+
 
 class RedisReceiver(Receiver):
     reasons: ClassVar[dict[str, str]] = {
@@ -67,8 +77,10 @@ class RedisReceiver(Receiver):
 
     def __init__(self, directory: Path) -> None:
         self.server = ValkeyServer(directory)
-        self.server.start()
         self._harm = ""
+
+    async def start(self) -> None:
+        self.server.start()
 
     @property
     def place(self) -> str:
@@ -109,6 +121,9 @@ class RedisReceiver(Receiver):
             elif self._harm == "full":
                 client.config_set("maxmemory", "0")
 
+    async def close(self) -> None:
+        self.server.stop()
+
 
 class HttpReceiver(Receiver):
     reasons: ClassVar[dict[str, str]] = {
@@ -121,7 +136,7 @@ class HttpReceiver(Receiver):
     }
     token = "take-my-records"
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self._harm = ""
@@ -196,25 +211,31 @@ class HttpReceiver(Receiver):
 
 @pytest.fixture
 async def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Receiver]:
-    if request.param == "redis":
-        redis = RedisReceiver(tmp_path)
-        yield redis
-        redis.server.stop()
-    else:
-        http = HttpReceiver()
-        await http.start()
-        yield http
-        await http.close()
+    made = RECEIVERS[request.param](tmp_path)
+    await made.start()
+    yield made
+    await made.close()
 
 
-BOTH = pytest.mark.parametrize("receiver", ["redis", "http"], indirect=True)
-HARMS = [
-    *(("redis", how) for how in RedisReceiver.reasons),
-    *(("http", how) for how in HttpReceiver.reasons),
-]
+RECEIVERS: dict[str, type[Receiver]] = {"redis": RedisReceiver, "http": HttpReceiver}
+EACH = pytest.mark.parametrize("receiver", RECEIVERS, indirect=True)
+HARMS = [(kind, how) for kind, receiver in RECEIVERS.items() for how in receiver.reasons]
 
 
-@BOTH
+async def test_every_sink_that_the_file_can_name_is_in_the_table_and_in_this_suite(tmp_path: Path) -> None:
+    assert {scheme for place in settings.SINKS for scheme in place.schemes} == set(SINKS)
+    sinks = []
+    for kind in RECEIVERS.values():
+        receiver = kind(tmp_path)
+        await receiver.start()
+        sinks.append(receiver.sink())
+        await receiver.close()
+    assert {type(each) for each in sinks} == set(SINKS.values())
+    for sink in sinks:
+        await sink.close()
+
+
+@EACH
 async def test_records_arrive_byte_for_byte_and_in_order(receiver: Receiver) -> None:
     sink = receiver.sink()
     await sink.deliver(LINES)
@@ -251,7 +272,7 @@ async def test_whatever_is_no_acknowledgement_is_an_outage_and_passes(
     assert receiver.received()[-2:] == LINES
 
 
-@BOTH
+@EACH
 async def test_journal_reaches_the_sink_through_an_outage(receiver: Receiver, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "usage", 20_000, "serve", ships=True)
     ids = []

@@ -73,6 +73,7 @@ async def test_answers_are_doubted_again_and_again_while_no_change_can_be_heard_
 
 async def test_value_of_another_type_is_the_failure_of_one_key(tmp_path: Path) -> None:
     backend = RedisBackend(tmp_path)
+    await backend.start()
     store = backend.store()
     await store.open()
     try:

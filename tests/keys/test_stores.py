@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge.config.reading import load_keys
-from edge.config.settings import JwtConfig, KeysConfig
+from edge.config.settings import KEY_STORES, JwtConfig, KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.errors import Unusable
 from edge.exchange import Principal
@@ -19,7 +19,7 @@ from edge.keys.stores.protocol import Invalidation, KeyStore, StoreFailed, UserS
 from edge.keys.stores.redis import RedisKeyStore
 from edge.keys.stores.table import STORES, key_store
 from edge.keys.tokens import TokenVerifier
-from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, Listener, attended, running
+from tests.keybackends import HARMS, KINDS, PATIENCE_S, REPORTING, Backend, Facts, Listener, attended, running
 
 USER = "u-1100a15812cc"
 KEY = "sk-one-0123456789"
@@ -29,10 +29,18 @@ OTHER = "sk-two-0123456789"
 @pytest.mark.parametrize("scheme", STORES)
 async def test_every_row_of_the_table_is_a_store_that_the_file_can_name(tmp_path: Path, scheme: str) -> None:
     path = tmp_path / "routes.toml"
-    path.write_text(f'[keys]\nstore = "{scheme}:{"keys.db" if scheme == "sqlite" else "//127.0.0.1:1/0"}"\n')
+    (place,) = (each for each in KEY_STORES if scheme in each.schemes)
+    path.write_text(f'[keys]\nstore = "{scheme}:{"//127.0.0.1:1/0" if place.check else "keys"}"\n')
     store = key_store(load_keys(path))
     assert type(store) is STORES[scheme]
     await store.close()
+
+
+async def test_every_store_that_the_file_can_name_is_in_the_table_and_in_this_suite(tmp_path: Path) -> None:
+    assert {scheme for place in KEY_STORES for scheme in place.schemes} == set(STORES)
+    async with contextlib.AsyncExitStack() as stack:
+        backends = [await stack.enter_async_context(running(kind, tmp_path)) for kind in KINDS]
+        assert {type(backend.store()) for backend in backends} == set(STORES.values())
 
 
 @dataclass
@@ -242,7 +250,7 @@ async def test_broken_store_is_unavailable_and_never_says_unknown(kind: str, how
                     await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", REPORTING)
 async def test_store_that_hears_of_changes_reports_everything_when_it_is_back(kind: str, tmp_path: Path) -> None:
     """What was changed while it was down was heard by nobody. The outage is told once on each side."""
     async with running(kind, tmp_path) as backend:

@@ -1,6 +1,6 @@
 """The sinks there are: a row for each scheme of `usage.sink`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from edge.config.settings import UsageConfig
@@ -8,7 +8,7 @@ from edge.journal.sinks.http import HttpSink
 from edge.journal.sinks.protocol import Sink
 from edge.journal.sinks.redis import RedisSink
 
-_SINKS: Final[dict[str, Callable[[UsageConfig], Sink]]] = {
+SINKS: Final[Mapping[str, Callable[[UsageConfig], Sink]]] = {
     "http": HttpSink,
     "https": HttpSink,
     "redis": RedisSink,
@@ -18,4 +18,4 @@ _SINKS: Final[dict[str, Callable[[UsageConfig], Sink]]] = {
 
 def sink_of(config: UsageConfig) -> Sink | None:
     """Return the sink that `usage.sink` names, None where there is none; raises `Unusable`."""
-    return _SINKS[config.sink.partition(":")[0]](config) if config.sink else None
+    return SINKS[config.sink.partition(":")[0]](config) if config.sink else None
