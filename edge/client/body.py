@@ -7,7 +7,6 @@ from typing import Final
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDictProxy
 
 from edge.client.connection import Request
 from edge.config.settings import ServerConfig
@@ -52,13 +51,6 @@ class Body:
             self.data = b""
 
 
-def _check_length(headers: CIMultiDictProxy[str], max_body_bytes: int) -> None:
-    """Raise `RequestTooLarge` for a body that announces itself as too large."""
-    length = headers.get(hdrs.CONTENT_LENGTH)
-    if length is not None and (len(length) > 15 or int(length) > max_body_bytes):
-        raise _too_large(max_body_bytes)
-
-
 def _too_large(max_body_bytes: int) -> RequestTooLarge:
     return RequestTooLarge(f"the body is over the limit of {max_body_bytes} bytes")
 
@@ -87,7 +79,9 @@ async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) 
     """
     payload, max_body_bytes = request.payload, server.max_body_bytes
     timeout_s, min_rate_bytes_per_s = server.body_timeout_s, server.min_client_rate_bytes_per_s
-    _check_length(request.headers, max_body_bytes)
+    length = request.headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None and (len(length) > 15 or int(length) > max_body_bytes):  # announced as too large
+        raise _too_large(max_body_bytes)
     expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
     if expects and request.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
         request.connection.send(_CONTINUE)

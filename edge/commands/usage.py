@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 import orjson
 
-from edge.commands.arguments import add_config
+from edge.commands.arguments import add_config, add_json, checked
 from edge.config.reading import load
 from edge.config.values import seconds
 from edge.exchange import UsageSource
@@ -104,19 +105,11 @@ def totals(directory: Path, since: float | None, until: float | None, by: By) ->
                 if row is None:
                     row = rows[name] = Row(name)
                 _count(row, ended)
-    return Totals(sorted(rows.values(), key=_by_name if by == "day" else _largest_first), unreadable)
+    return Totals(sorted(rows.values(), key=attrgetter("name") if by == "day" else _largest_first), unreadable)
 
 
 def _name(ended: _Ended, by: By) -> str:
-    match by:
-        case "key":
-            return ended.key_id or ""
-        case "user":
-            return ended.user or ""
-        case "model":
-            return ended.model or ""
-        case "day":
-            return ended.time[:10]
+    return {"key": ended.key_id, "user": ended.user, "model": ended.model, "day": ended.time[:10]}[by] or ""
 
 
 def _count(row: Row, ended: _Ended) -> None:
@@ -128,10 +121,6 @@ def _count(row: Row, ended: _Ended) -> None:
     row.units += ended.units
     row.estimated += ended.usage_source == UsageSource.ESTIMATED.value
     row.crashed += ended.end == CRASHED
-
-
-def _by_name(row: Row) -> str:
-    return row.name
 
 
 def _largest_first(row: Row) -> tuple[int, int, str]:
@@ -159,24 +148,18 @@ def parse_time(text: str, now: float) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `edge usage` can be told."""
-    parser.add_argument("--since", type=_time, metavar="T", help="a time: 24h (ago), 2026-11-25, 2026-11-25T03:10:00Z")
-    parser.add_argument("--until", type=_time, metavar="T", help="a time; requests that began then do not count")
+    """Add the arguments of `edge usage`."""
+    at = checked(lambda text: parse_time(text, time.time()))
+    parser.add_argument("--since", type=at, metavar="T", help="a time: 24h (ago), 2026-11-25, 2026-11-25T03:10:00Z")
+    parser.add_argument("--until", type=at, metavar="T", help="a time; requests that began then do not count")
     parser.add_argument("--by", choices=get_args(By), default="user", help="one row for each; default: user")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_config(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the totals of the journal that the file names."""
     return main(load(parsed.config).usage.journal, parsed)
-
-
-def _time(text: str) -> float:
-    try:
-        return parse_time(text, time.time())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(directory: Path, parsed: argparse.Namespace) -> int:

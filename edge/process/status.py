@@ -19,8 +19,6 @@ from edge.process.admin import Line
 from edge.proxy import Proxy
 from edge.upstream.endpoints import Endpoints
 
-# --- lines
-
 
 def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:
     """Yield what is configured, and what goes on."""
@@ -55,9 +53,6 @@ def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator
     for endpoint in endpoints.states():
         if not endpoint.health.admits(now):
             yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
-
-
-# --- metrics
 
 
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:

@@ -40,9 +40,9 @@ async def relay(
     reused = pool.take()
     while True:
         connection = reused or await pool.connect(attempt.timeouts.connect_timeout_s)
-        running = Relay(exchange, client, attempt, settlement, connection)
+        running = Relay(exchange, client, attempt, settlement)
         try:
-            await running.done
+            await running.send(connection)
         except StaleConnection:  # never of a new one
             exchange.replays += 1
             reused = None
@@ -60,40 +60,36 @@ class Relay(Receiver):
         "_settlement", "_silence", "_slow_client", "_transport", "done", "paused",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        client: ClientConnection,
-        attempt: Attempt,
-        settlement: Settlement,
-        connection: UpstreamConnection,
-    ) -> None:
-        """Send the request; `done` is then what to wait for."""
+    def __init__(self, exchange: Exchange, client: ClientConnection, attempt: Attempt, settlement: Settlement) -> None:
         self._exchange = exchange
         self._client = client
         self._attempt = attempt
         self._settlement = settlement
-        loop = client.loop
-        self.done: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = client.loop.create_future()
         self.paused = False  # the client's buffer is full
         self._failure: FailedInStream | None = None
         self._silence: Silence | None = None
         self._heartbeat: Heartbeat | None = None
         self._slow_client: SlowClient | None = None
-        self._connection: UpstreamConnection | None = connection
+
+    def send(self, connection: UpstreamConnection) -> "asyncio.Future[None]":
+        """Send the request; return what is done when its answer is over."""
+        attempt, loop = self._attempt, self._client.loop
         self._reused = connection.uses > 0
+        self._connection: UpstreamConnection | None = connection
         transport = self._transport = connection.lend(self)
-        answer = self._answer = Answer(self, exchange, client, attempt, connection)
+        self._answer = Answer(self, self._exchange, self._client, attempt, connection)
         self._begun_at = loop.time()
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
-        exchange.phase = _WAIT
-        client.attach(self)
+        self._exchange.phase = _WAIT
+        self._client.attach(self)
         if len(attempt.body) < _JOIN_BYTES:
             transport.write(attempt.head + attempt.body)
         else:
             transport.writelines((attempt.head, attempt.body))
         if attempt.heartbeat_s:
-            self._heartbeat = Heartbeat(answer, self, attempt.heartbeat_s, loop)
+            self._heartbeat = Heartbeat(self._answer, self, attempt.heartbeat_s, loop)
+        return self.done
 
     def close(self) -> None:
         """Let go of everything, however the request ended."""

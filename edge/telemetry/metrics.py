@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from edge.exchange import NO_USAGE, End, Exchange
 
@@ -118,19 +119,14 @@ class Metrics:
         """Return the exposition; yields to the loop between two families, since rendering takes milliseconds."""
         parts = []
         for family in self.families():
-            registry = CollectorRegistry()
-            registry.register(_One(family))
-            parts.append(generate_latest(registry))
+            parts.append(generate_latest(_One(family)))
             await asyncio.sleep(0)
         return b"".join(parts)
 
 
-class _One:
-    """A collector of one finished family."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
+@dataclass(frozen=True, slots=True)
+class _One(Collector):
+    family: Metric
 
     def collect(self) -> Iterator[Metric]:
-        """Yield it."""
-        yield self._family
+        yield self.family

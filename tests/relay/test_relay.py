@@ -123,9 +123,9 @@ class Running:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        self.relay = Relay(self.exchange, cast(Any, self.client), self._attempt, self, self.connection)
+        self.relay = Relay(self.exchange, cast(Any, self.client), self._attempt, self)
         try:
-            await self.relay.done
+            await self.relay.send(self.connection)
         finally:
             self.relay.close()
 
