@@ -264,6 +264,12 @@ def pattern_of(places: Sequence[Place]) -> str:
     return f"^({'|'.join(scheme + ('://' if place.check else ':.') for place in places for scheme in place.schemes)})"
 
 
+def samples_of(places: Sequence[Place]) -> str:
+    """Return how a person writes each of the places: `A or B`, `A, B, or C`."""
+    *others, last = (place.sample for place in places)
+    return f"{', '.join(others)}{',' if others[1:] else ''} or {last}"
+
+
 def _place_of(text: str, what: str, places: Sequence[Place]) -> tuple[Place, str]:
     """Return the place that the scheme of a text leads to, and what follows the scheme."""
     scheme, _, rest = text.partition(":")
@@ -271,8 +277,7 @@ def _place_of(text: str, what: str, places: Sequence[Place]) -> tuple[Place, str
     for place in places:
         if scheme in place.schemes and (place.check or names_file):
             return place, rest
-    *others, last = (place.sample for place in places)
-    raise ValueError(f"not a {what}: write {', '.join(others)}{',' if others[1:] else ''} or {last}")
+    raise ValueError(f"not a {what}: write {samples_of(places)}")
 
 
 def parse_store(text: str, base: Path, places: Sequence[Place]) -> KeyStoreAddress:

@@ -49,7 +49,7 @@ def test_help_has_every_default() -> None:
         (("--listen", "9001"), 'write "host:port"'),
         (("--listen", "x:99999"), "write host:port"),
         (("--listen", "unix:x"), 'write "host:port"'),
-        (("--dialect", "tgi"), "invalid choice"),
+        (("--dialect", "none"), "invalid choice"),
     ],
 )
 def test_options_that_cannot_be_read_say_what_to_write(words: tuple[str, ...], said: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edge.config.values import (
     Address,
+    Place,
     Url,
     byte_count,
     check_instance,
@@ -16,6 +17,7 @@ from edge.config.values import (
     expand,
     parse_address,
     parse_url,
+    samples_of,
     seconds,
     write_duration,
     write_size,
@@ -219,6 +221,12 @@ def test_every_accepted_url_reads_back_as_itself(text: str) -> None:
     assert parse_url(str(url)) == url
     assert not set(str(url)) & set("?#{} \n")
     assert "@" not in url.authority, "in a path it is a character as any other (RFC 3986 section 3.3)"
+
+
+def test_places_are_listed_as_people_list_them() -> None:
+    file, server, redis = Place(("a",), '"a:FILE"'), Place(("b",), "a URL"), Place(("c",), '"c://HOST"')
+    assert samples_of((file, server)) == '"a:FILE" or a URL'
+    assert samples_of((file, server, redis)) == '"a:FILE", a URL, or "c://HOST"'
 
 
 @pytest.mark.parametrize(
