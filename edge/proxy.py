@@ -108,6 +108,7 @@ class Proxy:
             _log.exception("request %s failed", exchange.request_id)
             self._failed(exchange, error)
             if exchange.phase is Phase.STREAM:  # a second answer would run into the first one's body
+                exchange.error = errors.InternalError.code
                 request.connection.last = True
                 request.connection.abort()
             else:
@@ -232,12 +233,15 @@ class Proxy:
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
                     failure, elsewhere = _judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                finally:
+                    attempt.body = b""  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
                     raise _given_up(exchange, failure)
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
         finally:
+            failure = None  # whose traceback has this frame
             if pool is not None and tried:
                 pool.retrying -= 1
 

@@ -423,6 +423,8 @@ class Answer:
     def may_beat(self) -> bool:
         """Whether a comment can stand here: before a stream, or between two of its events."""
         head = self._head
+        if self.state is REFUSED:  # it may still become a status, or another endpoint's answer
+            return False
         if self.state in WAITING:
             return head is None or heads.takes_events(head, self.streams)
         return head is not None and self.takes_event_now() and heads.is_identity(head)
@@ -432,7 +434,7 @@ class Answer:
         beat = HEARTBEAT if self._client.bare else http1.chunk(HEARTBEAT)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
-            self._attempt.release()
+            self._attempt.let_go()
             self._write = self._owner.open(200)
             headers = self._head.headers if self._head is not None else heads.STREAM_HEADERS
             line = b"" if self._client.bare else heads.CHUNKED

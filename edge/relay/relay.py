@@ -50,6 +50,7 @@ async def relay(
             return
         finally:
             running.close()
+            del running  # its future has the failure, whose traceback has this frame
 
 
 class Relay(Receiver):
@@ -116,8 +117,7 @@ class Relay(Receiver):
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
         if self._answer.sent_bytes:
-            self._attempt.body = b""
-            self._attempt.release()
+            self._attempt.let_go()
         if self._connection is not None:
             now = self._client.loop.time()
             self._silence = Silence(self._answer, now)

@@ -36,6 +36,11 @@ class Attempt:
     heartbeat_s: float = 0
     echo: str | None = None
 
+    def let_go(self) -> None:
+        """Let go of the bytes that were asked: nobody is asked them again."""
+        self.body = b""
+        self.release()
+
 
 class Settlement(Protocol):
     """What an accepted request owes."""

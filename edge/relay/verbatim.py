@@ -47,8 +47,9 @@ class Verbatim:
             return passed + framed.feed(data[framing.consumed :])
         except Malformed:
             assert isinstance(framing, Chunked)
-            self.broken = True
-            return self._metered(data[: framing.consumed], payload)
+            passed = self._metered(data[: framing.consumed], payload)
+            (self.framed or self).broken = True
+            return passed
         if understood != len(data):
             self.left = data[understood:]
             data = data[:understood]

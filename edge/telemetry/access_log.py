@@ -173,7 +173,7 @@ class AccessLog:
                     self._dropped += 1
             return b"".join(lines), len(lines)
 
-    async def close(self, patience_s: float = 1.0) -> None:
+    async def close(self, patience_s: float = 2.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):

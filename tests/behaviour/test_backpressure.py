@@ -1,6 +1,7 @@
 """A slow reader slows its own upstream and nobody else; what is too slow, or never comes, ends by its own clock."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import socket
@@ -10,8 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 
+from edge.attempt import Work
 from edge.relay import pace
 from edge.relay.relay import Relay
+from edge.relay.terms import Attempt
 from edge.wire.connections import ConnectionPool
 from tests.conftest import ROUTES, Edge, RawClient, Script, ScriptedConnection, StartEdge, StartUpstream
 
@@ -362,3 +365,27 @@ async def test_body_is_released_at_the_first_byte_of_its_answer(
     end.set()
     await soon(client.reader.readuntil(LAST))
     await soon(edge.consistent())
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Oh\r\ncontent-length: 2\r\n\r\n{}", b"SSH-2.0\r\n\r\n"])
+async def test_failed_request_leaves_nothing_to_the_collector(
+    start_edge: StartEdge, start_upstream: StartUpstream, answer: bytes
+) -> None:
+    """A circle of references would hold the prompt of each, and `body_memory` knows nothing of that."""
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(answer)
+
+    edge = await edge_for(start_edge, start_upstream, script)
+    await edge.ask(ASK)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            assert (await soon(edge.ask(ASK)))[0] in (400, 502)
+        await edge.idle()
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, Relay | Attempt | Work)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

@@ -45,6 +45,7 @@ class Recorder:
     last: bool = False
     bare: bool = False
     paused: bool = False
+    metering: Metering = Metering("chat/completions")  # noqa: RUF009  # frozen
     done: list[str] = field(default_factory=list)
     failure: Exception | None = None
     written: bytes = b""
@@ -52,7 +53,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
         echo = ECHO if self.state is State.COLLECTING else None
-        attempt = Attempt(b"", b"", Metering("chat/completions"), Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
+        attempt = self.attempt = Attempt(b"", b"", self.metering, Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
         self.connection = Connection()
         self.answer = Answer(self, self.exchange, self, attempt, self.connection)
         reached = REACHED[self.state] if self.reached is None else self.reached
@@ -238,6 +239,32 @@ def test_broken_answer_within_an_event_ends_without_an_end_and_its_connection_wi
         answer.answer.drain()
         assert (answer.last, answer.written) == (True, before)
         assert answer.done == ["settle drained", *(["reset"] if bare else []), "drop"]
+
+
+def test_chunk_with_a_wrong_end_breaks_an_answer_of_which_events_are_hidden() -> None:
+    """Its content is not all there, and what follows must not be taken for the rest of it."""
+    for state, reached in ((State.OPENING, SSE + CHUNKED), (State.VERBATIM, SSE + CHUNKED + CHUNK)):
+        answer = Recorder(state, reached, metering=Metering("chat/completions", hide_usage=True))
+        answer.connection.receive(b"9\r\n" + EVENT + b"XX")
+        if state is State.OPENING:
+            assert answer.status == 502
+        else:
+            assert answer.done == ["settle upstream_cut", "drop"]
+        assert answer.answer.state is State.ENDED
+
+
+def test_no_heartbeat_goes_out_while_the_body_of_an_error_is_collected() -> None:
+    """It would make the status 200, and no other endpoint could be asked."""
+    for reached in (REACHED[State.REFUSED], SSE + CHUNKED + b'e\r\ndata: {"error"\r\n'):
+        assert not Recorder(State.REFUSED, reached).answer.may_beat()
+    assert Recorder(State.OPENING).answer.may_beat()
+
+
+def test_heartbeat_lets_go_of_the_bytes_that_were_asked() -> None:
+    answer = Recorder(State.OPENING)
+    answer.attempt.body = b"{}"
+    answer.answer.beat()
+    assert answer.attempt.body == b""
 
 
 def test_nothing_happens_to_an_answer_that_has_ended() -> None:
