@@ -1,6 +1,7 @@
 """How far the process is with its end: one value, which only grows."""
 
 import enum
+from dataclasses import dataclass
 
 
 class Stage(enum.IntEnum):
@@ -12,10 +13,8 @@ class Stage(enum.IntEnum):
     CUTTING = 3  # the drain is over: who is cut now did not leave by itself
 
 
+@dataclass(slots=True)
 class Lifecycle:
     """Holds the stage; its owner writes it, everybody else reads it."""
 
-    __slots__ = ("stage",)
-
-    def __init__(self) -> None:
-        self.stage = Stage.RUNNING
+    stage: Stage = Stage.RUNNING

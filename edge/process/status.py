@@ -1,8 +1,4 @@
-"""What the parts of a process report when they are asked: metrics for Prometheus, and the lines of `/readyz?verbose`.
-
-A part that reports its own metrics has a method `metrics`, and no function here. A part that there is not is None and
-reports nothing.
-"""
+"""What the parts of a process report when they are asked: metrics for Prometheus, and the lines of `/readyz?verbose`."""
 
 from collections.abc import Callable, Iterator
 

@@ -399,7 +399,7 @@ class Answer:
         else:
             self._client.last = True
             if self._client.bare:
-                self._owner.reset()  # to such a client an orderly end is a complete answer
+                self._client.reset()  # to such a client an orderly end is a complete answer
         self._owner.leave(0.0)
 
     # --- events of our own

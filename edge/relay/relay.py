@@ -161,10 +161,6 @@ class Relay(Receiver):
         if not self.done.done():
             self.done.set_exception(error)
 
-    def reset(self) -> None:
-        """End the client's connection with a reset."""
-        self._client.reset()
-
     def _release(self, idle_s: float) -> None:
         """Give the upstream's connection back when it can serve again, close any other."""
         answer = self._answer

@@ -55,6 +55,9 @@ class Client(Protocol):
     last: bool
     bare: bool
 
+    def reset(self) -> None:
+        """End its connection so that nobody takes the answer for complete."""
+
 
 class Owner(Protocol):
     """What an answer makes happen, in the order in which it does; `paused` while its client's buffer is full."""
@@ -75,9 +78,6 @@ class Owner(Protocol):
 
     def fail(self, error: Exception, idle_s: float = 0.0) -> None:
         """End an answer of which the client has no byte, or nothing but heartbeats."""
-
-    def reset(self) -> None:
-        """End the client's connection so that nobody takes the answer for complete."""
 
 
 class StaleConnection(Exception):
