@@ -1,4 +1,4 @@
-"""What the parts of a process report when they are asked: metrics for Prometheus, and the lines of `/readyz?verbose`."""
+"""What the parts of a process report when they are asked: metrics, and the lines of `/readyz?verbose`."""
 
 from collections.abc import Callable, Iterator
 
