@@ -101,9 +101,15 @@ class Chaos:
 
     async def kill_and_restart(self) -> None:
         while True:
+            await self.listens()  # each serves for as long, however slow the machine is at starting one
             await asyncio.sleep(KILL_EVERY_S)
             await self.end(signal.SIGKILL)
             await self.start()
+
+    async def listens(self) -> None:
+        """Wait until the edge takes connections."""
+        while not await _answers(self.port):
+            await asyncio.sleep(0.02)
 
     async def call(self) -> None:
         while (number := next(self._ids)) < REQUESTS:
@@ -194,8 +200,7 @@ async def _chaos(stack: AsyncExitStack, tmp_path: Path, unused_tcp_port: int, us
     await chaos.end(signal.SIGKILL)
     for _ in range(5):  # the last start adopts and ships what is left; a sink that is down may need one more
         await chaos.start()
-        while not (await _answers(unused_tcp_port)):
-            await asyncio.sleep(0.02)
+        await chaos.listens()
         assert await chaos.end(signal.SIGTERM) == 0
         if not list((tmp_path / "usage").glob("*.lock")):
             break
