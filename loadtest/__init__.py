@@ -12,6 +12,7 @@
 | `processes` | Start, pin and stop a process; read its tree's CPU, memory and descriptors. |
 | `peers` | The proxies that are compared: how each is found, configured and started. |
 | `floor`, `tutorial` | Two of them: bare uvloop protocols, and what a tutorial of aiohttp would write. |
+| `meter` | What a load cost in CPU, and whether the machine kept still. |
 | `measures` | One number of one proxy under one load. |
 | `pairing` | Ratios of paired rounds, and how sure they are. |
 | `comparison` | From a comparison's raw rounds to its figures. |

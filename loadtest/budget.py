@@ -21,7 +21,8 @@ import uvloop
 
 from loadtest import compare, measures, peers
 from loadtest.compare import Plan, Session
-from loadtest.measures import Meter, Scale
+from loadtest.measures import Scale
+from loadtest.meter import Meter
 
 _PEERS: Final = ("edge", "nginx", "envoy", "vllm-router")
 _ROUNDS: Final = 4
@@ -168,4 +169,4 @@ def _flame(session: Session, path: Path) -> str:
 
 async def _load(load: measures.Measure, session: Session) -> None:
     target = session.targets["edge"]
-    await load(target, _FLAME_SCALE, Meter(target), Random(0))
+    await load(target, _FLAME_SCALE, Meter(target.pids, target.rig_pids), Random(0))

@@ -27,7 +27,8 @@ import uvloop
 
 from loadtest import comparison_report, measures, peers, processes
 from loadtest.comparison import DIRECT, summarise
-from loadtest.measures import MEASURES, Failed, Meter, Scale, Target
+from loadtest.measures import MEASURES, Failed, Scale, Target
+from loadtest.meter import Meter
 from loadtest.pairing import passes
 from loadtest.peers import PEERS, ROOT, Peer, Scene
 from loadtest.processes import Process, ProcessError
@@ -265,7 +266,7 @@ def _applies(plan: Plan, name: str, measure: str) -> bool:
 async def _one(session: Session, measure: str, call: measures.Measure, name: str, index: int, draw: Random) -> None:
     """Run one measure of one proxy and note what it gave."""
     target = session.targets[name]
-    meter = Meter(target)
+    meter = Meter(target.pids, target.rig_pids)
     numbers: measures.Numbers = {}
     problem = ""
     gc.collect()

@@ -1,6 +1,6 @@
-"""One load on one proxy, and what it cost: each measure returns raw numbers of one round.
+"""One load on one proxy: each measure returns raw numbers of one round, with its CPU from a `Meter`.
 
-CPU is that of the proxy's whole process tree. Latencies are from the intended send time; a send that was late by less
+Latencies are from the intended send time; a send that was late by less
 than a timer's own resolution counts from when it happened.
 """
 
@@ -9,14 +9,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import orjson
 
 from loadtest import processes
 from loadtest.arrivals import schedule
 from loadtest.client import Address, Client, Connections, Sample
+from loadtest.meter import Meter
 from loadtest.pairing import line
 from loadtest.peers import HOST, MODEL
 from loadtest.results import histogram, percentile_ms
@@ -26,9 +26,6 @@ from loadtest.workload import raw_request
 PERCENTILES: Final = (50, 99, 99.9)
 _TIMER_RESOLUTION_S: Final = 0.0015  # libuv's timers tick in milliseconds
 _PROMPT_CHARACTERS: Final = 200
-_MAX_STEAL: Final = 0.02
-_MAX_RIG_BUSY: Final = 0.8
-_SATURATED: Final = 0.9
 _GIVE_UP_S: Final = 60.0
 _BESIDE_INTERVAL_MS: Final = 10.0
 _BETWEEN_BIG_S: Final = 0.1
@@ -91,76 +88,6 @@ class Target:
 
 class Failed(Exception):
     """A proxy did not do what was asked; the message says what it did."""
-
-
-class Meter:
-    """What the spans of `with` cost: the proxy's CPU, how busy proxy and rig were, and whether the machine kept still.
-
-    Entered more than once it adds up; `last_cpu_s` is the proxy's share of the last span.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._from: tuple[float, float, list[float], float, float, int] = (0.0, 0.0, [], 0.0, 0.0, 0)
-        self.last_cpu_s = self.cpu_s = self.elapsed_s = 0.0
-        self._rig_s = [0.0] * len(target.rig_pids)
-        self._steal_s = self._all_s = 0.0
-        self.major_faults = 0
-
-    def _now(self) -> tuple[float, float, list[float], float, float, int]:
-        target = self._target
-        steal, total = processes.steal_and_total_s()
-        rig = [processes.cpu_s(pids) for pids in target.rig_pids]
-        cpu, faults = processes.cpu_s(target.pids), processes.major_faults(target.pids)
-        return time.monotonic(), cpu, rig, steal, total, faults
-
-    def __enter__(self) -> Self:
-        self._from = self._now()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        before, after = self._from, self._now()
-        self.elapsed_s += after[0] - before[0]
-        self.last_cpu_s = after[1] - before[1]
-        self.cpu_s += self.last_cpu_s
-        self._rig_s = [sum + new - old for sum, new, old in zip(self._rig_s, after[2], before[2], strict=True)]
-        self._steal_s += after[3] - before[3]
-        self._all_s += after[4] - before[4]
-        self.major_faults += after[5] - before[5]
-
-    @property
-    def steal(self) -> float:
-        """The share of the machine that a hypervisor took away."""
-        return self._steal_s / self._all_s if self._all_s else 0.0
-
-    @property
-    def proxy_busy(self) -> float:
-        """The share of a core that the proxy used."""
-        return self.cpu_s / self.elapsed_s if self.elapsed_s else 0.0
-
-    @property
-    def rig_busy(self) -> float:
-        """The share of its core that the rig used, of its busiest core."""
-        return max(self._rig_s) / self.elapsed_s if self.elapsed_s else 0.0
-
-    @property
-    def rig_bound(self) -> bool:
-        """Whether the rig was the limit, not the proxy."""
-        return bool(self._target.pids) and self.rig_busy > _MAX_RIG_BUSY and self.proxy_busy < _SATURATED
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the proxy had no time left."""
-        return self.proxy_busy > _SATURATED
-
-    @property
-    def unfit(self) -> str:
-        """Why the round does not count, empty when it does."""
-        if self.steal > _MAX_STEAL:
-            return f"steal {self.steal:.1%}"
-        return f"{self.major_faults} major faults" if self.major_faults else ""
 
 
 @dataclass(slots=True)
