@@ -6,7 +6,7 @@ Pure: two configurations in, text out, values written as in the file. A secret's
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edge.config.kinds import Section, Setting, sections_of, settings_of
+from edge.config.kinds import Restart, Section, Setting, sections_of, settings_of
 from edge.config.settings import Config, EndpointConfig
 
 
@@ -34,18 +34,22 @@ def list_restarts(old: Config, new: Config) -> list[str]:
     found = []
     for section in sections_of(Config):
         before, after = getattr(old, section.key), getattr(new, section.key)
+        settings = settings_of(section.holds)
         if section.restart == "value":
-            kept = [setting for setting in settings_of(section.holds) if setting.restart != "never"]
-            found += [section.key] if any(_value(before, each) != _value(after, each) for each in kept) else []
+            if any(_value(before, each) != _value(after, each) for each in settings if each.restart != "never"):
+                found.append(section.key)
             continue
-        if section.restart == "presence" and (before is None) != (after is None):
+        if _needs_restart(section.restart, before, after):
             found.append(section.key)
-        for setting in () if section.is_named else settings_of(section.holds):
-            was, is_now = _value(before, setting), _value(after, setting)
-            differs = (was is None) != (is_now is None) if setting.restart == "presence" else was != is_now
-            if setting.restart in ("presence", "value") and differs:
-                found.append(f"{section.key}.{setting.key}")
+        changed = (s for s in settings if _needs_restart(s.restart, _value(before, s), _value(after, s)))
+        found += [f"{section.key}.{setting.key}" for setting in changed]
     return found
+
+
+def _needs_restart(restart: Restart | None, was: object, is_now: object) -> bool:
+    if restart == "presence":
+        return (was is None) != (is_now is None)
+    return restart == "value" and was != is_now
 
 
 def _value(table: Any, setting: Setting) -> Any:

@@ -197,7 +197,7 @@ def name(text: str, check: Callable[[str], object], **about: Unpack[About]) -> S
 def _checked(check: Callable[[str], object], table: Table, it: Setting) -> object:
     value = table.text(it.key)
     if value is not None:
-        table.check(it.key, check, value, None)
+        table.check(it.key, check, value)
     return it.default if value is None else value
 
 
@@ -251,9 +251,9 @@ def texts(
     """Declare a list of what `parse` makes of text; `empty` is wrong with one of none, editors offer the `options`."""
 
     def read(table: Table, it: Setting) -> object:
-        if empty and table.left.get(it.key) == []:
+        if empty and table.data.get(it.key) == []:
             table.problem(it.key, empty)
-        found = tuple(table.reader.check(at, parse, each, None) or each for at, each in table.texts(it.key))
+        found = tuple(table.reader.check(at, parse, each) or each for at, each in table.texts(it.key))
         return found or it.default
 
     items = {"type": "string", "enum": list(options)} if options else _like("")
@@ -266,10 +266,10 @@ def addresses(text: str, **about: Unpack[About]) -> Setting:
 
     def read(table: Table, it: Setting) -> object:
         found: list[Any] = []
-        if table.left.get(it.key) == []:
+        if table.data.get(it.key) == []:
             table.problem(it.key, f'an empty list: write "{it.default[0]}"')
         for at, each in table.texts(it.key, single=True):
-            new = table.reader.check(at, partial(values.parse_address, base=table.reader.base), each, None)
+            new = table.reader.check(at, partial(values.parse_address, base=table.reader.base), each)
             if new and any(new.collides(other) for other in found):
                 table.reader.problem(at, "is listened on already: remove it, or write another port")
             elif new:
@@ -299,7 +299,7 @@ def key_set(text: str, **about: Unpack[About]) -> Setting:
     def read(table: Table, it: Setting) -> object:
         value = table.text(it.key)
         if value is None or value.startswith(("http://", "https://")):
-            return value and table.check(it.key, values.check_server, value, None)
+            return value and table.check(it.key, values.check_server, value)
         return table.reader.file((*table.at, it.key), value)[0]
 
     return Setting("URL or file", text, read, _like(""), str, **about)
@@ -368,7 +368,7 @@ def servers(text: str, kind: type, **about: Unpack[About]) -> Setting:
 
     def one(table: Table, at: KeyPath, element: object) -> Any:
         if isinstance(element, str):
-            url = table.reader.check(at, values.parse_url, element, None)
+            url = table.reader.check(at, values.parse_url, element)
             return kind(url=url) if url else None
         if not isinstance(element, dict):
             hint = 'write "http://host:port" or { url = "http://host:port" }'

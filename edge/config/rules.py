@@ -114,7 +114,7 @@ def _check_pattern(route: settings.RouteConfig, table: Table) -> None:
     if not route.pattern or "*" in route.pattern[:-1]:
         what = f'the "*" of {route.pattern!r} is not at its end' if route.pattern else "the pattern is empty"
         table.reader.problem(at, f'{what}: write a model\'s name, or a prefix and "*"')
-    table.reader.check(table.at, check_model_name, route.name, None)  # it is shown, also where it matches nothing
+    table.reader.check(table.at, check_model_name, route.name)  # it is shown, also where it matches nothing
 
 
 def _check_hosts(route: settings.RouteConfig, table: Table) -> None:
@@ -165,7 +165,7 @@ def _check_list(route: settings.RouteConfig, table: Table) -> None:
         table.problem("list", "an exact name is shown by itself: remove it")
         return
     for at, name in table.listed.get("list", ()):
-        table.reader.check(at, check_model_name, name, None)
+        table.reader.check(at, check_model_name, name)
         if "*" in name or not name.startswith(route.pattern[:-1]):
             what = f"{name!r} is not a name that {route.pattern} matches"
             table.reader.problem(at, f"{what}: write one that is, or remove it")

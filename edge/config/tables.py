@@ -38,13 +38,13 @@ class Reader:
         """Note what is allowed and may not be meant."""
         self.warnings.append(Problem(self.positions.line(at), dotted(at), message, "warning"))
 
-    def check(self, at: KeyPath, check: Callable[[str], T], text: str, default: T) -> T:
-        """Return `check(text)`, or note its `ValueError` and return `default`."""
+    def check(self, at: KeyPath, check: Callable[[str], T], text: str) -> T | None:
+        """Return `check(text)`, or note its `ValueError` and return None."""
         try:
             return check(text)
         except ValueError as error:
             self.problem(at, str(error))
-            return default
+            return None
 
     def expand(self, at: KeyPath, value: object) -> object:
         """Replace the variables in a string or in the strings of a list."""
@@ -52,7 +52,7 @@ class Reader:
             return [self.expand((*at, index), element) for index, element in enumerate(value)]
         if not isinstance(value, str):
             return value
-        expanded = self.check(at, lambda text: expand(text, self.env), value, None)
+        expanded = self.check(at, lambda text: expand(text, self.env), value)
         if expanded is None:
             self.unexpanded.add(at)
         return expanded or ""
@@ -80,7 +80,6 @@ class Table:
         self.reader = reader
         self.at = at
         self.data = data
-        self.left = dict(data)
         self.known: list[str] = []
         self.listed: dict[str, list[tuple[KeyPath, str]]] = {}  # the strings of the lists that were read
 
@@ -96,14 +95,14 @@ class Table:
         """Return whether `key` has a value with which no problem was noted."""
         return key in self.data and self.is_sound(key)
 
-    def check(self, key: str, check: Callable[[str], T], text: str, default: T) -> T:
-        """Return `check(text)`, or note its `ValueError` and return `default`."""
-        return self.reader.check((*self.at, key), check, text, default)
+    def check(self, key: str, check: Callable[[str], T], text: str) -> T | None:
+        """Return `check(text)`, or note its `ValueError` and return None."""
+        return self.reader.check((*self.at, key), check, text)
 
     def take(self, key: str) -> object:
         """Return the value of `key`, expanded; None when it is absent (TOML has no null)."""
         self.known.append(key)
-        return self.reader.expand((*self.at, key), self.left.pop(key, None))
+        return self.reader.expand((*self.at, key), self.data.get(key))
 
     def text(self, key: str, unit: str = "") -> str | None:
         """Return a string; `unit` is what a bare number lacks."""
@@ -119,7 +118,8 @@ class Table:
     def parsed(self, key: str, parse: Callable[[str], T], default: T, unit: str = "") -> T:
         """Return what `parse` makes of a string; `unit` is what a bare number lacks."""
         text = self.text(key, unit)
-        return default if text is None else self.check(key, parse, text, default)
+        found = None if text is None else self.check(key, parse, text)
+        return default if found is None else found
 
     def texts(self, key: str, single: bool = False) -> list[tuple[KeyPath, str]]:
         """Return the strings of a list, each with its place; `single` takes one string as well."""
@@ -154,11 +154,9 @@ class Table:
 
     def tables(self) -> Iterator[tuple[str, "Table"]]:
         """Yield the tables of a table whose keys are names."""
-        for name in list(self.left):
-            below = self.left[name]
+        for name, below in self.data.items():
             if isinstance(below, dict) and below and all(isinstance(value, dict) for value in below.values()):
                 # [pools.qwen2.5] without quotes is a table "5" in a table "qwen2".
-                self.left.pop(name)
                 whole = dotted((*self.at, f"{name}.{next(iter(below))}"))
                 self.problem(name, f"a name with a dot needs quotes: write [{whole}]")
             elif table := self.table(name):
@@ -166,8 +164,8 @@ class Table:
 
     def close(self) -> None:
         """Refuse what nobody asked for."""
-        for key in self.left:
+        for key in (each for each in self.data if each not in self.known):
             near = nearest(key, self.known)
-            what = "table" if isinstance(self.left[key], dict) else "key"
+            what = "table" if isinstance(self.data[key], dict) else "key"
             hint = f"did you mean {near}?" if near else f"remove it, or write one of {', '.join(sorted(self.known))}"
             self.problem(key, f"unknown {what}: {hint}")
