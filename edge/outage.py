@@ -6,14 +6,13 @@ import logging
 class Outage:
     """Whether one thing that the process needs is down, and why.
 
-    `name` is what metrics and readiness call it, such as "key store"; `is_down` and `is_back` are the log's sentences,
-    the first with the reason behind a colon. `log` is the logger of the part that needs it.
+    `log` is the logger of the part that needs it; `is_down` and `is_back` are its sentences there, the first with the
+    reason behind a colon.
     """
 
-    __slots__ = ("_is_back", "_is_down", "_log", "name", "reason")
+    __slots__ = ("_is_back", "_is_down", "_log", "reason")
 
-    def __init__(self, name: str, log: logging.Logger, is_down: str, is_back: str) -> None:
-        self.name = name
+    def __init__(self, log: logging.Logger, is_down: str, is_back: str) -> None:
         self.reason = ""  # why it is down, "" while it is up
         self._log = log
         self._is_down = is_down

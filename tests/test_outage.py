@@ -12,7 +12,7 @@ LOG = logging.getLogger("edge.somewhere")
 @pytest.fixture
 def outage(caplog: pytest.LogCaptureFixture) -> Outage:
     caplog.set_level(logging.INFO, LOG.name)
-    return Outage("key store", LOG, "key store is unavailable", "key store answers again")
+    return Outage(LOG, "key store is unavailable", "key store answers again")
 
 
 def test_outage_is_logged_once_however_often_it_is_met(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:

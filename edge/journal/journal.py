@@ -74,12 +74,8 @@ class Journal:
         self._errors_seen = 0
         meanwhile = "new requests are refused" if self._refuses else "records wait in memory"
         about = f"usage journal: {directory}"
-        self.outage = Outage(
-            "usage journal", _log, f"{about} cannot be written, {meanwhile}", f"{about} is written again"
-        )
-        self.sync_outage = Outage(
-            "usage journal's disk", _log, f"{about} does not reach the disk", f"{about} reaches the disk again"
-        )
+        self.outage = Outage(_log, f"{about} cannot be written, {meanwhile}", f"{about} is written again")
+        self.sync_outage = Outage(_log, f"{about} does not reach the disk", f"{about} reaches the disk again")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:

@@ -57,9 +57,9 @@ class Shipper:
         self._sink = sink
         self._clock = clock
         down = "usage sink: records are not delivered and wait in the journal"
-        self.outage = Outage("usage sink", _log, down, "usage sink: records are delivered again")
+        self.outage = Outage(_log, down, "usage sink: records are delivered again")
         down = "usage sink: how far records are delivered cannot be noted, a crash repeats them"
-        self.note_outage = Outage("usage sink's note", _log, down, "usage sink: how far records are delivered is noted")
+        self.note_outage = Outage(_log, down, "usage sink: how far records are delivered is noted")
         # Its own first: they are what `flush` must not leave behind for the sake of others.
         self._spools = [_Spool(directory, token, None), *(_Spool(directory, lock.token, lock) for lock in locks)]
 

@@ -75,7 +75,7 @@ class Authenticator:
         self._breaker = Breaker()
         self._store_answered = False  # since it was last down
         self._guessed_until = 0.0  # when the guesses so far will have been paid for
-        self.outage = Outage("key store", _log, "key store is unavailable", "key store answers again")
+        self.outage = Outage(_log, "key store is unavailable", "key store answers again")
         self.counts = CacheCounts()
         store.on_change = self.forget
         store.on_outage = self._note_outage

@@ -42,7 +42,7 @@ class RevocationChannel:
         self.on_change: Callable[[Invalidation], object] = ignore
         self.on_outage: Callable[[str], object] = ignore
         # Of no weight in the log: whoever else needs this Redis logs that it is gone.
-        self.outage = Outage("shared redis", _log, "revocations are not received", "revocations are received again")
+        self.outage = Outage(_log, "revocations are not received", "revocations are received again")
         self.outage.reason = "not connected yet"
         self._client = client
         self._task: asyncio.Task[None] | None = None

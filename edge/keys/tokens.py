@@ -84,9 +84,7 @@ class TokenVerifier:
         self._fetches: set[asyncio.Task[None]] = set()  # that one, and those that a reload made pointless
         self._next: asyncio.TimerHandle | None = None
         self._session: aiohttp.ClientSession | None = None
-        self.outage = Outage(
-            "token keys", _log, "jwt.jwks is unavailable, the last keys go on", "jwt.jwks answers again"
-        )
+        self.outage = Outage(_log, "jwt.jwks is unavailable, the last keys go on", "jwt.jwks answers again")
         self.outage.reason = _NO_SET
 
     @property

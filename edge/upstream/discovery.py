@@ -70,9 +70,7 @@ class Discovery:
         """Take over the answer of a name's look-up; a late one goes on, and no other is begun before its end."""
         asking = self._asking.get(name) or self._begin(name)
         dns = f"dns {name.authority}"
-        outage = self._outages.setdefault(
-            name, Outage(dns, _log, f"{dns} cannot be resolved", f"{dns} is resolved again")
-        )
+        outage = self._outages.setdefault(name, Outage(_log, f"{dns} cannot be resolved", f"{dns} is resolved again"))
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 addresses = await asyncio.shield(asking)

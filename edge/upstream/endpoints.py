@@ -61,7 +61,7 @@ class Endpoint:
         self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
         self.is_instance = is_instance
         failed, back = f"{self} failed several times in a row", f"{self} answers again"
-        self._outage = None if is_instance else Outage(str(self), _log, failed, back)
+        self._outage = None if is_instance else Outage(_log, failed, back)
         self._log_at = -math.inf
 
     def __str__(self) -> str:

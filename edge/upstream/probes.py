@@ -63,7 +63,7 @@ class HealthProbes:
     async def _watch(self, probe: _Probe) -> None:
         endpoint = probe.endpoint
         fails, passes = f"{endpoint} fails its health check", f"{endpoint} passes its health check again"
-        outage = self._outages.setdefault(endpoint, Outage(f"health of {endpoint}", _log, fails, passes))
+        outage = self._outages.setdefault(endpoint, Outage(_log, fails, passes))
         while True:
             failure = await self._ask(probe)
             endpoint.health.probed(healthy=not failure)
@@ -83,7 +83,7 @@ class HealthProbes:
         url = probe.endpoint.url
         headers = {"Authorization": f"Bearer {probe.api_key}"} if probe.api_key is not None else {}
         tls = probe.endpoint.connections.tls or True
-        with contextlib.suppress(ClientError, TimeoutError, OSError):
+        with contextlib.suppress(ClientError, OSError):
             for path in probe.paths:
                 address = f"{url.scheme}://{url.authority}{path}"
                 async with self._session.get(address, headers=headers, ssl=tls, allow_redirects=False) as answer:
