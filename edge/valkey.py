@@ -1,5 +1,7 @@
 """The one client of a Redis or Valkey: the key store, the usage sink and what processes share go through it."""
 
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edge.errors import Unusable
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS: Final = 32
 
 
-def connect(url: str, timeout_s: float, ca_file: str | None = None) -> "Redis":
+def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
     """Return a client of a Redis or Valkey; raises `Unusable` without the package or for a bad URL.
 
     It tries nothing twice: who asks decides what a failure means.
@@ -21,7 +23,7 @@ def connect(url: str, timeout_s: float, ca_file: str | None = None) -> "Redis":
         from redis.backoff import NoBackoff
     except ImportError:
         raise Unusable('redis: needs the package: pip install "edge[redis]"') from None
-    options: dict[str, Any] = {"ssl_ca_certs": ca_file} if url.startswith("rediss:") and ca_file is not None else {}
+    options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
     try:
         pool: Any = BlockingConnectionPool.from_url(
             url,
@@ -41,6 +43,13 @@ async def disconnect(client: "Redis") -> None:
     """Close every connection of a client."""
     await client.aclose()
     await client.connection_pool.disconnect()
+
+
+def raise_cancellation() -> None:
+    """Raise `CancelledError` when this task is cancelled: redis-py takes that for a failure while it connects."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from None
 
 
 def reason_of(error: Exception) -> str:

@@ -99,7 +99,7 @@ class Admission:
     """
 
     def __init__(self, limits: Mapping[str, LimitConfig], clock: Callable[[], float]) -> None:
-        self._clock = clock
+        self.clock = clock
         self.clock_offset_s = 0.0  # how far the clock that processes share is ahead
         self._minute = 0
         self._minute_began = 0.0
@@ -136,7 +136,7 @@ class Admission:
             limits = self._resolve(names)
         if not limits:
             return UNLIMITED
-        now = self._clock() + self.clock_offset_s
+        now = self.clock() + self.clock_offset_s
         elapsed_s = now - self._minute_began
         if not 0.0 <= elapsed_s < MINUTE_S:
             elapsed_s = self._turn(now)
@@ -201,7 +201,7 @@ class Admission:
 
     def _now(self) -> float:
         """Return Unix time, after its minute has begun."""
-        now = self._clock() + self.clock_offset_s
+        now = self.clock() + self.clock_offset_s
         if not 0.0 <= now - self._minute_began < MINUTE_S:
             self._turn(now)
         return now

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -24,7 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from edge.limits.admission import Admission
 from edge.limits.counters import RUNNING_EXPIRES_S, Counter, Counts
 from edge.outage import Outage
-from edge.valkey import reason_of
+from edge.valkey import raise_cancellation, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -83,12 +83,11 @@ _DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest
 class SharedLimits:
     """Merges the counters of this process with those of all others, while Redis answers.
 
-    While it does not, requests are admitted by what is known here. `clock` is the admission's.
+    While it does not, requests are admitted by what is known here.
     """
 
-    def __init__(self, client: "Redis", admission: Admission, clock: Callable[[], float]) -> None:
+    def __init__(self, client: "Redis", admission: Admission) -> None:
         self.outage = Outage(
-            "shared limits",
             _log,
             "shared.redis is unavailable, limits count what this process serves, news of keys waits",
             "shared.redis answers again, limits are shared",
@@ -96,7 +95,6 @@ class SharedLimits:
         self.merges = 0
         self._client = client
         self._admission = admission
-        self._clock = clock
         self._process = secrets.token_hex(8)
         self._joined = False  # whether all that was counted here has been reported
 
@@ -104,7 +102,6 @@ class SharedLimits:
         """Merge until cancelled, then report that nothing runs here any more."""
         from redis.exceptions import RedisError
 
-        task = asyncio.current_task()
         pause_s = _INTERVAL_S
         try:
             while True:
@@ -112,18 +109,17 @@ class SharedLimits:
                     await self.merge()
                     self.outage.up()
                     pause_s = _INTERVAL_S
-                except (RedisError, OSError, TimeoutError) as error:
-                    if task is not None and task.cancelling():  # which redis-py takes for a failure to connect
-                        raise asyncio.CancelledError from None
+                except (RedisError, OSError) as error:
+                    raise_cancellation()
                     self.outage.down(reason_of(error))
                     # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
-                    with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    with contextlib.suppress(RedisError, OSError):
                         await self._client.connection_pool.disconnect(inuse_connections=False)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 await asyncio.sleep(pause_s)
         finally:
             if not self.outage:
-                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                with contextlib.suppress(RedisError, OSError):
                     async with asyncio.timeout(_LEAVE_TIMEOUT_S):
                         await self._leave()
 
@@ -148,7 +144,7 @@ class SharedLimits:
         local = [counter.local() for counter in counters]
         if leaving:
             local = [each._replace(running=0) for each in local]
-        asked_at = self._clock()
+        asked_at = self._admission.clock()
         reply: Any = self._client.evalsha(
             _DIGEST,
             len(counters),
@@ -159,7 +155,7 @@ class SharedLimits:
             *(" ".join(map(str, each)) for each in local),
         )
         time, *lines = (await reply).split(b"\n")
-        self._keep_time(float(time), asked_at, self._clock())
+        self._keep_time(float(time), asked_at, self._admission.clock())
         remote = [Counts(each.minute, *map(int, line.split())) for each, line in zip(local, lines, strict=True)]
         self._admission.merge(counters, remote)
 

@@ -102,8 +102,7 @@ class Server:
         self._tokens = _token_verifier(config, self._loop.time)
         self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
         self.memory = BodyMemory(config.server.body_memory_bytes)
-        self._unix_time = _steady_unix_time()
-        self.admission = Admission(config.limits, self._unix_time)
+        self.admission = Admission(config.limits, _steady_unix_time())
         self.journal = self._open_journal(config.usage)
         self.proxy = Proxy(
             generation,
@@ -268,7 +267,7 @@ class Server:
         """Listen to what other processes publish of keys, and count with them."""
         if config.shared.redis:
             self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
-            self.shared_limits = SharedLimits(self._shared_client, self.admission, self._unix_time)
+            self.shared_limits = SharedLimits(self._shared_client, self.admission)
             self._channel = RevocationChannel(self._shared_client)
             self._channel.on_change = self.authenticator.forget
             self._channel.open()

@@ -119,7 +119,7 @@ async def processes(
     for _ in range(count):
         client = connect(url, 1.0)
         admission = Admission(limits(**numbers), clock)
-        made.append(Process(admission, RecordedLimits(client, admission, clock), client))
+        made.append(Process(admission, RecordedLimits(client, admission), client))
     try:
         async with asyncio.timeout(2 * PATIENCE_S):
             yield made
@@ -513,7 +513,7 @@ async def test_client_that_cannot_even_disconnect_is_an_outage_like_any_other() 
 
     client, disconnected = Stuck(), asyncio.Event()
     client.connection_pool = client
-    shared = SharedLimits(client, Admission({}, time.time), time.time)  # type: ignore[arg-type]  # what it uses of one
+    shared = SharedLimits(client, Admission({}, time.time))  # type: ignore[arg-type]  # what it uses of one
     async with asyncio.TaskGroup() as group:
         running = group.create_task(shared.run())
         for _ in range(2):

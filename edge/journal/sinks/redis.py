@@ -4,14 +4,13 @@ The stream grows until its readers trim it (XTRIM with MINID); to trim here coul
 keeps the first of each `id`. Source: https://valkey.io/topics/streams-intro/
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from edge.config.settings import UsageConfig
 from edge.journal.records import head_decoder
 from edge.journal.sinks.protocol import SinkUnavailable, place_of
-from edge.valkey import connect, disconnect, reason_of
+from edge.valkey import connect, disconnect, raise_cancellation, reason_of
 
 STREAM: Final = "edge:usage"
 _TIMEOUT_S: Final = 3.0  # also how long a cancellation may take, see below
@@ -21,8 +20,7 @@ class RedisSink:
     """Adds records to the stream; raises `Unusable` without the package or for a bad URL."""
 
     def __init__(self, config: UsageConfig) -> None:
-        ca_file = config.sink_ca_file
-        self._client = connect(config.sink, _TIMEOUT_S, str(ca_file) if ca_file is not None else None)
+        self._client = connect(config.sink, _TIMEOUT_S, config.sink_ca_file)
         self._place = place_of(config.sink, 6379)
 
     def reconfigure(self, config: UsageConfig) -> None:
@@ -38,9 +36,7 @@ class RedisSink:
                     pipeline.xadd(STREAM, {"id": head_decoder.decode(line).id, "record": line})
                 await pipeline.execute()
         except (RedisError, OSError) as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # which redis-py takes for a timeout while it connects
-                raise asyncio.CancelledError from None
+            raise_cancellation()
             raise SinkUnavailable(self._reason_of(error)) from None
 
     def _reason_of(self, error: Exception) -> str:

@@ -40,7 +40,7 @@ class RedisKeyStore(KeyStore):
         ca_file = self._config.store_ca_file
         if ca_file is not None:
             client_tls(ca_file, "keys.store_ca_file")  # the client would find out at each connection
-        client = connect(self._config.store.url, self._config.store_timeout_s, str(ca_file) if ca_file else None)
+        client = connect(self._config.store.url, self._config.store_timeout_s, ca_file)
         self._client = client
         self._channel = RevocationChannel(client)
         self._channel.on_change = self.on_change
