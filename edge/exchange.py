@@ -63,6 +63,10 @@ class Principal:
     expires_at: float | None = None
     limit: str | None = None
 
+    def has_expired(self, now: float) -> bool:
+        """Return whether it has ended by the Unix time `now`."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 class Credential(NamedTuple):
     """What a request shows, the `Authorization` it came in ("" when in another header), and its SHA-256."""

@@ -180,7 +180,7 @@ def _reason(
 
 
 def _state(principal: Principal, now: float) -> str:
-    if principal.expires_at is not None and principal.expires_at <= now:
+    if principal.has_expired(now):
         return "the key has expired"
     if not principal.enabled:
         return "the key is disabled"

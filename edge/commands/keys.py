@@ -139,8 +139,7 @@ def _columns(text: str) -> int:
 
 
 def _row(record: KeyRecord, now: float) -> tuple[str, ...]:
-    is_over = record.expires_at is not None and record.expires_at <= now
-    states = ("disabled", not record.enabled), ("suspended", record.suspended), ("expired", is_over)
+    states = ("disabled", not record.enabled), ("suspended", record.suspended), ("expired", record.has_expired(now))
     state = ", ".join(name for name, holds in states if holds) or "enabled"
     state += ", out of quota" if record.out_of_quota else ""
     expires = record.as_json()["expires_at"] or "never"

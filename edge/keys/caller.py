@@ -54,9 +54,7 @@ class Caller:
     def check_state(self, now: float) -> None:
         """Raise `Unauthenticated` or `OutOfQuota` unless the key is usable at the Unix time `now`."""
         principal = self.principal
-        if principal.expires_at is not None and principal.expires_at <= now:
-            raise wrong_key()
-        if not principal.enabled or principal.suspended:
+        if principal.has_expired(now) or not principal.enabled or principal.suspended:
             raise wrong_key()
         if principal.out_of_quota:
             raise OutOfQuota("You exceeded your current quota: check the balance of your account.")

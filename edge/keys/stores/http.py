@@ -11,7 +11,6 @@ is a failure of the server, never an unknown key. Changes are not reported: a re
 old, or until `POST /keys/purge` names it.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Final
@@ -62,7 +61,7 @@ class HttpKeyStore(KeyStore):
         """Return who owns a key; raises `StoreFailed` for every answer but a clear one."""
         try:
             content = await self._ask(key)
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise StoreFailed(type(error).__name__) from None
         try:
             return read_answer(orjson.loads(content), digest)

@@ -146,7 +146,7 @@ class SqliteKeyStore(KeyStore):
             if not self._file.is_open or self._file.was_replaced():
                 self._reopen()
             elif invalidation := self._file.changes():
-                self._report(invalidation)
+                self._post(self.on_change, invalidation)
         except Exception as error:  # the watch outlives every fault of the file
             self._lost(error)
 
@@ -154,17 +154,14 @@ class SqliteKeyStore(KeyStore):
         self._file.open(create=False)
         if not self._healthy:
             self._healthy = True
-            self._post(lambda: self.on_outage(""))
-        self._report(Invalidation(everything=True))
+            self._post(self.on_outage, "")
+        self._post(self.on_change, Invalidation(everything=True))
 
     def _lost(self, error: Exception) -> None:
         self._file.close()
         if self._healthy:
             self._healthy = False
-            self._post(lambda: self.on_outage(_reason_of(error)))
-
-    def _report(self, invalidation: Invalidation) -> None:
-        self._post(lambda: self.on_change(invalidation))
+            self._post(self.on_outage, _reason_of(error))
 
     def _post(self, callback: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
