@@ -36,19 +36,16 @@ class BodyMemory:
 class Body:
     """The body of a request, counted in the memory of all bodies until it is released."""
 
-    __slots__ = ("_memory", "_reserved", "data")
+    __slots__ = ("_memory", "data")
 
     def __init__(self, data: bytes, memory: BodyMemory) -> None:
         self.data = data
         self._memory = memory
-        self._reserved = len(data)
 
     def release(self) -> None:
         """Let go of the bytes."""
-        if self._reserved:
-            self._memory.release(self._reserved)
-            self._reserved = 0
-            self.data = b""
+        self._memory.release(len(self.data))
+        self.data = b""
 
 
 def _too_large(max_body_bytes: int) -> RequestTooLarge:

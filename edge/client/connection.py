@@ -312,17 +312,17 @@ class ClientConnection(RequestHandler):
                 is_whole = payload.is_eof()
                 if is_whole:
                     self._message_taken()
-                if isinstance(message, RawRequestMessage):
-                    request = self._current_request = Request(message, payload, self)
-                    self._meet(message)
-                    try:
-                        await self._server.handle(request)
-                    finally:
-                        self._current_request = None
-                else:
-                    self._refuse_malformed(message if isinstance(message, EdgeError) else message.exc)
-                    self.last = True
-                if not payload.is_eof() or not isinstance(message, RawRequestMessage):
+                if not isinstance(message, RawRequestMessage):
+                    self._server.malformed_requests += 1
+                    self.refuse(message if isinstance(message, EdgeError) else _parser_error(message.exc))
+                    return
+                request = self._current_request = Request(message, payload, self)
+                self._meet(message)
+                try:
+                    await self._server.handle(request)
+                finally:
+                    self._current_request = None
+                if not payload.is_eof():
                     self._close_lingering()
                     return
                 if not is_whole:
@@ -385,19 +385,13 @@ class ClientConnection(RequestHandler):
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
 
-    def _refuse_malformed(self, cause: BaseException) -> None:
-        """Answer a request that the parser refused; neither the log nor the answer quotes the input, keys included."""
-        self._server.malformed_requests += 1
-        self.send(error_response(_parser_error(cause), request_id=new_request_id(), last=True))
-
 
 def _head_too_large() -> HeadersTooLarge:
     return HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
 
 
 def _parser_error(error: BaseException | None) -> EdgeError:
-    if isinstance(error, EdgeError):
-        return error
+    """Return what the parser refused as an error of ours; nothing quotes the input, which may hold a key."""
     if isinstance(error, LineTooLong):
         if error.args[1] == MAX_REQUEST_LINE_BYTES:
             return UriTooLong(f"the request line is over {MAX_REQUEST_LINE_BYTES} bytes")

@@ -36,7 +36,6 @@ class ClientServer(web.Server):
         self.lifecycle = lifecycle
         self._options: dict[str, Any] = {
             "loop": self._loop,
-            "keepalive_timeout": config.client_idle_timeout_s,
             "lingering_time": connection.LINGER_S,
             "access_log": None,
             "auto_decompress": False,
@@ -44,8 +43,7 @@ class ClientServer(web.Server):
             "max_field_size": connection.MAX_FIELD_BYTES,
             "max_headers": connection.MAX_FIELDS,
         }
-        self.header_timeout_s = config.header_timeout_s
-        self.max_connections = max_connections
+        self.reconfigure(config, max_connections)
         self.clients: set[ClientConnection] = set()
         self._empty = asyncio.Event()
         self.accepted_connections = 0

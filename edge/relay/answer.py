@@ -30,7 +30,7 @@ from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
-from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
+from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, event_end, opens_with_error
 from edge.wire import http1
 from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
@@ -153,7 +153,7 @@ class Answer:
             if len(data) > http1.MAX_HEAD_BYTES:
                 self._refuse()
             return
-        is_error = opens_with_error(content, whole) if self.streams and content else False
+        is_error = opens_with_error(content, whole) if self.streams else False
         if is_error is None:
             self._held = data
             return
@@ -197,10 +197,8 @@ class Answer:
             head.keep_alive = False
             understood = len(data)
         self._held = data[understood:]
-        is_event = self.streams and head.status < 300
-        body = b"".join(parts) if is_event or framing.done else b""
         too_long = sum(map(len, parts)) > _MAX_ERROR_BYTES
-        if framing.done or too_long or (is_event and any(end in body for end in EVENT_ENDS)):
+        if framing.done or too_long or (head.status < 300 and event_end(b"".join(parts), 0, False)):
             self._fail_as_answered(head)
 
     def _fail_as_answered(self, head: ResponseHead) -> None:

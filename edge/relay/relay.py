@@ -57,7 +57,7 @@ class Relay(Receiver):
     """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
 
     __slots__ = (
-        "_answer", "_attempt", "_begun_at", "_client", "_connection", "_exchange", "_failure", "_heartbeat", "_reused",
+        "_answer", "_attempt", "_begun_at", "_client", "_exchange", "_failure", "_heartbeat", "_reused",
         "_settlement", "_silence", "_slow_client", "_transport", "done", "paused",
     )  # fmt: skip
 
@@ -73,11 +73,15 @@ class Relay(Receiver):
         self._heartbeat: Heartbeat | None = None
         self._slow_client: SlowClient | None = None
 
+    @property
+    def _connection(self) -> UpstreamConnection | None:
+        connection: UpstreamConnection | None = self._answer.connection
+        return connection
+
     def send(self, connection: UpstreamConnection) -> "asyncio.Future[None]":
         """Send the request; return what is done when its answer is over."""
         attempt, loop = self._attempt, self._client.loop
         self._reused = connection.uses > 0
-        self._connection: UpstreamConnection | None = connection
         transport = self._transport = connection.lend(self)
         self._answer = Answer(self, self._exchange, self._client, attempt, connection)
         self._begun_at = loop.time()
@@ -97,10 +101,8 @@ class Relay(Receiver):
         self._client.attach(None)
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._slow_client is not None:
-            self._stop_watching()
-        if self._connection is not None:
-            self._drop_connection()
+        self._stop_watching()
+        self._drop_connection()
         self._silence = self._heartbeat = None
         del self._answer  # which has this as its owner: a circle of references lives until it is collected
 
@@ -170,14 +172,13 @@ class Relay(Receiver):
         if connection is None or not idle_s or transport.get_write_buffer_size():
             self._drop_connection()
             return
-        self._connection = answer.connection = None
+        answer.connection = None
         if self.paused:
             transport.resume_reading()
         connection.free(idle_s)
 
     def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        self._answer.connection = None
+        connection, self._answer.connection = self._connection, None
         if connection is not None:
             connection.abort()
 
@@ -185,7 +186,7 @@ class Relay(Receiver):
 
     def connection_lost(self, eof: bool) -> None:
         """Take the end of the upstream's connection: in order, too early, or before it began."""
-        self._connection = self._answer.connection = None
+        self._answer.connection = None
         at_once = self._client.loop.time() - self._begun_at < _STALE_WITHIN_S
         self._answer.closed(in_order=eof, stale=self._reused and at_once)
 
@@ -211,8 +212,7 @@ class Relay(Receiver):
 
     def cut(self) -> None:
         """End the answer because the edge has to stop."""
-        if self._answer.state is not ENDED:
-            self._answer.drain()
+        self._answer.drain()
 
     def client_paused(self) -> None:
         """Stop reading the upstream."""

@@ -53,9 +53,6 @@ class Verbatim:
         if understood != len(data):
             self.left = data[understood:]
             data = data[:understood]
-        if not self._streams:
-            self._meter.feed(payload[0] if len(payload) == 1 else b"".join(payload))
-            return data
         return self._metered(data, payload)
 
     def _metered(self, data: bytes, payload: list[bytes]) -> bytes:

@@ -123,9 +123,6 @@ class Framing:
         self.done = False
         self.tail = b""  # the last bytes of the content, as many as the end of an event may have
 
-    def _passed(self, content: bytes) -> None:
-        self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
-
     def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return the count of bytes understood; raises `Malformed`."""
         raise NotImplementedError
@@ -183,7 +180,6 @@ class UntilClose(Framing):
 
     def scan(self, data: bytes, payload: list[bytes], plain: bool = False) -> int:
         """Return all of it."""
-        self._passed(data)
         if data:
             payload.append(data)
         return len(data)
@@ -290,6 +286,9 @@ class Chunked(Framing):
                         break
                     at = after
         return at
+
+    def _passed(self, content: bytes) -> None:
+        self.tail = (self.tail + content[-EVENT_END_BYTES:])[-EVENT_END_BYTES:]
 
     def _irregular_line(self, data: bytes, at: int) -> int:
         line = _ANY_SIZE_LINE.match(data, at)
