@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trustme
@@ -19,7 +19,9 @@ from edge.keys.stores.registry import KeyRegistry
 from edge.process.server import Server
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
+from tests.keybackends import ValkeyServer
 
+T = TypeVar("T")
 USER = "u-1100a15812cc"
 
 
@@ -256,6 +258,12 @@ async def edge(start_edge: StartEdge, simulator: Simulator) -> Edge:
     return await start_edge(ROUTES.replace("{upstream}", simulator.url))
 
 
+async def soon(waiting: Awaitable[T]) -> T:
+    """What has to come, and soon enough for any machine."""
+    async with asyncio.timeout(20):
+        return await waiting
+
+
 Script = Callable[["ScriptedConnection"], Awaitable[None]]
 
 
@@ -415,6 +423,15 @@ async def heard(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Heard]:
     logging.getLogger("edge").addHandler(heard)
     yield heard
     logging.getLogger("edge").removeHandler(heard)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A Valkey server of the test's own."""
+    server = ValkeyServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 StartUpstream = Callable[[Script], Awaitable[ScriptedUpstream]]

@@ -87,8 +87,8 @@ async def attended(store: KeyStore) -> AsyncIterator[Listener]:
         await store.close()
 
 
-def sqlite_store(path: Path, watch_interval_s: float = 0.01) -> SqliteKeyStore:
-    return SqliteKeyStore(KeysConfig(KeyStoreAddress(path)), watch_interval_s)
+def sqlite_store(path: Path) -> SqliteKeyStore:
+    return SqliteKeyStore(KeysConfig(KeyStoreAddress(path)), 0.01)
 
 
 class Backend(ABC):

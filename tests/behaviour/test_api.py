@@ -17,6 +17,7 @@ from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
 from edge.simulator.dialects import error_document
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
+from tests.streams import chunk
 
 PUBLIC = "public/deepseek-r1"
 OWN = f"{USER}/qwen2"
@@ -43,10 +44,6 @@ def streaming(*parts: bytes, close: bool = False) -> Script:
             connection.writer.close()
 
     return script
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def form(model: str, boundary: str = "b0undary") -> bytes:

@@ -17,6 +17,7 @@ from edge.relay.relay import Relay
 from edge.relay.terms import Attempt
 from edge.wire.connections import ConnectionPool
 from tests.conftest import ROUTES, Edge, RawClient, Script, ScriptedConnection, StartEdge, StartUpstream
+from tests.streams import chunk
 
 T = TypeVar("T")
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
@@ -25,10 +26,6 @@ JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 LAST = b"0\r\n\r\n"
 HELLO = b"7\r\ndata:1\n\r\n1\r\n\n\r\n"
 MIB = 2**20
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 async def soon(waiting: Awaitable[T]) -> T:

@@ -3,24 +3,18 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable
-from typing import TypeVar
 
 import pytest
 
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.streams import chunk
 
-T = TypeVar("T")
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 EVENTS = [b'data: {"id":"1"}\n\n', b": ping\n\n", b'event: x\r\ndata: {"id":"2"}\r\n\r\n', b"data: [DONE]\n\n"]
 STREAM = b"".join(EVENTS)
 LAST = b"0\r\n\r\n"
 WAYS = ("cut", "reset", "stall")
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 # The same events in other chunks; `whole events` is how engines send them.
@@ -31,12 +25,6 @@ CHUNKS = {
     "single bytes": [STREAM[at : at + 1] for at in range(len(STREAM))],
     "single bytes of blank lines": [bytes([byte]) for byte in b"x: a\n\ny: b\r\n\r\nz: c\nz: d\n\n"],
 }
-
-
-async def soon(waiting: Awaitable[T]) -> T:
-    """What has to come, and soon enough for any machine."""
-    async with asyncio.timeout(20):
-        return await waiting
 
 
 async def edge_for(start_edge: StartEdge, start_upstream: StartUpstream, way: str, whole: bytes) -> Edge:

@@ -4,10 +4,10 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -15,9 +15,8 @@ from edge.keys.stores.sqlite import SqliteKeyStore
 from edge.relay.relay import Relay
 from edge.simulator.server import Simulator
 from edge.wire.connections import ConnectionPool
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, WatchMethod, soon
 
-T = TypeVar("T")
 NEVER_MS = 30_000  # until the upstream's next byte: longer than any wait here, so it is the abort that ends it
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -37,27 +36,8 @@ ways = pytest.mark.parametrize("way", LEAVE)
 streams = pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
 
 
-async def soon(waiting: Awaitable[T]) -> T:
-    """What has to come, and soon enough for any machine."""
-    async with asyncio.timeout(20):
-        return await waiting
-
-
 def ask(stream: bool = True, **simulate: Any) -> dict[str, Any]:
     return {"model": "public/deepseek-r1", "stream": stream, "messages": [], "simulate": simulate}
-
-
-def called(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> asyncio.Event:
-    """An event that is set when a method is called."""
-    event = asyncio.Event()
-    original = getattr(owner, name)
-
-    def method(*args: Any, **kwargs: Any) -> Any:
-        event.set()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, method)
-    return event
 
 
 async def gone_in(edge: Edge, phase: str) -> None:
@@ -96,9 +76,9 @@ def connecting_sockets(port: int) -> int:
 
 @ways
 async def test_client_that_leaves_while_connecting_ends_the_attempt_and_no_other_is_made(
-    start_edge: StartEdge, simulator: Simulator, deaf_port: int, monkeypatch: pytest.MonkeyPatch, way: str
+    start_edge: StartEdge, simulator: Simulator, deaf_port: int, watch: WatchMethod, way: str
 ) -> None:
-    connecting = called(monkeypatch, ConnectionPool, "connect")
+    connecting = watch(ConnectionPool, "connect")
     edge = await start_edge(
         f"""
         [pools.r1]
@@ -112,7 +92,7 @@ async def test_client_that_leaves_while_connecting_ends_the_attempt_and_no_other
     before = connecting_sockets(deaf_port)
     client = await edge.connect()
     client.send(edge.request(ask()))
-    await soon(connecting.wait())
+    await soon(connecting.called())
     await asyncio.sleep(0)
     LEAVE[way](client)
     await gone_in(edge, "lease")
@@ -203,7 +183,7 @@ async def test_client_that_leaves_within_the_answer_frees_the_upstream(
 @ways
 @streams
 async def test_client_that_leaves_with_bytes_queued_for_it_frees_the_upstream(
-    start_edge: StartEdge, start_upstream: StartUpstream, monkeypatch: pytest.MonkeyPatch, stream: bool, way: str
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod, stream: bool, way: str
 ) -> None:
     """A half-close too: whoever still reads would not stop to read first, and the queue would wait for ever."""
     event = b"data: " + b"x" * 65_536 + b"\n\n"
@@ -213,14 +193,14 @@ async def test_client_that_leaves_with_bytes_queued_for_it_frees_the_upstream(
         while True:
             await connection.send(b"%x\r\n%b\r\n" % (len(event), event))
 
-    paused = called(monkeypatch, Relay, "client_paused")
+    paused = watch(Relay, "client_paused")
     upstream = await start_upstream(script)
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
     client = await edge.connect()
     client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
     client.send(edge.request(ask(stream)))
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads
-    await soon(paused.wait())
+    await soon(paused.called())
     LEAVE[way](client)
     await soon(upstream.gone.wait())
     await gone_in(edge, "stream")

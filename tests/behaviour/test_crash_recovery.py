@@ -53,7 +53,6 @@ class Sink:
     def __init__(self) -> None:
         self.records: dict[str, Any] = {}
         self.received = 0
-        self._is_down = False
         self._ticks = 0
 
     async def start(self) -> str:

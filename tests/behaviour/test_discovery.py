@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -79,9 +79,6 @@ def resolver(monkeypatch: pytest.MonkeyPatch, changes: Changes) -> Resolver:
     monkeypatch.setattr(discovery, "look_up", made.look_up)
     monkeypatch.setattr(discovery, "_INTERVAL_S", 0.02)
     return made
-
-
-StartMembers = Callable[..., Awaitable[list[Simulator]]]
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable
-from typing import TypeVar
 
 import openai
 import pytest
 
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.streams import chunk
 
-T = TypeVar("T")
 BEAT = b": keep-alive\n\n"
 BEAT_CHUNK = b"e\r\n: keep-alive\n\n\r\n"
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
@@ -21,22 +19,12 @@ LAST = b"0\r\n\r\n"
 OVERLOADED = b"HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\n{}"
 
 
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 def routes(*urls: str, heartbeat: str = "20ms") -> str:
     endpoints = ", ".join(f'"{url}"' for url in urls)
     return (
         f'[pools.p]\nendpoints = [{endpoints}]\nbalance = "round-robin"\n'
         f'[routes."public/deepseek-r1"]\npool = "p"\nheartbeat = "{heartbeat}"\n'
     )
-
-
-async def soon(waiting: Awaitable[T]) -> T:
-    """What has to come, and soon enough for any machine."""
-    async with asyncio.timeout(20):
-        return await waiting
 
 
 async def beats(client: RawClient, count: int) -> None:

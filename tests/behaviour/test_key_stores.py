@@ -16,6 +16,7 @@ import pytest
 
 from edge.keys.stores.protocol import hash_key
 from edge.simulator.server import Simulator
+from tests.behaviour.test_keys import status_of, until_status
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.issuer import AUDIENCE, ISSUER, OTHER_RSA_KEY, Issuer, public_jwk, token
 from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, HttpBackend, ValkeyServer, running
@@ -23,18 +24,6 @@ from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, HttpBack
 BODY = {"model": "public/deepseek-r1", "messages": []}
 KEY = "sk-one-0123456789"
 NEW = "sk-new-0123456789"
-
-
-async def status_of(edge: Edge, key: str) -> int:
-    return (await edge.ask(BODY, key=key))[0]
-
-
-async def until(edge: Edge, key: str, wanted: int, allowed: tuple[int, ...]) -> None:
-    """Ask until the answer is the one that is wanted; every one before is among those allowed."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (status := await status_of(edge, key)) != wanted:
-            assert status in allowed
-            await asyncio.sleep(0.01)
 
 
 class Start:
@@ -89,9 +78,9 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
         assert (status, received) == (200, expected)
         assert edge.server.readiness.ready
         await backend.mend()
-        await until(edge, NEW, 200, (503,))
+        await until_status(edge, 200, (503,), NEW)
         assert await status_of(edge, KEY) == 200
-        await until(edge, "sk-never-heard-of", 401, (503,))
+        await until_status(edge, 401, (503,), "sk-never-heard-of")
         await edge.consistent()
         async with asyncio.timeout(PATIENCE_S):
             while edge.server.authenticator.outage.reason:
@@ -117,7 +106,7 @@ async def test_change_reaches_every_process(start: Start, tmp_path: Path, kind: 
         facts = await backend.create(KEY, Facts("key_1", USER))
         edges = [await start.over(backend, 'cache_ttl = "1h"') for _ in range(2)]
         for edge in edges:
-            await until(edge, KEY, 200, ())
+            await until_status(edge, 200, (), KEY)
         match change:
             case "revoked":
                 await backend.revoke(facts)
@@ -128,15 +117,7 @@ async def test_change_reaches_every_process(start: Start, tmp_path: Path, kind: 
             case _:
                 await backend.mark_user(USER, out_of_quota=True)
         for edge in edges:
-            await until(edge, KEY, 402 if change == "out of quota" else 401, (200,))
-
-
-@pytest.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+            await until_status(edge, 402 if change == "out of quota" else 401, (200,), KEY)
 
 
 async def purge(edge: Edge, query: str = "") -> tuple[int, Any]:
@@ -163,7 +144,7 @@ async def test_purge_at_one_process_reaches_all_that_share_a_redis(
         assert [await status_of(edge, KEY) for edge in edges] == [200, 200], "nobody was told yet"
         assert await purge(edges[0], query) == (200, {"forgotten": 1, "processes": 2})
         for edge in edges:
-            await until(edge, KEY, 401, (200,))
+            await until_status(edge, 401, (200,), KEY)
 
 
 async def test_purge_of_what_is_not_understood_forgets_nothing(start: Start, tmp_path: Path) -> None:
@@ -255,7 +236,7 @@ async def test_token_is_proved_once_and_expires_while_it_is_cached(
         given = token(exp=time.time() + 1.5)
         assert [await status_of(edge, given) for _ in range(3)] == [200] * 3
         assert edge.server.authenticator.counts.misses == 1
-        await until(edge, given, 401, (200,))
+        await until_status(edge, 401, (200,), given)
         answer = (await edge.ask(BODY, key=given))[2]
         assert json.loads(answer)["error"]["code"] == "invalid_api_key"
 
@@ -267,13 +248,13 @@ async def test_suspended_user_does_not_get_in_with_a_token_either(
     async with running(kind, tmp_path) as backend:
         edge = await start.over(backend, more=jwt_table(issuer))
         given = token()
-        await until(edge, given, 200, ())
+        await until_status(edge, 200, (), given)
         await backend.mark_user(USER, suspended=True)
-        await until(edge, given, 401, (200,))
+        await until_status(edge, 401, (200,), given)
         await backend.mark_user(USER, out_of_quota=True)
-        await until(edge, given, 402, (401,))
+        await until_status(edge, 402, (401,), given)
         await backend.mark_user(USER)
-        await until(edge, given, 200, (402,))
+        await until_status(edge, 200, (402,), given)
 
 
 async def test_token_needs_no_introspection_server(
@@ -298,7 +279,7 @@ async def test_withdrawn_key_of_the_issuer_ends_its_tokens(start: Start, issuer:
         issuer.keys = [public_jwk(OTHER_RSA_KEY, "RS256", "new")]
         # The next fetch is due after the least interval: it is what a reload asks for at once.
         edge.server.reload()
-        await until(edge, given, 401, (200,))
+        await until_status(edge, 401, (200,), given)
         assert await status_of(edge, token("new", key=OTHER_RSA_KEY, algorithm="RS256")) == 200
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,14 +195,6 @@ async def test_limit_of_a_reload_holds_for_what_was_counted_before(start_edge: S
 
 
 # --- several processes
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Any:
-    server = ValkeyServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 async def merges_until(edge: Edge, condition: Callable[[], bool]) -> None:

@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -14,6 +13,7 @@ import pytest
 
 from loadtest.__main__ import main
 from loadtest.upstream import Ticks, Upstream
+from tests.behaviour.test_demo import Ran, run
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -21,28 +21,8 @@ pytestmark = pytest.mark.usefixtures("no_environment")
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass
-class Ran:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 async def loadtest(*arguments: str | Path) -> Ran:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "loadtest",
-        *arguments,
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return Ran(process.returncode, out.decode(), err.decode())
+    return await run(sys.executable, "-m", "loadtest", *arguments, cwd=ROOT)
 
 
 def at(edge: Edge) -> tuple[str, ...]:

@@ -4,18 +4,17 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
+from tests.streams import STREAMS
 
 ASKED = "public/deepseek-r1"
 SERVED = "deepseek-ai/DeepSeek-R1"
 ECHO = f'[routes."{ASKED}"]\nmodel = "{SERVED}"\nmodel_echo = true'
-STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 QUESTIONS: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": []},

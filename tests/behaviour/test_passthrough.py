@@ -1,15 +1,13 @@
 """What the upstream sends is what the client gets, however the network cuts it."""
 
 import asyncio
-import itertools
 import json
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import trustme
@@ -19,15 +17,9 @@ from hypothesis import strategies as st
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.wire.connections import UpstreamConnection
-from tests.conftest import (
-    ROUTES,
-    Edge,
-    ScriptedConnection,
-    StartEdge,
-    StartUpstream,
-)
+from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.streams import STREAMS, chunk, cut
 
-STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 SHORT = sorted(name for name, stream in STREAMS.items() if len(stream) < 4096)
 ASK = {"model": "public/deepseek-r1", "stream": True, "messages": []}
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -36,10 +28,6 @@ SSE_HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stre
 def frames(stream: bytes) -> list[bytes]:
     """The events of a stream, each with its empty line."""
     return re.findall(rb".+?(?:\r\n\r\n|\n\n)", stream, re.DOTALL)
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def chunked_answer(stream: bytes) -> bytes:
@@ -79,7 +67,6 @@ def cutter(monkeypatch: pytest.MonkeyPatch) -> Cutter:
     return cutter
 
 
-T = TypeVar("T")
 Ask = Callable[[Sequence[bytes]], Awaitable[tuple[int, dict[str, str], bytes]]]
 
 
@@ -101,17 +88,6 @@ async def ask_for(start_edge: StartEdge, start_upstream: StartUpstream, cutter: 
         return await soon(client.response())
 
     return ask
-
-
-async def soon(waiting: Awaitable[T]) -> T:
-    """What has to come, and soon enough for any machine."""
-    async with asyncio.timeout(20):
-        return await waiting
-
-
-def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    at = [0, *sorted(positions), len(data)]
-    return [data[low:high] for low, high in itertools.pairwise(at)]
 
 
 async def test_stream_arrives_as_the_upstream_sent_it(edge: Edge, simulator: Simulator) -> None:

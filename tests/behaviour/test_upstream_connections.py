@@ -8,10 +8,10 @@ import random
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import trustme
@@ -30,18 +30,12 @@ from tests.conftest import (
     ScriptedUpstream,
     StartEdge,
     StartUpstream,
+    soon,
 )
 
-T = TypeVar("T")
 ASK = {"model": "public/deepseek-r1", "messages": []}
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n"
 ANSWER = HEAD + b"\r\n{}"
-
-
-async def soon(waiting: Awaitable[T]) -> T:
-    """What has to come, and soon enough for any machine."""
-    async with asyncio.timeout(20):
-        return await waiting
 
 
 def pool_of(*urls: str, more: str = "", weights: tuple[int, ...] = ()) -> str:

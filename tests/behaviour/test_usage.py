@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
+from tests.streams import chunk
 
 METERED = """
 [pools.r1]
@@ -48,10 +49,6 @@ def simulate(**members: Any) -> dict[str, Any]:
 
 def events(body: bytes) -> list[Any]:
     return [json.loads(data) for data in re.findall(rb"^data: (\{.*)$", body, re.MULTILINE)]
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -15,8 +15,8 @@ USER = "u-1100a15812cc"
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, watch_interval_s: float = 0.01) -> AsyncIterator[tuple[SqliteKeyStore, Listener]]:
-    store = sqlite_store(path, watch_interval_s)
+async def serving(path: Path) -> AsyncIterator[tuple[SqliteKeyStore, Listener]]:
+    store = sqlite_store(path)
     async with attended(store) as listener:
         yield store, listener
 

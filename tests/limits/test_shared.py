@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +31,6 @@ ROUTE = "public/deepseek-r1"
 USER = "u-1100a15812cc"
 KEY = f'{PREFIX}["standard","{ROUTE}","{USER}"]'
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    running = ValkeyServer(tmp_path)
-    running.start()
-    yield running
-    running.stop()
 
 
 class RecordedLimits(SharedLimits):
@@ -150,9 +142,9 @@ async def all_agree(*members: Process) -> None:
 # --- what is counted
 
 
-async def test_counts_of_all_processes_are_exact_after_they_merged(server: ValkeyServer) -> None:
+async def test_counts_of_all_processes_are_exact_after_they_merged(valkey: ValkeyServer) -> None:
     draw = random.Random(7)
-    async with processes(server.url, 3, requests=10**6, tokens=10**9, places=10**6) as members:
+    async with processes(valkey.url, 3, requests=10**6, tokens=10**9, places=10**6) as members:
         used, running = 0, []
         for _ in range(40):
             process = draw.choice(members)
@@ -173,8 +165,8 @@ async def test_counts_of_all_processes_are_exact_after_they_merged(server: Valke
         assert [process.counter.running + process.counter.remote_running for process in members] == [0, 0, 0]
 
 
-async def test_many_counters_are_told_in_batches(server: ValkeyServer) -> None:
-    async with processes(server.url, 2, requests=10) as (one, other):
+async def test_many_counters_are_told_in_batches(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 2, requests=10) as (one, other):
         for number in range(500):
             for process in (one, other):
                 process.admit(user=f"u-{number}").charge(0)
@@ -183,8 +175,8 @@ async def test_many_counters_are_told_in_batches(server: ValkeyServer) -> None:
         assert told == [2] * 500
 
 
-async def test_concurrent_requests_of_all_processes_are_one_limit(server: ValkeyServer) -> None:
-    async with processes(server.url, 3, places=3) as members:
+async def test_concurrent_requests_of_all_processes_are_one_limit(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 3, places=3) as members:
         permits = [process.admit() for process in members]
         await all_agree(*members)
         for process in members:
@@ -197,9 +189,9 @@ async def test_concurrent_requests_of_all_processes_are_one_limit(server: Valkey
         assert not members[0].admits()
 
 
-async def test_reply_that_is_lost_changes_no_count(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reply_that_is_lost_changes_no_count(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has applied what it was told, and nobody knows; so it is told again."""
-    async with processes(server.url, 2, requests=100, tokens=1000) as (one, other):
+    async with processes(valkey.url, 2, requests=100, tokens=1000) as (one, other):
         await one.shared.merge()
         evalsha = one.client.evalsha
 
@@ -219,7 +211,7 @@ async def test_reply_that_is_lost_changes_no_count(server: ValkeyServer, monkeyp
         assert one.counts == other.counts == (6, 50)
 
 
-async def test_minutes_are_those_of_the_server(server: ValkeyServer) -> None:
+async def test_minutes_are_those_of_the_server(valkey: ValkeyServer) -> None:
     """Processes whose clocks are wrong by hours count in the same minutes."""
 
     def skewed(skew_s: float) -> Callable[[], float]:
@@ -228,7 +220,7 @@ async def test_minutes_are_those_of_the_server(server: ValkeyServer) -> None:
     async with AsyncExitStack() as stack:
         members = []
         for skew_s in (-7200.0, 0.0, 5400.0):
-            [process] = await stack.enter_async_context(processes(server.url, 1, skewed(skew_s), requests=100))
+            [process] = await stack.enter_async_context(processes(valkey.url, 1, skewed(skew_s), requests=100))
             process.admit().charge(0)  # before anything is known of the server
             await process.shared.merge()
             assert abs(process.admission.clock_offset_s + skew_s) < 1
@@ -242,8 +234,8 @@ async def test_minutes_are_those_of_the_server(server: ValkeyServer) -> None:
         assert [process.counts[0] for process in members] == [5, 5, 5]
 
 
-async def test_script_adds_up_what_is_of_the_minutes_that_count(server: ValkeyServer) -> None:
-    async with processes(server.url, 1, requests=10**6, tokens=10**6, places=10**6) as (process,):
+async def test_script_adds_up_what_is_of_the_minutes_that_count(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 1, requests=10**6, tokens=10**6, places=10**6) as (process,):
         await process.shared.merge()
         process.admit().charge(0)
         minute = process.counter.minute
@@ -257,7 +249,7 @@ async def test_script_adds_up_what_is_of_the_minutes_that_count(server: ValkeySe
             "a moment ahead": f"{minute + 1} 2 1 4 2 1 {now:.3f}",
             "rubbish": "hello",
         }
-        with server.client() as client:
+        with valkey.client() as client:
             client.hset(KEY, mapping=fields)
             await process.shared.merge()
             counter = process.counter
@@ -299,9 +291,9 @@ async def try_until_refused(process: Process, pause: Callable[[], Awaitable[obje
         await pause()
 
 
-async def test_processes_that_try_as_fast_as_they_can_keep_to_the_bound(server: ValkeyServer) -> None:
+async def test_processes_that_try_as_fast_as_they_can_keep_to_the_bound(valkey: ValkeyServer) -> None:
     allowed = 40_000
-    async with processes(server.url, 3, requests=allowed) as members, merging(*members):
+    async with processes(valkey.url, 3, requests=allowed) as members, merging(*members):
         for process in members:
             await process.shared.merge_again()
         async with asyncio.TaskGroup() as group:
@@ -322,9 +314,9 @@ async def child(url: str, allowed: int) -> None:
     print(json.dumps([process.admitted, process.shared.times]))
 
 
-async def test_three_processes_of_the_system_hold_one_limit(server: ValkeyServer) -> None:
+async def test_three_processes_of_the_system_hold_one_limit(valkey: ValkeyServer) -> None:
     allowed = 1500
-    code = f"import asyncio; from {__name__} import child; asyncio.run(child({server.url!r}, {allowed}))"
+    code = f"import asyncio; from {__name__} import child; asyncio.run(child({valkey.url!r}, {allowed}))"
     children = [
         await asyncio.create_subprocess_exec(
             sys.executable, "-c", code, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -346,7 +338,7 @@ async def test_three_processes_of_the_system_hold_one_limit(server: ValkeyServer
     told = [json.loads(out) for out, _ in answers]
     admitted, merges = [each[0] for each in told], [each[1] for each in told]
     assert allowed <= sum(map(len, admitted)) <= bound_of(admitted, merges, allowed)
-    with server.client() as client:
+    with valkey.client() as client:
         running = [value.split()[5] for value in client.hvals(KEY)]
     assert running == [b"0"] * 3
 
@@ -355,9 +347,9 @@ async def test_three_processes_of_the_system_hold_one_limit(server: ValkeyServer
 
 
 async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back_without_its_data(
-    server: ValkeyServer, caplog: pytest.LogCaptureFixture
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with processes(server.url, 3, requests=10**6, tokens=10**9) as members:
+    async with processes(valkey.url, 3, requests=10**6, tokens=10**9) as members:
         stop, served = asyncio.Event(), asyncio.Event()
 
         async def requests(process: Process) -> None:
@@ -371,14 +363,14 @@ async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back
                 group.create_task(requests(process))
             for process in members:
                 await process.shared.merge_again()
-            server.stop()
+            valkey.stop()
             for process in members:
                 await process.shared.lost()
             before = [len(process.admitted) for process in members]
             while any(len(each.admitted) < count + 100 for each, count in zip(members, before, strict=True)):
                 served.clear()
                 await served.wait()
-            server.start()
+            valkey.start()
             for process in members:
                 await process.shared.merge_again()
             stop.set()
@@ -391,13 +383,13 @@ async def test_requests_go_on_while_the_server_is_gone_and_agree_when_it_is_back
     assert lines[-1][1] == "shared.redis answers again, limits are shared"
 
 
-async def test_idle_counters_are_told_anew_to_a_server_that_lost_its_data(server: ValkeyServer) -> None:
+async def test_idle_counters_are_told_anew_to_a_server_that_lost_its_data(valkey: ValkeyServer) -> None:
     """Nothing of them was touched since, yet another process has to know."""
-    async with processes(server.url, 2, requests=10, places=10) as (one, other):
+    async with processes(valkey.url, 2, requests=10, places=10) as (one, other):
         one.admit()
         await one.shared.merge()
-        server.stop()
-        server.start()
+        valkey.stop()
+        valkey.start()
         async with merging(one):  # a connection that was idle may come back without an error
             await one.shared.merge_again()
             await one.shared.merge_again()
@@ -407,32 +399,32 @@ async def test_idle_counters_are_told_anew_to_a_server_that_lost_its_data(server
             assert other.counter.remote_running == 1
 
 
-async def test_server_that_says_nothing_holds_nobody_up(server: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
-    async with processes(server.url, 1, requests=10) as (process,), merging(process):
+async def test_server_that_says_nothing_holds_nobody_up(valkey: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with processes(valkey.url, 1, requests=10) as (process,), merging(process):
         await process.shared.merge_again()
-        server.signal(signal.SIGSTOP)
+        valkey.signal(signal.SIGSTOP)
         while not process.shared.outage:
             process.admits()
             await asyncio.sleep(0)
         assert not process.admits()
-        server.signal(signal.SIGCONT)
+        valkey.signal(signal.SIGCONT)
         await process.shared.merge_again()
     assert len(caplog.records) == 2
 
 
-async def test_server_that_is_not_there_yet_is_waited_for(server: ValkeyServer) -> None:
-    server.stop()
-    async with processes(server.url, 1, requests=1) as (process,), merging(process):
+async def test_server_that_is_not_there_yet_is_waited_for(valkey: ValkeyServer) -> None:
+    valkey.stop()
+    async with processes(valkey.url, 1, requests=1) as (process,), merging(process):
         await process.shared.lost()
         assert process.admits()
         assert not process.admits()
-        server.start()
+        valkey.start()
         await process.shared.until(lambda: not process.shared.outage)
     assert process.shared.merges >= 1
 
 
-async def test_process_that_dies_gives_its_places_back(server: ValkeyServer) -> None:
-    async with processes(server.url, 2, places=2) as (dead, alive):
+async def test_process_that_dies_gives_its_places_back(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 2, places=2) as (dead, alive):
         dead.admit()
         dead.admit()
         await dead.shared.merge()
@@ -446,9 +438,9 @@ async def test_process_that_dies_gives_its_places_back(server: ValkeyServer) -> 
             assert seconds + microseconds / 1e6 - float(value.split()[6]) >= 3
 
 
-async def test_places_that_are_merely_held_are_told_again(server: ValkeyServer) -> None:
+async def test_places_that_are_merely_held_are_told_again(valkey: ValkeyServer) -> None:
     """Nothing happens to a long stream, and it must not be taken for that of a dead process."""
-    async with processes(server.url, 2, places=1) as (one, other), merging(one, other):
+    async with processes(valkey.url, 2, places=1) as (one, other), merging(one, other):
         one.admit()
         told: set[bytes] = set()
         while len(told) < 3:
@@ -460,8 +452,8 @@ async def test_places_that_are_merely_held_are_told_again(server: ValkeyServer) 
         assert not other.admits()
 
 
-async def test_process_that_ends_in_order_leaves_nothing_running(server: ValkeyServer) -> None:
-    async with processes(server.url, 2, requests=10, places=1) as (one, other):
+async def test_process_that_ends_in_order_leaves_nothing_running(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 2, requests=10, places=1) as (one, other):
         async with merging(one):
             permit = one.admit()
             await one.shared.merge_again()
@@ -472,19 +464,19 @@ async def test_process_that_ends_in_order_leaves_nothing_running(server: ValkeyS
         assert other.admits()
 
 
-async def test_end_is_not_held_up_by_a_server_that_is_gone(server: ValkeyServer) -> None:
-    async with processes(server.url, 1, requests=10, places=1) as (process,):
+async def test_end_is_not_held_up_by_a_server_that_is_gone(valkey: ValkeyServer) -> None:
+    async with processes(valkey.url, 1, requests=10, places=1) as (process,):
         async with merging(process):
             process.admit()
             await process.shared.merge_again()
-            server.stop()
+            valkey.stop()
         async with merging(process):
             await process.shared.lost()
 
 
-async def test_cancellation_that_the_client_swallows_ends_it_all_the_same(server: ValkeyServer) -> None:
+async def test_cancellation_that_the_client_swallows_ends_it_all_the_same(valkey: ValkeyServer) -> None:
     """redis-py takes a cancellation while it connects for a failure to connect."""
-    async with processes(server.url, 1, requests=10) as (process,):
+    async with processes(valkey.url, 1, requests=10) as (process,):
         waiting = asyncio.Event()
 
         async def swallowed(script: str) -> None:

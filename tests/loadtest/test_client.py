@@ -13,6 +13,7 @@ import trustme
 from loadtest.alarm import Alarm
 from loadtest.client import Address, Client, Connections, Sample
 from tests.conftest import ScriptedConnection, StartUpstream
+from tests.streams import chunk
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -30,10 +31,6 @@ class Seen:
 
     def body(self, body: bytes) -> None:
         self.bodies.append(body)
-
-
-def chunk(content: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(content), content)
 
 
 def address(url: str) -> Address:

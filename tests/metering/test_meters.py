@@ -4,8 +4,6 @@ import json
 import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -21,13 +19,14 @@ from edge.metering.meters import Meter, Metering
 from edge.metering.usage_objects import TAIL_BYTES
 from edge.simulator import dialects
 from edge.simulator.dialects import Ask, Dialect, Question, error_frames
+from tests.streams import STREAMS as CASES
+from tests.streams import cut
 
 FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 CHAT, TEXT, MESSAGES, RESPONSES = "chat/completions", "completions", "messages", "responses"
 DIALECTS = get_args(Dialect)
 KINDS = [*((CHAT, each) for each in DIALECTS), *((TEXT, each) for each in DIALECTS), (MESSAGES, "vllm")]
 KINDS.append((RESPONSES, "vllm"))
-CASES = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 
 
 def question(dialect: Any = "vllm", tokens: int = 5, usage: bool = False, running: bool = False) -> Question:
@@ -55,11 +54,6 @@ def fed(meter: Meter, parts: Iterable[bytes]) -> Meter:
 
 def read(parts: bytes | Iterable[bytes], operation: str = CHAT, whole: bool = True) -> Usage:
     return fed(events(operation), [parts] if isinstance(parts, bytes) else parts).usage(whole)
-
-
-def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    at = [0, *sorted(positions), len(data)]
-    return [data[low:high] for low, high in pairwise(at)]
 
 
 def data(value: object) -> bytes:

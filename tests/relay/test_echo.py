@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.relay.echo import MAX_ECHOED_BYTES, EventEcho, echo_json, model_span
+from tests.streams import cut
 
 STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 RESPONSES = (
@@ -42,11 +42,6 @@ UNTOUCHED = [
 def echoed(name: str, parts: Iterable[bytes]) -> bytes:
     echo = EventEcho(name)
     return b"".join(map(echo.feed, parts)) + echo.close()
-
-
-def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    at = [0, *sorted(positions), len(data)]
-    return [data[low:high] for low, high in pairwise(at)]
 
 
 def expected(stream: bytes) -> bytes:

@@ -6,17 +6,13 @@ from edge.metering.meters import Metering
 from edge.relay.echo import EventEcho
 from edge.relay.framed import Framed
 from edge.wire.http1 import Chunked, Framing, Length, UntilClose
+from tests.streams import chunk
 
 LAST = b"0\r\n\r\n"
 
 
-def framed_from(framing: Framing, *, bare: bool = False, echo: EventEcho | None = None, hides: bool = False) -> Framed:
-    metering = Metering("chat/completions", hide_usage=hides)
-    return Framed(framing, metering.events(), bare=bare, whole_events=hides or echo is not None, echo=echo)
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
+def framed_from(framing: Framing, *, bare: bool = False, echo: EventEcho | None = None) -> Framed:
+    return Framed(framing, Metering("chat/completions").events(), bare=bare, whole_events=echo is not None, echo=echo)
 
 
 @pytest.mark.parametrize(

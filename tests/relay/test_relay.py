@@ -7,8 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import pairwise, product
-from pathlib import Path
+from itertools import product
 from typing import Any, cast
 
 import pytest
@@ -27,21 +26,13 @@ from edge.relay.pace import Heartbeat, Silence
 from edge.relay.relay import Relay
 from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
+from tests.streams import STREAMS, chunk, cut
 
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def cut(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    at = [0, *sorted(positions), len(data)]
-    return [data[low:high] for low, high in pairwise(at)]
 
 
 def in_bytes(data: bytes) -> list[bytes]:
@@ -263,19 +254,14 @@ def test_answer_arrives_whole_at_random_cuts(name: str, old_client: bool, data: 
     check_answer(name, cut(answer, data.draw(st.sets(st.integers(1, len(answer) - 1), max_size=20))), old_client)
 
 
-def test_whole_chunks_are_passed_on_as_the_same_objects() -> None:
+async def test_whole_chunks_are_passed_on_as_the_same_objects() -> None:
     """The point of the relay: no copy of a token."""
-
-    async def run() -> None:
-        running = Running()
-        events = [chunk(b"data: %d\n\n" % number) for number in range(100, 110)]
-        await running.feed(SSE + CHUNKED + events[0], *events)
-        assert all(passed is event for passed, event in zip(running.client.transport.written[1:], events, strict=True))
-        await running.feed(LAST)
-        assert await running.end() is None
-
-    with closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(run())
+    running = Running()
+    events = [chunk(b"data: %d\n\n" % number) for number in range(100, 110)]
+    await running.feed(SSE + CHUNKED + events[0], *events)
+    assert all(passed is event for passed, event in zip(running.client.transport.written[1:], events, strict=True))
+    await running.feed(LAST)
+    assert await running.end() is None
 
 
 # --- the head
@@ -531,32 +517,26 @@ def test_stream_that_is_cut_by_the_drain_says_so() -> None:
     assert json.loads(content.removeprefix(b"data: 1\n\ndata: "))["error"]["code"] == "upstream_disconnected"
 
 
-def test_full_client_stops_the_reading_and_holds_the_end_until_it_has_room() -> None:
+async def test_full_client_stops_the_reading_and_holds_the_end_until_it_has_room() -> None:
     """So that one that never reads again is noticed while its request still counts."""
-
-    async def run() -> None:
-        running = Running()
-        await running.feed(SSE + CHUNKED + chunk(b"data: 1\n\n"))
-        running.relay.client_paused()
-        assert running.upstream.done == ["pause"]
-        running.relay.client_resumed()
-        assert running.upstream.done == ["pause", "resume"]
-        running.relay.client_paused()
-        await running.feed(LAST)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert not running.ended
-        running.relay.client_resumed()
-        assert await running.end() is None
-        assert running.exchange.end is End.COMPLETE
-
-    with closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(run())
+    running = Running()
+    await running.feed(SSE + CHUNKED + chunk(b"data: 1\n\n"))
+    running.relay.client_paused()
+    assert running.upstream.done == ["pause"]
+    running.relay.client_resumed()
+    assert running.upstream.done == ["pause", "resume"]
+    running.relay.client_paused()
+    await running.feed(LAST)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not running.ended
+    running.relay.client_resumed()
+    assert await running.end() is None
+    assert running.exchange.end is End.COMPLETE
 
 
 # --- model_echo
 
-STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
 SHORT = sorted(name for name, stream in STREAMS.items() if len(stream) < 4096)
 NEW = "public/new"
 

@@ -1,6 +1,5 @@
 """Heads and framings of answers: every split is read like the whole, and what is malformed is refused."""
 
-import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -8,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.wire.http1 import Chunked, Framing, Irregular, Length, Malformed, NoBody, UntilClose, parse_head
+from tests.streams import cut as parts_of
 
 # --- heads
 
@@ -120,11 +120,6 @@ def test_connection_may_be_idle_for_most_of_what_the_upstream_promised(header: s
 
 
 # --- framings
-
-
-def parts_of(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    at = [0, *sorted(positions), len(data)]
-    return [data[low:high] for low, high in itertools.pairwise(at)]
 
 
 def read(framing: Framing, parts: Iterable[bytes]) -> tuple[str, bytes, bytes]:
