@@ -10,6 +10,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     attempt.py     what one endpoint is asked
     settlement.py  what an accepted request owes: charged and recorded once
     generation.py  everything built from one file
+    own_answers.py what the edge answers by itself: its models, paths that there are not
     keys/          who calls: keys and tokens, through a cache; stores/ where keys are kept
     limits/        may it start now: requests, tokens and concurrency, shared by processes
     upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery
@@ -23,7 +24,11 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     metering/      what an answer used, in every dialect
     config/        routes.toml: settings, their rules, schema and changes
     simulator/     a model server to test against
-    sse.py         events: cutting them, an error, a heartbeat
+    operations.py  every operation with every concern: the one table of paths
+    protocols.py   how each API words an error, an error event, a heartbeat
+    upstream_errors.py  what an upstream says of a failure, brought to ours
+    sse.py         events: cutting them, an error that opens a stream
+    ids.py         random ids of requests
     names.py       what models, users, hosts and patterns may be called, and what matches
     exchange.py    the facts of one request
     stage.py       how far the process is with its end

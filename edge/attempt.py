@@ -1,21 +1,23 @@
 """What one endpoint is asked: the head and body of the request, and how its answer is read and passed on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from edge.client.body import Body
 from edge.config.settings import RouteConfig
+from edge.envelope.form import rewrite_multipart
 from edge.envelope.json import Envelope, conversation_start
-from edge.envelope.splices import rewrite_json, rewrite_multipart
+from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
+from edge.ids import new_upstream_id
 from edge.metering.meters import Metering
+from edge.operations import STORED_RESPONSE, Asked, Operation, Reserves
 from edge.relay.terms import Attempt, Timeouts
 from edge.routing import Match
 from edge.upstream.endpoints import Member
 from edge.upstream.pools import Pool
 
-_USAGE_OPTIONS: Final = ("chat/completions", "completions")  # whose streams have usage when they are asked for it
-_GENERATING: Final = (*_USAGE_OPTIONS, "responses", "messages")
 # Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
 _ASSUMED_ANSWER_TOKENS: Final = 256
 
@@ -24,61 +26,76 @@ _ASSUMED_ANSWER_TOKENS: Final = 256
 class Work:
     """What a request asks of whichever endpoint it comes to.
 
-    `head` are the lines that the client's head yields; no `pool` is the instance that `match` names.
+    `head` are the lines that the client's head yields, `query` what stands behind the path of a stored response. No
+    `pool` is the instance that `match` names. `keeper` is the name of the one member that can answer, "" for any.
     """
 
-    operation: str
+    asked: Asked
+    query: str
     envelope: Envelope
     body: Body
     head: bytes
-    form: bool
     metering: Metering
     match: Match
     pool: Pool | None
     timeouts: Timeouts
+    keeper: str = ""
 
     def reservation(self) -> int:
         """Return how many tokens the request may use, as far as can be known before."""
-        prompt_tokens = self.envelope.prompt_tokens
-        if self.operation not in _GENERATING:
-            return prompt_tokens
+        prompt_tokens, reserves = self.envelope.prompt_tokens, self.asked.operation.reserves
+        if reserves is not Reserves.ANSWER:
+            return prompt_tokens if reserves is Reserves.PROMPT else 0
         return prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
 
     def affinity_key(self, user: str) -> bytes:
-        """Return what keeps a conversation with one member: its user and how it begins."""
-        return user.encode() + b"\0" + (b"" if self.form else conversation_start(self.body.data))
+        """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""
+        if not self.asked.operation.is_cached:
+            return b""
+        return user.encode() + b"\0" + conversation_start(self.body.data)
 
-    def attempt(self, exchange: Exchange, member: Member) -> Attempt:
+    def attempt(self, exchange: Exchange, member: Member, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""
         route, envelope, body, metering = self.match.route, self.envelope, self.body.data, self.metering
         model = member.config.model
         if model is None:
             model = envelope.model if route.model is None else self.match.filled(route.model)
         exchange.upstream_model = model
-        if model != envelope.model or metering.changes:
-            if self.form:
-                body = rewrite_multipart(body, envelope, model)
+        if (model != envelope.written or metering.changes) and body:
+            if self.asked.operation.form:
+                body = b"".join(rewrite_multipart(body, envelope, model))
             else:
                 body = rewrite_json(
                     body, envelope, model, include_usage=metering.hide_usage, continuous=metering.hide_running
                 )
+        upstream_id = exchange.upstream_id = new_upstream_id()
+        first_lines = self._first_lines(member, exchange.method)
         return Attempt(
-            b"%b%bContent-Length: %d\r\n\r\n" % (member.head(self.operation), self.head, len(body)),
+            b"%b%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n"
+            % (first_lines, self.head, upstream_id.encode(), len(body)),
             body,
             metering,
             self.timeouts,
             self.body.release,
             route.heartbeat_s if exchange.stream else 0,
             exchange.model if route.model_echo else None,
+            self.pool is None,
+            keep,
         )
 
+    def _first_lines(self, member: Member, method: str) -> bytes:
+        asked = self.asked
+        if asked.operation is not STORED_RESPONSE:
+            return member.head(asked.operation)
+        return member.head_of(method, f"responses/{asked.stored}{self.query}", asked.operation)
 
-def metering_of(route: RouteConfig, operation: str, envelope: Envelope, *, continuous: bool) -> Metering:
+
+def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *, continuous: bool) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it.
 
     `continuous` says that the route's pool is asked for usage in every frame.
     """
-    if not (route.metered and envelope.stream and operation in _USAGE_OPTIONS and route.pool is not None):
+    if not (route.metered and envelope.stream and operation.takes_usage_options and route.pool is not None):
         return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens)
     return Metering(
         operation,

@@ -1,15 +1,13 @@
 """Every failure by name: its status, its OpenAI type and code, who caused it, and whether another try is safe.
 
-One place, `proxy.py`, turns an `EdgeError` into HTTP with `body()`. The body is always
-`{"error": {"message", "type", "param", "code"}}`, the only shape that all generations of the OpenAI SDKs parse.
-A message is read by the caller: it never holds an address of an upstream, a key, a digest, a file's path,
-a parser's quote of the input, or a stack.
+One place, `proxy.py`, turns an `EdgeError` into HTTP, in the words of the caller's protocol (`protocols.py`). What an
+upstream says of its own failures becomes one of these in `upstream_errors.py`. A message is read by the caller: it
+never holds an address of an upstream, a key, a digest, a file's path, a parser's quote of the input, or a stack.
 """
 
 import enum
-from typing import ClassVar
-
-import orjson
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 
 class Origin(enum.Enum):
@@ -20,9 +18,7 @@ class Origin(enum.Enum):
     UPSTREAM = "upstream"
 
 
-def error_body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
-    """Return the JSON of one error in OpenAI's shape."""
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+_NO_DETAILS: Final[Mapping[str, int]] = {}
 
 
 class EdgeError(Exception):
@@ -30,14 +26,16 @@ class EdgeError(Exception):
 
     `safe_elsewhere`: no endpoint has begun the work, so another endpoint may be asked.
     `should_retry` becomes `x-should-retry`: False where the client's retry cannot help, None to leave it to the SDK.
+    `details` are counts that an engine gives beside its message, such as the size of its context.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     kind: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     origin: ClassVar[Origin] = Origin.EDGE
     safe_elsewhere: ClassVar[bool] = False
-    should_retry: ClassVar[bool | None] = None
+    should_retry: bool | None = None
+    details: Mapping[str, int] = _NO_DETAILS
 
     def __init_subclass__(cls, status: int = 0, code: str = "") -> None:
         cls.status, cls.code = status or cls.status, code or cls.code
@@ -58,10 +56,6 @@ class EdgeError(Exception):
         self.retry_after_s = retry_after_s
         self.headers = headers
 
-    def body(self) -> bytes:
-        """Return the JSON body of this error."""
-        return error_body(self.message, self.kind, self.param, self.error_code)
-
 
 class Unusable(Exception):
     """What the process or a command needs cannot be used as it is; the message tells an operator what to change."""
@@ -74,7 +68,7 @@ class InternalError(EdgeError):
 class _ClientError(EdgeError):
     kind = "invalid_request_error"
     origin = Origin.CLIENT
-    should_retry: ClassVar[bool | None] = False
+    should_retry: bool | None = False
 
 
 class InvalidRequest(_ClientError, status=400, code="invalid_request_error"):
@@ -109,7 +103,11 @@ class ModelNotFound(_ClientError, status=404, code="model_not_found"):
 
 
 class PathNotFound(_ClientError, status=404, code="not_found"):
-    """404: no such path."""
+    """404: no such path, here or at the model's server."""
+
+
+class ResponseNotFound(_ClientError, status=404, code="response_not_found"):
+    """404: no such response, or not the caller's; the two look the same."""
 
 
 class MethodNotAllowed(_ClientError, status=405, code="method_not_allowed"):
@@ -149,12 +147,28 @@ class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
     origin = Origin.CLIENT
 
 
+class UpgradeRequired(_ClientError, status=426, code="websocket_not_supported"):
+    """426: a WebSocket is asked for, and only HTTP is spoken (RFC 9110 section 15.5.22)."""
+
+
 class HeadersTooLarge(_ClientError, status=431, code="headers_too_large"):
     """431: the header section is over the limit (RFC 6585 section 5)."""
 
 
 class UnsupportedCoding(_ClientError, status=501, code="unsupported_transfer_coding"):
     """501: a transfer coding that is not `chunked` (RFC 9112 section 6.1)."""
+
+
+class NotSupported(_ClientError, status=501, code="not_supported"):
+    """501: the model's server does not do what was asked."""
+
+
+class RefusedByInstance(_ClientError, status=400, code="invalid_request_error"):
+    """A 4xx of a user's own server, whose words are for its owner."""
+
+    def __init__(self, status: int, message: str, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.status = status
 
 
 class UnsupportedVersion(_ClientError, status=505, code="unsupported_http_version"):
@@ -203,59 +217,7 @@ class UpstreamTimeout(EdgeError, status=504, code="upstream_timeout"):
     origin = Origin.UPSTREAM
 
 
-# --- errors of upstreams
+class BrokenStream(EdgeError, status=502, code="upstream_disconnected"):
+    """An answer that began ends too early, for whatever reason: what the last event of its stream says."""
 
-_MAX_MESSAGE_LENGTH = 4000
-_BROKEN = "The model's server failed to answer this request."
-_KEPT: dict[int, type[EdgeError]] = {
-    400: InvalidRequest,
-    404: ModelNotFound,
-    413: RequestTooLarge,
-    422: UnprocessableRequest,
-    429: RateLimited,
-}
-
-
-def from_upstream(status: int, body: bytes, retry_after: bytes = b"") -> EdgeError:
-    """Return an upstream's error in our shape, whatever shape it had.
-
-    What the caller can act on keeps its status and message: 400, 404, 413, 422, 429. A 401, 403, 407, 409 or 3xx is a
-    fault between the edge and the upstream, so our 502; and openai 0.28.1 repeats a 409 for ever, without a pause.
-    """
-    pause_s = _pause_s(retry_after) if status in (429, 503) else None
-    kept = _KEPT.get(status)
-    if kept is not None:
-        message, param, code = _read(body)
-        return kept(message or _BROKEN, param=param, code=code, retry_after_s=pause_s)
-    if status == 503:
-        return UpstreamUnavailable("The model is overloaded or not ready, try again.", retry_after_s=pause_s)
-    if status in (408, 504):
-        return UpstreamTimeout("The model's server timed out.")
-    return UpstreamError(_BROKEN)
-
-
-def _pause_s(retry_after: bytes) -> int:
-    """Return whole seconds from 1 to 60: SDKs sleep that long, and litellm parses with `int()`."""
-    return min(max(int(retry_after[:6]), 1), 60) if retry_after.isdigit() else 1
-
-
-def _read(body: bytes) -> tuple[str, str | None, str | None]:
-    """Return message, param and code of an error of vLLM, SGLang (flat), llama.cpp or FastAPI (`detail`)."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = None
-    error = data.get("error", data.get("detail", data)) if isinstance(data, dict) else None
-    if isinstance(error, list):  # FastAPI's validation errors
-        error = error[0] if error else None
-    if isinstance(error, str):
-        error = {"message": error}
-    if not isinstance(error, dict):
-        return "", None, None
-    message = error.get("message", error.get("msg"))
-    param, code = error.get("param"), error.get("code")
-    return (
-        message[:_MAX_MESSAGE_LENGTH] if isinstance(message, str) else "",
-        param if isinstance(param, str) else None,
-        code if isinstance(code, str) else None,
-    )
+    origin = Origin.UPSTREAM

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from edge.operations import UNKNOWN, Operation
+
 
 class Phase(enum.Enum):
     """How far a request has come."""
@@ -114,6 +116,7 @@ class Exchange:
     started_at: float
     begun: float
     path: str = ""
+    operation: Operation = UNKNOWN
     host: str = ""
     client: str = ""
     phase: Phase = Phase.CREDENTIAL
@@ -123,6 +126,9 @@ class Exchange:
     route: str = ""
     endpoint: str = ""
     upstream_model: str = ""
+    upstream_id: str = ""  # of the last attempt: what the upstream's own log has
+    upstream_status: int = 0  # of an answer that is an error, and how its body begins
+    upstream_error: str = ""
     request_bytes: int = 0
     response_bytes: int = 0
     retries: int = 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge.config.settings import Config, PoolConfig
+from edge.operations import Asked, paths_of
 from edge.relay.terms import Timeouts
 from edge.routing import RouteTable
 from edge.upstream.pools import Pool
@@ -14,7 +15,10 @@ _INSTANCE: Final = PoolConfig("", ())  # instances are asked with a pool's defau
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A configuration in force; `loaded_at` is Unix time, `timeouts` are by a pool's name, None for instances."""
+    """A configuration in force; `loaded_at` is Unix time, `timeouts` are by a pool's name, None for instances.
+
+    `paths` is what each raw path asks for.
+    """
 
     number: int
     config: Config
@@ -22,6 +26,7 @@ class Generation:
     pools: Mapping[str, Pool]
     loaded_at: float
     timeouts: dict[str | None, Timeouts] = field(init=False)
+    paths: dict[str, Asked] = field(init=False)
 
     def __post_init__(self) -> None:
         floor = self.config.server.min_client_rate_bytes_per_s
@@ -32,3 +37,4 @@ class Generation:
             for name, pool in pools.items()
         }
         object.__setattr__(self, "timeouts", timeouts)
+        object.__setattr__(self, "paths", paths_of(self.config.server.operations))

@@ -11,22 +11,22 @@ the relay writes to it. How a request ended is known once: `Exchange.ended`, by 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 import orjson
-from aiohttp import hdrs
 
-from edge import errors
+from edge import errors, own_answers
 from edge.attempt import Work, metering_of
 from edge.client.answers import error_response, response
-from edge.client.body import BodyMemory, read_body, whole_body
+from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
-from edge.client.head import content_type_of, forwarded_head, request_id_of, target_of
+from edge.client.head import check_head, content_type_of, forwarded_head, query_of, request_id_of, target_of
 from edge.config.settings import RouteConfig
-from edge.envelope.form import read_multipart
-from edge.envelope.json import LONG_BODY_BYTES, read_json, read_long_json
+from edge.envelope.form import read_long_multipart, read_multipart
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
@@ -35,7 +35,7 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
-from edge.names import is_model_name
+from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, asked_at
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
@@ -43,31 +43,24 @@ from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
+from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.health import Verdict, judge
+from edge.upstream.kept_responses import Keeper, KeptResponses
 from edge.upstream.pools import Pool
+from edge.upstream_errors import from_upstream, logged, pause_of
 
 _log = logging.getLogger(__name__)
 
-JSON_OPERATIONS: Final = (
-    "chat/completions", "completions", "embeddings", "responses", "messages", "rerank", "score", "tokenize",
-    "detokenize", "images/generations", "audio/speech",
-)  # fmt: skip
-MULTIPART_OPERATIONS: Final = ("audio/transcriptions", "audio/translations", "images/edits")
-# Exactly these raw paths, each with and without /v1: the platform's page promised both, and a redirect would turn POST
-# into GET in most clients.
-_OPERATIONS: Final = {
-    f"{prefix}/{name}": name for name in (*JSON_OPERATIONS, *MULTIPART_OPERATIONS) for prefix in ("", "/v1")
-}
-_MODELS: Final = ("/v1/models", "/models")
 _PREFLIGHT: Final = (
-    ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
+    ("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS"),
     ("Access-Control-Allow-Headers", "*, Authorization"),
     ("Access-Control-Max-Age", "86400"),
 )
 _BODY, _ROUTE, _ADMISSION, _LEASE, _DONE = Phase.BODY, Phase.ROUTE, Phase.ADMISSION, Phase.LEASE, Phase.DONE
 _COMPLETE, _INTERNAL_ERROR = End.COMPLETE, End.INTERNAL_ERROR
-_RETRIED: Final = (429, 502, 503, 504)  # by another endpoint: the one that answered did no work
+# By another endpoint: the one that answered did no work, or does not know us.
+_RETRIED: Final = frozenset((*range(300, 400), 401, 403, 407, 409, 429, 502, 503, 504, 529))
 _VERDICTS: Final[dict[End | None, Verdict]] = {
     End.COMPLETE: Verdict.FINE,
     End.UPSTREAM_CUT: Verdict.FAULT,
@@ -84,11 +77,14 @@ class Proxy:
     _authenticator: Authenticator
     _admission: Admission
     _endpoints: Endpoints
+    _kept: KeptResponses
+    _catalogue: Catalogue
     _journal: Journal
     _memory: BodyMemory
     _metrics: Metrics
     _access_log: AccessLog
     in_flight: int = 0
+    _started_at: int = field(default_factory=lambda: int(time.time()))
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     # One is read at a time: ten at once would be ten steps in one go.
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -127,51 +123,56 @@ class Proxy:
     async def _answer(self, request: Request, exchange: Exchange, generation: Generation) -> None:
         server, connection, method = generation.config.server, request.connection, exchange.method
         path, authority = target_of(request, exchange, server)
+        asked = generation.paths.get(path) or asked_at(path)
+        operation = exchange.operation = asked.operation  # before anything is refused, in its protocol's words
+        check_head(request)
         host = exchange.host = host_name(authority)
-        operation = _OPERATIONS.get(path)
-        if operation is None or method != "POST":
-            if method == "OPTIONS":
-                _send(request, exchange, 204, b"", _PREFLIGHT)
-                return
-            if operation is not None or (path not in _MODELS and not path.startswith(("/v1/models/", "/models/"))):
-                raise _wrong_path(request, path, host, operation is not None)
-            if method not in ("GET", "HEAD"):
-                raise _wrong_path(request, path, host, True)
+        if method not in asked.methods:
+            if method != "OPTIONS":
+                raise own_answers.wrong_path(request, asked, path, host)
+            _send(request, exchange, 204, b"", _PREFLIGHT)
+            return
+        if operation is HEALTH:
+            _send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
+            return
         credential = connection.credential = credential_of(request.headers, connection.credential)
         caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
         exchange.principal = caller.principal  # before it may be refused, so that the log names who was
         self._authenticator.check(caller)
         table = routes_at(generation.routes, host, connection.peer)
-        if operation is None:
-            _show_models(request, exchange, generation, caller, table, path)
+        if operation is MODELS:
+            await self._show_models(request, exchange, asked, caller, table)
             return
 
         exchange.phase = _BODY
-        form = operation in MULTIPART_OPERATIONS
-        content_type = content_type_of(request, form=form)
+        is_stored = operation is STORED_RESPONSE
+        content_type = "" if is_stored else content_type_of(request, form=operation.form)
+        query = query_of(request) if is_stored else ""
         memory = self._memory
         body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
         try:
             exchange.request_bytes = len(body.data)
-            if form:
-                envelope = read_multipart(body.data, content_type)
-            elif len(body.data) <= LONG_BODY_BYTES:
-                envelope = read_json(body.data)
+            if is_stored:
+                envelope, keeper = await self._stored(caller, asked, query, body)
             else:
-                async with self._long_body:
-                    envelope = await read_long_json(body.data)
+                envelope, keeper = await self._read(caller, asked, content_type, body)
             exchange.phase = _ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = decide(table, envelope.model, caller)
             route = match.route
             exchange.route = route.name
+            if envelope.background and operation.keeps and route.metered:
+                raise errors.InvalidRequest(
+                    "background is not possible with this model, whose tokens are counted as they pass: leave it out",
+                    param="background",
+                )
             exchange.phase = _ADMISSION
-            head = forwarded_head(request, exchange, content_type)
+            head = forwarded_head(request, content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
             continuous = pool is not None and pool.config.usage == "continuous"
             metering = metering_of(route, operation, envelope, continuous=continuous)
             timeouts = generation.timeouts[route.pool]
-            work = Work(operation, envelope, body, head, form, metering, match, pool, timeouts)
+            work = Work(asked, query, envelope, body, head, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
                 exchange.phase = _LEASE
@@ -183,10 +184,34 @@ class Proxy:
         finally:
             body.release()
 
+    async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str]:
+        """Return what a body asks for, and the member that alone can answer, "" for any."""
+        data, form = body.data, asked.operation.form
+        path_model = own_answers.model_in_path(asked.model) if asked.model else ""
+        if len(data) <= LONG_BODY_BYTES:
+            envelope = read_multipart(data, content_type, path_model) if form else read_json(data, path_model)
+        else:
+            long = read_long_multipart(data, content_type, path_model) if form else read_long_json(data, path_model)
+            async with self._long_body:
+                envelope = await long
+        if not envelope.previous_response_id or not asked.operation.keeps:
+            return envelope, ""
+        keeper = await self._kept.find(caller.principal.user, envelope.previous_response_id)
+        return envelope, keeper.member if keeper is not None else ""
+
+    async def _stored(self, caller: Caller, asked: Asked, query: str, body: Body) -> tuple[Envelope, str]:
+        """Return what is asked of a response that was made before, and the member that keeps it."""
+        body.release()  # which says nothing
+        keeper = await self._kept.find(caller.principal.user, asked.response_id)
+        if keeper is None:
+            raise errors.ResponseNotFound("No response of that id is kept here for the user of this key.")
+        return Envelope(keeper.model, stream="stream=true" in query), keeper.member
+
     def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
         permit = UNLIMITED
-        if route.instance is None and (route.limit is not None or principal.limit is not None):
+        is_limited = route.instance is None and work.asked.operation is not STORED_RESPONSE
+        if is_limited and (route.limit is not None or principal.limit is not None):
             permit = self._admission.admit(
                 route.name, (route.limit, principal.limit), principal.user, principal.id, work.reservation()
             )
@@ -209,9 +234,15 @@ class Proxy:
         try:
             while True:
                 try:
-                    lease = pool.lease(tried, key) if pool is not None else self._instance(work.match)
-                    if lease is None and pool is not None and not tried:  # all are full, and a retry does not wait
-                        lease = await pool.wait(user, key)
+                    lease: Lease | None
+                    if pool is None:
+                        lease = self._instance(work.match)
+                    elif work.keeper:
+                        lease = _keeper_in(pool, work.keeper, tried)
+                    else:
+                        lease = pool.lease(tried, key)
+                        if lease is None and not tried:  # all are full, and a retry does not wait
+                            lease = await pool.wait(user, key)
                 except errors.UpstreamUnavailable as unavailable:
                     raise _given_up(exchange, failure or unavailable) from None
                 if lease is None:
@@ -220,13 +251,15 @@ class Proxy:
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
-                attempt = work.attempt(exchange, lease.member)
+                attempt = work.attempt(exchange, lease.member, self._keep(exchange, lease, pool))
                 begun = time.monotonic()
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
                     if (verdict := _VERDICTS.get(exchange.end)) is not None:
                         lease.report(verdict)
+                    if exchange.method == "DELETE" and exchange.end is _COMPLETE:
+                        self._kept.forget(user, work.asked.response_id)
                     return
                 except FailedInStream as failed:
                     _judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
@@ -245,6 +278,14 @@ class Proxy:
             if pool is not None and tried:
                 pool.retrying -= 1
 
+    def _keep(self, exchange: Exchange, lease: Lease, pool: Pool | None) -> Callable[[str], None] | None:
+        """Return what notes that a member keeps a response, None for operations that have none."""
+        principal = exchange.principal
+        if not exchange.operation.keeps or principal is None:
+            return None
+        keeper = Keeper(exchange.model, lease.member.name if pool is not None else "")
+        return partial(self._kept.remember, principal.user, keeper=keeper)
+
     def _instance(self, match: Match) -> Lease:
         route = match.route
         assert route.instance is not None  # a route has a pool or this
@@ -252,6 +293,31 @@ class Proxy:
             return self._endpoints.instance(match.filled(route.instance))
         except ValueError:
             raise errors.ModelNotFound.named("of that name") from None
+
+    async def _show_models(
+        self, request: Request, exchange: Exchange, asked: Asked, caller: Caller, table: HostTable
+    ) -> None:
+        """List the models this key may call on this host, or show one: any name that would route and is allowed."""
+        exchange.phase = _ROUTE
+        if asked.model:
+            name = exchange.model = own_answers.model_in_path(asked.model)
+            found = [(name, decide(table, name, caller))]
+            exchange.route = found[0][1].route.name
+        else:
+            names = sorted({name for name in table.names() if caller.may_call(name)})
+            found = [(name, match) for name in names if (match := table.find(name)) is not None]
+        routes = [match.route for _, match in found]
+        await self._catalogue.learn({route.pool for route in routes if route.pool and route.context_length is None})
+        models = [self._model(name, match) for name, match in found]
+        _send(request, exchange, 200, orjson.dumps(models[0] if asked.model else own_answers.models_document(models)))
+
+    def _model(self, name: str, match: Match) -> dict[str, object]:
+        """Return what is said of a model; how long its context is, the route or its pool says."""
+        route, context_length = match.route, match.route.context_length
+        if context_length is None and route.pool is not None:
+            upstream_model = name if route.model is None else match.filled(route.model)
+            context_length = self._catalogue.context_length(route.pool, upstream_model)
+        return own_answers.model_document(name, self._started_at, context_length)
 
     # --- the end
 
@@ -275,7 +341,11 @@ class Proxy:
         if not payload.is_eof() or payload.exception() is not None:
             connection.last = True  # a body that was not read would be taken for the next request
         answer = error_response(
-            error, request_id=exchange.request_id, last=connection.last, with_body=exchange.method != "HEAD"
+            error,
+            request_id=exchange.request_id,
+            last=connection.last,
+            with_body=exchange.method != "HEAD",
+            protocol=exchange.operation.protocol,
         )
         exchange.response_bytes = len(answer)
         connection.send(answer)
@@ -339,6 +409,8 @@ def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
 
 def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
     """Return the failure that no other endpoint makes good; a caller's fault is what an endpoint answered, too."""
+    if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
+        failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
     exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)
     return failure
 
@@ -349,9 +421,10 @@ def _judge_failure(
     """Report what an attempt showed of its endpoint; return the error for the client, and whether to ask another."""
     config = pool.config if pool is not None else None
     if isinstance(error, UpstreamAnsweredError):
-        retry_after = error.headers.get(b"retry-after", b"")
-        lease.report(judge(error.status), int(retry_after[:6]) if retry_after.isdigit() else None)
-        failure = errors.from_upstream(error.status, error.body, retry_after)
+        failure = from_upstream(error.status, error.headers, error.body, is_instance=pool is None)
+        exchange.upstream_status, exchange.upstream_error = error.status, logged(error.headers, error.body)
+        is_callers = error.status >= 500 and failure.origin is errors.Origin.CLIENT
+        lease.report(Verdict.FINE if is_callers else judge(error.status), pause_of(error.headers))
         elsewhere = error.status in _RETRIED
     else:
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
@@ -366,52 +439,11 @@ def _judge_failure(
     return failure, elsewhere
 
 
-# --- paths that are not passed on
-
-
-def _wrong_path(request: Request, path: str, host: str, exists: bool) -> EdgeError:
-    if exists:
-        allowed = "POST, OPTIONS" if path in _OPERATIONS else "GET, HEAD, OPTIONS"
-        return errors.MethodNotAllowed(
-            f"{request.message.method} is not possible here, use {allowed}", headers=(("Allow", allowed),)
-        )
-    if is_loopback(host):
-        base = f"{'https' if request.connection.is_secure else 'http'}://{request.headers.get(hdrs.HOST, host)}"
-    else:
-        base = f"https://{host or 'chat.d.run'}"
-    if path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//")):  # the base URL is right
-        served = ", ".join((*JSON_OPERATIONS, *MULTIPART_OPERATIONS))
-        return errors.PathNotFound(f"This operation is not served here. Under {base}/v1 there are: {served}, models.")
-    return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
-
-
-def _show_models(
-    request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable, path: str
-) -> None:
-    """List the models this key may call on this host, or show one: any name that would route and is allowed."""
-    exchange.phase = _ROUTE
-    created = int(generation.loaded_at)
-    if path in _MODELS:
-        names = sorted({name for name in table.names() if caller.may_call(name)})
-        document: object = {"object": "list", "data": [_model(name, created) for name in names]}
-    else:
-        name = _model_in_path(path)
-        exchange.model = name
-        exchange.route = decide(table, name, caller).route.name
-        document = _model(name, created)
-    _send(request, exchange, 200, orjson.dumps(document))
-
-
-def _model_in_path(path: str) -> str:
-    """Return the model of `models/{id}`, percent-decoded once; ids contain `/`, which SDKs send as `%2F`."""
+def _keeper_in(pool: Pool, name: str, tried: list[Endpoint]) -> Lease:
+    """Return a lease of the member that keeps a response; it alone is asked, and once."""
+    if tried:
+        raise errors.UpstreamUnavailable("The model's server that keeps this response is not reachable right now.")
     try:
-        name = unquote_to_bytes(path.partition("/models/")[2]).decode()
-    except UnicodeDecodeError:
-        name = ""
-    if not is_model_name(name):
-        raise errors.ModelNotFound.named("of that name")
-    return name
-
-
-def _model(name: str, created: int) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": created, "owned_by": name.partition("/")[0]}
+        return pool.lease_of(name)
+    except LookupError:
+        raise errors.ResponseNotFound("The model's server that kept this response is not here any more.") from None

@@ -24,6 +24,12 @@ _ERROR_OPENINGS: Final = (
     b"event: error",
     b"event:error",
 )
+# Anthropic names no status in an event (docs.anthropic.com, "Errors").
+_STATUS_OF_TYPE: Final = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "overloaded_error": 529,
+    "timeout_error": 504,
+}  # fmt: skip
 _LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
 _ERROR_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
@@ -58,9 +64,16 @@ def error_in(event: bytes) -> tuple[int, bytes]:
         return 502, body
     inner = error.get("error", error) if isinstance(error, dict) else None
     code = inner.get("code") if isinstance(inner, dict) else None
+    if not isinstance(code, int) and isinstance(inner, dict):
+        code = _STATUS_OF_TYPE.get(str(inner.get("type")))
     return code if isinstance(code, int) and 400 <= code < 600 else 502, body
 
 
-def error_event(body: bytes) -> bytes:
-    """Return the event that carries an error: the one thing in a stream that every SDK turns into an exception."""
-    return b"data: " + body + b"\n\n"
+def unnamed_event(data: bytes) -> bytes:
+    """Return an event of one line of data, as chat streams have them."""
+    return b"data: " + data + b"\n\n"
+
+
+def named_event(name: str, data: bytes) -> bytes:
+    """Return an event with a name and one line of data."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)

@@ -1,10 +1,8 @@
 """What a stream's events say: errors that open it, the status they name."""
 
-import json
-
 import pytest
 
-from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, opens_with_error
+from edge.sse import error_in, opens_with_error
 
 
 @pytest.mark.parametrize("error", [b'data: {"error":{}}', b'data:{"error":1}', b"error: {}", b"event: error\ndata: 1"])
@@ -33,12 +31,3 @@ def test_whole_stream_that_might_have_become_an_error_is_none() -> None:
 )
 def test_error_event_names_its_status_or_is_a_502(event: bytes, status: int, body: bytes) -> None:
     assert error_in(event) == (status, body)
-
-
-def test_events_of_ours_end_as_events_do() -> None:
-    assert HEARTBEAT.startswith(b":")
-    assert HEARTBEAT.count(b"\n") == 2
-    event = error_event(b'{"error":{}}')
-    assert json.loads(event.removeprefix(b"data: ")) == {"error": {}}
-    assert event.endswith(EVENT_ENDS)
-    assert HEARTBEAT.endswith(EVENT_ENDS)

@@ -1,39 +1,24 @@
 """Answers of the edge's own, whole, and what every answer has."""
 
 import functools
-import itertools
-import secrets
 import time
 from email.utils import formatdate
+from http.client import responses
 from typing import Final
 
 from edge.errors import EdgeError
-
-REASONS: Final = {
-    200: "OK", 204: "No Content", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden",
-    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long",
-    415: "Unsupported Media Type", 421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
-    503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
-}  # fmt: skip
+from edge.protocols import OPENAI, Protocol
 
 # On every answer: browsers call the API from any page, and may read these headers (https://fetch.spec.whatwg.org).
 CORS: Final = (
     b"access-control-allow-origin: *\r\n"
-    b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
+    b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
 
-_ID_PREFIX: Final = f"req_{secrets.token_hex(8)}"  # of this process
-_serial = itertools.count()
 _date_second = 0
 _date = b""
-
-
-def new_request_id() -> str:
-    """Return a request id; unique, not secret."""
-    return _ID_PREFIX + f"{next(_serial):08x}"
 
 
 def date_header() -> bytes:
@@ -54,10 +39,11 @@ def response(
     content_type: str = "application/json",
     headers: tuple[tuple[str, str], ...] = (),
     with_body: bool = True,
+    protocol: Protocol = OPENAI,
 ) -> bytes:
     """Return a whole response; `with_body` False answers a HEAD."""
     head = _constant_head(status, len(body), last, content_type, headers)
-    name = f"x-request-id: {request_id}\r\n".encode() if request_id else b""
+    name = protocol.id_lines(request_id)
     return b"".join((head, name, date_header(), CORS, b"\r\n", body if with_body else b""))
 
 
@@ -66,7 +52,7 @@ def _constant_head(
     status: int, length: int, last: bool, content_type: str, headers: tuple[tuple[str, str], ...]
 ) -> bytes:
     """Return what equal answers begin with: who tries one bad key all day must not cost more than who is served."""
-    lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+    lines = [f"HTTP/1.1 {status} {responses.get(status, '')}"]
     if status != 204:
         lines += [f"content-type: {content_type}", f"content-length: {length}"]
     if last:
@@ -75,11 +61,21 @@ def _constant_head(
     return ("\r\n".join(lines) + "\r\n").encode()
 
 
-def error_response(error: EdgeError, *, request_id: str, last: bool, with_body: bool = True) -> bytes:
+def error_response(
+    error: EdgeError, *, request_id: str, last: bool, with_body: bool = True, protocol: Protocol = OPENAI
+) -> bytes:
     """Return an error as a whole response: the one place where a failure becomes HTTP."""
     headers = error.headers
     if error.retry_after_s is not None:
         headers += (("retry-after", str(error.retry_after_s)), ("retry-after-ms", str(error.retry_after_s * 1000)))
     if error.should_retry is not None:
         headers += (("x-should-retry", "true" if error.should_retry else "false"),)
-    return response(error.status, error.body(), request_id=request_id, last=last, headers=headers, with_body=with_body)
+    return response(
+        error.status,
+        protocol.error_body(error, request_id),
+        request_id=request_id,
+        last=last,
+        headers=headers,
+        with_body=with_body,
+        protocol=protocol,
+    )

@@ -19,9 +19,10 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDictProxy
 
-from edge.client.answers import error_response, new_request_id
+from edge.client.answers import error_response
 from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
 from edge.exchange import NO_CREDENTIAL
+from edge.ids import new_request_id
 from edge.stage import Stage
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Final
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from multidict import istr
 
-from edge.client.answers import new_request_id
 from edge.client.connection import Request
 from edge.config.settings import ServerConfig
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
 from edge.exchange import Exchange
+from edge.ids import new_request_id
 
 # What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
 # `istr`: a name that is folded once, not at every look-up.
@@ -19,6 +19,7 @@ _FORWARDED: Final = tuple(
     map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
 )
 _X_REQUEST_ID: Final = istr("X-Request-Id")
+_QUERY: Final = re.compile(r"[A-Za-z0-9._~%=&\[\]-]{0,512}")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -31,12 +32,23 @@ def request_id_of(request: Request) -> str:
 
 
 def target_of(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:
-    """Return the raw path and the authority that are asked.
-
-    Raises: `UnsupportedVersion`, `UnsupportedCoding`, `InvalidRequest` for what HTTP/1.1 does not allow.
-    """
-    message, headers = request.message, request.headers
+    """Return the raw path and the authority that are asked."""
+    message = request.message
     exchange.client = _client_address(request, server) if server.trusted_proxies else request.connection.peer
+    path = message.path
+    if path.startswith("/"):
+        authority = request.headers.get(hdrs.HOST, "")
+    else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
+        authority = message.url.raw_authority or ""
+        path = message.url.raw_path
+    path = path.partition("?")[0]
+    exchange.path = path[:256]
+    return path, authority
+
+
+def check_head(request: Request) -> None:
+    """Accept what HTTP/1.1 allows. Raises: `UnsupportedVersion`, `UnsupportedCoding`, `InvalidRequest`."""
+    message, headers = request.message, request.headers
     if message.version not in (HttpVersion11, HttpVersion10):
         raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
     if message.chunked or hdrs.TRANSFER_ENCODING in headers:
@@ -46,15 +58,6 @@ def target_of(request: Request, exchange: Exchange, server: ServerConfig) -> tup
             raise UnsupportedCoding("the only transfer coding is chunked")
     if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and message.version == HttpVersion11:
         raise InvalidRequest("the only expectation is 100-continue")
-    path = message.path
-    if path.startswith("/"):
-        authority = headers.get(hdrs.HOST, "")
-    else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
-        authority = message.url.raw_authority or ""
-        path = message.url.raw_path
-    path = path.partition("?")[0]
-    exchange.path = path[:256]
-    return path, authority
 
 
 def _client_address(request: Request, server: ServerConfig) -> str:
@@ -88,6 +91,14 @@ def _is_trusted(address: str, server: ServerConfig) -> bool:
     return any(ip in network for network in server.trusted_proxies)
 
 
+def query_of(request: Request) -> str:
+    """Return the query of a request with its question mark, "" for none. Raises: `InvalidRequest`."""
+    query = request.message.path.partition("?")[2]
+    if not _QUERY.fullmatch(query):
+        raise InvalidRequest("the query is malformed: percent-encode it")
+    return f"?{query}" if query else ""
+
+
 def content_type_of(request: Request, *, form: bool) -> str:
     """Return the content type that goes upstream, of a `form` or of JSON. Raises: `UnsupportedMediaType`."""
     given = request.headers.get(hdrs.CONTENT_TYPE, "")
@@ -106,9 +117,9 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def forwarded_head(request: Request, exchange: Exchange, content_type: str) -> bytes:
-    """Return the headers of a request that go upstream."""
-    head = f"Content-Type: {content_type}\r\nX-Request-Id: {exchange.request_id}\r\n"
+def forwarded_head(request: Request, content_type: str) -> bytes:
+    """Return the headers of a request that go upstream; no `content_type` is a request without a body."""
+    head = f"Content-Type: {content_type}\r\n" if content_type else ""
     headers = request.headers
     for name in _FORWARDED:
         value = headers.get(name)

@@ -84,6 +84,9 @@ class ServerConfig:
     tls: Annotated[TlsConfig | None, kinds.table(
         TlsConfig, 'write both files: tls = { certificate = "tls.crt", private_key = "tls.key" }',
         example={"certificate": "tls.crt", "private_key": "tls.key"}, restart="presence")] = None
+    operations: Annotated[tuple[str, ...], kinds.texts(
+        "Further operations, by their path behind /v1: JSON with a `model`, passed on as it comes, with what usage its "
+        "answer reports.", values.check_operation, example=["classify"])] = ()
     trusted_proxies: Annotated[tuple[Network, ...], kinds.texts(
         "Networks whose X-Forwarded-For is believed. Anyone there can claim any client address.",
         values.parse_network, kind="list of networks", example=["10.0.0.0/8"])] = ()
@@ -310,6 +313,9 @@ class RouteConfig:
         "Billed by token: streams of text are asked for their usage, which is hidden from clients that did not ask "
         "for it. Every other route is recorded with what its upstream reports unasked.")] = False
     limit: Annotated[str | None, kinds.text("A table of limits; instances have none.", example="standard")] = None
+    context_length: Annotated[int | None, kinds.count(
+        "How many tokens the model takes, for UIs that read it in `models`. Absent: what the pool's server says.",
+        10**9, example=131_072)] = None
 
 
 @dataclass(frozen=True, slots=True)

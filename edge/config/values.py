@@ -14,6 +14,7 @@ from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
+from edge.operations import OPERATIONS
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MS_IN = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -27,6 +28,7 @@ _WRITTEN_SIZES = ("GiB", "GB", "MiB", "MB", "KiB", "KB")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*)", re.DOTALL)
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OPERATION = re.compile(r"[a-z0-9_-]{1,64}(?:/[a-z0-9_-]{1,64}){0,4}")
 _REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
 _MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can verify a token make one.
@@ -365,6 +367,14 @@ def check_upstream_template(text: str) -> None:
     """Accept a name that is sent upstream once `{owner}` and `{service}` are filled in."""
     check_placeholders(text)
     check_upstream_name(text)
+
+
+def check_operation(text: str) -> None:
+    """Accept the path of an operation behind /v1, unless the edge has it, or means something else by it."""
+    if not _OPERATION.fullmatch(text):
+        raise ValueError(f'{text!r} is not a path: write it as in "classify", without /v1 and in lower case')
+    if text in OPERATIONS or text.partition("/")[0] in ("models", "responses", "health"):
+        raise ValueError(f"{text!r} is served already: remove it")
 
 
 def check_claim(text: str) -> None:

@@ -49,11 +49,13 @@ _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
 class Envelope(msgspec.Struct, frozen=True):
     """What a body asks for.
 
-    `span` is where the model's name stands, where that was found; `one_spelling`: JSON names no other `model`.
+    `model` is the name that is asked, `written` the one in the body, which is another, or "", only where the path names
+    the model. `span` is where it stands, where that was found; `one_spelling`: JSON names no other `model`.
     `prompt_tokens` is a guess (`prompt_estimate`), and 0 for a form: it holds sound or an image, whose size says
     nothing of tokens. `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is
     the client's own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in
-    there. What is of a wrong type counts as not said: the upstream will judge it.
+    there. `previous_response_id` is the response that is gone on with, "" for none, and `background` asks for one that
+    is written while nobody waits. What is of a wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
@@ -66,6 +68,9 @@ class Envelope(msgspec.Struct, frozen=True):
     stream_options: bytes = b""
     include_usage: bool = False
     continuous_usage: bool = False
+    written: str = ""
+    previous_response_id: str = ""
+    background: bool = False
 
 
 class _Members(msgspec.Struct):
@@ -76,6 +81,8 @@ class _Members(msgspec.Struct):
     max_output_tokens: msgspec.Raw = _ABSENT
     n: msgspec.Raw = _ABSENT
     stream_options: msgspec.Raw = _ABSENT
+    previous_response_id: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
 
 
 class _OnlyModel(msgspec.Struct):
@@ -88,9 +95,10 @@ _text = msgspec.json.Decoder(str)
 top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read_json(body: bytes) -> Envelope:
+def read_json(body: bytes, path_model: str = "") -> Envelope:
     """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
 
+    `path_model` is the model that the path names, which counts before that of the body.
     Raises: `InvalidRequest`, naming what to change.
     """
     if not body.isascii():
@@ -99,16 +107,16 @@ def read_json(body: bytes) -> Envelope:
         except UnicodeDecodeError:
             raise _not_text() from None
     members = _decode(body)
-    model = _model_in(members)
+    written = _model_in(members, path_model)
     one_spelling = body.count(MODEL_KEY) == 1 and not (
         b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
     )
-    span = None if one_spelling else _at_once(_place_of_model(body, model))
-    return _envelope(members, model, span, one_spelling, prompt_estimate(body))
+    span = None if one_spelling or not written else _at_once(_place_of_model(body, written))
+    return _envelope(members, path_model or written, written, span, one_spelling, prompt_estimate(body))
 
 
 @types.coroutine
-def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
+def read_long_json(body: bytes, path_model: str = "") -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps.
 
     10 MB would keep all streams waiting for 20 to 40 ms; their longest step takes 3, or 12 where they are built to be
@@ -128,13 +136,13 @@ def read_long_json(body: bytes) -> Generator[None, None, Envelope]:
         escaped = escaped or body.find(_ESCAPED, start, stop + len(_ESCAPED) - 1) >= 0
     yield
     members = _decode(body)
-    model = _model_in(members)
+    written = _model_in(members, path_model)
     yield
     prompt_tokens = prompt_estimate(body)
     yield
     one_spelling = models == 1 and not escaped and b"\\" not in bytes(members.model)
-    span = None if one_spelling else (yield from _place_of_model(body, model))
-    return _envelope(members, model, span, one_spelling, prompt_tokens)
+    span = None if one_spelling or not written else (yield from _place_of_model(body, written))
+    return _envelope(members, path_model or written, written, span, one_spelling, prompt_tokens)
 
 
 def _at_once(steps: Generator[None, None, _T]) -> _T:
@@ -150,15 +158,18 @@ def _not_text() -> InvalidRequest:
     return InvalidRequest("the body is not valid UTF-8")
 
 
-def _model_in(members: _Members) -> str:
+def _model_in(members: _Members, path_model: str) -> str:
+    """Return the model's name in a body, which may be absent only where the path has one."""
     raw = bytes(members.model)
+    if not raw and path_model:
+        return ""
     if raw and raw[:1] != b'"':
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
     return model_name(_text.decode(raw) if raw else "")
 
 
 def _envelope(
-    members: _Members, model: str, span: tuple[int, int] | None, one_spelling: bool, prompt_tokens: int
+    members: _Members, model: str, written: str, span: tuple[int, int] | None, one_spelling: bool, prompt_tokens: int
 ) -> Envelope:
     options, include_usage, continuous_usage = b"", False, False
     if members.stream_options:
@@ -170,7 +181,12 @@ def _envelope(
     return Envelope(
         model, members.stream is True, span, one_spelling, prompt_tokens, max_tokens, n,
         options, include_usage, continuous_usage,
+        written, _text_in(members.previous_response_id), members.background == TRUE,
     )  # fmt: skip
+
+
+def _text_in(raw: msgspec.Raw) -> str:
+    return _text.decode(raw) if raw and bytes(raw).startswith(b'"') else ""
 
 
 def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:

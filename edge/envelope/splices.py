@@ -33,7 +33,11 @@ def rewrite_json(
     """
     splices: list[tuple[int, int, bytes]] = []
     is_certain = True
-    if model != envelope.model:
+    inside = body.find(b"{") + 1  # nothing but space stands before
+    if not envelope.written:
+        is_certain = not body[inside:].lstrip().startswith(b"}")  # what is put in front needs a member behind it
+        splices.append((inside, inside, b'"model":%b,' % msgspec.json.encode(model)))
+    elif model != envelope.written:
         span = _model_span(body, envelope)
         if span is not None:
             splices.append((*span, msgspec.json.encode(model)[1:-1]))
@@ -41,7 +45,6 @@ def rewrite_json(
             is_certain = False
     options = _stream_options(envelope, include_usage, continuous)
     if options is not None and not envelope.stream_options:
-        inside = body.find(b"{") + 1  # nothing but space stands before; and a member follows, the model
         splices.append((inside, inside, b'"stream_options":%b,' % options))
     elif options is not None:
         span = _place_of_options(body, envelope.stream_options)
@@ -52,12 +55,6 @@ def rewrite_json(
         else:
             options = None
     return _spliced(body, splices) if is_certain else _written_anew(body, model, options)
-
-
-def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> bytes:
-    """Return `body` with the content of its `model` part replaced."""
-    assert envelope.span is not None  # read_multipart always knows it
-    return _spliced(body, [(*envelope.span, model.encode())])
 
 
 def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
@@ -81,7 +78,7 @@ def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
     """Return where the model's name stands; None where that is not certain."""
     if envelope.one_spelling:
         value = _MODEL_VALUE.search(body, body.find(MODEL_KEY))
-        if value is not None and value[1] == envelope.model.encode():
+        if value is not None and value[1] == envelope.written.encode():
             return value.span(1)
     return envelope.span
 

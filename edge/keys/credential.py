@@ -4,6 +4,7 @@ Source: RFC 6750 section 2.1 for `Authorization: Bearer`; `api-key` and `x-api-k
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from multidict import MultiMapping, istr
@@ -21,20 +22,21 @@ _CHALLENGE: Final = 'Bearer realm="d.run"'
 
 
 def credential_of(headers: MultiMapping[str], known: Credential = NO_CREDENTIAL) -> Credential:
-    """Return what a request shows as `Authorization: Bearer`, `api-key` or `x-api-key`.
+    """Return what a request shows as `Authorization: Bearer`, else as `api-key` or `x-api-key`.
 
+    A Bearer counts beside another key: agents send a vendor's key of their own along with that of the gateway.
     `known` is what the connection showed last, which hardly ever changes: then it is returned, and nothing is hashed.
-    Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones.
+    Raises: `Unauthenticated` for none or a malformed one, `InvalidRequest` for two different ones of a kind.
     """
     values = headers.getall(_AUTHORIZATION, _NO_VALUES)
-    header = ""
-    if len(values) == 1 and _API_KEY not in headers and _X_API_KEY not in headers:
-        header = values[0]
-        if header == known.header and header:
-            return known
-        key = _bearer(header)
-    else:
-        key = _only_key(headers, values)
+    header = values[0] if len(values) == 1 else ""
+    if header and header == known.header:
+        return known
+    key = _only_one(map(_bearer, values))
+    if not key:
+        header = ""
+        others = (*headers.getall(_API_KEY, _NO_VALUES), *headers.getall(_X_API_KEY, _NO_VALUES))
+        key = _only_one(map(str.strip, others))
     if not key:
         raise Unauthenticated(
             "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY",
@@ -53,14 +55,12 @@ def wrong_key(message: str = "") -> Unauthenticated:
     )
 
 
-def _only_key(headers: MultiMapping[str], authorizations: list[str]) -> str:
-    keys = set(map(_bearer, authorizations))
-    for name in (_API_KEY, _X_API_KEY):
-        keys.update(value.strip() for value in headers.getall(name, _NO_VALUES))
-    keys.discard("")  # another scheme, or a header that a client sends empty
-    if len(keys) > 1:
+def _only_one(keys: Iterable[str]) -> str:
+    """Return the one key, "" for none: another scheme, or a header that a client sends empty, has none."""
+    different = {key for key in keys if key}
+    if len(different) > 1:
         raise InvalidRequest("the request shows two different API keys: send one")
-    return keys.pop() if keys else ""
+    return different.pop() if different else ""
 
 
 def _bearer(value: str) -> str:

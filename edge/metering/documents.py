@@ -5,7 +5,18 @@ from typing import Final
 import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.metering.usage_objects import TAIL_BYTES, UNREADABLE, Tokens, last_usage, occurrences, usage_of, with_units
+from edge.metering.usage_objects import (
+    TAIL_BYTES,
+    UNREADABLE,
+    Response,
+    Tokens,
+    begun_of,
+    last_usage,
+    occurrences,
+    usage_of,
+    with_units,
+)
+from edge.protocols import NOTHING_BEGUN, Begun
 
 MAX_DOCUMENT_BYTES: Final = 2**20  # of an answer that is no stream, kept to be read as a whole
 _BYTES_PER_TOKEN: Final = 4
@@ -21,6 +32,7 @@ class _Images(msgspec.Struct):
     data: list[msgspec.Raw] = []
 
 
+_response = msgspec.json.Decoder(Response)
 _used = msgspec.json.Decoder(_Used)
 _images = msgspec.json.Decoder(_Images)
 
@@ -34,6 +46,10 @@ class Unmetered(msgspec.Struct):
     failed: bool = False
 
     @property
+    def ended(self) -> bool:
+        return False
+
+    @property
     def holds(self) -> bool:
         return False
 
@@ -45,6 +61,9 @@ class Unmetered(msgspec.Struct):
 
     def usage(self, whole: bool) -> Usage:
         return NO_USAGE
+
+    def begun(self, last: bytes) -> Begun:
+        return NOTHING_BEGUN
 
 
 class Document(Unmetered):
@@ -104,6 +123,16 @@ class TextDocument(Document):
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._size // _BYTES_PER_TOKEN, source=UsageSource.ESTIMATED)
+
+
+class ResponseDocument(TextDocument):
+    """The answer of `responses`, which is kept and asked for by its id."""
+
+    def begun(self, last: bytes) -> Begun:
+        try:
+            return begun_of(_response.decode(b"".join(self._parts)))
+        except UNREADABLE:
+            return NOTHING_BEGUN
 
 
 class ReadingDocument(Document):

@@ -18,7 +18,9 @@ from edge.metering.usage_objects import (
     TAIL_BYTES,
     UNREADABLE,
     USAGE_MEMBER,
+    Response,
     Tokens,
+    begun_of,
     last_usage,
     occurrences,
     tokens_in,
@@ -26,6 +28,7 @@ from edge.metering.usage_objects import (
     usage_of,
     with_units,
 )
+from edge.protocols import NOTHING_BEGUN, Begun
 from edge.sse import EVENT_DATA, event_end, opens_with_error
 
 MAX_METERED_BYTES: Final = 2**20  # of one event that is read whole; `response.completed` repeats the whole text
@@ -70,15 +73,21 @@ class Events(msgspec.Struct):
     learns: bool
     hide_usage: bool
     hide_running: bool
+    last_events: tuple[str, ...] = ()
     ending: bytes = b""
     passed: int = 0
     failed: bool = False
+    _ended: bool = False
     _frames: int = 0  # that carry a token
     _answers: bool = False  # there was data that is no error
     _usage: Usage | None = None
     _is_last: bool = False  # the usage is the one at the end of a stream
     _held: bytearray = bytearray()  # an event that has begun
     _overlong: bool = False  # it is too long: only its end is kept, and the client has got it
+
+    @property
+    def ended(self) -> bool:
+        return self._ended and not self._held
 
     @property
     def holds(self) -> bool:
@@ -110,6 +119,9 @@ class Events(msgspec.Struct):
                 return self._usage
             return msgspec.structs.replace(self._usage, source=UsageSource.RUNNING)
         return self._estimate() if self._answers or self.passed else NO_USAGE
+
+    def begun(self, last: bytes) -> Begun:
+        return NOTHING_BEGUN
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._frames + self.passed, source=UsageSource.ESTIMATED)
@@ -157,17 +169,24 @@ class Events(msgspec.Struct):
 
     def _take(self, usage: Usage | None, *, is_last: bool) -> None:
         """Note an event that is no error, and its usage, if it has one."""
-        self.failed, self._answers = False, True
+        self.failed, self._ended, self._answers = False, False, True
         if usage is not None:
             self._usage, self._is_last = usage, is_last
 
     def _fail(self) -> None:
-        self.failed, self.ending = True, b""  # what comes next is read, to know whether the error was the last
+        self.failed, self._ended = True, False
+        self.ending = b""  # what comes next is read, to know whether the error was the last
+
+    def _note_last(self) -> None:
+        """Note the event that ends a stream, unless something follows it."""
+        self._ended, self.ending = True, b""
 
     def _read_other(self, event: bytes) -> None:
         """Read an event that carries no object: a comment, `[DONE]`, an error of an odd shape, or nobody knows what."""
         data = _data(event).strip()
         if data == b"[DONE]":
+            if "[DONE]" in self.last_events:
+                self._note_last()
             return
         if opens_with_error(event, True):
             self._fail()
@@ -204,7 +223,7 @@ class ChunkEvents(Events):
         if (chunk.error and chunk.error != NULL) or (choices is None and opens_with_error(event, True)):
             self._fail()
             return event
-        self.failed, self._answers = False, True
+        self.failed, self._ended, self._answers = False, False, True
         has_usage = bool(usage) and usage != NULL
         if has_usage:
             used = usage_in(usage)
@@ -327,6 +346,8 @@ class MessageEvents(Events):
             self._fail()
         else:
             self._take(None, is_last=False)
+            if found.type in self.last_events:
+                self._note_last()
         return event
 
     def _merge(self, raw: msgspec.Raw, *, is_last: bool) -> None:
@@ -349,18 +370,22 @@ class MessageEvents(Events):
 
 class _ResponseEvent(msgspec.Struct):
     type: str = ""
-    response: _WithUsage | None = None
+    response: Response | None = None
     error: msgspec.Raw = ABSENT
 
 
 _response_event = msgspec.json.Decoder(_ResponseEvent)
-_RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
+_SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,15})\b')  # within a text its quotes are escaped
 
 
 class ResponseEvents(Events):
     """`responses`: the last event has the usage, and the whole answer once more."""
 
+    _begun: Begun = NOTHING_BEGUN
+    _last: bytes = b""  # event that was read
+
     def _read(self, event: bytes) -> bytes:
+        self._last = event
         found = _decoded(_response_event, event)
         if found is None:
             self._read_other(event)
@@ -373,14 +398,29 @@ class ResponseEvents(Events):
         elif _is_error(found.type, found.error, event):
             self._fail()
         else:
-            answer = found.response if found.type in _RESPONSE_ENDS else None
-            self._take(usage_in(answer.usage) if answer is not None else None, is_last=True)
-            if found.type == "response.failed":
-                self._fail()
+            self._read_response(found)
         return event
 
+    def _read_response(self, event: _ResponseEvent) -> None:
+        """Read an event that has the response as it is now, or nothing that counts."""
+        answer, is_last = event.response, event.type in self.last_events
+        if answer is not None and not self._begun.response_id:
+            self._begun = begun_of(answer)
+        self._take(usage_in(answer.usage) if answer is not None and is_last else None, is_last=True)
+        if event.type == "response.failed":
+            self._fail()
+        if is_last:
+            self._note_last()
+
     def _read_end(self, tail: bytes) -> None:
+        self._last = tail
         self._take(last_usage(tail), is_last=True)
+
+    def begun(self, last: bytes) -> Begun:
+        numbers = _SEQUENCE_NUMBER.findall(last or self._last)
+        if not self._answers and not self.passed:
+            return NOTHING_BEGUN
+        return self._begun._replace(sequence_number=int(numbers[-1]) if numbers else None)
 
 
 def _is_error(kind: str, error: msgspec.Raw, event: bytes) -> bool:

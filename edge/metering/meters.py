@@ -15,8 +15,17 @@ from typing import Final, Protocol
 import msgspec
 
 from edge.exchange import Usage
-from edge.metering.documents import Document, ImageDocument, ReadingDocument, TextDocument, Unmetered
+from edge.metering.documents import (
+    Document,
+    ImageDocument,
+    ReadingDocument,
+    ResponseDocument,
+    TextDocument,
+    Unmetered,
+)
 from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents
+from edge.operations import Operation, Reads
+from edge.protocols import Begun
 
 
 class Meter(Protocol):
@@ -39,6 +48,10 @@ class Meter(Protocol):
     failed: bool
 
     @property
+    def ended(self) -> bool:
+        """Whether the event with which the protocol ends a stream was the last: whoever has it has all."""
+
+    @property
     def holds(self) -> bool:
         """Whether an event has begun and not ended; where events are changed, it is held back."""
 
@@ -51,6 +64,9 @@ class Meter(Protocol):
     def usage(self, whole: bool) -> Usage:
         """Return what the answer used, as far as it came; `whole`: it came to its orderly end."""
 
+    def begun(self, last: bytes) -> Begun:
+        """Return what a stream has shown of itself; `last` holds its last event, where that was not fed."""
+
 
 class Metering(msgspec.Struct, frozen=True):
     """How the answer to one request is to be metered.
@@ -60,7 +76,7 @@ class Metering(msgspec.Struct, frozen=True):
     `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens.
     """
 
-    operation: str
+    operation: Operation
     continuous: bool = False
     hide_usage: bool = False
     hide_running: bool = False
@@ -73,23 +89,22 @@ class Metering(msgspec.Struct, frozen=True):
 
     def events(self) -> Meter:
         """Return a meter for an answer that is a stream of events."""
-        kind = _EVENTS.get(self.operation, OtherEvents)
-        return kind(self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running)
+        kind = _METERS[self.operation.reads][0]
+        return kind(
+            self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events
+        )
 
     def document(self) -> Meter:
         """Return a meter for any other answer."""
-        return _DOCUMENTS.get(self.operation, Document)(self.prompt_estimate)
+        return _METERS[self.operation.reads][1](self.prompt_estimate)
 
 
-_EVENTS: Final[dict[str, type[Events]]] = {
-    "chat/completions": ChunkEvents,
-    "completions": ChunkEvents,
-    "messages": MessageEvents,
-    "responses": ResponseEvents,
-}
-_DOCUMENTS: Final[dict[str, type[Unmetered]]] = {
-    **dict.fromkeys(("chat/completions", "completions", "messages", "responses"), TextDocument),
-    **dict.fromkeys(("embeddings", "rerank", "score"), ReadingDocument),
-    **dict.fromkeys(("images/generations", "images/edits"), ImageDocument),
-    **dict.fromkeys(("audio/speech", "tokenize", "detokenize"), Unmetered),
+_METERS: Final[dict[Reads, tuple[type[Events], type[Unmetered]]]] = {
+    Reads.CHUNKS: (ChunkEvents, TextDocument),
+    Reads.MESSAGE: (MessageEvents, TextDocument),
+    Reads.RESPONSE: (ResponseEvents, ResponseDocument),
+    Reads.READING: (OtherEvents, ReadingDocument),
+    Reads.IMAGES: (OtherEvents, ImageDocument),
+    Reads.ANY: (OtherEvents, Document),
+    Reads.NOTHING: (OtherEvents, Unmetered),
 }

@@ -1,11 +1,12 @@
 """What an object named `usage` counts, in any of the dialects."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from edge.exchange import Usage, UsageSource
+from edge.protocols import Begun
 
 TAIL_BYTES: Final = 64 * 1024  # kept of what is longer: behind the usage stand the caller's own tools and metadata
 
@@ -18,6 +19,7 @@ USAGE_MEMBER = re.compile(
     rb"(\{[^{}]*+(?:\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}[^{}]*+)*+\})"
 )
 
+_T = TypeVar("_T")
 _FINAL: Final = UsageSource.FINAL
 _MAX_DIGITS: Final = 15  # of a count that is read by hand
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -43,6 +45,15 @@ class Tokens(msgspec.Struct):
     completion_tokens_details: msgspec.Raw = ABSENT
     input_tokens_details: msgspec.Raw = ABSENT
     output_tokens_details: msgspec.Raw = ABSENT
+
+
+class Response(msgspec.Struct):
+    """A response of the Responses API, as far as it is read."""
+
+    usage: msgspec.Raw = ABSENT
+    id: msgspec.Raw = ABSENT
+    created_at: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
 
 
 _details = msgspec.json.Decoder(_Details)
@@ -123,3 +134,15 @@ def last_usage(tail: bytes) -> Usage | None:
     for found in USAGE_MEMBER.finditer(tail):
         usage = usage_in(msgspec.Raw(found[1])) or usage
     return usage
+
+
+def begun_of(answer: Response) -> Begun:
+    """Return what a response says of itself; what is of another type counts as not said."""
+    return Begun(_read_as(str, answer.id, ""), _read_as(float, answer.created_at, 0.0), _read_as(str, answer.model, ""))
+
+
+def _read_as(kind: type[_T], raw: msgspec.Raw, absent: _T) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=kind) if raw else absent
+    except UNREADABLE:
+        return absent

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jwt
 from aiohttp import http_parser, web
@@ -42,10 +42,15 @@ from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
+from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
+from edge.upstream.kept_responses import KeptResponses
 from edge.upstream.probes import HealthProbes
 from edge.valkey import connect, disconnect, reason_of
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +81,7 @@ class Server:
         self._drain = Drain(self.lifecycle)
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
+        self._shared_client: Redis | None = None
         self._coming: Generation | None = None  # that is made ready, or in force already
         self._channel: RevocationChannel | None = None
         self.shared_limits: SharedLimits | None = None
@@ -104,12 +110,17 @@ class Server:
         self.memory = BodyMemory(config.server.body_memory_bytes)
         self.admission = Admission(config.limits, _steady_unix_time())
         self.journal = self._open_journal(config.usage)
+        self.catalogue = Catalogue()
+        self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S) if config.shared.redis else None
+        self.kept_responses = KeptResponses(self._loop.time, self._shared_client)
         self.proxy = Proxy(
             generation,
             self.lifecycle,
             self.authenticator,
             self.admission,
             self.endpoints,
+            self.kept_responses,
+            self.catalogue,
             self.journal,
             self.memory,
             self.metrics,
@@ -134,6 +145,7 @@ class Server:
             _spare_the_collector()
             self.discovery.apply(generation.pools.values())
             self.probes.apply(generation.pools.values())
+            self.catalogue.apply(generation.pools.values())
             await self._serve(ready)
         finally:
             await self._end()
@@ -148,7 +160,7 @@ class Server:
             if self._shipper is not None:
                 parts["shipper"] = self._shipper.run
             if self.shared_limits is not None:
-                parts["shared limits"] = self.shared_limits.run
+                parts |= {"shared limits": self.shared_limits.run, "kept responses": self.kept_responses.run}
             owned = [tasks.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
             _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
             ready(self)
@@ -225,6 +237,7 @@ class Server:
         self.endpoints.keep_only(generation.pools.values())
         self.discovery.apply(generation.pools.values())
         self.probes.apply(generation.pools.values())
+        self.catalogue.apply(generation.pools.values())
         self.authenticator.reconfigure(generation.config.keys)
         self.admission.reconfigure(generation.config.limits)
         if self._sink is not None:
@@ -265,8 +278,7 @@ class Server:
 
     async def _share(self, config: Config) -> None:
         """Listen to what other processes publish of keys, and count with them."""
-        if config.shared.redis:
-            self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S)
+        if self._shared_client is not None:
             self.shared_limits = SharedLimits(self._shared_client, self.admission)
             self._channel = RevocationChannel(self._shared_client)
             self._channel.on_change = self.authenticator.forget
@@ -282,7 +294,7 @@ class Server:
         ]
         keys = self.authenticator, self._tokens, self._channel
         usage = self.journal, self._shipper, self._access_log
-        parts = (*keys, self.admission, self.shared_limits, *usage, self.readiness)
+        parts = (*keys, self.admission, self.shared_limits, self.kept_responses, *usage, self.readiness)
         self.metrics.gauges += [part.metrics for part in parts if part is not None]
         self.metrics.gauges += [
             partial(status.client_metrics, self.proxy, self.clients, self.memory),
@@ -316,10 +328,12 @@ class Server:
             await self._tokens.close()
         if self._channel is not None:
             await self._channel.close()
+        if self._shared_client is not None:
             await disconnect(self._shared_client)
         await self._store.close()
         await self.discovery.close()
         await self.probes.close()
+        await self.catalogue.close()
         self.endpoints.close()
         if hasattr(self, "_admin"):
             self._admin.close()

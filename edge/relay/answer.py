@@ -11,10 +11,11 @@ The state of an answer is the method that receives its bytes. What each state do
 | VERBATIM   | FRAMED, ENDED                | breaks, cut                  | breaks, cut   | breaks, idle   | breaks |
 | FRAMED     | ENDED                        | done between events, or cut  | breaks, cut   | breaks, idle   | breaks |
 
-A client that leaves ends each of them. The head is held until the first byte of the body (OPENING): servers send it at
-once and their first token much later. Until then an error that opens a stream can still become a status, and another
-endpoint can still be asked. A heartbeat ends that early: once one went out the client has its status, and a failure
-after it becomes an event.
+A stream that breaks behind its protocol's last event is complete. A client that leaves ends each of them.
+
+The head is held until the first byte of the body (OPENING): servers send it at once and their first token much later.
+Until then an error that opens a stream can still become a status, and another endpoint can still be asked. A heartbeat
+ends that early: once one went out the client has its status, and a failure after it becomes an event.
 """
 
 import enum
@@ -22,15 +23,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from edge.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange
 from edge.metering.meters import Meter
+from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
-from edge.sse import EVENT_ENDS, HEARTBEAT, error_event, error_in, event_end, opens_with_error
+from edge.sse import EVENT_ENDS, error_in, event_end, opens_with_error
 from edge.wire import http1
 from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
@@ -105,11 +107,8 @@ class Answer:
             end = data.find(b"\r\n\r\n")
             if end < 0 or end > http1.MAX_HEAD_BYTES:
                 self._held = data
-                if (
-                    len(data) > http1.MAX_HEAD_BYTES
-                    or not data.startswith(_STATUS_LINE[: len(data)])
-                    or b"\n\n" in data
-                ):
+                is_http = data.startswith(_STATUS_LINE[: len(data)]) and b"\n\n" not in data
+                if len(data) > http1.MAX_HEAD_BYTES or not is_http:
                     self._refuse()
                 return
             try:
@@ -131,7 +130,7 @@ class Answer:
         else:
             self.streams = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
             if self.sent_bytes and not heads.takes_events(head, self.streams):
-                self._owner.fail(UpstreamError("The model's server did not answer with a stream."))
+                self._refuse("did not answer with a stream")
                 return
             if self._attempt.echo is not None and heads.takes_model(head):
                 self._enter(COLLECTING, self.collecting)
@@ -152,6 +151,9 @@ class Answer:
             self._held = data
             if len(data) > http1.MAX_HEAD_BYTES:
                 self._refuse()
+            return
+        if whole and not content and self.streams and self._exchange.operation.last_events:
+            self._refuse("answered with an empty stream")  # as some engines refuse a prompt
             return
         is_error = opens_with_error(content, whole) if self.streams else False
         if is_error is None:
@@ -208,20 +210,21 @@ class Answer:
         reusable = head.framing.done and head.keep_alive and not self._held
         self._owner.fail(UpstreamAnsweredError(status, head.headers, body), head.idle_s if reusable else 0.0)
 
-    def _refuse(self) -> None:
-        self._owner.fail(UpstreamError("The model's server sent a malformed response."))
+    def _refuse(self, why: str = "sent a malformed response") -> None:
+        self._owner.fail(UpstreamError(f"The model's server {why}."))
 
     def _pass_collected(self, head: ResponseHead) -> None:
         """Pass on a whole JSON answer with the name that was asked."""
-        assert self._attempt.echo is not None
+        client, attempt = self._client, self._attempt
+        assert attempt.echo is not None
         content = b"".join(self._parts)
-        self.meter = self._attempt.metering.document()
+        self.meter = attempt.metering.document()
         self.meter.feed(content)
-        content = echo_json(content, self._attempt.echo)
+        content = echo_json(content, attempt.echo)
         self._write = self._owner.open(head.status)
         self._owner.settle(_COMPLETE)
         line = b"content-length: %d" % len(content)
-        before = heads.client_head(self._exchange, self._client, head.status, head.headers, line, streams=False)
+        before = heads.client_head(self._exchange, client, attempt, head.status, head.headers, line, streams=False)
         self.write(before + content)
         self._end(head, self._held)
 
@@ -234,20 +237,19 @@ class Answer:
         """
         head = self._head
         assert head is not None
-        framing, client, streams, before = head.framing, self._client, self.streams, b""
-        metering = self._attempt.metering
+        exchange, client, attempt = self._exchange, self._client, self._attempt
+        framing, streams, metering, before = head.framing, self.streams, attempt.metering, b""
         meter = self.meter = metering.events() if streams and heads.is_identity(head) else metering.document()
         if self.sent_bytes:
-            framing.tail = HEARTBEAT[-http1.EVENT_END_BYTES :]
+            framing.tail = exchange.operation.protocol.heartbeat[-http1.EVENT_END_BYTES :]
         body = self._body = body_for(
-            head, meter, self._attempt, bare=client.bare, streams=streams, collected=collected is not None
+            head, meter, attempt, bare=client.bare, streams=streams, collected=collected is not None
         )
-        is_framed = isinstance(body, Framed)
         if not self.sent_bytes:
             self._write = self._owner.open(head.status)
-            line = heads.framing_line(framing, bare=client.bare, framed=is_framed)
-            before = heads.client_head(self._exchange, client, head.status, head.headers, line, streams=streams)
-        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+            line = heads.framing_line(framing, bare=client.bare, framed=isinstance(body, Framed))
+            before = heads.client_head(exchange, client, attempt, head.status, head.headers, line, streams=streams)
+        exchange.first_byte = exchange.first_byte or time.monotonic()
         if isinstance(body, Framed):
             self._enter(FRAMED, self.framed)
             body.left, self._held = self._held, b""
@@ -350,7 +352,7 @@ class Answer:
         else:
             head.framing.done = True
             if self.state is OPENING:
-                self._begin(b"")
+                self.opening(b"")
             else:
                 self._pass_collected(head)
 
@@ -391,8 +393,12 @@ class Answer:
         """
         if self.state is ENDED:
             return
-        self._owner.settle(end)
-        if self.takes_event_now():
+        between = self.takes_event_now()
+        is_whole = between and self.meter is not None and self.meter.ended
+        self._owner.settle(_COMPLETE if is_whole else end)
+        if is_whole:
+            self.write(b"" if self._client.bare else http1.LAST_CHUNK)
+        elif between:
             self.write_last_event(broken_stream(end))
         else:
             self._client.last = True
@@ -413,9 +419,10 @@ class Answer:
         framing = self._head.framing
         return not body.left and framing.between_chunks and framing.tail.endswith(EVENT_ENDS)
 
-    def write_last_event(self, body: bytes) -> None:
+    def write_last_event(self, error: EdgeError) -> None:
         """Give the client an error as the last event of its stream."""
-        event = error_event(body)
+        begun = self.meter.begun(self.last_chunk) if self.meter is not None else NOTHING_BEGUN
+        event = self._exchange.operation.protocol.error_event(error, self._exchange.request_id, begun)
         self.write(event if self._client.bare else http1.chunk(event) + http1.LAST_CHUNK)
 
     def may_beat(self) -> bool:
@@ -429,12 +436,14 @@ class Answer:
 
     def beat(self) -> None:
         """Give the client a heartbeat; before the answer, it decides that the status is 200."""
-        beat = HEARTBEAT if self._client.bare else http1.chunk(HEARTBEAT)
+        heartbeat = self._exchange.operation.protocol.heartbeat
+        beat = heartbeat if self._client.bare else http1.chunk(heartbeat)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
             self._attempt.let_go()
             self._write = self._owner.open(200)
             headers = self._head.headers if self._head is not None else heads.STREAM_HEADERS
             line = b"" if self._client.bare else heads.CHUNKED
-            beat = heads.client_head(self._exchange, self._client, 200, headers, line, streams=True) + beat
+            head = heads.client_head(self._exchange, self._client, self._attempt, 200, headers, line, streams=True)
+            beat = head + beat
         self.write(beat)

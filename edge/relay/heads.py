@@ -5,14 +5,24 @@ from typing import Final
 from edge.client.answers import CORS
 from edge.exchange import Exchange
 from edge.relay.echo import MAX_JSON_BYTES
-from edge.relay.terms import Client
+from edge.relay.terms import Attempt, Client
+from edge.upstream_errors import ACCOUNT_HEADERS
 from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead
 
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
 _RETURNED: Final = {
     name: name + b": "
-    for name in b"content-type content-encoding content-disposition content-language date openai-processing-ms".split()
+    for name in (
+        b"content-type",
+        b"content-encoding",
+        b"content-disposition",
+        b"content-language",
+        b"date",
+        b"openai-processing-ms",
+        b"openai-version",
+    )
 }
+_RETURNED_TO_OWNER: Final = (*ACCOUNT_HEADERS, b"retry-after", b"x-should-retry")
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.
 STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
@@ -60,7 +70,14 @@ def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:
 
 
 def client_head(
-    exchange: Exchange, client: Client, status: int, headers: dict[bytes, bytes], framing: bytes, *, streams: bool
+    exchange: Exchange,
+    client: Client,
+    attempt: Attempt,
+    status: int,
+    headers: dict[bytes, bytes],
+    framing: bytes,
+    *,
+    streams: bool,
 ) -> bytes:
     """Return the head that a client gets; `framing` says how the body ends, `streams` keeps proxies from buffering."""
     lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
@@ -68,10 +85,12 @@ def client_head(
         written = _RETURNED.get(name)
         if written is not None:
             lines.append(written + value)
+        elif attempt.is_instance and name.startswith(_RETURNED_TO_OWNER):
+            lines.append(name + b": " + value)
     if framing:
         lines.append(framing)
     if client.last:
         lines.append(b"connection: close")
-    lines.append(b"x-request-id: " + exchange.request_id.encode())
+    ids = exchange.operation.protocol.id_lines(exchange.request_id)
     extra = _NO_BUFFERING if streams else b""
-    return b"\r\n".join(lines) + b"\r\n" + exchange.limit_headers + extra + CORS + b"\r\n"
+    return b"\r\n".join(lines) + b"\r\n" + ids + exchange.limit_headers + extra + CORS + b"\r\n"

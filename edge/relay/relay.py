@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Final
 
 from edge.client.connection import ClientConnection
-from edge.errors import EdgeError, from_upstream
+from edge.errors import EdgeError
 from edge.exchange import NO_USAGE, End, Exchange, Phase
 from edge.relay.answer import ENDED, Answer
 from edge.relay.pace import POLLS, Heartbeat, Silence, SlowClient
 from edge.relay.terms import Attempt, FailedInStream, Settlement, StaleConnection, UpstreamAnsweredError
+from edge.upstream_errors import from_upstream
 from edge.wire.connections import ConnectionPool, Receiver, UpstreamConnection
 
 _COMPLETE, _WAIT, _STREAM = End.COMPLETE, Phase.WAIT, Phase.STREAM
@@ -120,16 +121,25 @@ class Relay(Receiver):
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
         if self._answer.sent_bytes:
             self._attempt.let_go()
+        self._note_kept()
         if self._connection is not None:
             now = self._client.loop.time()
             self._silence = Silence(self._answer, now)
             self._connection.expect_by(now + self._attempt.timeouts.idle_timeout_s / POLLS)
+
+    def _note_kept(self) -> None:
+        """Note which response the endpoint keeps, as soon as the answer says it, so that others can ask for it."""
+        keep, meter = self._attempt.keep, self._answer.meter
+        if keep is not None and meter is not None and (response_id := meter.begun(b"").response_id):
+            self._attempt.keep = None
+            keep(response_id)
 
     def settle(self, end: End) -> None:
         """Charge and record the request with what its answer used, before its last bytes go."""
         answer, usage = self._answer, NO_USAGE
         meter = answer.meter
         if meter is not None:
+            self._note_kept()
             meter.passed += answer.unmetered
             answer.unmetered = 0
             usage = meter.usage(end is _COMPLETE)
@@ -152,10 +162,14 @@ class Relay(Receiver):
         exchange, answer = self._exchange, self._answer
         exchange.first_byte = 0.0
         if answer.sent_bytes and isinstance(error, EdgeError | UpstreamAnsweredError):
-            failure = error if isinstance(error, EdgeError) else from_upstream(error.status, error.body)
+            failure = (
+                error
+                if isinstance(error, EdgeError)
+                else from_upstream(error.status, error.headers, error.body, is_instance=self._attempt.is_instance)
+            )
             exchange.error = failure.error_code
             self.settle(End.UPSTREAM_ERROR)
-            answer.write_last_event(failure.body())
+            answer.write_last_event(failure)
             self._failure = FailedInStream(error)
             self.leave(idle_s)
             return
@@ -235,9 +249,14 @@ class Relay(Receiver):
             self.leave(0.0)
 
     def client_gone(self) -> None:
-        """Close the upstream in this same call: the GPU slot is what this saves."""
-        if self._answer.state is not ENDED:
-            self.settle(End.CLIENT_GONE)
+        """Close the upstream in this same call: the GPU slot is what this saves.
+
+        Who leaves behind the last event has the whole answer: some do not wait for the last chunk.
+        """
+        answer, meter = self._answer, self._answer.meter
+        if answer.state is not ENDED:
+            is_over = meter is not None and meter.ended and not self.paused
+            self.settle(_COMPLETE if is_over else End.CLIENT_GONE)
         self._release(0.0)
 
     def _client_too_slow(self) -> None:

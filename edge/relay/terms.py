@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edge.errors import EdgeError, error_body
+from edge.errors import BrokenStream, EdgeError
 from edge.exchange import End, Usage
 from edge.metering.meters import Metering
 
@@ -23,9 +23,9 @@ class Timeouts:
 class Attempt:
     """What one endpoint is asked, and how its answer is passed on.
 
-    `release` lets go of the client's own body. `heartbeat_s` is the silence after
-    which a stream gets a heartbeat, 0 for none; `echo` the model's name that the answer shall have, None for the
-    upstream's own.
+    `release` lets go of the client's own body. `heartbeat_s` is the silence after which a stream gets a heartbeat, 0
+    for none; `echo` the model's name that the answer shall have, None for the upstream's own. `is_instance`: the
+    endpoint belongs to the caller. `keep` notes the id of a response, which the endpoint keeps.
     """
 
     head: bytes
@@ -35,6 +35,8 @@ class Attempt:
     release: Callable[[], None]
     heartbeat_s: float = 0
     echo: str | None = None
+    is_instance: bool = False
+    keep: Callable[[str], None] | None = None
 
     def let_go(self) -> None:
         """Let go of the bytes that were asked: nobody is asked them again."""
@@ -105,17 +107,13 @@ class FailedInStream(Exception):
         self.error = error
 
 
-def _broken(message: str) -> bytes:
-    return error_body(message, "server_error", None, "upstream_disconnected")
-
-
-_CUT: Final = _broken("The connection to the model's server was lost before the answer was complete.")
+_CUT: Final = "The connection to the model's server was lost before the answer was complete."
 _BROKEN: Final = {
-    End.DRAINED: _broken("The edge had to restart before the answer was complete."),
-    End.IDLE_TIMEOUT: _broken("The model's server stopped sending before the answer was complete."),
+    End.DRAINED: "The edge had to restart before the answer was complete.",
+    End.IDLE_TIMEOUT: "The model's server stopped sending before the answer was complete.",
 }
 
 
-def broken_stream(end: End) -> bytes:
+def broken_stream(end: End) -> BrokenStream:
     """Return the error with which a stream that began ends."""
-    return _BROKEN.get(end, _CUT)
+    return BrokenStream(_BROKEN.get(end, _CUT))

@@ -46,6 +46,9 @@ class LogLine(msgspec.Struct):
     route: str | None
     endpoint: str | None
     upstream_model: str | None
+    upstream_id: str | None
+    upstream_status: int | None
+    upstream_error: str | None
     stream: bool
     status: int
     end: str
@@ -82,6 +85,9 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.route or None,
         exchange.endpoint or None,
         exchange.upstream_model or None,
+        exchange.upstream_id or None,
+        exchange.upstream_status or None,
+        exchange.upstream_error or None,
         exchange.stream,
         exchange.status,
         end._value_,  # `value`, and msgspec's own look-up of it, cost ten times as much

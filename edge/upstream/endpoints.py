@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from edge.config.settings import EndpointConfig, Engine, PoolConfig
 from edge.config.values import Url, parse_url
+from edge.operations import Operation
 from edge.outage import Outage
 from edge.tls import client_tls
 from edge.upstream.engines import ENGINES
@@ -110,20 +111,27 @@ class Member:
         """Its requests in flight, whichever pool they came through."""
         return self.endpoint.in_flight
 
-    def head(self, operation: str) -> bytes:
-        """Return the constant part of the head of a request.
-
-        A path in the endpoint's URL takes the place of `/v1`.
-        """
-        head = self._heads.get(operation)
+    def head(self, operation: Operation) -> bytes:
+        """Return the constant part of the head of a request: its method, path, host and key."""
+        head = self._heads.get(operation.name)
         if head is None:
-            at_root = self._engine.tokenizes_at_root and operation in ("tokenize", "detokenize")
-            headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
-            if self.config.api_key is not None:
-                headers.append(("Authorization", f"Bearer {self.config.api_key}"))
-            target = f"{'' if at_root else self.config.url.path or '/v1'}/{operation}"
-            head = self._heads[operation] = request_head(target, self.config.url.authority, headers)
+            head = self._heads[operation.name] = self.head_of("POST", operation.name, operation)
         return head
+
+    def head_of(self, method: str, path: str, operation: Operation) -> bytes:
+        """Return the constant part of the head of a request for a path under the base.
+
+        A path in the endpoint's URL takes the place of `/v1`; an operation of another version is beside it.
+        """
+        headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
+        if self.config.api_key is not None:
+            headers.append(("Authorization", f"Bearer {self.config.api_key}"))
+        base = self.config.url.path or "/v1"
+        if operation.at_root and self._engine.tokenizes_at_root:
+            base = ""
+        elif operation.has_version:
+            base = base.removesuffix("/v1")
+        return request_head(f"{base}/{path}", self.config.url.authority, headers, method)
 
 
 class Lease:

@@ -1,10 +1,11 @@
 """How an endpoint behaved, and so whether it is asked: passive ejection, and the verdict of the active probes.
 
-Three classes of answers. A *fault* is a transport error, 500, 502 or 504: a few in a row eject the endpoint for a time
-that doubles. *Backpressure*, 429 or 503, comes from an endpoint that is busy: it rests as long as it asks, and is no
-worse for it. Anything else is *fine*, also a 4xx, which is the request's fault. After its time an ejected endpoint
-gets one request on trial, and all of them again when that went well. How requests end that began before the ejection
-does not show whether the endpoint is well again: streams may run to their end on an engine that takes no new ones.
+Three classes of answers. A *fault* is a transport error, 500, 502 or 504, or that the endpoint does not take us, as in
+a 401: a few in a row eject it for a time that doubles. *Backpressure*, 429, 503 or 529, comes from an endpoint that is
+busy: it rests as long as it asks, and is no worse for it. Anything else is *fine*, also another 4xx, which is the
+request's fault. After its time an ejected endpoint gets one request on trial, and all of them again when that went
+well. How requests end that began before the ejection does not show whether the endpoint is well again: streams may run
+to their end on an engine that takes no new ones.
 
 No clock in here: `now` is seconds of the loop's clock.
 """
@@ -18,6 +19,8 @@ _FIRST_EJECTION_S: Final = 5.0
 _LONGEST_EJECTION_S: Final = 120.0
 _LONGEST_REST_S: Final = 5.0  # of what Retry-After asks: an engine that asks for more may be free much earlier
 _REST_S: Final = 0.5  # without Retry-After
+# Of the server itself, or of who set it up: it does not know our key, or sends us elsewhere.
+_FAULTS: Final = frozenset((*range(300, 400), 401, 403, 407, 409, 500, 502, 504))
 _PROBES_TO_FAIL: Final = 2  # in a row: one is a hiccup of the loop that a long prefill holds up
 
 
@@ -31,9 +34,9 @@ class Verdict(enum.Enum):
 
 def judge(status: int) -> Verdict:
     """Return what a status shows of its sender."""
-    if status in (500, 502, 504):
+    if status in _FAULTS:
         return Verdict.FAULT
-    if status in (429, 503):
+    if status in (429, 503, 529):
         return Verdict.BACKPRESSURE
     return Verdict.FINE
 

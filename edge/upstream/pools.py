@@ -59,7 +59,7 @@ class Pool:
         return len(self._waiting)
 
     def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"") -> Lease | None:
-        """Return a lease of an endpoint that was not tried, where `prefix-affinity` sends `key`; None: all are full.
+        """Return a lease of an endpoint that was not tried; None: all are full. `prefix-affinity` keeps a `key` at one.
 
         Raises: `UpstreamUnavailable` when there is none.
         """
@@ -69,6 +69,13 @@ class Pool:
             if not members or (self._waiting and not tried):  # nobody overtakes
                 return None
         return Lease(self._choose(members, key))
+
+    def lease_of(self, name: str) -> Lease:
+        """Return a lease of the member of that name, also a full one: nobody else can answer. Raises: `LookupError`."""
+        for member in self.members:
+            if member.name == name:
+                return Lease(member)
+        raise LookupError(name)
 
     def _candidates(self, tried: Iterable[Endpoint]) -> list[Member]:
         members = self.members
@@ -90,7 +97,7 @@ class Pool:
         if len(members) == 1:
             return members[0]
         balance = self.config.balance
-        if balance == "least-loaded":
+        if balance == "least-loaded" or (balance == "prefix-affinity" and not key):
             return least_loaded(members)
         return round_robin(members) if balance == "round-robin" else affine(members, key)
 

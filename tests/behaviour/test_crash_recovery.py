@@ -130,6 +130,7 @@ class Chaos:
             "no_answer": {"fault": "stall", "after": -1},
         }.get(kind, {})
         body: dict[str, Any] = {"model": "public/m", "messages": [], "stream": kind != "json", "simulate": simulate}
+        body["user"] = request_id
         if kind == "asked":
             body["stream_options"] = {"include_usage": True}
         data = json.dumps(body).encode()
@@ -213,10 +214,7 @@ async def _chaos(stack: AsyncExitStack, tmp_path: Path, unused_tcp_port: int, us
     complete = {each["request_id"]: each for each in ended if each["end"] == "complete"}
     assert len(complete) == ends["complete"]
     assert [each for each in chaos.read_to_the_end if each not in complete] == []
-    counted = {
-        dict((name.lower(), value) for name, value in each.headers)["x-request-id"]: each.tokens
-        for each in simulator.requests
-    }
+    counted = {json.loads(each.body)["user"]: each.tokens for each in simulator.requests if each.body}
     assert {each: record["completion_tokens"] for each, record in complete.items()} == {
         each: counted[each] for each in complete
     }

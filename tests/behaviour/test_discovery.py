@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from edge.config.values import Url
+from edge.operations import OPERATIONS
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.upstream import discovery
@@ -180,7 +181,7 @@ async def test_the_name_is_the_host_that_members_are_asked_for(
     resolver.answers["vllm.pool.svc"] = ("127.0.0.1",)
     edge = await start_edge(routes(port_of(members[0])))
     member = edge.server.generation.pools["p"].members[0]
-    assert f"Host: vllm.pool.svc:{port_of(members[0])}\r\n".encode() in member.head("chat/completions")
+    assert f"Host: vllm.pool.svc:{port_of(members[0])}\r\n".encode() in member.head(OPERATIONS["chat/completions"])
 
 
 async def test_addresses_are_all_that_the_machine_knows() -> None:

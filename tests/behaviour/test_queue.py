@@ -1,6 +1,7 @@
 """`max_inflight` and `queue`: who waits, in which order, and that nobody who left holds a place."""
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,7 @@ class Held:
         self.arrived: asyncio.Queue[tuple[str, asyncio.Event]] = asyncio.Queue()
 
     async def __call__(self, connection: ScriptedConnection) -> None:
-        request_id = connection.request.lower().partition(b"x-request-id: ")[2].partition(b"\r\n")[0].decode()
+        request_id = json.loads(connection.request.partition(b"\r\n\r\n")[2]).get("user", "")
         turn = asyncio.Event()
         self.arrived.put_nowait((request_id, turn))
         await turn.wait()
@@ -73,7 +74,7 @@ async def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 async def send(edge: Edge, request_id: str, key: str | None = None) -> RawClient:
     client = await edge.connect()
-    client.send(edge.request(BODY, key=key, headers=(f"x-request-id: {request_id}",)))
+    client.send(edge.request({**BODY, "user": request_id}, key=key))
     return client
 
 

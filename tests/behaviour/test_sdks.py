@@ -202,7 +202,7 @@ async def test_old_sdk_raises_its_own_classes_and_never_takes_a_cut_stream_for_w
         "another's instance": ["InvalidRequestError", 404, "model_not_found", 0],
         "denied": ["PermissionError", 403, "permission_denied", 0],
         "upstream 400": ["InvalidRequestError", 400, "invalid_request_error", 0],
-        "upstream 404": ["InvalidRequestError", 404, "model_not_found", 0],
+        "upstream 404": ["InvalidRequestError", 404, "not_found", 0],
         "upstream 413": ["APIError", 413, "request_too_large", 0],
         "upstream 422": ["APIError", 422, "invalid_request_error", 0],
         "upstream 429": ["RateLimitError", 429, "rate_limit_exceeded", 0],
@@ -309,7 +309,7 @@ REFUSALS: list[tuple[type[openai.APIStatusError], str, dict[str, Any]]] = [
         (raised, code, {"extra_body": {"simulate": {"fault": "error", "status": status}}})
         for status, raised, code in (
             (400, openai.BadRequestError, "invalid_request_error"),
-            (404, openai.NotFoundError, "model_not_found"),
+            (404, openai.NotFoundError, "not_found"),
             (413, openai.APIStatusError, "request_too_large"),
             (422, openai.UnprocessableEntityError, "invalid_request_error"),
             (429, openai.RateLimitError, "rate_limit_exceeded"),

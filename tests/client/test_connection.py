@@ -4,13 +4,14 @@ import importlib.metadata
 import json
 import logging
 import tomllib
+from http.client import responses
 from pathlib import Path
 
 import pytest
 import trustme
 from aiohttp import http_parser
 
-from edge.client.answers import REASONS, response
+from edge.client.answers import response
 from edge.client.body import BodyMemory
 from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, ClientConnection
 from edge.client.server import ClientServer
@@ -32,7 +33,7 @@ def test_aiohttp_is_the_version_that_was_read_and_has_its_c_parser() -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_every_status_has_its_reason(kind: type[EdgeError]) -> None:
-    assert kind.status in REASONS
+    assert kind.status in responses
 
 
 HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\n"

@@ -16,6 +16,7 @@ from edge.keys.stores.keyfile import KeyFileError
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, hash_key
 from edge.keys.stores.registry import KeyRegistry, UnknownKey
 from edge.keys.stores.sqlite import _KeyFile
+from edge.protocols import OPENAI
 from tests.keybackends import sqlite_store
 from tests.keys.keyfiles import (
     USER,
@@ -349,7 +350,12 @@ async def test_neither_key_nor_digest_is_shown(path: Path, caplog: pytest.LogCap
         with pytest.raises(KeyStoreUnavailable) as unavailable:
             await store.look_up(hash_key(key), key)
 
-    shown += [repr(mistaken.value), repr(unavailable.value), unavailable.value.body().decode(), caplog.text]
+    shown += [
+        repr(mistaken.value),
+        repr(unavailable.value),
+        OPENAI.error_body(unavailable.value, "").decode(),
+        caplog.text,
+    ]
     for text in shown:
         assert key not in text
         assert hash_key(key).hex() not in text

@@ -17,6 +17,7 @@ from edge.metering.documents import MAX_DOCUMENT_BYTES
 from edge.metering.events import MAX_ENDING_BYTES, MAX_HELD_BYTES, MAX_METERED_BYTES
 from edge.metering.meters import Meter, Metering
 from edge.metering.usage_objects import TAIL_BYTES
+from edge.operations import OPERATIONS, Operation
 from edge.simulator import dialects
 from edge.simulator.dialects import Ask, Dialect, Question, error_frames
 from tests.streams import STREAMS as CASES
@@ -39,11 +40,11 @@ def simulated(operation: str, *args: Any, **kwargs: Any) -> list[bytes]:
 
 
 def events(operation: str = CHAT, **options: Any) -> Meter:
-    return Metering(operation, prompt_estimate=7, **options).events()
+    return Metering(OPERATIONS.get(operation) or Operation(operation), prompt_estimate=7, **options).events()
 
 
 def document(operation: str = CHAT) -> Meter:
-    return Metering(operation, prompt_estimate=7).document()
+    return Metering(OPERATIONS.get(operation) or Operation(operation), prompt_estimate=7).document()
 
 
 def fed(meter: Meter, parts: Iterable[bytes]) -> Meter:
@@ -618,9 +619,9 @@ def test_passive_meter_holds_nothing_back() -> None:
         assert meter.feed(content) is content
         assert meter.holds
     assert meter.close() == b""
-    assert not Metering(CHAT, continuous=True).changes
-    assert Metering(CHAT, hide_usage=True).changes
-    assert Metering(CHAT, hide_running=True).changes
+    assert not Metering(OPERATIONS[CHAT], continuous=True).changes
+    assert Metering(OPERATIONS[CHAT], hide_usage=True).changes
+    assert Metering(OPERATIONS[CHAT], hide_running=True).changes
 
 
 @pytest.mark.parametrize(

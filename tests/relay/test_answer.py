@@ -9,6 +9,7 @@ import pytest
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange
 from edge.metering.meters import Metering
+from edge.operations import OPERATIONS
 from edge.relay import answer as module
 from edge.relay.answer import Answer, State
 from edge.relay.terms import Attempt, StaleConnection, Timeouts, UpstreamAnsweredError
@@ -45,7 +46,7 @@ class Recorder:
     last: bool = False
     bare: bool = False
     paused: bool = False
-    metering: Metering = Metering("chat/completions")  # noqa: RUF009  # frozen
+    metering: Metering = Metering(OPERATIONS["chat/completions"])  # noqa: RUF009  # frozen
     done: list[str] = field(default_factory=list)
     failure: Exception | None = None
     written: bytes = b""
@@ -244,7 +245,7 @@ def test_broken_answer_within_an_event_ends_without_an_end_and_its_connection_wi
 def test_chunk_with_a_wrong_end_breaks_an_answer_of_which_events_are_hidden() -> None:
     """Its content is not all there, and what follows must not be taken for the rest of it."""
     for state, reached in ((State.OPENING, SSE + CHUNKED), (State.VERBATIM, SSE + CHUNKED + CHUNK)):
-        answer = Recorder(state, reached, metering=Metering("chat/completions", hide_usage=True))
+        answer = Recorder(state, reached, metering=Metering(OPERATIONS["chat/completions"], hide_usage=True))
         answer.connection.receive(b"9\r\n" + EVENT + b"XX")
         if state is State.OPENING:
             assert answer.status == 502

@@ -3,6 +3,7 @@
 import pytest
 
 from edge.metering.meters import Metering
+from edge.operations import OPERATIONS
 from edge.relay.echo import EventEcho
 from edge.relay.framed import Framed
 from edge.wire.http1 import Chunked, Framing, Length, UntilClose
@@ -12,7 +13,9 @@ LAST = b"0\r\n\r\n"
 
 
 def framed_from(framing: Framing, *, bare: bool = False, echo: EventEcho | None = None) -> Framed:
-    return Framed(framing, Metering("chat/completions").events(), bare=bare, whole_events=echo is not None, echo=echo)
+    return Framed(
+        framing, Metering(OPERATIONS["chat/completions"]).events(), bare=bare, whole_events=echo is not None, echo=echo
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from edge.config.values import parse_url
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from edge.exchange import End, Exchange, Phase, Usage
 from edge.metering.meters import Metering
+from edge.operations import OPERATIONS
 from edge.relay.answer import Answer
 from edge.relay.echo import MAX_JSON_BYTES, EventEcho
 from edge.relay.pace import Heartbeat, Silence
@@ -96,7 +97,7 @@ class Running:
         keep_alive: bool = True,
         heartbeat_s: float = 0,
         echo: str | None = None,
-        metering: Metering = Metering("chat/completions"),  # noqa: B008  # frozen
+        metering: Metering = Metering(OPERATIONS["chat/completions"]),  # noqa: B008  # frozen
     ) -> None:
         self.client = Client(last=old_client or not keep_alive, bare=old_client)
         self.upstream = Transport()
@@ -360,7 +361,7 @@ ERRORS = [
     (b'data: {"object":"error","message":"m","type":"BadRequestError","code":404}\n\n', 404),
     (b'data: {"object": "error", "message": "m", "code": 422}\n\n', 422),
     (b'error: {"code":500,"message":"m","type":"server_error"}\n\n', 500),
-    (b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"m"}}\n\n', 502),
+    (b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"m"}}\n\n', 529),
     (b'event: error\ndata: {"error":{"code":413,"message":"m"}}\n\n', 413),
     (b'data: {"error":{"message":"m","code":"context_length_exceeded"}}\n\n', 502),
     (b'data: {"error":{"message":"m","code":null}}\n\n', 502),
@@ -441,8 +442,12 @@ def test_broken_stream_never_looks_complete(data: st.DataObject) -> None:
         assert isinstance(got.failure, UpstreamError)
         assert not got.head
         return
-    assert got.exchange.end is End.UPSTREAM_CUT
     passed, complete = (got.body, "reset" not in got.client) if old_client else content_of(got.body)
+    if got.exchange.end is End.COMPLETE:  # it broke behind the event that ends it
+        assert passed.rstrip().endswith(b"data: [DONE]")
+        assert content.startswith(passed)
+        return
+    assert got.exchange.end is End.UPSTREAM_CUT
     if not complete:
         assert content.startswith(passed)
         assert not got.keep_alive
@@ -594,6 +599,9 @@ def test_echoed_stream_that_breaks_gives_whole_events_and_says_so(name: str, eof
             got = relayed([answer[:count]], closes=eof, breaks=not eof, echo=NEW)
             if framing == "close" and eof and count in ends:
                 assert got.exchange.end is End.COMPLETE  # there, as ever, nothing tells the two apart
+                continue
+            if got.exchange.end is End.COMPLETE:  # it broke behind the event that ends it
+                assert content_of(got.body) == (echoed(STREAMS[name]), True)
                 continue
             assert (got.failure, got.exchange.end) == (None, End.UPSTREAM_CUT)
             content, complete = content_of(got.body)
@@ -907,7 +915,7 @@ def test_usage_in_a_chunk_with_a_token_is_hidden_each_time() -> None:
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     token = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
     both = chunk(usage + token)
-    metering = Metering("chat/completions", hide_usage=True)
+    metering = Metering(OPERATIONS["chat/completions"], hide_usage=True)
     got = relayed([SSE + CHUNKED + chunk(token), both, both, both, LAST], metering=metering)
     assert content_of(got.body) == (token * 4, True)
 

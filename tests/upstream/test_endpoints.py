@@ -11,6 +11,7 @@ import trustme
 from edge.config.settings import EndpointConfig, PoolConfig
 from edge.config.values import parse_url
 from edge.errors import Unusable
+from edge.operations import OPERATIONS
 from edge.upstream.endpoints import Endpoints, Lease, Member
 from edge.upstream.health import Verdict
 from tests.upstream.conftest import pool_of
@@ -122,24 +123,26 @@ async def test_instance_at_no_possible_address_is_refused(endpoints: Endpoints, 
     [
         ("http://h:1", "chat/completions", b"POST /v1/chat/completions HTTP/1.1\r\nHost: h:1\r\n"),
         ("http://h/api/v3", "embeddings", b"POST /api/v3/embeddings HTTP/1.1\r\nHost: h\r\n"),
+        ("http://h/api/v1", "v2/rerank", b"POST /api/v2/rerank HTTP/1.1\r\nHost: h\r\n"),
+        ("http://h", "v2/rerank", b"POST /v2/rerank HTTP/1.1\r\nHost: h\r\n"),
         ("http://h/api/", "tokenize", b"POST /tokenize HTTP/1.1\r\nHost: h\r\n"),
         ("https://[::1]:443/v1", "detokenize", b"POST /detokenize HTTP/1.1\r\nHost: [::1]\r\n"),
     ],
 )
 async def test_path_upstream_is_the_edges_own(endpoints: Endpoints, url: str, operation: str, line: bytes) -> None:
-    """A URL that has a path replaces /v1; tokenize and detokenize go to the root."""
+    """A URL that has a path replaces /v1; tokenize and detokenize go to the root, another version beside /v1."""
     member = endpoints.instance(url).member
-    head = member.head(operation)
+    head = member.head(OPERATIONS[operation])
     assert head.startswith(line)
     assert b"Authorization" not in head
-    assert head is member.head(operation)
+    assert head is member.head(OPERATIONS[operation])
 
 
 async def test_endpoints_own_key_is_sent_and_is_part_of_no_other_head(endpoints: Endpoints) -> None:
     url = parse_url("http://h:1")
     endpoint = endpoints.member(url, PoolConfig("p", ()))
     members = [Member(endpoint, EndpointConfig(url, api_key=key)) for key in (None, "one", "two")]
-    heads = [member.head("completions") for member in members]
+    heads = [member.head(OPERATIONS["completions"]) for member in members]
     assert [b"Authorization: Bearer one\r\n" in head for head in heads] == [False, True, False]
     assert len(set(heads)) == 3
 

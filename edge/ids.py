@@ -1,0 +1,28 @@
+"""Random ids of requests. Nobody can guess one, or learn from one how many there were."""
+
+import os
+from typing import Final
+
+_BATCH: Final = 256  # a call of the system for each id would cost more than the id
+_BYTES: Final = 16
+_VARIANTS: Final = "89ab"
+_unused: list[str] = []
+
+
+def _random() -> str:
+    """Return 128 random bits as 32 hexadecimal digits."""
+    if not _unused:
+        digits = os.urandom(_BATCH * _BYTES).hex()
+        _unused.extend(digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES))
+    return _unused.pop()
+
+
+def new_request_id() -> str:
+    """Return the id of a request that its client gave none."""
+    return "req_" + _random()
+
+
+def new_upstream_id() -> str:
+    """Return the id of one attempt: a random UUID (RFC 9562 section 5.4), since some engines refuse any other."""
+    it = _random()
+    return f"{it[:8]}-{it[8:12]}-4{it[13:16]}-{_VARIANTS[int(it[16], 16) & 3]}{it[17:20]}-{it[20:]}"

@@ -1,0 +1,147 @@
+"""Every operation with every concern, in one table: what a path means, wherever that differs from path to path.
+
+Whoever treats one operation unlike another finds the difference here: nothing else in the edge knows a path by name.
+One more is a row here and a test of its cells; an operator adds one to `server.operations` without waiting for a
+release.
+"""
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from edge.protocols import MESSAGES, OPENAI, RESPONSES, Protocol
+
+
+class Reads(enum.Enum):
+    """How the usage of an answer is read; `metering/meters.py` has a meter of events and one of documents for each."""
+
+    CHUNKS = "chunks"  # `usage` behind the choices of a stream, and in its document
+    MESSAGE = "message"  # `message_start` and `message_delta`
+    RESPONSE = "response"  # the response with which a stream ends
+    READING = "reading"  # a model that only reads: the document's `usage`, else the prompt is estimated
+    IMAGES = "images"  # the document's `usage`, and the images in it
+    ANY = "any"  # the document's `usage`, where there is one
+    NOTHING = "nothing"
+
+
+class Reserves(enum.Enum):
+    """How many tokens a request reserves of its limit before it begins."""
+
+    ANSWER = "the prompt and the answer"
+    PROMPT = "the prompt"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row: what is asked at a path.
+
+    `name` is the path behind `/v1`, here and upstream. `protocol` words errors, error events and heartbeats. `form`:
+    the body is multipart/form-data, else JSON. `last_events` end a stream, by their `type`, or as data that is no JSON;
+    without one nothing marks the end. `is_cached`: an engine answers sooner where it has read the beginning of the
+    prompt before, so that a conversation is kept with one member.
+    """
+
+    name: str
+    protocol: Protocol = OPENAI
+    reads: Reads = Reads.ANY
+    reserves: Reserves = Reserves.PROMPT
+    last_events: tuple[str, ...] = ()
+    is_cached: bool = False
+    form: bool = False
+    takes_usage_options: bool = False  # `stream_options` makes its streams tell their usage
+    keeps: bool = False  # what it answers is kept by the endpoint, and asked for again by its id
+    at_root: bool = False  # engines serve it at their root, not under `/v1`
+    has_version: bool = False  # its name has one of its own
+
+
+_RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
+
+UNKNOWN: Final = Operation("", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+UNKNOWN_MESSAGES: Final = Operation("", MESSAGES, reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+STORED_RESPONSE: Final = Operation("responses/{id}", RESPONSES, Reads.NOTHING, Reserves.NOTHING, _RESPONSE_ENDS)
+_ROWS: Final = (
+    Operation(
+        "chat/completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+    ),
+    Operation(
+        "completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+    ),
+    Operation("responses", RESPONSES, Reads.RESPONSE, Reserves.ANSWER, _RESPONSE_ENDS, is_cached=True, keeps=True),
+    Operation("messages", MESSAGES, Reads.MESSAGE, Reserves.ANSWER, ("message_stop",), is_cached=True),
+    Operation("messages/count_tokens", MESSAGES, Reads.NOTHING, Reserves.NOTHING),
+    Operation("embeddings", reads=Reads.READING),
+    Operation("rerank", reads=Reads.READING),
+    Operation("v2/rerank", reads=Reads.READING, has_version=True),
+    Operation("score", reads=Reads.READING),
+    Operation("systemone", reads=Reads.READING),
+    Operation("tokenize", reads=Reads.NOTHING, at_root=True),
+    Operation("detokenize", reads=Reads.NOTHING, at_root=True),
+    Operation("images/generations", reads=Reads.IMAGES),
+    Operation("images/edits", reads=Reads.IMAGES, form=True),
+    Operation("audio/speech", reads=Reads.NOTHING),
+    Operation("audio/transcriptions", form=True),
+    Operation("audio/translations", form=True),
+)
+OPERATIONS: Final[Mapping[str, Operation]] = {row.name: row for row in _ROWS}
+
+MODELS: Final = Operation("models", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+HEALTH: Final = Operation("health", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+# Of OpenAI's API, by the beginning of the path; who asks gets to know that no other path would do.
+NOT_SERVED: Final = frozenset({
+    "assistants", "batches", "containers", "conversations", "evals", "files", "fine-tuning", "fine_tuning",
+    "moderations", "organization", "realtime", "threads", "uploads", "vector_stores", "videos",
+})  # fmt: skip
+_READ: Final = ("GET", "HEAD")
+_ANTHROPIC: Final = "/anthropic"
+_DEPLOYMENTS: Final = "/openai/deployments/"
+_BASES: Final = ("", "/v1", "/openai/v1")
+_MODEL_PATH = re.compile(r"(?:/v1|/openai/v1|/anthropic/v1)?/models/(.+)")
+_STORED_PATH = re.compile(r"(?:/v1|/openai/v1)?/responses/(([A-Za-z0-9_.-]{1,128})(?:/(cancel|input_items))?)")
+
+
+class Asked(NamedTuple):
+    """What a path asks for, and with which methods that is possible.
+
+    `model` is the percent-encoded name that the path of a model or of an Azure deployment has; `stored` the path of a
+    response behind `responses/`, and `response_id` what it begins with.
+    """
+
+    operation: Operation
+    methods: tuple[str, ...]
+    model: str = ""
+    stored: str = ""
+    response_id: str = ""
+
+
+def paths_of(added: Iterable[str] = ()) -> dict[str, Asked]:
+    """Return what each raw path asks for; `added` are names of `server.operations`.
+
+    With and without /v1: the platform's page promised both, and a redirect would turn POST into GET in most clients.
+    """
+    paths = {f"{base}/models{end}": Asked(MODELS, _READ) for base in (*_BASES, f"{_ANTHROPIC}/v1") for end in ("", "/")}
+    paths["/health"] = Asked(HEALTH, _READ)
+    for operation in (*_ROWS, *map(Operation, added)):
+        bases: tuple[str, ...] = ("",) if operation.has_version else _BASES
+        if operation.protocol is MESSAGES:
+            bases += (_ANTHROPIC, f"{_ANTHROPIC}/v1")
+        paths |= {f"{base}/{operation.name}": Asked(operation, ("POST",)) for base in bases}
+    return paths
+
+
+def asked_at(path: str) -> Asked:
+    """Return what a raw path asks for that is none of `paths_of`; no methods: there is nothing."""
+    if path.startswith(_DEPLOYMENTS):
+        for name, operation in OPERATIONS.items():
+            model = path[len(_DEPLOYMENTS) :].removesuffix(f"/{name}")
+            if model != path[len(_DEPLOYMENTS) :] and model and operation.protocol is not MESSAGES:
+                return Asked(operation, ("POST",), model=model)
+    if model_path := _MODEL_PATH.fullmatch(path):
+        return Asked(MODELS, _READ, model=model_path[1])
+    if stored := _STORED_PATH.fullmatch(path):
+        methods = {None: ("GET", "DELETE"), "cancel": ("POST",), "input_items": ("GET",)}[stored[3]]
+        return Asked(STORED_RESPONSE, methods, stored=stored[1], response_id=stored[2])
+    is_messages = path.startswith((_ANTHROPIC, "/v1/messages", "/messages"))
+    return Asked(UNKNOWN_MESSAGES if is_messages else UNKNOWN, ())

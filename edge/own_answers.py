@@ -1,0 +1,75 @@
+"""What the edge answers by itself: its models, and paths or methods that there are not."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import hdrs
+
+from edge import errors
+from edge.client.connection import Request
+from edge.errors import EdgeError
+from edge.names import is_model_name
+from edge.operations import NOT_SERVED, OPERATIONS, Asked
+from edge.routing import is_loopback
+
+_UPGRADES: Final = (("Upgrade", "HTTP/1.1"), ("Connection", "upgrade"))  # RFC 9110 sections 15.5.22 and 7.8
+
+
+def wrong_path(request: Request, asked: Asked, path: str, host: str) -> EdgeError:
+    """Return the error for a path that does not exist, or not with this method."""
+    headers, method = request.headers, request.message.method
+    if method == "GET" and headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+        return errors.UpgradeRequired(
+            "WebSocket is not served here: send a POST over HTTP, and read its server-sent events.", headers=_UPGRADES
+        )
+    if asked.methods:
+        allowed = ", ".join((*asked.methods, "OPTIONS"))
+        return errors.MethodNotAllowed(f"{method} is not possible here, use {allowed}", headers=(("Allow", allowed),))
+    if is_loopback(host):
+        base = f"{'https' if request.connection.is_secure else 'http'}://{headers.get(hdrs.HOST, host)}"
+    else:
+        base = f"https://{host or 'chat.d.run'}"
+    name = path.removeprefix("/openai").removeprefix("/v1").strip("/").partition("/")[0]
+    is_right = path.startswith("/v1/") and not path.startswith(("/v1/v1/", "/v1//"))  # the base URL
+    if is_right or name in NOT_SERVED:
+        what = f"`{name}` is" if name in NOT_SERVED else "This operation is"
+        return errors.PathNotFound(
+            f"{what} not served here. Under {base}/v1 there are: {', '.join(OPERATIONS)}, models."
+        )
+    return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
+
+
+def model_in_path(encoded: str) -> str:
+    """Return the model of a path, percent-decoded once; ids contain `/`, which SDKs send as `%2F`."""
+    try:
+        name = unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        name = ""
+    if not is_model_name(name):
+        raise errors.ModelNotFound.named("of that name")
+    return name
+
+
+def model_document(name: str, created: int, context_length: int | None) -> dict[str, object]:
+    """Return a model as OpenAI, Anthropic and vLLM describe one, all in one: UIs read this or that of it."""
+    document: dict[str, object] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": name.partition("/")[0],
+        "type": "model",
+        "display_name": name,
+        "created_at": f"{datetime.fromtimestamp(created, UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+    if context_length is not None:
+        document |= {"context_length": context_length, "max_model_len": context_length}
+    return document
+
+
+def models_document(models: Iterable[dict[str, object]]) -> dict[str, object]:
+    """Return a list of models, as OpenAI and Anthropic have it."""
+    data = list(models)
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, "has_more": False, **ends}
