@@ -7,13 +7,13 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     commands/      what an operator types: serve, demo, simulate, check, explain, diff, keys, usage
     process/       the process: wires the parts, reloads, drains, listens to clients and operators
     proxy.py       one request through its life
+    own_answers.py what the edge answers by itself: its models, paths that there are not
     attempt.py     what one endpoint is asked
     settlement.py  what an accepted request owes: charged and recorded once
     generation.py  everything built from one file
-    own_answers.py what the edge answers by itself: its models, paths that there are not
     keys/          who calls: keys and tokens, through a cache; stores/ where keys are kept
     limits/        may it start now: requests, tokens and concurrency, shared by processes
-    upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery
+    upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery, who keeps a response
     relay/         moves the bytes of an answer to the client
     journal/       usage records, kept until delivered; sinks/ where they go
     telemetry/     metrics, the access log and the process's own log

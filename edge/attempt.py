@@ -27,7 +27,7 @@ class Work:
     """What a request asks of whichever endpoint it comes to.
 
     `head` are the lines that the client's head yields, `query` what stands behind the path of a stored response. No
-    `pool` is the instance that `match` names. `keeper` is the name of the one member that can answer, "" for any.
+    `pool` is the instance that `match` names. `keeper` is the name of the one member that can answer, None for any.
     """
 
     asked: Asked
@@ -39,14 +39,18 @@ class Work:
     match: Match
     pool: Pool | None
     timeouts: Timeouts
-    keeper: str = ""
+    keeper: str | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt may have that count."""
+        return 0 if self.asked.operation.reserves is Reserves.NOTHING else self.envelope.prompt_tokens
 
     def reservation(self) -> int:
         """Return how many tokens the request may use, as far as can be known before."""
-        prompt_tokens, reserves = self.envelope.prompt_tokens, self.asked.operation.reserves
-        if reserves is not Reserves.ANSWER:
-            return prompt_tokens if reserves is Reserves.PROMPT else 0
-        return prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
+        if self.asked.operation.reserves is not Reserves.ANSWER:
+            return self.prompt_tokens
+        return self.prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
 
     def affinity_key(self, user: str) -> bytes:
         """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""

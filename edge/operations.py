@@ -1,6 +1,6 @@
 """Every operation with every concern, in one table: what a path means, wherever that differs from path to path.
 
-Whoever treats one operation unlike another finds the difference here: nothing else in the edge knows a path by name.
+Whoever treats one operation unlike another finds the difference here.
 One more is a row here and a test of its cells; an operator adds one to `server.operations` without waiting for a
 release.
 """
@@ -23,6 +23,7 @@ class Reads(enum.Enum):
     READING = "reading"  # a model that only reads: the document's `usage`, else the prompt is estimated
     IMAGES = "images"  # the document's `usage`, and the images in it
     ANY = "any"  # the document's `usage`, where there is one
+    STORED = "stored"  # of a response that was counted when it was made
     NOTHING = "nothing"
 
 
@@ -52,6 +53,7 @@ class Operation:
     is_cached: bool = False
     form: bool = False
     takes_usage_options: bool = False  # `stream_options` makes its streams tell their usage
+    always_ends: bool = False  # a stream without its last event is half an answer; not every engine sends `[DONE]`
     keeps: bool = False  # what it answers is kept by the endpoint, and asked for again by its id
     at_root: bool = False  # engines serve it at their root, not under `/v1`
     has_version: bool = False  # its name has one of its own
@@ -61,7 +63,7 @@ _RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.
 
 UNKNOWN: Final = Operation("", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
 UNKNOWN_MESSAGES: Final = Operation("", MESSAGES, reads=Reads.NOTHING, reserves=Reserves.NOTHING)
-STORED_RESPONSE: Final = Operation("responses/{id}", RESPONSES, Reads.NOTHING, Reserves.NOTHING, _RESPONSE_ENDS)
+STORED_RESPONSE: Final = Operation("responses/{id}", RESPONSES, Reads.STORED, Reserves.NOTHING, _RESPONSE_ENDS)
 _ROWS: Final = (
     Operation(
         "chat/completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
@@ -69,8 +71,19 @@ _ROWS: Final = (
     Operation(
         "completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
     ),
-    Operation("responses", RESPONSES, Reads.RESPONSE, Reserves.ANSWER, _RESPONSE_ENDS, is_cached=True, keeps=True),
-    Operation("messages", MESSAGES, Reads.MESSAGE, Reserves.ANSWER, ("message_stop",), is_cached=True),
+    Operation(
+        "responses",
+        RESPONSES,
+        Reads.RESPONSE,
+        Reserves.ANSWER,
+        _RESPONSE_ENDS,
+        is_cached=True,
+        always_ends=True,
+        keeps=True,
+    ),
+    Operation(
+        "messages", MESSAGES, Reads.MESSAGE, Reserves.ANSWER, ("message_stop",), is_cached=True, always_ends=True
+    ),
     Operation("messages/count_tokens", MESSAGES, Reads.NOTHING, Reserves.NOTHING),
     Operation("embeddings", reads=Reads.READING),
     Operation("rerank", reads=Reads.READING),
@@ -88,6 +101,7 @@ _ROWS: Final = (
 OPERATIONS: Final[Mapping[str, Operation]] = {row.name: row for row in _ROWS}
 
 MODELS: Final = Operation("models", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+ANTHROPIC_MODELS: Final = Operation("models", MESSAGES, reads=Reads.NOTHING, reserves=Reserves.NOTHING)
 HEALTH: Final = Operation("health", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
 # Of OpenAI's API, by the beginning of the path; who asks gets to know that no other path would do.
 NOT_SERVED: Final = frozenset({
@@ -97,23 +111,31 @@ NOT_SERVED: Final = frozenset({
 _READ: Final = ("GET", "HEAD")
 _ANTHROPIC: Final = "/anthropic"
 _DEPLOYMENTS: Final = "/openai/deployments/"
-_BASES: Final = ("", "/v1", "/openai/v1")
-_MODEL_PATH = re.compile(r"(?:/v1|/openai/v1|/anthropic/v1)?/models/(.+)")
-_STORED_PATH = re.compile(r"(?:/v1|/openai/v1)?/responses/(([A-Za-z0-9_.-]{1,128})(?:/(cancel|input_items))?)")
+_BASES: Final = ("", "/v1", "/openai", "/openai/v1")
+_MODEL_PATH = re.compile(r"(?:/v1|/openai|/openai/v1|(/anthropic|/anthropic/v1))?/models/(.+)")
+_STORED_PATH = re.compile(
+    r"(?:/v1|/openai|/openai/v1)?/responses/"
+    r"(?!(?:compact|input_tokens)(?:/|\Z))([A-Za-z0-9_.-]{1,128}(?:/(cancel|input_items))?)"
+)
+_LONGEST_NAME: Final = 5  # of an operation, in segments of its path
 
 
 class Asked(NamedTuple):
     """What a path asks for, and with which methods that is possible.
 
     `model` is the percent-encoded name that the path of a model or of an Azure deployment has; `stored` the path of a
-    response behind `responses/`, and `response_id` what it begins with.
+    response behind `responses/`, which begins with its id.
     """
 
     operation: Operation
     methods: tuple[str, ...]
     model: str = ""
     stored: str = ""
-    response_id: str = ""
+
+    @property
+    def response_id(self) -> str:
+        """The id of the stored response."""
+        return self.stored.partition("/")[0]
 
 
 def paths_of(added: Iterable[str] = ()) -> dict[str, Asked]:
@@ -121,7 +143,9 @@ def paths_of(added: Iterable[str] = ()) -> dict[str, Asked]:
 
     With and without /v1: the platform's page promised both, and a redirect would turn POST into GET in most clients.
     """
-    paths = {f"{base}/models{end}": Asked(MODELS, _READ) for base in (*_BASES, f"{_ANTHROPIC}/v1") for end in ("", "/")}
+    paths = {f"{base}/models{end}": Asked(MODELS, _READ) for base in _BASES for end in ("", "/")}
+    for base in (_ANTHROPIC, f"{_ANTHROPIC}/v1"):
+        paths |= {f"{base}/models{end}": Asked(ANTHROPIC_MODELS, _READ) for end in ("", "/")}
     paths["/health"] = Asked(HEALTH, _READ)
     for operation in (*_ROWS, *map(Operation, added)):
         bases: tuple[str, ...] = ("",) if operation.has_version else _BASES
@@ -131,17 +155,27 @@ def paths_of(added: Iterable[str] = ()) -> dict[str, Asked]:
     return paths
 
 
-def asked_at(path: str) -> Asked:
-    """Return what a raw path asks for that is none of `paths_of`; no methods: there is nothing."""
+def asked_at(path: str, paths: Mapping[str, Asked]) -> Asked:
+    """Return what a raw path asks for; `paths` are of `paths_of`. No methods: there is nothing."""
+    if path in paths:
+        return paths[path]
     if path.startswith(_DEPLOYMENTS):
-        for name, operation in OPERATIONS.items():
-            model = path[len(_DEPLOYMENTS) :].removesuffix(f"/{name}")
-            if model != path[len(_DEPLOYMENTS) :] and model and operation.protocol is not MESSAGES:
-                return Asked(operation, ("POST",), model=model)
+        return _of_deployment(path[len(_DEPLOYMENTS) :], paths)
     if model_path := _MODEL_PATH.fullmatch(path):
-        return Asked(MODELS, _READ, model=model_path[1])
+        return Asked(ANTHROPIC_MODELS if model_path[1] else MODELS, _READ, model=model_path[2])
     if stored := _STORED_PATH.fullmatch(path):
-        methods = {None: ("GET", "DELETE"), "cancel": ("POST",), "input_items": ("GET",)}[stored[3]]
-        return Asked(STORED_RESPONSE, methods, stored=stored[1], response_id=stored[2])
-    is_messages = path.startswith((_ANTHROPIC, "/v1/messages", "/messages"))
+        methods = {None: ("GET", "DELETE"), "cancel": ("POST",), "input_items": ("GET",)}[stored[2]]
+        return Asked(STORED_RESPONSE, methods, stored=stored[1])
+    is_messages = path.startswith(_ANTHROPIC) or "/messages" in path
     return Asked(UNKNOWN_MESSAGES if is_messages else UNKNOWN, ())
+
+
+def _of_deployment(rest: str, paths: Mapping[str, Asked]) -> Asked:
+    """Return what Azure's path asks for: the name of a deployment, which may have slashes, and an operation's path."""
+    segments = rest.split("/")
+    for count in range(min(_LONGEST_NAME, len(segments) - 1), 0, -1):
+        asked = paths.get(f"/openai/{'/'.join(segments[-count:])}")
+        model = "/".join(segments[:-count])
+        if asked is not None and asked.operation.protocol is not MESSAGES and asked.methods == ("POST",) and model:
+            return Asked(asked.operation, asked.methods, model=model)
+    return Asked(UNKNOWN, ())

@@ -1,6 +1,9 @@
 """What the edge answers by itself: its models, and paths or methods that there are not."""
 
+import asyncio
+import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -10,10 +13,14 @@ from aiohttp import hdrs
 from edge import errors
 from edge.client.connection import Request
 from edge.errors import EdgeError
+from edge.generation import Generation
 from edge.names import is_model_name
 from edge.operations import NOT_SERVED, OPERATIONS, Asked
-from edge.routing import is_loopback
+from edge.protocols import MESSAGES
+from edge.routing import Match, is_loopback
+from edge.upstream.catalogue import Catalogue
 
+_A_STEP: Final = 200  # models of a list: ten thousand at once would hold the others up
 _UPGRADES: Final = (("Upgrade", "HTTP/1.1"), ("Connection", "upgrade"))  # RFC 9110 sections 15.5.22 and 7.8
 
 
@@ -38,6 +45,8 @@ def wrong_path(request: Request, asked: Asked, path: str, host: str) -> EdgeErro
         return errors.PathNotFound(
             f"{what} not served here. Under {base}/v1 there are: {', '.join(OPERATIONS)}, models."
         )
+    if asked.operation.protocol is MESSAGES:
+        return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}, without /v1.")
     return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 
@@ -52,24 +61,54 @@ def model_in_path(encoded: str) -> str:
     return name
 
 
-def model_document(name: str, created: int, context_length: int | None) -> dict[str, object]:
-    """Return a model as OpenAI, Anthropic and vLLM describe one, all in one: UIs read this or that of it."""
-    document: dict[str, object] = {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": name.partition("/")[0],
-        "type": "model",
-        "display_name": name,
-        "created_at": f"{datetime.fromtimestamp(created, UTC):%Y-%m-%dT%H:%M:%SZ}",
-    }
-    if context_length is not None:
-        document |= {"context_length": context_length, "max_model_len": context_length}
-    return document
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What is said of the models of a generation; `created` is Unix seconds, the same for all."""
+
+    generation: Generation
+    catalogue: Catalogue
+    created: int
+
+    async def listed(self, found: Iterable[tuple[str, Match | None]]) -> dict[str, object]:
+        """Return a list of models, as OpenAI and Anthropic have it; their servers get some time to describe them."""
+        matches = {name: match for name, match in found if match is not None}
+        routes = [match.route for match in matches.values()]
+        await self.catalogue.learn({route.pool for route in routes if route.pool and route.context_length is None})
+        data = []
+        for name, match in sorted(matches.items(), key=lambda item: item[0]):
+            data.append(self.document(name, match))
+            if not len(data) % _A_STEP:
+                await asyncio.sleep(0)
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, "has_more": False, **ends}
+
+    def document(self, name: str, match: Match) -> dict[str, object]:
+        """Return a model as OpenAI, Anthropic and vLLM describe one, all in one: UIs read this or that of it."""
+        document: dict[str, object] = {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": name.partition("/")[0],
+            "type": "model",
+            "display_name": name,
+            "created_at": _rfc_3339(self.created),
+        }
+        context_length = self._context_length(name, match)
+        if context_length is not None:
+            document |= {"context_length": context_length, "max_model_len": context_length}
+        return document
+
+    def _context_length(self, name: str, match: Match) -> int | None:
+        """Return how many tokens a model takes: as its route says, else as the server of its pool does."""
+        route = match.route
+        if route.context_length is not None or route.pool is None:
+            return route.context_length
+        members = self.generation.pools[route.pool].members
+        upstream_model = next((each.config.model for each in members if each.config.model is not None), None)
+        upstream_model = upstream_model or (name if route.model is None else match.filled(route.model))
+        return self.catalogue.context_length(route.pool, upstream_model)
 
 
-def models_document(models: Iterable[dict[str, object]]) -> dict[str, object]:
-    """Return a list of models, as OpenAI and Anthropic have it."""
-    data = list(models)
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": False, **ends}
+@functools.lru_cache(maxsize=1)
+def _rfc_3339(unix_s: int) -> str:
+    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}"

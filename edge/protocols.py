@@ -22,6 +22,7 @@ _MESSAGES_TYPES: Final = {
     413: "request_too_large",
     429: "rate_limit_error",
     _OVERLOADED: "overloaded_error",
+    504: "timeout_error",
 }
 # The codes of the Responses API that clients act on; any other failure is one of the server.
 _RESPONSE_CODES: Final = {

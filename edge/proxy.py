@@ -36,6 +36,7 @@ from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
 from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, asked_at
+from edge.own_answers import Models
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
@@ -123,7 +124,7 @@ class Proxy:
     async def _answer(self, request: Request, exchange: Exchange, generation: Generation) -> None:
         server, connection, method = generation.config.server, request.connection, exchange.method
         path, authority = target_of(request, exchange, server)
-        asked = generation.paths.get(path) or asked_at(path)
+        asked = generation.paths.get(path) or asked_at(path, generation.paths)
         operation = exchange.operation = asked.operation  # before anything is refused, in its protocol's words
         check_head(request)
         host = exchange.host = host_name(authority)
@@ -140,8 +141,9 @@ class Proxy:
         exchange.principal = caller.principal  # before it may be refused, so that the log names who was
         self._authenticator.check(caller)
         table = routes_at(generation.routes, host, connection.peer)
-        if operation is MODELS:
-            await self._show_models(request, exchange, asked, caller, table)
+        if operation.name == MODELS.name:
+            models = Models(generation, self._catalogue, self._started_at)
+            await self._show_models(request, exchange, asked, models, caller, table)
             return
 
         exchange.phase = _BODY
@@ -184,8 +186,8 @@ class Proxy:
         finally:
             body.release()
 
-    async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str]:
-        """Return what a body asks for, and the member that alone can answer, "" for any."""
+    async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str | None]:
+        """Return what a body asks for, and the member that alone can answer, None for any."""
         data, form = body.data, asked.operation.form
         path_model = own_answers.model_in_path(asked.model) if asked.model else ""
         if len(data) <= LONG_BODY_BYTES:
@@ -195,29 +197,32 @@ class Proxy:
             async with self._long_body:
                 envelope = await long
         if not envelope.previous_response_id or not asked.operation.keeps:
-            return envelope, ""
-        keeper = await self._kept.find(caller.principal.user, envelope.previous_response_id)
-        return envelope, keeper.member if keeper is not None else ""
+            return envelope, None
+        return envelope, (await self._keeper(caller, envelope.previous_response_id)).member
 
-    async def _stored(self, caller: Caller, asked: Asked, query: str, body: Body) -> tuple[Envelope, str]:
+    async def _stored(self, caller: Caller, asked: Asked, query: str, body: Body) -> tuple[Envelope, str | None]:
         """Return what is asked of a response that was made before, and the member that keeps it."""
         body.release()  # which says nothing
-        keeper = await self._kept.find(caller.principal.user, asked.response_id)
+        keeper = await self._keeper(caller, asked.response_id)
+        return Envelope(keeper.model, stream="stream=true" in query[1:].split("&")), keeper.member
+
+    async def _keeper(self, caller: Caller, response_id: str) -> Keeper:
+        """Return who keeps a response; raises `ResponseNotFound`, also for one of another user."""
+        keeper = await self._kept.find(caller.principal.user, response_id)
         if keeper is None:
             raise errors.ResponseNotFound("No response of that id is kept here for the user of this key.")
-        return Envelope(keeper.model, stream="stream=true" in query), keeper.member
+        return keeper
 
     def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
         permit = UNLIMITED
-        is_limited = route.instance is None and work.asked.operation is not STORED_RESPONSE
-        if is_limited and (route.limit is not None or principal.limit is not None):
+        if route.instance is None and (route.limit is not None or principal.limit is not None):
             permit = self._admission.admit(
                 route.name, (route.limit, principal.limit), principal.user, principal.id, work.reservation()
             )
             exchange.limit_headers = permit.headers
         try:
-            return Settlement(exchange, permit, self._journal, work.envelope.prompt_tokens)
+            return Settlement(exchange, permit, self._journal, work.prompt_tokens)
         except JournalFull:
             permit.cancel()
             raise errors.JournalUnavailable(
@@ -237,7 +242,7 @@ class Proxy:
                     lease: Lease | None
                     if pool is None:
                         lease = self._instance(work.match)
-                    elif work.keeper:
+                    elif work.keeper is not None:
                         lease = _keeper_in(pool, work.keeper, tried)
                     else:
                         lease = pool.lease(tried, key)
@@ -251,7 +256,8 @@ class Proxy:
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
-                attempt = work.attempt(exchange, lease.member, self._keep(exchange, lease, pool))
+                keep = self._keep(exchange, user, lease, work) if work.asked.operation.keeps else None
+                attempt = work.attempt(exchange, lease.member, keep)
                 begun = time.monotonic()
                 try:
                     with lease:
@@ -278,13 +284,12 @@ class Proxy:
             if pool is not None and tried:
                 pool.retrying -= 1
 
-    def _keep(self, exchange: Exchange, lease: Lease, pool: Pool | None) -> Callable[[str], None] | None:
-        """Return what notes that a member keeps a response, None for operations that have none."""
-        principal = exchange.principal
-        if not exchange.operation.keeps or principal is None:
+    def _keep(self, exchange: Exchange, user: str, lease: Lease, work: Work) -> Callable[[str], None] | None:
+        """Return what notes that a member keeps a response, None for one that is not to be kept."""
+        if not work.envelope.stored:
             return None
-        keeper = Keeper(exchange.model, lease.member.name if pool is not None else "")
-        return partial(self._kept.remember, principal.user, keeper=keeper)
+        keeper = Keeper(exchange.model, lease.member.name if work.pool is not None else "")
+        return partial(self._kept.remember, user, keeper=keeper)
 
     def _instance(self, match: Match) -> Lease:
         route = match.route
@@ -295,29 +300,18 @@ class Proxy:
             raise errors.ModelNotFound.named("of that name") from None
 
     async def _show_models(
-        self, request: Request, exchange: Exchange, asked: Asked, caller: Caller, table: HostTable
+        self, request: Request, exchange: Exchange, asked: Asked, models: Models, caller: Caller, table: HostTable
     ) -> None:
         """List the models this key may call on this host, or show one: any name that would route and is allowed."""
         exchange.phase = _ROUTE
         if asked.model:
             name = exchange.model = own_answers.model_in_path(asked.model)
-            found = [(name, decide(table, name, caller))]
-            exchange.route = found[0][1].route.name
+            match = decide(table, name, caller)
+            exchange.route = match.route.name
+            document = models.document(name, match)
         else:
-            names = sorted({name for name in table.names() if caller.may_call(name)})
-            found = [(name, match) for name in names if (match := table.find(name)) is not None]
-        routes = [match.route for _, match in found]
-        await self._catalogue.learn({route.pool for route in routes if route.pool and route.context_length is None})
-        models = [self._model(name, match) for name, match in found]
-        _send(request, exchange, 200, orjson.dumps(models[0] if asked.model else own_answers.models_document(models)))
-
-    def _model(self, name: str, match: Match) -> dict[str, object]:
-        """Return what is said of a model; how long its context is, the route or its pool says."""
-        route, context_length = match.route, match.route.context_length
-        if context_length is None and route.pool is not None:
-            upstream_model = name if route.model is None else match.filled(route.model)
-            context_length = self._catalogue.context_length(route.pool, upstream_model)
-        return own_answers.model_document(name, self._started_at, context_length)
+            document = await models.listed((name, table.find(name)) for name in table.names() if caller.may_call(name))
+        _send(request, exchange, 200, orjson.dumps(document))
 
     # --- the end
 
@@ -408,7 +402,7 @@ def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
 
 
 def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
-    """Return the failure that no other endpoint makes good; a caller's fault is what an endpoint answered, too."""
+    """Return the failure with which a request ends that no other endpoint is asked for."""
     if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
         failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
     exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)

@@ -18,10 +18,13 @@ import orjson
 from edge import errors
 from edge.errors import EdgeError
 
-_MAX_MESSAGE_LENGTH: Final = 4000
+_MAX_MESSAGE_LENGTH: Final = 2000
+_MAX_PARAM_LENGTH: Final = 256
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_DECODED_BYTES: Final = 64 * 1024
 _MAX_LISTED: Final = 5  # of the errors of a list, in one message
 _LOGGED_BYTES: Final = 200
+_MESSAGE = re.compile(rb'\A\s*\{.{0,500}?"(?:message|msg|detail|error)"\s*:\s*("[^"\\\x00-\x1f]{1,4000}")', re.DOTALL)
 # Of the account that asked: of a pool that is the platform's at a vendor, of an instance its owner's.
 ACCOUNT_HEADERS: Final = (b"openai-", b"anthropic-", b"x-ratelimit-")
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
@@ -43,15 +46,27 @@ _CONFLICT: Final = 409
 _NO_PATH: Final = ("not found", "file not found", "")  # what FastAPI, llama.cpp and bare servers say of a path
 
 # --- what is no word for a caller
-_STACK = re.compile(r'Traceback \(most recent call last\)|\bFile "[^"\n]{1,1000}", line [0-9]')
-_WORD = re.compile(r"[^\s'\"`,;()<>{}=]+")
+_STACK = re.compile(r'Traceback \(most recent call last\)|\bFile "[^"\n]{1,300}", line [0-9]')
+_WORD = re.compile(r"[^\s'\"`,;<>{}=()]+")
+_LONGEST_WORD: Final = 300
 _KEY = re.compile(r"\bsk-[\w-]+")
-_API_PATH = re.compile(r"/v[0-9]+/")  # which a caller knows
-_ADDRESS = re.compile(r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-9]+)?")
-_INNER_HOST = re.compile(
-    r"localhost(?::[0-9]+)?|[\w.-]*\.(?:local|internal|lan|svc)(?::[0-9]+)?|[\w.-]*[A-Za-z_-]:[0-9]{4,5}"
+_INNER: Final = r"localhost|[\w.-]+\.(?:local|internal|lan|svc)"
+_SUSPECT = re.compile(r"[:/\\.-]")  # one of these is in each of the following
+_HIDDEN: Final = (
+    ("(key)", _KEY),
+    ("(address)", re.compile(rf"\b[a-z+]{{2,16}}://(?:{_INNER}|[^/.]+|[^/]*:[0-9]+)(?![^/]).*")),
+    ("(path)", re.compile(r"(?<![\w./-])[\w./-]+\.(?:py|rs|cpp|cc|cu|go|java|js|ts)(?::[0-9]+)+")),
+    ("(path)", re.compile(r"(?<![\w.])[A-Za-z]:[\\/](?!/).*")),
+    # but no path of the API, or into the request
+    (
+        "(path)",
+        re.compile(r"(?<![\w./])/(?!(?:v[0-9]+|messages|input|prompt|tools)/(?!.*\.\.))[\w.@+-]+(?:/[\w.@+-]+)+"),
+    ),
+    ("(address)", re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\.?\w)(?::[0-9]+)?")),
+    ("(address)", re.compile(r"\[?(?<![\w:])(?:[0-9a-f]{1,4}:)*:(?::?[0-9a-f]{1,4})+(?![\w:])\]?(?::[0-9]+)?")),
+    ("(address)", re.compile(rf"(?<![\w.-])(?:{_INNER})(?![\w-])(?::[0-9]+)?")),
+    ("(address)", re.compile(r"(?<![\w.-])(?=[\w-]*[0-9.])[A-Za-z][\w.-]*:[0-9]{2,5}(?!\.?\w)")),
 )
-_LONGEST_WORD: Final = 1000
 
 # --- the words of engines
 _OVERFLOW = re.compile(r"maximum context length|context (?:length|size|window)", re.IGNORECASE)
@@ -173,6 +188,8 @@ def words_of(headers: Mapping[bytes, bytes], body: bytes) -> Words:
         return _words_in(orjson.loads(body))
     except orjson.JSONDecodeError:
         pass
+    if found := _MESSAGE.search(body):  # what follows is cut off: some echo the whole request behind it
+        return _words_in({"message": orjson.loads(found[1])})
     if not headers.get(b"content-type", b"").lower().startswith(b"text/plain"):
         return Words()
     try:
@@ -225,12 +242,12 @@ def _words_of_one(error: Any) -> Words:
     details = {
         name: value
         for name, value in error.items()
-        if name.startswith("n_") and isinstance(value, int) and not isinstance(value, bool)  # llama.cpp's counts
+        if name.startswith("n_") and _NAME.fullmatch(name) and type(value) is int  # llama.cpp's counts
     }
     return Words(
         presentable(message) if isinstance(message, str) else "",
-        param if isinstance(param, str) else None,
-        code if isinstance(code, str) else None,
+        presentable(param)[:_MAX_PARAM_LENGTH] if isinstance(param, str) else None,
+        code if isinstance(code, str) and _NAME.fullmatch(code) else None,
         kind if isinstance(kind, str) else "",
         details,
     )
@@ -246,17 +263,12 @@ def presentable(message: str) -> str:
 
 
 def _shown(found: re.Match[str]) -> str:
-    """Return a word of a message, or what stands for it."""
+    """Return a word of a message, or what stands for what it holds."""
     word = found[0]
-    bare = word.rstrip(".:!?")
-    end = word[len(bare) :]
-    if len(bare) > _LONGEST_WORD:
+    if not _SUSPECT.search(word):
         return word
-    if bare.startswith("sk-"):
-        return "(key)" + end
-    if bare[1:3] == ":\\" or (bare.startswith("/") and bare.count("/") > 1 and not _API_PATH.match(bare)):
-        return "(path)" + end
-    scheme, _, rest = bare.rpartition("://")
-    host = rest.partition("/")[0]
-    is_inner = _ADDRESS.fullmatch(host) or _INNER_HOST.fullmatch(host) or (scheme and "." not in host)
-    return ("(address)" if is_inner else bare) + end
+    if len(word) > _LONGEST_WORD:
+        return "(...)"
+    for shown, hidden in _HIDDEN:
+        word = hidden.sub(shown, word)
+    return word

@@ -4,6 +4,7 @@ import pytest
 
 from edge.metering.meters import Metering
 from edge.operations import (
+    ANTHROPIC_MODELS,
     HEALTH,
     MODELS,
     OPERATIONS,
@@ -22,13 +23,13 @@ PATHS = paths_of(("classify",))
 
 
 def asked(path: str) -> Asked:
-    return PATHS.get(path) or asked_at(path)
+    return asked_at(path, PATHS)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_has_its_paths(name: str) -> None:
     operation = OPERATIONS[name]
-    bases = [""] if operation.has_version else ["", "/v1", "/openai/v1"]
+    bases = [""] if operation.has_version else ["", "/v1", "/openai", "/openai/v1"]
     if operation.protocol is MESSAGES:
         bases += ["/anthropic", "/anthropic/v1"]
     for base in bases:
@@ -40,6 +41,7 @@ def test_every_operation_has_a_reader_of_its_usage_and_of_its_end(name: str) -> 
     operation = OPERATIONS[name]
     assert Metering(operation).events().last_events == operation.last_events  # type: ignore[attr-defined]
     assert Metering(operation).document() is not None
+    assert not operation.always_ends or operation.last_events
     assert bool(operation.last_events) == (operation.reads in (Reads.CHUNKS, Reads.MESSAGE, Reads.RESPONSE))
     assert (operation.reserves is Reserves.ANSWER) == bool(operation.last_events)
     assert operation.protocol in (OPENAI, MESSAGES, RESPONSES)
@@ -56,16 +58,19 @@ def test_counting_tokens_costs_none() -> None:
         ("/v1/models/public/r1", "public/r1"),
         ("/models/public%2Fr1", "public%2Fr1"),
         ("/openai/v1/models/a", "a"),
+        ("/openai/models/a", "a"),
         ("/anthropic/v1/models/a", "a"),
     ],
 )
 def test_path_of_a_model_names_it(path: str, model: str) -> None:
-    assert asked(path) == Asked(MODELS, ("GET", "HEAD"), model=model)
+    operation = ANTHROPIC_MODELS if path.startswith("/anthropic") else MODELS
+    assert asked(path) == Asked(operation, ("GET", "HEAD"), model=model)
 
 
 @pytest.mark.parametrize("path", ["/models", "/v1/models", "/v1/models/", "/openai/v1/models", "/anthropic/v1/models"])
 def test_models_are_listed_with_and_without_a_slash_at_the_end(path: str) -> None:
-    assert asked(path) == Asked(MODELS, ("GET", "HEAD"))
+    operation = ANTHROPIC_MODELS if path.startswith("/anthropic") else MODELS
+    assert asked(path) == Asked(operation, ("GET", "HEAD"))
 
 
 @pytest.mark.parametrize(
@@ -75,10 +80,15 @@ def test_models_are_listed_with_and_without_a_slash_at_the_end(path: str) -> Non
         ("/openai/deployments/public%2Fr1/completions", "completions", "public%2Fr1"),
         ("/openai/deployments/m/images/generations", "images/generations", "m"),
         ("/openai/deployments/chat/chat/completions", "chat/completions", "chat"),
+        ("/openai/deployments/m/responses", "responses", "m"),
     ],
 )
 def test_azures_path_names_the_model_as_its_deployment(path: str, operation: str, model: str) -> None:
     assert asked(path) == Asked(OPERATIONS[operation], ("POST",), model=model)
+
+
+def test_azures_path_reaches_what_operators_add() -> None:
+    assert asked("/openai/deployments/public/r1/classify").operation.name == "classify"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,8 @@ def test_azures_path_names_the_model_as_its_deployment(path: str, operation: str
     ],
 )
 def test_path_of_a_response_names_it(path: str, methods: tuple[str, ...], stored: str) -> None:
-    assert asked(path) == Asked(STORED_RESPONSE, methods, stored=stored, response_id="resp_1")
+    assert asked(path) == Asked(STORED_RESPONSE, methods, stored=stored)
+    assert asked(path).response_id == "resp_1"
 
 
 def test_operators_add_operations() -> None:
@@ -106,6 +117,7 @@ def test_operators_add_operations() -> None:
         "", "/", "/v1", "/v1/", "/v1/v1/models", "//v1/models", "/v1/chat/completions/", "/v1//chat/completions",
         "/V1/models", "/v1/modelsx", "/v2/embeddings", "/v1/v2/rerank",
         "/openai/deployments/m/messages", "/openai/deployments/m",
+        "/v1/responses/compact", "/v1/responses/input_tokens",
         "/v1/responses/", "/v1/responses/a/b", "/v1/responses/a%2Fb", "/v1/responses/../x",
         "/anthropic/chat/completions", "/v1/health", "/classify/", "/v1/responses/" + "r" * 129,
     ],
@@ -116,7 +128,7 @@ def test_any_other_path_asks_for_nothing(path: str) -> None:
 
 
 def test_unknown_path_of_anthropics_api_is_refused_in_its_protocol() -> None:
-    for path in ("/v1/messages/batches", "/messages/x", "/anthropic/v1/files"):
+    for path in ("/v1/messages/batches", "/messages/x", "/anthropic/v1/files", "/v1/v1/messages"):
         assert asked(path).operation.protocol is MESSAGES
 
 

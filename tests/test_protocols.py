@@ -33,6 +33,7 @@ def test_anthropics_error_has_its_type_by_status(kind: type[EdgeError]) -> None:
     expected = {
         400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
         404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+        504: "timeout_error",
     }.get(kind.status, "invalid_request_error" if kind.status < 500 else "api_error")  # fmt: skip
     body = json.loads(MESSAGES.error_body(kind("words"), "req_1"))
     assert body.pop("request_id") == "req_1"

@@ -69,6 +69,19 @@ def test_words_are_read_from_plain_text_and_from_a_coding_nobody_asked_for(
     assert SAID.encode() in logged(headers, body).encode()
 
 
+def test_what_is_no_name_is_no_code_and_a_param_holds_no_path() -> None:
+    said = {"error": {"message": "x", "code": "http://10.0.0.1:8000/secret", "param": "/srv/models/x", "n_\n": 1}}
+    error = failed(400, said)
+    assert (error.error_code, error.param, error.details) == ("invalid_request_error", "(path)", {})
+    assert len(failed(400, {"error": {"message": "x", "code": "x" * 60_000, "param": "y" * 60_000}}).param or "") == 256
+
+
+def test_words_are_kept_of_an_error_that_is_cut_off_behind_them() -> None:
+    """FastAPI repeats the whole input, which may be longer than what is read of an error."""
+    detail = json.dumps({"detail": [{"type": "x", "loc": ["body"], "msg": SAID, "input": "y" * 99}]}).encode()
+    assert failed(422, detail[:-30]).message == SAID
+
+
 def test_several_errors_of_a_list_are_all_said() -> None:
     details = [{"loc": ["body", name], "msg": f"{name} is wrong"} for name in ("top_p", "seed")]
     error = failed(422, {"detail": details})
@@ -204,7 +217,7 @@ def test_log_has_where_the_upstream_is_and_no_key() -> None:
             "1 validation error",
         ),
         ("bad\nTraceback (most recent call last):\n  x", "bad"),
-        ("cannot open /var/lib/models/a.gguf.", "cannot open (path)."),
+        ("cannot open /var/lib/models/a.gguf.", "cannot open (path)"),
         ("cannot open C:\\models\\a.gguf", "cannot open (path)"),
         ("upstream http://10.0.0.1:8000/v1 refused", "upstream (address) refused"),
         ("upstream 10.0.0.1:8000, refused", "upstream (address), refused"),
@@ -213,6 +226,16 @@ def test_log_has_where_the_upstream_is_and_no_key() -> None:
         ("http://engine/v1 refused", "(address) refused"),
         ("localhost:8000 refused", "(address) refused"),
         ("Incorrect key sk-abcdefgh1234", "Incorrect key (key)"),
+        ("Connection refused: /10.0.0.5:8000", "Connection refused: /(address)"),
+        ("tcp:10.0.0.5:8000, user@10.0.0.5.", "tcp:(address), user@(address)."),
+        ("at fd00::12 and [fd00::12]:80", "at (address) and (address)"),
+        ("vllm-0:8000 is down", "(address) is down"),
+        ("path:/srv/models/x, [/srv/models/x.py:12]", "path:(path), [(path)]"),
+        ("entrypoints/openai/serving_chat.py:123 and src/main.rs:4:5", "(path) and (path)"),
+        ("C:/Users/a/b.py", "(path)"),
+        ("see /v1/../srv/models/secret", "see (path)"),
+        ("key:sk-abcdef", "key:(key)"),
+        ("http://10.1.2.3:8000/" + 400 * "a", "(...)"),
     ],
 )
 def test_what_a_server_says_of_itself_is_taken_out(said: str, shown: str) -> None:
@@ -228,6 +251,9 @@ def test_what_a_server_says_of_itself_is_taken_out(said: str, shown: str) -> Non
         "deepseek-ai/DeepSeek-R1 and qwen2.5:72b and/or 3/4",
         "at most 2048 tokens: 10:30 is no ratio, 1:2048 is",
         'expected "a", got {"b": [1, 2]}',
+        "maximum length:4096, requested:5000 at /messages/0/content",
+        "body.messages.0.content.1.text: Input should be a valid string",
+        "version 0.5.23, top_p=0.9, at 12:30:45",
     ],
 )
 def test_what_a_caller_needs_is_left_as_it_was(said: str) -> None:

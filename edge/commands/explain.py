@@ -237,7 +237,8 @@ def _retries(pool: PoolConfig) -> str:
         return "none, it has one endpoint"
     failures = ["a refused connection"]
     if pool.retry_within_s:
-        failures.append(f"a 429, 502, 503 or 504 within {duration(pool.retry_within_s)}")
+        within = f"within {duration(pool.retry_within_s)}"
+        failures.append(f"a 429, 502, 503, 504 or 529, or a refusal of the edge itself, {within}")
     if pool.retry_after_send:
         failures.append("a connection that died with the request on it")
     return f"after {', '.join(failures)}; a share of {pool.retry_budget:g} at once, three always"

@@ -248,8 +248,9 @@ class PoolConfig:
     ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of https endpoints.", example="tls.crt")] = None
     retry_within_s: Annotated[float, kinds.duration(
-        'A 429, 502, 503 or 504 within this time is retried at another endpoint; "0s" never retries. A later one may '
-        "have cost the engine's work.", zero=True)] = 2
+        'A 429, 502, 503, 504 or 529, or an answer that does not take the edge (a 401, 403, 407, 409 or redirect), '
+        'is retried at another endpoint within this time; "0s" never retries. A later one may have cost the engine\'s '
+        "work.", zero=True)] = 2
     retry_after_send: Annotated[bool, kinds.flag(
         "Retries also when a connection was lost with the request on it. A prompt that crashes one engine then goes "
         "to the next.")] = False
@@ -301,8 +302,8 @@ class RouteConfig:
     list: Annotated[tuple[str, ...], kinds.texts(
         "The names that a prefix route shows in `models`.", example=["public/deepseek-r1"])] = ()
     heartbeat_s: Annotated[float, kinds.duration(
-        'A stream gets a comment after this silence, so that proxies keep it open; "0s" for none. A comment before '
-        "the answer makes its status 200: no other endpoint is asked after it, an error is sent as an event, and an "
+        'A stream gets a comment (`messages` a ping) after this silence, so that proxies keep it open; "0s" for none. '
+        "One before the answer makes its status 200: no other endpoint is asked after it, an error is an event, and an "
         "answer that is no stream fails. Keep it above retry_within and the time in which upstreams refuse.",
         zero=True)] = 0
     model_echo: Annotated[bool, kinds.flag(

@@ -373,7 +373,10 @@ def check_operation(text: str) -> None:
     """Accept the path of an operation behind /v1, unless the edge has it, or means something else by it."""
     if not _OPERATION.fullmatch(text):
         raise ValueError(f'{text!r} is not a path: write it as in "classify", without /v1 and in lower case')
-    if text in OPERATIONS or text.partition("/")[0] in ("models", "responses", "health"):
+    first = text.partition("/")[0]
+    if first in ("v1", "v2", "openai", "anthropic"):
+        raise ValueError(f"{text!r} begins with {first}: write the path behind /v1")
+    if text in OPERATIONS or first in ("models", "responses", "messages", "health"):
         raise ValueError(f"{text!r} is served already: remove it")
 
 

@@ -41,6 +41,9 @@ _MAX_QUOTES: Final = 100_000  # that begin or end a text or a key
 _MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
 _ABSENT: Final = msgspec.Raw(b"")
 TRUE: Final = msgspec.Raw(b"true")
+_FALSE: Final = msgspec.Raw(b"false")
+_NULL: Final = msgspec.Raw(b"null")
+_NO: Final = (b"", b"false", b"null")
 HYPHEN: Final = ord("-")
 MODEL_KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
@@ -54,8 +57,9 @@ class Envelope(msgspec.Struct, frozen=True):
     `prompt_tokens` is a guess (`prompt_estimate`), and 0 for a form: it holds sound or an image, whose size says
     nothing of tokens. `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is
     the client's own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in
-    there. `previous_response_id` is the response that is gone on with, "" for none, and `background` asks for one that
-    is written while nobody waits. What is of a wrong type counts as not said: the upstream will judge it.
+    there. `previous_response_id` is the response that is gone on with, "" for none, `background` asks for one that is
+    written while nobody waits, and `stored` that it is kept. What is of a wrong type counts as not said: the upstream
+    will judge it.
     """
 
     model: str
@@ -71,6 +75,7 @@ class Envelope(msgspec.Struct, frozen=True):
     written: str = ""
     previous_response_id: str = ""
     background: bool = False
+    stored: bool = True
 
 
 class _Members(msgspec.Struct):
@@ -83,6 +88,7 @@ class _Members(msgspec.Struct):
     stream_options: msgspec.Raw = _ABSENT
     previous_response_id: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
+    store: msgspec.Raw = _ABSENT
 
 
 class _OnlyModel(msgspec.Struct):
@@ -161,7 +167,7 @@ def _not_text() -> InvalidRequest:
 def _model_in(members: _Members, path_model: str) -> str:
     """Return the model's name in a body, which may be absent only where the path has one."""
     raw = bytes(members.model)
-    if not raw and path_model:
+    if path_model and members.model in (_ABSENT, _NULL):
         return ""
     if raw and raw[:1] != b'"':
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
@@ -181,7 +187,9 @@ def _envelope(
     return Envelope(
         model, members.stream is True, span, one_spelling, prompt_tokens, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, _text_in(members.previous_response_id), members.background == TRUE,
+        written, _text_in(members.previous_response_id),
+        bytes(members.background) not in _NO,  # engines take 1 and "yes" for true
+        members.store != _FALSE,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import msgspec
 from edge.envelope.json import HYPHEN, MAX_SPELLINGS, MODEL_KEY, STEP_BYTES, TRUE, Envelope, options_in, top_level
 
 _MODEL_VALUE = re.compile(MODEL_KEY + rb'[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
+_NO_MEMBER = re.compile(rb"[ \t\r\n]*\}")
 _OPTIONS_KEY = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*')
 
 
@@ -35,7 +36,8 @@ def rewrite_json(
     is_certain = True
     inside = body.find(b"{") + 1  # nothing but space stands before
     if not envelope.written:
-        is_certain = not body[inside:].lstrip().startswith(b"}")  # what is put in front needs a member behind it
+        # What is put in front needs a member behind it, and no other `model`, such as null.
+        is_certain = _NO_MEMBER.match(body, inside) is None and MODEL_KEY not in body and b"\\u" not in body
         splices.append((inside, inside, b'"model":%b,' % msgspec.json.encode(model)))
     elif model != envelope.written:
         span = _model_span(body, envelope)

@@ -56,6 +56,9 @@ class Unmetered(msgspec.Struct):
     def feed(self, content: bytes) -> bytes:
         return content
 
+    def is_half(self) -> bool:
+        return False
+
     def close(self) -> bytes:
         return b""
 
@@ -64,6 +67,9 @@ class Unmetered(msgspec.Struct):
 
     def begun(self, last: bytes) -> Begun:
         return NOTHING_BEGUN
+
+    def response_id(self, whole: bool) -> str:
+        return ""
 
 
 class Document(Unmetered):
@@ -128,11 +134,13 @@ class TextDocument(Document):
 class ResponseDocument(TextDocument):
     """The answer of `responses`, which is kept and asked for by its id."""
 
-    def begun(self, last: bytes) -> Begun:
+    def response_id(self, whole: bool) -> str:
+        if not whole:
+            return ""
         try:
-            return begun_of(_response.decode(b"".join(self._parts)))
+            return begun_of(_response.decode(b"".join(self._parts))).response_id
         except UNREADABLE:
-            return NOTHING_BEGUN
+            return ""
 
 
 class ReadingDocument(Document):

@@ -111,6 +111,10 @@ class Events(msgspec.Struct):
         given = self._read(event) if event else b""
         return given if self.hide_usage or self.hide_running else b""
 
+    def is_half(self) -> bool:
+        self.close()  # the last event may lack its empty line
+        return not self.ended and not self.failed
+
     def usage(self, whole: bool) -> Usage:
         if whole:
             self.close()
@@ -122,6 +126,9 @@ class Events(msgspec.Struct):
 
     def begun(self, last: bytes) -> Begun:
         return NOTHING_BEGUN
+
+    def response_id(self, whole: bool) -> str:
+        return ""
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._frames + self.passed, source=UsageSource.ESTIMATED)
@@ -372,24 +379,28 @@ class _ResponseEvent(msgspec.Struct):
     type: str = ""
     response: Response | None = None
     error: msgspec.Raw = ABSENT
+    sequence_number: msgspec.Raw = ABSENT
 
 
 _response_event = msgspec.json.Decoder(_ResponseEvent)
-_SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,15})\b')  # within a text its quotes are escaped
+# Of an event that was not read, a delta: within its text quotes are escaped.
+_SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?([0-9]+)')
+_MAX_DIGITS: Final = 15
 
 
 class ResponseEvents(Events):
     """`responses`: the last event has the usage, and the whole answer once more."""
 
     _begun: Begun = NOTHING_BEGUN
-    _last: bytes = b""  # event that was read
+    _number: msgspec.Raw = ABSENT  # of the event that was read last
 
     def _read(self, event: bytes) -> bytes:
-        self._last = event
         found = _decoded(_response_event, event)
         if found is None:
             self._read_other(event)
-        elif found.type.endswith(".delta"):
+            return event
+        self._number = found.sequence_number
+        if found.type.endswith(".delta"):
             self._frames += 1
             self._take(None, is_last=False)
             if self.learns:
@@ -413,14 +424,25 @@ class ResponseEvents(Events):
             self._note_last()
 
     def _read_end(self, tail: bytes) -> None:
-        self._last = tail
         self._take(last_usage(tail), is_last=True)
 
     def begun(self, last: bytes) -> Begun:
-        numbers = _SEQUENCE_NUMBER.findall(last or self._last)
         if not self._answers and not self.passed:
             return NOTHING_BEGUN
-        return self._begun._replace(sequence_number=int(numbers[-1]) if numbers else None)
+        found = _SEQUENCE_NUMBER.search(last)
+        digits = found[1] if found is not None else bytes(self._number)
+        is_number = digits.isdigit() and len(digits) <= _MAX_DIGITS
+        return self._begun._replace(sequence_number=int(digits) if is_number else None)
+
+    def response_id(self, whole: bool) -> str:
+        return self._begun.response_id
+
+
+class StoredEvents(ResponseEvents):
+    """The stream of a response that was made, and counted, before."""
+
+    def usage(self, whole: bool) -> Usage:
+        return NO_USAGE
 
 
 def _is_error(kind: str, error: msgspec.Raw, event: bytes) -> bool:

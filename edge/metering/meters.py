@@ -23,7 +23,7 @@ from edge.metering.documents import (
     TextDocument,
     Unmetered,
 )
-from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents
+from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents, StoredEvents
 from edge.operations import Operation, Reads
 from edge.protocols import Begun
 
@@ -58,6 +58,9 @@ class Meter(Protocol):
     def feed(self, content: bytes) -> bytes:
         """Return what the client gets: the same object, unless something was changed or held back."""
 
+    def is_half(self) -> bool:
+        """Whether a stream that is over has neither ended, as its protocol has it, nor failed."""
+
     def close(self) -> bytes:
         """Return what is held back: the answer has ended, in order, without an empty line."""
 
@@ -66,6 +69,9 @@ class Meter(Protocol):
 
     def begun(self, last: bytes) -> Begun:
         """Return what a stream has shown of itself; `last` holds its last event, where that was not fed."""
+
+    def response_id(self, whole: bool) -> str:
+        """Return the id of a response that is kept, "" while it has not come; `whole`: all of the answer has."""
 
 
 class Metering(msgspec.Struct, frozen=True):
@@ -106,5 +112,6 @@ _METERS: Final[dict[Reads, tuple[type[Events], type[Unmetered]]]] = {
     Reads.READING: (OtherEvents, ReadingDocument),
     Reads.IMAGES: (OtherEvents, ImageDocument),
     Reads.ANY: (OtherEvents, Document),
+    Reads.STORED: (StoredEvents, Unmetered),
     Reads.NOTHING: (OtherEvents, Unmetered),
 }

@@ -11,14 +11,12 @@ The state of an answer is the method that receives its bytes. What each state do
 | VERBATIM   | FRAMED, ENDED                | breaks, cut                  | breaks, cut   | breaks, idle   | breaks |
 | FRAMED     | ENDED                        | done between events, or cut  | breaks, cut   | breaks, idle   | breaks |
 
-A stream that breaks behind its protocol's last event is complete. A client that leaves ends each of them.
-
-The head is held until the first byte of the body (OPENING): servers send it at once and their first token much later.
-Until then an error that opens a stream can still become a status, and another endpoint can still be asked. A heartbeat
-ends that early: once one went out the client has its status, and a failure after it becomes an event.
+A client that leaves ends each of them. A stream that breaks behind its protocol's last event is complete. The head is
+held until the first byte of the body (OPENING): servers send it at once and their first token much later. Until then an
+error that opens a stream can still become a status, and another endpoint can still be asked. A heartbeat ends that
+early: once one went out the client has its status, and a failure after it becomes an event.
 """
 
-import enum
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -30,7 +28,7 @@ from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
-from edge.relay.terms import Attempt, Client, Owner, StaleConnection, UpstreamAnsweredError, broken_stream
+from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, error_in, event_end, opens_with_error
 from edge.wire import http1
@@ -39,18 +37,6 @@ from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
 _STATUS_LINE: Final = b"HTTP/1."
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
-
-
-class State(enum.Enum):
-    """What an answer waits for: the method of `Answer` of that name receives its bytes."""
-
-    HEAD = "head"
-    OPENING = "opening"  # the first byte of the body, or the first event of a stream, which may be an error
-    COLLECTING = "collecting"  # all of a JSON answer, in which `model` is changed
-    REFUSED = "refused"  # the body of an error
-    VERBATIM = "verbatim"
-    FRAMED = "framed"
-    ENDED = "ended"
 
 
 HEAD, OPENING, COLLECTING, REFUSED, VERBATIM, FRAMED, ENDED = State
@@ -302,6 +288,8 @@ class Answer:
         """Give the client what the body yielded; an answer that breaks the rules gets a status as long as it can."""
         body: Verbatim | Framed = self._body  # type: ignore[assignment]  # as above
         head: ResponseHead = self._head  # type: ignore[assignment]
+        if self._attempt.keep is not None:
+            self._attempt.note_kept(self.meter, whole=False)
         if body.broken:
             if not self.sent_bytes:
                 self._refuse()
@@ -311,6 +299,9 @@ class Answer:
             self._break(End.UPSTREAM_CUT)
             return
         done = head.framing.done
+        if done and self._is_half():
+            self._break(End.UPSTREAM_CUT, data.removesuffix(http1.LAST_CHUNK))
+            return
         if done:
             self._owner.settle(_COMPLETE)
         if data:
@@ -360,8 +351,8 @@ class Answer:
         body, head = self._body, self._head
         assert head is not None
         # A stream that stops within an event was cut, whatever the connection says.
-        is_whole = isinstance(body, Framed) and in_order and not head.framing.self_delimited
-        if not isinstance(body, Framed) or not is_whole or (self.streams and body.within_event):
+        is_whole = in_order and not head.framing.self_delimited
+        if not isinstance(body, Framed) or not is_whole or (self.streams and body.within_event) or self._is_half():
             self._break(End.UPSTREAM_CUT)
             return
         last = body.end()
@@ -385,14 +376,21 @@ class Answer:
         else:
             self._break(End.DRAINED)
 
-    def _break(self, end: End) -> None:
-        """End an answer that began, so that no client takes it for complete.
+    def _is_half(self) -> bool:
+        """Whether a stream has ended in order without the event that ends it, and would look whole."""
+        framed = isinstance(self._body, Framed)
+        has_to_end = heads.has_to_end(self._exchange.operation, self._head, self.streams, framed=framed)
+        return has_to_end and self.meter is not None and self.meter.is_half()
 
-        Where a frame of our own can stand, an error event is the one thing that every SDK turns into an exception;
-        a clean end would be silent truncation, since no SDK looks for `[DONE]`.
+    def _break(self, end: End, before: bytes = b"") -> None:
+        """End an answer that began, so that no client takes it for complete; `before` is what of it came last.
+
+        Where a frame of our own can stand, an error event is the one thing that every SDK turns into an exception.
         """
         if self.state is ENDED:
             return
+        if before:
+            self.write(before)
         between = self.takes_event_now()
         is_whole = between and self.meter is not None and self.meter.ended
         self._owner.settle(_COMPLETE if is_whole else end)
@@ -422,11 +420,13 @@ class Answer:
     def write_last_event(self, error: EdgeError) -> None:
         """Give the client an error as the last event of its stream."""
         begun = self.meter.begun(self.last_chunk) if self.meter is not None else NOTHING_BEGUN
+        if self._attempt.echo is not None or not begun.model:
+            begun = begun._replace(model=self._exchange.model)
         event = self._exchange.operation.protocol.error_event(error, self._exchange.request_id, begun)
         self.write(event if self._client.bare else http1.chunk(event) + http1.LAST_CHUNK)
 
     def may_beat(self) -> bool:
-        """Whether a comment can stand here: before a stream, or between two of its events."""
+        """Whether a heartbeat can stand here: before a stream, or between two of its events."""
         head = self._head
         if self.state is REFUSED:  # it may still become a status, or another endpoint's answer
             return False

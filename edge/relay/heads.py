@@ -4,6 +4,7 @@ from typing import Final
 
 from edge.client.answers import CORS
 from edge.exchange import Exchange
+from edge.operations import Operation
 from edge.relay.echo import MAX_JSON_BYTES
 from edge.relay.terms import Attempt, Client
 from edge.upstream_errors import ACCOUNT_HEADERS
@@ -37,6 +38,13 @@ def is_identity(head: ResponseHead) -> bool:
 def takes_events(head: ResponseHead, streams: bool) -> bool:
     """Whether the answer is a stream that events of ours can stand in."""
     return streams and not isinstance(head.framing, NoBody) and is_identity(head)
+
+
+def has_to_end(operation: Operation, head: ResponseHead | None, streams: bool, *, framed: bool) -> bool:
+    """Whether an answer is a stream with an event that ends it, to which an event of ours can be added."""
+    if not operation.always_ends or head is None or not takes_events(head, streams):
+        return False
+    return head.framing.chunked or framed
 
 
 def takes_model(head: ResponseHead) -> bool:

@@ -121,25 +121,17 @@ class Relay(Receiver):
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
         if self._answer.sent_bytes:
             self._attempt.let_go()
-        self._note_kept()
         if self._connection is not None:
             now = self._client.loop.time()
             self._silence = Silence(self._answer, now)
             self._connection.expect_by(now + self._attempt.timeouts.idle_timeout_s / POLLS)
 
-    def _note_kept(self) -> None:
-        """Note which response the endpoint keeps, as soon as the answer says it, so that others can ask for it."""
-        keep, meter = self._attempt.keep, self._answer.meter
-        if keep is not None and meter is not None and (response_id := meter.begun(b"").response_id):
-            self._attempt.keep = None
-            keep(response_id)
-
     def settle(self, end: End) -> None:
         """Charge and record the request with what its answer used, before its last bytes go."""
         answer, usage = self._answer, NO_USAGE
         meter = answer.meter
+        self._attempt.note_kept(meter, whole=end is _COMPLETE)
         if meter is not None:
-            self._note_kept()
             meter.passed += answer.unmetered
             answer.unmetered = 0
             usage = meter.usage(end is _COMPLETE)

@@ -1,12 +1,25 @@
 """What a relay is given, what it asks of others, and what it raises."""
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edge.errors import BrokenStream, EdgeError
 from edge.exchange import End, Usage
-from edge.metering.meters import Metering
+from edge.metering.meters import Meter, Metering
+
+
+class State(enum.Enum):
+    """What an answer waits for: the method of `Answer` of that name receives its bytes."""
+
+    HEAD = "head"
+    OPENING = "opening"  # the first byte of the body, or the first event of a stream, which may be an error
+    COLLECTING = "collecting"  # all of a JSON answer, in which `model` is changed
+    REFUSED = "refused"  # the body of an error
+    VERBATIM = "verbatim"
+    FRAMED = "framed"
+    ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,12 @@ class Attempt:
     echo: str | None = None
     is_instance: bool = False
     keep: Callable[[str], None] | None = None
+
+    def note_kept(self, meter: Meter | None, *, whole: bool) -> None:
+        """Note which response the endpoint keeps, as soon as the answer says it, so that others can ask for it."""
+        if self.keep is not None and meter is not None and (response_id := meter.response_id(whole)):
+            self.keep(response_id)
+            self.keep = None
 
     def let_go(self) -> None:
         """Let go of the bytes that were asked: nobody is asked them again."""

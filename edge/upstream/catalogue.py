@@ -73,7 +73,9 @@ class Catalogue:
         """Ask pools of which nothing recent is known; wait a second at most, for those of which nothing is."""
         new = []
         for name in names:
-            pool = self._pools[name]
+            pool = self._pools.get(name)
+            if pool is None:  # of a generation that is over
+                continue
             if pool.asking is None and self._loop.time() >= pool.due_at:
                 pool.asking = self._loop.create_task(self._refresh(pool), name=f"models of {name}")
             if pool.asking is not None and pool.lengths is None:

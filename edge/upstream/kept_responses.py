@@ -20,6 +20,7 @@ import msgspec
 import orjson
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from edge.errors import UpstreamUnavailable
 from edge.outage import Outage
 from edge.valkey import raise_cancellation, reason_of
 
@@ -33,6 +34,7 @@ PREFIX: Final = "edge:response:"
 # conversation that goes on and a background response that is fetched, and it bounds what Redis holds.
 LIFETIME_S: Final = 86_400
 MAX_KNOWN: Final = 100_000  # of 0.4 kB each, as OpenAI makes ids: 40 MB
+MAX_OF_USER: Final = 10_000  # whose instance can make as many ids as it likes
 _MAX_QUEUED: Final = 10_000  # while Redis is down; what is dropped is known here all the same
 _MAX_DROPPED: Final = 2  # expired ones at each new one: all of a quiet night's at once would hold the loop up
 _BATCH: Final = 20  # in a call, 0.1 ms each: what the server and the loop are held up by
@@ -66,9 +68,10 @@ class KeptResponses:
         )
         self._clock = clock
         self._client = client
-        # By the names they have in Redis: model, member, and when it expires. The oldest is first and expires first; a
-        # dict would search for it past all that were deleted. Plain tuples of these the garbage collector leaves alone.
-        self._known: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
+        # By the names they have in Redis: user, model, member, and when it expires. The oldest is first and expires
+        # first; a dict would search for it past all that were deleted. Plain tuples the garbage collector leaves alone.
+        self._known: OrderedDict[str, tuple[str, str, str, float]] = OrderedDict()
+        self._of_users: dict[str, OrderedDict[str, None]] = {}  # the names of each user's, the oldest first
         self._queued: OrderedDict[str, Keeper | None] = OrderedDict()  # what Redis has to learn; None: it is forgotten
         self._wanted = asyncio.Event()  # set when there is something to write, or an outage to end
         self._asking: set[asyncio.Task[Any]] = set()
@@ -79,37 +82,55 @@ class KeptResponses:
         if name is None:
             return
         now, known = self._clock(), self._known
-        known.pop(name, None)
+        self._drop(name)
         for _ in range(_MAX_DROPPED):
-            if known and (len(known) >= MAX_KNOWN or next(iter(known.values()))[2] <= now):
-                known.popitem(last=False)
-        known[name] = (*keeper, now + LIFETIME_S)
+            if known and (len(known) >= MAX_KNOWN or next(iter(known.values()))[3] <= now):
+                self._drop(next(iter(known)))
+        if len(own := self._of_users.get(user, ())) >= MAX_OF_USER:
+            oldest = next(iter(own))
+            self._drop(oldest)
+            self._queue(oldest, None)
+        known[name] = (user, *keeper, now + LIFETIME_S)
+        self._of_users.setdefault(user, OrderedDict())[name] = None
         self._queue(name, keeper)
+
+    def _drop(self, name: str) -> None:
+        known = self._known.pop(name, None)
+        if known is not None:
+            own = self._of_users[known[0]]
+            del own[name]
+            if not own:
+                del self._of_users[known[0]]
 
     def forget(self, user: str, response_id: str) -> None:
         """Note that a response is deleted."""
         name = _name_of(user, response_id)
         if name is not None:
-            self._known.pop(name, None)
+            self._drop(name)
             self._queue(name, None)
 
     async def find(self, user: str, response_id: str) -> Keeper | None:
-        """Return who keeps a response of a user, None when that is not known; it takes a second at most."""
+        """Return who keeps a response of a user, None when nobody does; it takes a second at most.
+
+        Raises: `UpstreamUnavailable` while Redis, which may know, does not answer.
+        """
         name = _name_of(user, response_id)
         if name is None:
             return None
         known = self._known.get(name)
-        if known is not None and known[2] > self._clock():
-            return Keeper(*known[:2])
+        if known is not None and known[3] > self._clock():
+            return Keeper(*known[1:3])
         is_forgotten = name in self._queued and self._queued[name] is None  # and Redis has not learnt it yet
         client = self._client
-        if client is None or self.outage or is_forgotten:
+        if client is None or is_forgotten:
             return None
+        if self.outage:
+            raise _cannot_look_up()
         try:
             value = await self._ask(lambda: client.get(name))
         except Exception as error:  # from something that is no Redis the client raises whatever its parsing stumbles on
             self._lose(error)
-            return None
+            raise _cannot_look_up() from None
         try:
             return _keeper.decode(value) if isinstance(value, bytes) else None
         except ValueError:  # both of msgspec's errors are: somebody else wrote it
@@ -214,6 +235,10 @@ class KeptResponses:
         if self._client is not None:
             text = "1, or 0 while responses are found by the process alone that passed them on."
             yield GaugeMetricFamily("edge_shared_responses_up", text, value=not self.outage)
+
+
+def _cannot_look_up() -> UpstreamUnavailable:
+    return UpstreamUnavailable("Where this response is kept cannot be looked up now, try again.", retry_after_s=1)
 
 
 def _name_of(user: str, response_id: str) -> str | None:

@@ -71,9 +71,11 @@ class Pool:
         return Lease(self._choose(members, key))
 
     def lease_of(self, name: str) -> Lease:
-        """Return a lease of the member of that name, also a full one: nobody else can answer. Raises: `LookupError`."""
+        """Return a lease of the member of that name; raises `LookupError` for none, `UpstreamUnavailable` when full."""
         for member in self.members:
             if member.name == name:
+                if not self._with_room([member]):
+                    raise UpstreamUnavailable("The model's server is busy, try again later.", retry_after_s=1)
                 return Lease(member)
         raise LookupError(name)
 

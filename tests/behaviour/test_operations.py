@@ -295,6 +295,34 @@ async def test_client_that_leaves_behind_the_last_event_has_all_of_the_answer(
     assert edge.records()[-1]["end"] == ("complete" if reads == "the last event" else "client_gone")
 
 
+@pytest.mark.parametrize("framing", ["chunks", "chunks, the last one apart", "close"])
+@pytest.mark.parametrize("name", [name for name in STREAMS if OPERATIONS[name].always_ends])
+async def test_stream_that_ends_in_order_without_its_last_event_is_half_an_answer(
+    start_edge: StartEdge, start_upstream: StartUpstream, name: str, framing: str
+) -> None:
+    """No SDK looks for it, and an engine that fails may well end so."""
+    head = SSE if framing != "close" else SSE.replace(b"transfer-encoding: chunked\r\n", b"")
+
+    async def script(connection: ScriptedConnection) -> None:
+        if framing == "close":
+            await connection.send(head, BEGINS[name])
+            connection.writer.close()
+        elif framing == "chunks":
+            await connection.send(head, chunk(BEGINS[name]) + b"0\r\n\r\n")
+        else:
+            await connection.send(head, chunk(BEGINS[name]), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("{pool}", "").replace("{route}", ""))
+    client = await edge.connect()
+    client.send(asked(edge, OPERATIONS[name], stream=True))
+    body = await rest_of(client)
+    assert body.startswith(BEGINS[name])
+    check_last_event(OPERATIONS[name], body.removeprefix(BEGINS[name]), "lost")
+    await edge.consistent()
+    assert edge.records()[-1]["end"] == "upstream_cut"
+
+
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 @pytest.mark.parametrize("name", ["chat/completions", "audio/speech"])
 async def test_stream_without_an_event_is_no_answer_where_answers_need_events(

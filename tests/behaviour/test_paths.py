@@ -69,6 +69,7 @@ async def test_path_of_another_platform_reaches_the_operation(
         {"model": PUBLIC, "messages": []},
         {"messages": [{"model": "x"}]},
         {"messages": [], "stream": True},
+        {"model": None, "messages": []},
         {},
     ],
 )
@@ -127,6 +128,17 @@ async def test_two_models_in_a_body_are_refused_under_azures_path_too(edge: Edge
     status, _, answer = await edge.ask(body, path=f"/openai/deployments/{PUBLIC}/chat/completions")
     assert (status, json.loads(answer)["error"]["param"]) == (400, "model")
     assert list(simulator.requests) == []
+
+
+async def test_anthropics_client_is_answered_in_its_protocol_wherever_it_asks(edge: Edge) -> None:
+    """An SDK of Anthropic's whose base URL ends in /v1, its usual mistake, learns what to change."""
+    for method, path in (("POST", "/v1/v1/messages"), ("GET", "/anthropic/v1/models/none"), ("POST", "/anthropic/x")):
+        status, headers, body = await edge.ask(method=method, path=path)
+        said = json.loads(body)
+        assert (status, said["type"], said["request_id"]) == (404, "error", headers["request-id"])
+    assert "without /v1" in said["error"]["message"]
+    status, _, body = await edge.ask(method="GET", path="/anthropic/v1/models", key="sk-" + "0" * 45)
+    assert (status, json.loads(body)["error"]["type"]) == (401, "authentication_error")
 
 
 async def test_operator_adds_an_operation_while_the_edge_runs(
@@ -394,8 +406,22 @@ async def test_conversation_goes_on_where_its_last_response_is_kept(
         )
         last = json.loads(body)["id"]
     assert [len(each) for each in asked] == [6 if each == number else 0 for each in range(3)]
-    # one that is not known here is anybody's: its server says what it thinks of it
-    assert (await edge.ask({"model": "public/m", "previous_response_id": "resp_x"}, path="/v1/responses"))[0] == 200
+    with KeyRegistry(edge.keys_path) as registry:
+        key, _ = registry.create(OTHER_USER)
+    for response_id, other in (("resp_x", None), (last, key)):  # nobody's, and another user's
+        ask = {"model": "public/m", "previous_response_id": response_id}
+        status, _, body = await edge.ask(ask, path="/v1/responses", key=other)
+        assert (status, json.loads(body)["error"]["code"]) == (404, "response_not_found")
+    assert sum(map(len, asked)) == 6
+
+
+async def test_response_that_is_not_to_be_stored_is_not_noted(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    urls, _ = await keepers(start_upstream, 1)
+    edge = await start_edge(STORED.replace("{urls}", str(urls)))
+    _, _, body = await edge.ask({"model": "public/m", "input": "x", "store": False}, path="/v1/responses")
+    assert (await edge.ask(method="GET", path=f"/v1/responses/{json.loads(body)['id']}"))[0] == 404
 
 
 async def test_response_of_another_user_is_not_there(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
@@ -464,9 +490,12 @@ async def test_background_is_refused_where_its_usage_would_not_be_seen(
 ) -> None:
     urls, asked = await keepers(start_upstream, 1)
     edge = await start_edge(STORED.replace("{urls}", str(urls)) + "metered = true\n")
-    status, _, body = await edge.ask({"model": "public/m", "input": "x", "background": True}, path="/v1/responses")
-    assert (status, json.loads(body)["error"]["param"]) == (400, "background")
+    for background in (True, 1, "true", "yes", [0]):  # engines take more than true for it
+        ask = {"model": "public/m", "input": "x", "background": background}
+        status, _, body = await edge.ask(ask, path="/v1/responses")
+        assert (status, json.loads(body)["error"]["param"]) == (400, "background")
     assert asked == [[]]
+    assert (await edge.ask({"model": "public/m", "input": "x", "background": None}, path="/v1/responses"))[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/resp_1?a=%0d%0a", "/v1/responses/resp_1?" + "a" * 600])

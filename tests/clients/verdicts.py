@@ -60,22 +60,23 @@ def judge(client: Client, case: Case, direct: Seen, edge: Seen) -> Verdict:
         return Verdict("worse", "half an answer is taken as whole") if direct.bases else Verdict("same")
     if not direct.bases:
         return Verdict("better", "direct, half an answer is taken as whole")
+    if case.words and case.words in direct.message and case.words not in edge.message:
+        return Verdict("worse", "the words of the message are lost")
+    tries = (direct.asked, edge.asked) if case.own else (direct.reached, edge.reached)
+    attempts = "" if tries[0] == tries[1] else f"attempts: {tries[1]} for {tries[0]}"
+    if attempts and not (case.name == "504" and tries[1] < tries[0]):
+        return Verdict("worse", attempts)
+    if direct.kind not in edge.bases:
+        return _judge_classes(case, direct, edge, client.own)
     if lost := [name for name in direct.facts if name not in edge.facts]:
         return Verdict("worse", f"no {', no '.join(lost)}")
     if client.api == "messages" and case.status and not _is_type(case, direct, edge):
         return Verdict("worse", f"the type is {edge.facts['type']}")
-    if case.words and case.words in direct.message and case.words not in edge.message:
-        return Verdict("worse", "the words of the message are lost")
-    tries = (direct.asked, edge.asked) if case.own else (direct.reached, edge.reached)
-    if tries[0] != tries[1]:
-        reason = f"{tries[1]} attempts for {tries[0]}"
-        return Verdict("by design" if case.name == "504" and tries[1] == 1 else "worse", reason)
-    return _judge_classes(case, direct, edge, client.own)
+    return Verdict("by design", attempts) if attempts else Verdict("same")
 
 
 def _judge_classes(case: Case, direct: Seen, edge: Seen, own: tuple[str, ...]) -> Verdict:
-    if direct.kind in edge.bases:
-        return Verdict("same")
+    """Return how an exception compares that is not of the class which users know."""
     if _is_own(edge, own) and not _is_own(direct, own):
         return Verdict("better", "an exception of the SDK's own")
     if not (_is_own(edge, own) or _is_own(direct, own)):
