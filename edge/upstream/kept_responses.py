@@ -205,18 +205,16 @@ class KeptResponses:
             task.cancel()
 
     async def _try(self, command: Callable[[], Any]) -> Any:
-        """Try a command, and once more when its connection is lost: a kept one may have been closed long ago.
+        """Try a command, and once more when its connection is lost; every command here may be repeated.
 
-        Both commands may be repeated, and the client finds out only by using a connection, one after the other.
+        One that was kept may have been closed long ago, and the client finds out only by using it.
         """
         from redis.exceptions import ConnectionError as RedisConnectionError
 
-        assert self._client is not None
         try:
             return await command()
         except RedisConnectionError:
             raise_cancellation()
-            await self._client.connection_pool.disconnect(inuse_connections=False)
             return await command()
 
     def _asked(self, task: "asyncio.Task[Any]") -> None:
