@@ -8,7 +8,7 @@ from edge.commands.arguments import address, checked
 from edge.commands.event_loop import run_to_end
 from edge.config.values import Address, seconds
 from edge.simulator import server as simulator
-from edge.simulator.dialects import Behaviour, Dialect, Fault, Framing
+from edge.simulator.behaviour import Behaviour, Dialect, Fault, Framing, RequestIds
 
 _ADDRESS: Final = Address("127.0.0.1", 9001)
 
@@ -34,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--after-bytes", type=int, default=0, metavar="N", help=after_bytes)
     framing = "of every answer (default: chunked for streams, else length)"
     add("--framing", choices=get_args(Framing), help=framing)
+    context = "tokens of a prompt and its answer (default 32768)"
+    add("--context-length", type=int, default=32_768, metavar="N", help=context)
+    cache = "remember how prompts began, and tell cached tokens (default: off)"
+    add("--prefix-cache", action="store_true", help=cache)
+    only_chat = "refuse paths of other kinds of models, as the engine does (default: off)"
+    add("--only-chat", action="store_true", help=only_chat)
+    ids = "X-Request-Id that is taken: any, a uuid, or any and answered with (default any)"
+    add("--request-ids", choices=get_args(RequestIds), default="any", help=ids)
     add("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")
 
 

@@ -1,421 +1,94 @@
-"""What a model server answers: its documents, streams and errors, as vLLM, SGLang, llama.cpp or OpenAI word them.
+"""What a model server answers, as vLLM, SGLang, llama.cpp or OpenAI do: their paths, and the answer to each.
 
 Nothing is sent in here: text, ids and times of creation are the same for the same question, so that answers can be
-compared byte for byte. A further engine is a name in `Dialect`, a shape in `_error`, and its habits at "dialect".
+compared byte for byte. A further engine is a name in `behaviour.Dialect`; type-checking then shows each place that
+needs its habits: `chat`, `messages`, `responses`, `usage`, `reading` and `errors`, and its paths here.
 """
 
-import base64
 import functools
-import itertools
-import struct
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from http.client import responses
-from typing import Any, Final, Literal, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
 
-import msgspec
-import orjson
-
-Dialect = Literal["vllm", "sglang", "llamacpp", "openai"]
-Fault = Literal["error", "error_first", "error_mid", "reset", "cut", "stall", "rubbish", "no_done"]
-Framing = Literal["chunked", "length", "close"]
-FASTAPI: Final[tuple[Dialect, ...]] = ("vllm", "sglang")  # servers on one framework, alike in much
-HEADERS: Final[Mapping[Dialect, tuple[str, ...]]] = {
-    "openai": ("openai-processing-ms: 1", "x-request-id: req_simulated")
-}
-_T = TypeVar("_T")
-
-MAX_BODY_BYTES: Final = 64 * 2**20  # as much as the edge lets through by default
-MAX_TOKENS: Final = 100_000  # the frames of an answer are kept in memory: about 25 MB at this length
-MAX_IMAGES: Final = 10  # as OpenAI
-CREATED: Final = 1_763_000_000
-
-DONE: Final = b"data: [DONE]\n\n"
-_PIXEL: Final = (  # a PNG of one pixel
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+from edge.simulator import chat, errors, media, messages, reading, responses
+from edge.simulator.behaviour import FASTAPI, Behaviour, Dialect, Refusal
+from edge.simulator.errors import error_document, error_frames
+from edge.simulator.memory import Memory
+from edge.simulator.questions import (
+    CHAT,
+    COMPLETIONS,
+    LLAMACPP_MODEL,
+    MESSAGES,
+    RESPONSES,
+    TEXTS,
+    Ask,
+    Question,
+    question_of,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """How the simulator answers; one that exists is valid.
-
-    `ttft_ms` runs from the end of the request to the first frame, `interval_ms` from one frame to the next (0: back to
-    back); an answer that is no stream takes the sum. `jitter` (0 to 1) is the share by which an interval varies; equal
-    requests vary equally. `tokens` is the number of frames with content, and in usage; the request's own limit lowers
-    it. `framing` None is `chunked` for streams and `length` for the rest. `served` None serves any model; else
-    vllm and openai answer 404 for others.
-
-    Faults:
-    - `error`: an error of `status` in place of the answer
-    - `error_first`: status 200, and the error as the first frame of the stream
-    - `error_mid`: an error frame after `after` frames; vllm and sglang then send `[DONE]`
-    - `reset`, `cut`, `stall`: RST, FIN, or silence until the client goes, after the head, `after` frames and
-      `after_bytes` bytes of what would follow; `after` -1 is before the head. A body that is no stream is one frame
-    - `rubbish`: bytes that are no HTTP in place of the answer, then FIN
-    - `no_done`: a clean end without `[DONE]`
-
-    Raises: `ValueError` when a value is out of range; the message names the field and what it may be.
-    """
-
-    dialect: Dialect = "vllm"
-    ttft_ms: float = 0
-    interval_ms: float = 0
-    tokens: int = 16
-    jitter: float = 0
-    fault: Fault | None = None
-    status: int = 500
-    after: int = 0
-    after_bytes: int = 0
-    framing: Framing | None = None
-    prompt_tokens: int = 12
-    served: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _require_choice("dialect", self.dialect, get_args(Dialect))
-        _require_choice("fault", self.fault, (None, *get_args(Fault)))
-        _require_choice("framing", self.framing, (None, *get_args(Framing)))
-        _require_range("ttft_ms", self.ttft_ms, 0, 86_400_000)
-        _require_range("interval_ms", self.interval_ms, 0, 86_400_000)
-        _require_range("tokens", self.tokens, 0, MAX_TOKENS)
-        _require_range("jitter", self.jitter, 0, 1)
-        _require_range("status", self.status, 400, 599)
-        _require_range("after", self.after, -1, MAX_TOKENS * 2)
-        _require_range("after_bytes", self.after_bytes, 0, MAX_BODY_BYTES)
-        _require_range("prompt_tokens", self.prompt_tokens, 0, 10_000_000)
-
-    def steered(self, simulate: Mapping[str, Any] | None) -> "Behaviour":
-        """Return this behaviour with the members of a request's `simulate` object in place of its own.
-
-        Raises: `Refusal` when a member is unknown or has a wrong value.
-        """
-        if not simulate:
-            return self
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        if unknown := sorted(set(simulate) - set(own)):
-            raise Refusal(400, f"simulate: unknown {', '.join(unknown)}; use {', '.join(own)}", "simulate")
-        try:
-            return msgspec.convert(own | dict(simulate), Behaviour)
-        except msgspec.ValidationError as error:
-            raise Refusal(400, f"simulate: {error}", "simulate") from None
-
-
-def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(str(c) for c in choices if c)}, not {value!r}")
-
-
-def _require_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, not {value!r}")
-
-
-# --- What is asked
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class Ask(msgspec.Struct):
-    """The members of a request's body that change the answer; members of a single path stay undecoded."""
-
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    seed: int | None = None
-    n: int | None = None
-    top_n: int | None = None
-    encoding_format: str | None = None
-    simulate: dict[str, Any] | None = None
-    input: msgspec.Raw = msgspec.Raw()
-    documents: msgspec.Raw = msgspec.Raw()
-    text_2: msgspec.Raw = msgspec.Raw()
-    prompt: msgspec.Raw = msgspec.Raw()
-    messages: msgspec.Raw = msgspec.Raw()
-    tokens: msgspec.Raw = msgspec.Raw()
-
-
-decode_ask = msgspec.json.Decoder(Ask).decode
-
-
-@dataclass(eq=False)
-class Refusal(Exception):
-    """A request that a real server would not answer either."""
-
-    status: int
-    message: str
-    param: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Everything the text of an answer depends on; the key under which its frames are kept."""
-
-    dialect: Dialect
-    model: str
-    tokens: int
-    finish: Literal["stop", "length"]
-    prompt_tokens: int
-    seed: int | None = None
-    usage: bool = False
-    running_usage: bool = False
-
-    @property
-    def id(self) -> str:
-        """The last part of every id in the answer."""
-        return f"{zlib.crc32(f'{self.model} {self.seed}'.encode()):08x}"
-
-
-def question_of(ask: Ask, behaviour: Behaviour) -> Question:
-    """Return what to answer to `ask`.
-
-    Raises: `Refusal` when the model is not served, or a limit of tokens is below 1.
-    """
-    served = behaviour.served
-    model = ask.model or (served or ("simulated",))[0]
-    if served is not None and model not in served and behaviour.dialect in ("vllm", "openai"):
-        raise Refusal(404, f"The model `{model}` does not exist.", "model")
-    caps = [cap for cap in (ask.max_tokens, ask.max_completion_tokens, ask.max_output_tokens) if cap is not None]
-    if caps and min(caps) < 1:
-        raise Refusal(400, f"max_tokens must be at least 1, got {min(caps)}.", "max_tokens")
-    tokens = min([behaviour.tokens, *caps])
-    options = ask.stream_options or _StreamOptions()
-    return Question(
-        dialect=behaviour.dialect,
-        model=model,
-        tokens=tokens,
-        finish="length" if tokens < behaviour.tokens else "stop",
-        prompt_tokens=behaviour.prompt_tokens,
-        seed=ask.seed,
-        usage=bool(options.include_usage),
-        running_usage=bool(options.include_usage and options.continuous_usage_stats and behaviour.dialect in FASTAPI),
-    )
-
-
-# --- What is answered
-
-
-def token_text(index: int) -> str:
-    """Return the text of one token; of eight, one is Chinese, one has quotes to escape, one has newlines."""
-    match index % 8:
-        case 3:
-            return f"你好{index}"
-        case 5:
-            return f' "token{index}"'
-        case 7:
-            return f"\n\ntoken{index}"
-        case _:
-            return f" token{index}"
-
-
-@functools.lru_cache(maxsize=64)
-def answer_text(tokens: int) -> str:
-    """Return the whole text of an answer of that many tokens."""
-    return "".join(map(token_text, range(tokens)))
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """The frames of one answer, each to be written apart; `lead` of them come before the first with content.
-
-    An answer that is no stream is one frame with all tokens in it.
-    """
-
-    content_type: str
-    frames: tuple[bytes, ...]
-    tokens: int = 0
-    lead: int = 0
-    status: int = 200
-    stream: bool = False
-
-    def tokens_in(self, frames_sent: int) -> int:
-        """Return how many tokens the first frames hold."""
-        if not self.stream:
-            return self.tokens if frames_sent else 0
-        return max(0, min(frames_sent - self.lead, self.tokens))
-
-
-def _data(value: object) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(value)
-
-
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), orjson.dumps(value))
-
-
-def _events(frames: list[bytes], question: Question, lead: int) -> Script:
-    return Script("text/event-stream; charset=utf-8", tuple(frames), question.tokens, lead, stream=True)
-
-
-def _usage(question: Question, tokens: int) -> dict[str, Any]:
-    usage: dict[str, Any] = {
-        "prompt_tokens": question.prompt_tokens,
-        "total_tokens": question.prompt_tokens + tokens,
-        "completion_tokens": tokens,
-    }
-    if question.dialect == "openai":
-        usage["prompt_tokens_details"] = {"cached_tokens": 0}
-        usage["completion_tokens_details"] = {"reasoning_tokens": 0}
-    return usage
-
-
-def _timings(question: Question) -> dict[str, Any]:
-    """Return what llama.cpp adds to the last frame of a stream and to a whole answer."""
-    prompt, predicted = question.prompt_tokens, question.tokens
-    return {"prompt_n": prompt, "prompt_ms": 1.0, "predicted_n": predicted, "predicted_ms": 1.0}
-
-
-def _head(question: Question, prefix: str, kind: str) -> dict[str, Any]:
-    return {"id": f"{prefix}-{question.id}", "object": kind, "created": CREATED, "model": question.model}
-
-
-def _chunks(question: Question, head: dict[str, Any], choices: list[dict[str, Any]], lead: int) -> Script:
-    """Return the stream of chat/completions or completions: a chunk per choice, then usage, then `[DONE]`.
-
-    openai sends `"usage":null` in each chunk when usage was asked for, sglang always, vllm never.
-    """
-    chunks = [head | {"choices": [choice]} for choice in choices]
-    for index, chunk in enumerate(chunks):
-        if question.running_usage:
-            chunk["usage"] = _usage(question, max(0, min(index + 1 - lead, question.tokens)))
-        elif question.dialect == "sglang" or (question.dialect == "openai" and question.usage):
-            chunk["usage"] = None
-    if question.usage:
-        chunks.append(head | {"choices": [], "usage": _usage(question, question.tokens)})
-    if question.dialect == "llamacpp":
-        chunks[-1]["timings"] = _timings(question)
-    return _events([*map(_data, chunks), DONE], question, lead)
-
-
-def _chat_choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-
-
-def _chat_stream(question: Question) -> Script:
-    head = _head(question, "chatcmpl", "chat.completion.chunk")
-    last = {"content": ""} if question.dialect in FASTAPI else {}
-    choices = [
-        _chat_choice({"role": "assistant", "content": ""}),
-        *(_chat_choice({"content": token_text(index)}) for index in range(question.tokens)),
-        _chat_choice(last, question.finish),
-    ]
-    return _chunks(question, head, choices, lead=1)
-
-
-def _text_choice(text: str, finish: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
-
-
-def _completion_stream(question: Question) -> Script:
-    choices = [
-        *(_text_choice(token_text(index)) for index in range(question.tokens)),
-        _text_choice("", question.finish),
-    ]
-    return _chunks(question, _head(question, "cmpl", "text_completion"), choices, lead=0)
-
-
-def _response(question: Question, status: str) -> dict[str, Any]:
-    """Return the object of the Responses API, finished or only begun."""
-    done = status == "completed"
-    return {
-        "id": f"resp_{question.id}",
-        "object": "response",
-        "created_at": CREATED,
-        "model": question.model,
-        "status": status,
-        "error": None,
-        "output": [_response_item(question, status)] if done else [],
-        "parallel_tool_calls": True,
-        "tool_choice": "auto",
-        "tools": [],
-        "usage": {
-            "input_tokens": question.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": question.tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": question.prompt_tokens + question.tokens,
-        }
-        if done
-        else None,
-    }
-
-
-def _response_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": []}
-
-
-def _response_item(question: Question, status: str) -> dict[str, Any]:
-    return {
-        "id": f"msg_{question.id}",
-        "type": "message",
-        "status": status,
-        "role": "assistant",
-        "content": [_response_part(answer_text(question.tokens))] if status == "completed" else [],
-    }
-
-
-def _response_stream(question: Question) -> Script:
-    numbers = itertools.count()
-    text = answer_text(question.tokens)
-    at = {"item_id": f"msg_{question.id}", "output_index": 0, "content_index": 0}
-
-    def event(kind: str, **members: Any) -> bytes:
-        return _event({"type": f"response.{kind}", "sequence_number": next(numbers)} | members)
-
-    frames = [
-        event("created", response=_response(question, "in_progress")),
-        event("in_progress", response=_response(question, "in_progress")),
-        event("output_item.added", output_index=0, item=_response_item(question, "in_progress")),
-        event("content_part.added", **at, part=_response_part("")),
-        *(event("output_text.delta", **at, delta=token_text(i), logprobs=[]) for i in range(question.tokens)),
-        event("output_text.done", **at, text=text, logprobs=[]),
-        event("content_part.done", **at, part=_response_part(text)),
-        event("output_item.done", output_index=0, item=_response_item(question, "completed")),
-        event("completed", response=_response(question, "completed")),
-    ]
-    return _events(frames, question, lead=4)
-
-
-def _message(question: Question, *, done: bool) -> dict[str, Any]:
-    """Return the object of the Messages API, finished or only begun."""
-    return {
-        "id": f"msg_{question.id}",
-        "type": "message",
-        "role": "assistant",
-        "model": question.model,
-        "content": [{"type": "text", "text": answer_text(question.tokens)}] if done else [],
-        "stop_reason": {"length": "max_tokens", "stop": "end_turn"}[question.finish] if done else None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": question.prompt_tokens, "output_tokens": question.tokens if done else 0},
-    }
-
-
-def _message_stream(question: Question) -> Script:
-    whole = _message(question, done=True)
-    ending = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
-    deltas = ({"type": "text_delta", "text": token_text(index)} for index in range(question.tokens))
-    frames = [
-        _event({"type": "message_start", "message": _message(question, done=False)}),
-        _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-        *(_event({"type": "content_block_delta", "index": 0, "delta": delta}) for delta in deltas),
-        _event({"type": "content_block_stop", "index": 0}),
-        _event({"type": "message_delta", "delta": ending, "usage": whole["usage"]}),
-        _event({"type": "message_stop"}),
-    ]
-    return _events(frames, question, lead=2)
-
-
-def _speech(question: Question) -> Script:
-    """Return sound that is none: a frame of bytes per token, with what looks like the end of events and chunks."""
-    looks = b"\xff\xfb\x90\x00data: \n\n0\r\n\r\n"
-    frames = tuple(looks + index.to_bytes(4, "big") * 64 for index in range(question.tokens))
-    return Script("audio/mpeg", frames, question.tokens, stream=True)
+from edge.simulator.scripts import CREATED, DONE, Script, answer_text, document, http_chunk
+
+__all__ = ["Ask", "Behaviour", "Dialect", "Question", "Refusal", "answer_text", "error_document", "error_frames"]
+
+HEADERS: Final[dict[Dialect, tuple[str, ...]]] = {
+    "vllm": ("vary: Origin",),
+    "sglang": ("vary: Origin",),
+    "openai": ("openai-processing-ms: 1", "x-request-id: req_simulated"),
+}
+_COUNT_TOKENS: Final = "/v1/messages/count_tokens"
+_SYSTEM_ONE: Final = "/v1/systemone"
+_TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
+
+# Paths by the kind of model that they are for. vLLM's and SGLang's siblings for pictures and sounds are of the family.
+_GENERATION: Final = frozenset({*TEXTS, _COUNT_TOKENS, _SYSTEM_ONE})
+_PICTURES: Final = frozenset({"/v1/audio/speech", "/v1/images/generations", "/v1/images/edits"})
+_CHAT_PATHS: Final[dict[Dialect, frozenset[str]]] = {
+    "vllm": _GENERATION | {"/tokenize", "/detokenize"},
+    "sglang": _GENERATION | {"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"},
+    "llamacpp": _GENERATION | {"/tokenize", "/detokenize"},
+    "openai": frozenset({CHAT, COMPLETIONS, RESPONSES}),
+}
+_OTHER_PATHS: Final[dict[Dialect, frozenset[str]]] = {
+    "vllm": _PICTURES
+    | {"/v1/embeddings", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score"}
+    | {_TRANSCRIPTIONS, "/v1/audio/translations"},
+    "sglang": _PICTURES | {"/v1/embeddings", "/v1/rerank", "/v1/score", _TRANSCRIPTIONS},
+    "llamacpp": frozenset({"/v1/embeddings", "/rerank", "/reranking", "/v1/rerank", "/v1/reranking", _TRANSCRIPTIONS}),
+    "openai": _PICTURES | {"/v1/embeddings", _TRANSCRIPTIONS, "/v1/audio/translations"},
+}
+_GETS: Final[dict[Dialect, frozenset[str]]] = {
+    "vllm": frozenset({"/health", "/ping", "/version", "/load", "/v1/models"}),
+    "sglang": frozenset({"/health", "/health_generate", "/ready", "/ping", "/v1/models"}),
+    "llamacpp": frozenset({"/health", "/v1/health", "/models", "/v1/models"}),
+    "openai": frozenset({"/v1/models"}),
+}
+_HEALTH: Final = frozenset({"/health", "/health_generate", "/ready", "/ping", "/v1/health"})
+
+STREAMS: Final[dict[str, Callable[[Question], Script]]] = {
+    CHAT: chat.chat_stream,
+    COMPLETIONS: chat.completion_stream,
+    RESPONSES: responses.response_stream,
+    MESSAGES: messages.message_stream,
+    "/v1/audio/speech": media.speech,
+}
+DOCUMENTS: Final[dict[str, Callable[[Ask, Question], object]]] = {
+    CHAT: lambda _, question: chat.chat_document(question),
+    COMPLETIONS: lambda _, question: chat.completion_document(question),
+    RESPONSES: lambda _, question: responses.response_document(question),
+    MESSAGES: lambda _, question: messages.message_document(question),
+    _COUNT_TOKENS: lambda _, question: messages.count_tokens(question),
+    _SYSTEM_ONE: reading.decide,
+    "/v1/embeddings": reading.embeddings,
+    **dict.fromkeys(("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/v2/rerank"), reading.rerank),
+    **dict.fromkeys(("/score", "/v1/score"), reading.score),
+    **dict.fromkeys(("/detokenize", "/v1/detokenize"), reading.detokenize),
+    **dict.fromkeys(("/v1/images/generations", "/v1/images/edits"), lambda ask, _: media.images(ask)),
+    _TRANSCRIPTIONS: lambda _, question: media.transcription(question),
+    "/v1/audio/translations": lambda _, question: media.translation(question),
+}
+_TOKENIZE: Final = frozenset({"/tokenize", "/v1/tokenize"})
+GENERATING: Final = frozenset({*STREAMS, _TRANSCRIPTIONS, "/v1/audio/translations"})
+FORMS: Final = frozenset({"/v1/images/edits", _TRANSCRIPTIONS, "/v1/audio/translations"})
+POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS) | _TOKENIZE
 
 
 # A built stream is tens of kilobytes; 64 of them serve any load of few models and lengths.
@@ -423,215 +96,236 @@ def _speech(question: Question) -> Script:
 def stream_script(path: str, question: Question, *, chunked: bool) -> Script:
     """Return the frames of a stream, as HTTP chunks (RFC 9112 section 7.1) if `chunked`."""
     script = STREAMS[path](question)
-    if not chunked:
-        return script
+    return _chunked(script) if chunked else script
+
+
+def _chunked(script: Script) -> Script:
     return replace(script, frames=tuple(map(http_chunk, script.frames)))
 
 
-def http_chunk(data: bytes) -> bytes:
-    """Return data as one HTTP chunk; `wire.chunk` is not used, since this is what the edge is tested against."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+def has_path(behaviour: Behaviour, path: str) -> bool:
+    """Return whether this kind of server has a path to post to, with whatever model."""
+    return path in _CHAT_PATHS[behaviour.dialect] or path in _OTHER_PATHS[behaviour.dialect]
 
 
-def _member(raw: msgspec.Raw, kind: type[_T], absent: _T) -> _T:
-    """Return a member of the body that only this path reads, decoded as `kind`.
+def script_of(
+    path: str, ask: Ask, behaviour: Behaviour, memory: Memory, *, chunked: bool, request_id: str | None = None
+) -> Script:
+    """Return the answer to `ask`, with the faults in it that lie in the frames themselves.
 
-    Raises: `Refusal` when it is something else.
+    Raises: `Refusal` when the dialect would refuse it.
     """
+    if not has_path(behaviour, path):
+        return errors.no_path(behaviour.dialect, "POST", path)
+    if missing := _missing_model(path, behaviour):
+        return missing
+    if ask.previous_response_id is not None and path == RESPONSES:
+        _require_response(ask.previous_response_id, behaviour, memory)
+    streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
     try:
-        return msgspec.json.decode(raw, type=kind) if raw else absent
-    except msgspec.ValidationError as error:
-        raise Refusal(400, str(error)) from None
+        question = question_of(path, ask, behaviour, memory, request_id)
+    except Refusal as refused:
+        if refused.late and streams and path == MESSAGES:
+            return _refused_message(ask, behaviour, refused, chunked=chunked)
+        raise
+    events = streams and path in DOCUMENTS
+    fault = behaviour.fault
+    if fault == "error" or (fault in ("error_first", "error_mid") and not events):
+        return errors.refusal(behaviour.dialect, path, Refusal(behaviour.status, errors.FAILURE % behaviour.status))
+    if path == RESPONSES and fault not in ("error_first", "error_mid") and question.store:
+        memory.responses.keep(question.id("response"), question)
+    if not streams:
+        tokens = question.tokens * question.choices if path in GENERATING else 0
+        return document(behaviour.dialect, _document(path, ask, question, behaviour), tokens=tokens)
+    script = stream_script(path, question, chunked=chunked)
+    if fault in ("error_first", "error_mid"):
+        return _failing(path, script, question, behaviour, chunked=chunked)
+    if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
+        return replace(script, frames=script.frames[:-1])
+    return script
 
 
-def _count(raw: msgspec.Raw) -> int:
-    """Return how many texts an `input` holds: one text or one list of token ids is one."""
-    value = _member(raw, object, None)
-    return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
+def _document(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> object:
+    if path in _TOKENIZE:
+        return reading.tokenize(ask, question, behaviour)
+    return DOCUMENTS[path](ask, question)
 
 
-def _chat(_: Ask, question: Question) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer_text(question.tokens)}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": question.finish}
-    return _chosen(question, _head(question, "chatcmpl", "chat.completion"), choice)
+def _missing_model(path: str, behaviour: Behaviour) -> Script | None:
+    """Return what the engine answers where it has the path but no model for it.
+
+    Raises: `Refusal` where that is an error of its own.
+    """
+    dialect = behaviour.dialect
+    if path == _SYSTEM_ONE and dialect == "vllm":
+        raise Refusal(501, "The model does not support the structured decision API")
+    if path == _SYSTEM_ONE and dialect == "llamacpp":
+        raise Refusal(501, "This model is not a decision model")
+    if not behaviour.only_chat or path in _CHAT_PATHS[dialect]:
+        return None
+    match dialect:
+        case "sglang" if path == "/v1/score":
+            raise Refusal(400, "label_token_ids is required for generation (CausalLM) models.")
+        case "sglang" if path in ("/v1/embeddings", "/v1/rerank"):
+            said = "This model does not appear to be an embedding model by default. Please add `--is-embedding` when"
+            raise Refusal(400, f"{said} launching the server or try another model.")
+        case "llamacpp" if path == "/v1/embeddings":
+            raise Refusal(501, "This server does not support embeddings. Start it with `--embeddings`")
+        case "llamacpp" if path == _TRANSCRIPTIONS:
+            raise Refusal(501, "The current model does not support audio input.")
+        case "llamacpp":
+            raise Refusal(501, "This server does not support reranking. Start it with `--reranking`")
+        case _:
+            return errors.no_path(dialect, "POST", path)
 
 
-def _completion(_: Ask, question: Question) -> dict[str, Any]:
-    choice = _text_choice(answer_text(question.tokens), question.finish)
-    return _chosen(question, _head(question, "cmpl", "text_completion"), choice)
+def _refused_message(ask: Ask, behaviour: Behaviour, refused: Refusal, *, chunked: bool) -> Script:
+    nothing = Question(behaviour.dialect, ask.model or "default", 0, "stop", 0)
+    script = messages.refused_stream(nothing, refused.message)
+    return _chunked(script) if chunked else script
 
 
-def _chosen(question: Question, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-    answer = head | {"choices": [choice], "usage": _usage(question, question.tokens)}
-    return answer | ({"timings": _timings(question)} if question.dialect == "llamacpp" else {})
+def _failing(path: str, script: Script, question: Question, behaviour: Behaviour, *, chunked: bool) -> Script:
+    """Return a stream with an error in place of what follows the first frames."""
+    after = min(max(behaviour.after, 0), script.lead + script.tokens)
+    if behaviour.fault == "error_first":
+        # SGLang has begun these streams before it asks its engine.
+        begun = {RESPONSES: 2, MESSAGES: 1} if behaviour.dialect == "sglang" else {}
+        after = begun.get(path, 0)
+    tokens = script.tokens_in(after)
+    error = error_frames(path, behaviour.dialect, behaviour.status, question, after, tokens)
+    end = tuple(map(http_chunk, error)) if chunked else error
+    return replace(script, frames=script.frames[:after] + end, tokens=tokens)
 
 
-def _embeddings(ask: Ask, question: Question) -> dict[str, Any]:
-    vector = [0.125, -0.25, 0.5, -1.0]
-    embedding: object = vector
-    if ask.encoding_format == "base64":
-        embedding = base64.b64encode(struct.pack("<4f", *vector)).decode()
-    data = [{"index": index, "object": "embedding", "embedding": embedding} for index in range(_count(ask.input))]
-    return _head(question, "embd", "list") | {"data": data, "usage": _usage(question, 0)}
+# --- What is asked without a body
 
 
-def _rerank(ask: Ask, question: Question) -> dict[str, Any]:
-    given = _member(ask.documents, list[Any], [])[: ask.top_n or None]
-    documents = [document if isinstance(document, dict) else {"text": document} for document in given]
-    results = [
-        {"index": index, "document": document, "relevance_score": 1 / (index + 1)}
-        for index, document in enumerate(documents)
-    ]
-    usage = {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens}
-    return {"id": f"rerank-{question.id}", "model": question.model, "usage": usage, "results": results}
+def get_script(method: str, path: str, behaviour: Behaviour, memory: Memory, *, healthy: bool) -> Script:
+    """Return the answer to what is no question to a model: no pace, no faults.
+
+    Raises: `Refusal` for a response that is unknown.
+    """
+    dialect = behaviour.dialect
+    if path in _GETS[dialect]:
+        if method not in ("GET", "HEAD") or (method == "HEAD" and dialect in FASTAPI):
+            return errors.no_method(dialect, method, path, "GET")
+        return _health(dialect, path, healthy=healthy) if path in _HEALTH else _get(path, behaviour)
+    if path.startswith(f"{RESPONSES}/") and dialect != "llamacpp":
+        return _response(method, path, behaviour, memory)
+    if method == "GET" and path.startswith("/v1/models/") and dialect in ("sglang", "openai"):
+        return _model(path.removeprefix("/v1/models/"), behaviour)
+    if has_path(behaviour, path):
+        return errors.no_method(dialect, method, path, "POST")
+    return errors.no_path(dialect, method, path)
 
 
-def _score(ask: Ask, question: Question) -> dict[str, Any]:
-    data = [{"index": index, "object": "score", "score": 1 / (index + 1)} for index in range(_count(ask.text_2))]
-    return _head(question, "score", "list") | {"data": data, "usage": _usage(question, 0)}
+def _health(dialect: Dialect, path: str, *, healthy: bool) -> Script:
+    """Return whether the server is well; vLLM and SGLang say it by the status alone."""
+    if dialect == "llamacpp":
+        loading = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+        return document(dialect, {"status": "ok"}) if healthy else document(dialect, loading, status=503)
+    return Script("", (b"",), status=200 if healthy or (dialect == "sglang" and path == "/ping") else 503)
 
 
-def _tokenize(ask: Ask, _: Question) -> dict[str, Any]:
-    """Return the bytes of the prompt as its tokens, which `detokenize` turns back."""
-    messages = _member(ask.messages, list[dict[str, Any]], [])
-    prompt = _member(ask.prompt, str, "".join(str(message.get("content")) for message in messages))
-    tokens = list(prompt.encode())
-    return {"count": len(tokens), "max_model_len": 32_768, "tokens": tokens, "token_strs": None}
-
-
-def _detokenize(ask: Ask, _: Question) -> dict[str, Any]:
-    return {"prompt": bytes(token % 256 for token in _member(ask.tokens, list[int], [])).decode(errors="replace")}
-
-
-def _images(ask: Ask, _: Question) -> dict[str, Any]:
-    return {"created": CREATED, "data": [{"b64_json": _PIXEL}] * min(ask.n or 1, MAX_IMAGES)}
-
-
-def _transcription(_: Ask, question: Question) -> dict[str, Any]:
-    return {"text": answer_text(question.tokens), "usage": {"type": "duration", "seconds": 1}}
-
-
-STREAMS: Final[dict[str, Callable[[Question], Script]]] = {
-    "/v1/chat/completions": _chat_stream,
-    "/v1/completions": _completion_stream,
-    "/v1/responses": _response_stream,
-    "/v1/messages": _message_stream,
-    "/v1/audio/speech": _speech,
-}
-DOCUMENTS: Final[dict[str, Callable[[Ask, Question], dict[str, Any]]]] = {
-    "/v1/chat/completions": _chat,
-    "/v1/completions": _completion,
-    "/v1/responses": lambda _, question: _response(question, "completed"),
-    "/v1/messages": lambda _, question: _message(question, done=True),
-    "/v1/embeddings": _embeddings,
-    "/v1/rerank": _rerank,
-    "/v1/score": _score,
-    "/tokenize": _tokenize,
-    "/v1/tokenize": _tokenize,
-    "/detokenize": _detokenize,
-    "/v1/detokenize": _detokenize,
-    "/v1/images/generations": _images,
-    "/v1/images/edits": _images,
-    "/v1/audio/transcriptions": _transcription,
-    "/v1/audio/translations": _transcription,
-}
-GENERATING: Final = frozenset({*STREAMS, "/v1/audio/transcriptions", "/v1/audio/translations"})
-FORMS: Final = frozenset({"/v1/images/edits", "/v1/audio/transcriptions", "/v1/audio/translations"})
-POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS)
-GETS: Final = frozenset({"/health", "/v1/models"})
-
-
-def document_script(value: object, *, status: int = 200, tokens: int = 0) -> Script:
-    """Return the script of an answer that is one JSON document."""
-    return Script("application/json", (orjson.dumps(value),), tokens, status=status)
+def _get(path: str, behaviour: Behaviour) -> Script:
+    match path:
+        case "/version":
+            return document(behaviour.dialect, {"version": "0.32.0"})
+        case "/load":
+            return document(behaviour.dialect, {"server_load": 0})
+        case _:
+            return document(behaviour.dialect, models_document(behaviour))
 
 
 def models_document(behaviour: Behaviour) -> dict[str, Any]:
     """Return the list of the models that are served."""
-    names = behaviour.served or ("simulated",)
-    models = [{"id": name, "object": "model", "created": CREATED, "owned_by": behaviour.dialect} for name in names]
-    return {"object": "list", "data": models}
+    own = LLAMACPP_MODEL if behaviour.dialect == "llamacpp" else "simulated"
+    names = behaviour.served or (own,)
+    listed = {"object": "list", "data": [_card(name, behaviour) for name in names]}
+    if behaviour.dialect != "llamacpp":
+        return listed
+    nothing = {"modified_at": "", "size": "", "digest": "", "type": "model", "description": "", "tags": [""]}
+    details = {"parent_model": "", "format": "gguf", "family": "", "families": [""]}
+    details |= {"parameter_size": "", "quantization_level": ""}
+    more = {"capabilities": ["completion"], "parameters": "", "details": details}
+    return {"models": [{"name": name, "model": name} | nothing | more for name in names]} | listed
 
 
-# --- What goes wrong
-
-_FAILURE: Final = "The simulated engine failed with status %d."
-_LLAMACPP_TYPES: Final = {  # format_error_response in its server
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    501: "not_supported_error",
-    503: "unavailable_error",
-}
-_OPENAI_CODES: Final[dict[tuple[int, str | None], str]] = {
-    (401, None): "invalid_api_key",
-    (404, "model"): "model_not_found",
-    (429, None): "rate_limit_exceeded",
-}
-
-
-def error_document(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """Return the JSON body of an error as this kind of server words it."""
-    if status == 401 and dialect in FASTAPI:
-        return {"error": "Unauthorized"}
-    error = _error(dialect, status, message, param)
-    return error if dialect == "sglang" else {"error": error}
-
-
-def _error(dialect: Dialect, status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    match dialect:
-        case "vllm" | "sglang":
-            error = {"message": message, "type": _error_type(status), "param": param, "code": status}
-            return {"object": "error"} | error if dialect == "sglang" else error
+def _card(name: str, behaviour: Behaviour) -> dict[str, Any]:
+    """Return one model, with the length of its context where the dialect tells it."""
+    head: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": behaviour.dialect}
+    own = {"root": name, "parent": None, "max_model_len": behaviour.context_length}
+    match behaviour.dialect:
+        case "vllm":
+            return head | own | {"permission": [_permission(name)]}
+        case "sglang":
+            return head | own
         case "llamacpp":
-            return {"code": status, "message": message, "type": _LLAMACPP_TYPES.get(status, "server_error")}
+            kinds = {"input_modalities": ["text"], "output_modalities": ["text"]}
+            meta = {"vocab_type": 2, "n_vocab": 151_936, "n_ctx": behaviour.context_length}
+            meta |= {"n_ctx_train": behaviour.context_length, "n_embd": 896, "n_params": 494_032_768}
+            aliases = {"id": name, "aliases": [name], "tags": [], "object": "model", "architecture": kinds}
+            end = {"created": CREATED, "owned_by": "llamacpp", "meta": meta | {"size": 988_065_536, "ftype": "F16"}}
+            return aliases | end
         case "openai":
-            kind = "invalid_request_error" if status < 500 else "server_error"
-            code = _OPENAI_CODES.get((status, param)) or _OPENAI_CODES.get((status, None))
-            return {"message": message, "type": kind, "param": param, "code": code}
+            return head
 
 
-def _error_type(status: int) -> str:
-    """Return vLLM's and SGLang's name for a status: `BadRequestError`, `NotFoundError`, `InternalServerError`."""
-    words = responses.get(status, "Unknown").title().replace(" ", "").replace("-", "")
-    return words.removesuffix("Error") + "Error"
+def _permission(name: str) -> dict[str, Any]:
+    allowed = {"allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True}
+    allowed |= {"allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False}
+    head = {"id": f"modelperm-{name}", "object": "model_permission", "created": CREATED}
+    return head | allowed | {"organization": "*", "group": None, "is_blocking": False}
 
 
-def error_frames(path: str, dialect: Dialect, status: int) -> tuple[bytes, ...]:
-    """Return the frames by which a stream reports that it failed."""
-    message = _FAILURE % status
-    if path == "/v1/messages":
-        return (_event({"type": "error", "error": {"type": "api_error", "message": message}}),)
-    if path == "/v1/responses":
-        return (_event({"type": "error", "code": "server_error", "message": message, "param": None}),)
-    frame = _data({"error": _error(dialect, status, message)})
-    return (frame, DONE) if dialect in FASTAPI else (frame,)
+def _model(name: str, behaviour: Behaviour) -> Script:
+    if name in (behaviour.served or ("simulated",)):
+        return document(behaviour.dialect, _card(name, behaviour))
+    said = f"The model '{name}' does not exist"
+    missing = {"message": said, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    return document(behaviour.dialect, {"error": missing}, status=404)
 
 
-def script_of(path: str, ask: Ask, behaviour: Behaviour, *, chunked: bool) -> Script:
-    """Return the answer to `ask`, with the faults in it that lie in the frames themselves."""
-    question = question_of(ask, behaviour)
-    streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
-    events = streams and path in DOCUMENTS
-    fault = behaviour.fault
-    if fault == "error" or (fault in ("error_first", "error_mid") and not events):
-        document = error_document(behaviour.dialect, behaviour.status, _FAILURE % behaviour.status)
-        return document_script(document, status=behaviour.status)
-    if not streams:
-        tokens = question.tokens if path in GENERATING else 0
-        return document_script(DOCUMENTS[path](ask, question), tokens=tokens)
-    script = stream_script(path, question, chunked=chunked)
-    if fault in ("error_first", "error_mid"):
-        error = error_frames(path, behaviour.dialect, behaviour.status)
-        after = 0 if fault == "error_first" else min(max(behaviour.after, 0), script.lead + script.tokens)
-        return _with_end(script, after, tuple(map(http_chunk, error)) if chunked else error)
-    if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
-        return _with_end(script, len(script.frames) - 1, ())
-    return script
+# --- Responses that were made before
 
 
-def _with_end(script: Script, after: int, end: tuple[bytes, ...]) -> Script:
-    """Return a stream with other frames in place of those behind the first `after`."""
-    frames = script.frames[:after] + end
-    return replace(script, frames=frames, tokens=min(script.tokens, max(0, after - script.lead)))
+def _require_response(response_id: str, behaviour: Behaviour, memory: Memory) -> Question:
+    """Return what a response answered.
+
+    Raises: `Refusal` when it is unknown, or the dialect keeps none.
+    """
+    if behaviour.dialect == "llamacpp":
+        raise Refusal(400, "llama.cpp does not support 'previous_response_id'.")
+    if behaviour.dialect == "sglang" and not response_id.startswith("resp"):
+        said = f"Invalid 'response_id': '{response_id}'. Expected an ID that begins with 'resp'."
+        raise Refusal(400, said, "response_id")
+    found = memory.responses.get(response_id)
+    if not isinstance(found, Question):
+        said = f"Response with id '{response_id}' not found."
+        raise Refusal(404, said, "response_id", kind="invalid_request_error", code="not_found")
+    return found
+
+
+def _response(method: str, path: str, behaviour: Behaviour, memory: Memory) -> Script:
+    """Return what is answered below `/v1/responses/`; only OpenAI forgets a response when asked to."""
+    dialect = behaviour.dialect
+    response_id, _, action = path.removeprefix(f"{RESPONSES}/").partition("/")
+    match method, action:
+        case "GET", "":
+            question = _require_response(response_id, behaviour, memory)
+            return document(dialect, responses.response_document(question))
+        case "POST", "cancel":
+            question = _require_response(response_id, behaviour, memory)
+            if dialect != "sglang":  # which answers with the response as it is
+                said = "Cannot cancel a synchronous response."
+                raise Refusal(400, said, "response_id", kind="invalid_request_error")
+            return document(dialect, responses.response_document(question))
+        case "DELETE", "" if dialect == "openai":
+            _require_response(response_id, behaviour, memory)
+            memory.responses.drop(response_id)
+            return document(dialect, {"id": response_id, "object": "response", "deleted": True})
+        case _ if action in ("", "cancel"):
+            return errors.no_method(dialect, method, path, "POST" if action else "GET")
+        case _:
+            return errors.no_path(dialect, method, path)

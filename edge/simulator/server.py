@@ -1,6 +1,6 @@
 """A model server that only pretends: what stands in for an engine in tests, in `edge demo` and under load.
 
-It speaks the APIs of vLLM, SGLang, llama.cpp or OpenAI with their framings, error shapes and usage, at a set pace, and
+It speaks the APIs of vLLM, SGLang, llama.cpp or OpenAI with their heads, framings, errors and usage, at a set pace, and
 fails on request. No model runs; another `seed` in the request gives other ids.
 
 A request steers its own answer by a `simulate` object in its JSON body (or a `simulate` part in a form) whose members
@@ -19,6 +19,7 @@ import socket
 import ssl as tls
 import struct
 import time
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -31,10 +32,16 @@ import orjson
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 
-from edge.simulator import dialects
-from edge.simulator.dialects import Ask, Behaviour, Dialect, Framing, Refusal, Script
+from edge.simulator import behaviour as words
+from edge.simulator import dialects, errors, validation
+from edge.simulator.behaviour import Behaviour, Dialect, Framing, Refusal
+from edge.simulator.memory import Memory
+from edge.simulator.questions import Ask, ask_of
+from edge.simulator.scripts import Script, http_chunk
 
-KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's
+KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's; llama.cpp's too
+_LLAMACPP_KEPT: Final = 100  # requests on one connection
+_PING: Final = b":\n\n"
 _FLUSH_S: Final = 0.002
 _RUBBISH: Final = b"\x16\x03\x01 this is no HTTP \xff\xfe\r\n\r\n"
 
@@ -96,6 +103,7 @@ class _Answer:
     _paused: bool = False
     _stop: int = 0  # how many frames are sent
     _due: float = 0.0
+    _ping: bytes = b""  # what llama.cpp sends when a stream is silent
 
     def __post_init__(self) -> None:
         frames, behaviour = self._script.frames, self._behaviour
@@ -106,6 +114,8 @@ class _Answer:
             self._stop = min(self._stop, max(behaviour.after, 0))
         if behaviour.jitter:
             self._random = random.Random(zlib.crc32(self._record.body))
+        if behaviour.dialect == "llamacpp" and self._script.stream:
+            self._ping = http_chunk(_PING) if self._tail.endswith(b"0\r\n\r\n") else _PING
 
     async def send(self, head: bytes, delay_s: float) -> None:
         """Write the head of a stream now, the first frame after `delay_s`, the rest at its pace; return at the end.
@@ -117,7 +127,10 @@ class _Answer:
         if self._script.stream:
             self._transport.write(head)
             head = b""
-        self._timer = self._loop.call_at(self._due, self._tick, head)
+        if self._ping:
+            self._wait()
+        else:
+            self._timer = self._loop.call_at(self._due, self._tick, head)
         try:
             await self._ended
         finally:
@@ -153,9 +166,25 @@ class _Answer:
             self._connection.simulator.changed()
             self._due += self._gap_s()
             if self._due > now and record.frames_sent < self._stop:
-                self._timer = self._loop.call_at(self._due, self._tick)
+                if self._ping:
+                    self._wait()
+                else:
+                    self._timer = self._loop.call_at(self._due, self._tick)
                 return
         self._finish()
+
+    def _wait(self) -> None:
+        """Wait for the next frame of a stream of llama.cpp, with a comment after each `ping_ms` of silence."""
+        ping = self._loop.time() + self._behaviour.ping_ms / 1000
+        if ping < self._due:
+            self._timer = self._loop.call_at(ping, self._say_ping)
+        else:
+            self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _say_ping(self) -> None:
+        if not self._connection.writing_paused:
+            self._transport.write(self._ping)
+        self._wait()
 
     def _gap_s(self) -> float:
         varied = self._behaviour.jitter * self._random.uniform(-1, 1) if self._random is not None else 0
@@ -192,7 +221,7 @@ class _Answer:
 class _Connection(web.RequestHandler):
     """One client's connection: aiohttp's, which also stops and resumes the answer on it."""
 
-    __slots__ = ("answer", "simulator")
+    __slots__ = ("answer", "answered", "simulator")
 
     def __init__(self, simulator: "Simulator", server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -206,6 +235,7 @@ class _Connection(web.RequestHandler):
         )
         self.simulator = simulator
         self.answer: _Answer | None = None
+        self.answered = 0
 
     async def start(self) -> None:
         self.simulator.open_connections.add(self)
@@ -248,6 +278,7 @@ class Simulator:
     ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.healthy = True
+        self._memory = Memory()
         self.keepalive_timeout_s = keepalive_timeout_s
         self.requests: deque[Record] = deque(maxlen=keep_requests)
         self.active = 0
@@ -292,7 +323,7 @@ class Simulator:
         Raises: `OSError` when the address is taken or not ours.
         """
         loop = asyncio.get_running_loop()
-        request = functools.partial(web.BaseRequest, loop=loop, client_max_size=dialects.MAX_BODY_BYTES)
+        request = functools.partial(web.BaseRequest, loop=loop, client_max_size=words.MAX_BODY_BYTES)
         server = web.Server(self._handle, request_factory=request, handler_cancellation=True)
         where: dict[str, Any] = {"host": host, "port": port} if sock is None else {"sock": sock}
         self._closing = False
@@ -359,36 +390,33 @@ class Simulator:
     async def _answer(self, request: web.BaseRequest, record: Record) -> web.StreamResponse:
         if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        behaviour = self.behaviour
-        delay_s = 0.0
+        behaviour, path = self.behaviour, request.rel_url.raw_path
+        injected, delay_s = Behaviour(dialect=behaviour.dialect), 0.0
         try:
             record.body = await _read(request)
             self.changed()
-            if request.method == "POST" and request.rel_url.raw_path in dialects.POSTS:
+            if request.method == "POST" and path in dialects.POSTS:
                 ask = await _asked(request, record.body, behaviour)
-                behaviour = behaviour.steered(ask.simulate)
-                chunked = _framing(request, behaviour, stream=True) == "chunked"
-                script = dialects.script_of(request.rel_url.raw_path, ask, behaviour, chunked=chunked)
+                injected = behaviour = behaviour.steered(ask.simulate)
+                script = self._question(request, ask, behaviour)
                 tokens = 0 if script.stream else script.tokens
                 delay_s = (behaviour.ttft_ms + behaviour.interval_ms * tokens) / 1000
             else:
-                script, behaviour = self._unsteered(request), Behaviour()
-        except Refusal as refusal:
-            document = dialects.error_document(behaviour.dialect, refusal.status, refusal.message, refusal.param)
-            script, behaviour = dialects.document_script(document, status=refusal.status), Behaviour()
-        return await self._send(request, record, script, behaviour, delay_s)
+                script = dialects.get_script(request.method, path, behaviour, self._memory, healthy=self.healthy)
+        except Refusal as refused:
+            script = errors.refusal(behaviour.dialect, path, refused)
+            injected = Behaviour(dialect=behaviour.dialect)
+            if request.method == "POST" and not dialects.has_path(behaviour, path) and path in dialects.POSTS:
+                script = errors.no_path(behaviour.dialect, request.method, path)
+        return await self._send(request, record, script, injected, delay_s)
 
-    def _unsteered(self, request: web.BaseRequest) -> Script:
-        """Return the answer to what is no question to a model: no pace, no faults."""
-        match request.method, request.rel_url.raw_path:
-            case "GET", "/health":
-                return Script("text/plain; charset=utf-8", (b"",), status=200 if self.healthy else 503)
-            case "GET", "/v1/models":
-                return dialects.document_script(dialects.models_document(self.behaviour))
-            case _, path if path in dialects.POSTS or path in dialects.GETS:
-                return dialects.document_script({"detail": "Method Not Allowed"}, status=405)
-            case _:
-                return dialects.document_script({"detail": "Not Found"}, status=404)
+    def _question(self, request: web.BaseRequest, ask: Ask, behaviour: Behaviour) -> Script:
+        """Return the answer to a question to the model; a rule for request ids comes before it."""
+        path, request_id = request.rel_url.raw_path, request.headers.get("x-request-id")
+        if behaviour.request_ids == "uuid" and request_id is not None and not _is_uuid(request_id):
+            return Script("", (b"",), status=400)
+        chunked = _framing(request, behaviour, stream=True) == "chunked"
+        return dialects.script_of(path, ask, behaviour, self._memory, chunked=chunked, request_id=request_id)
 
     async def _send(
         self, request: web.BaseRequest, record: Record, script: Script, behaviour: Behaviour, delay_s: float
@@ -397,12 +425,16 @@ class Simulator:
         assert isinstance(connection, _Connection)
         if transport is None:
             return _CLOSE
+        connection.answered += 1
         framing = _framing(request, behaviour, stream=script.stream)
-        keep = request.keep_alive and framing != "close" and behaviour.fault not in ("cut", "reset", "rubbish")
-        head = _head(script, framing, self.behaviour.dialect, close=not request.keep_alive or framing == "close")
+        close = not request.keep_alive or framing == "close" or _ends(script, behaviour.dialect, connection.answered)
+        keep = not close and behaviour.fault not in ("cut", "reset", "rubbish")
+        if behaviour.dialect == "llamacpp" and script.stream:
+            keep = False  # though it announced to keep the connection
+        head = _head(script, framing, behaviour.dialect, close=close)
         tail = b"0\r\n\r\n" if framing == "chunked" else b""
         if framing == "chunked" and not script.stream:
-            script = replace(script, frames=(b"".join((*map(dialects.http_chunk, filter(None, script.frames)), tail)),))
+            script = replace(script, frames=(b"".join((*map(http_chunk, filter(None, script.frames)), tail)),))
             tail = b""
         if request.method == "HEAD":  # which has no body (RFC 9110 section 9.3.2)
             script, tail = Script(script.content_type, (), status=script.status), b""
@@ -421,7 +453,7 @@ async def _read(request: web.BaseRequest) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise Refusal(413, f"The request is over {dialects.MAX_BODY_BYTES} bytes.") from None
+        raise Refusal(413, f"The request is over {words.MAX_BODY_BYTES} bytes.") from None
 
 
 async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) -> Ask:
@@ -430,34 +462,37 @@ async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) ->
     Raises: `Refusal` when the body is not what this path takes; vLLM and SGLang check its content type too.
     """
     if request.rel_url.raw_path in dialects.FORMS:
-        return await _asked_in_form(request, body)
-    if behaviour.dialect in dialects.FASTAPI and request.content_type != "application/json":
-        raise Refusal(400, "Unsupported Media Type: Only 'application/json' is allowed")
-    try:
-        return dialects.decode_ask(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(400, f"The body cannot be read: {error}") from None
+        return await _asked_in_form(request, body, behaviour.dialect)
+    if behaviour.dialect in words.FASTAPI and request.content_type != "application/json":
+        raise validation.media_type(behaviour.dialect)
+    return ask_of(request.rel_url.raw_path, body, behaviour.dialect)
 
 
-async def _asked_in_form(request: web.BaseRequest, body: bytes) -> Ask:
+async def _asked_in_form(request: web.BaseRequest, body: bytes, dialect: Dialect) -> Ask:
+    path = request.rel_url.raw_path
     if request.content_type != "multipart/form-data":
         raise Refusal(400, "This path takes multipart/form-data.")
     # The reader wants a stream; a limit above any body keeps it from pausing the connection.
-    stream = StreamReader(request.protocol, dialects.MAX_BODY_BYTES, loop=asyncio.get_running_loop())
+    stream = StreamReader(request.protocol, words.MAX_BODY_BYTES, loop=asyncio.get_running_loop())
     stream.feed_data(body)
     stream.feed_eof()
     form: dict[str, Any] = {}
+    files = set()
     try:
         async for part in MultipartReader(request.headers, stream):
-            if isinstance(part, BodyPartReader) and part.name and part.filename is None:
+            if isinstance(part, BodyPartReader) and part.filename is not None:
+                files.add(part.name)
+            elif isinstance(part, BodyPartReader) and part.name:
                 form[part.name] = await part.text()
         if "simulate" in form:
             form["simulate"] = orjson.loads(form["simulate"])
-        return msgspec.convert(
-            {name: form[name] for name in ("model", "n", "simulate") if name in form}, Ask, strict=False
-        )
+        own = {name: form[name] for name in ("model", "n", "simulate") if name in form}
+        ask = msgspec.convert(own, Ask, strict=False)
     except ValueError as error:
         raise Refusal(400, f"The form cannot be read: {error}") from None
+    if "file" not in files and path.startswith("/v1/audio/") and dialect in words.FASTAPI:
+        raise validation.invalid(dialect, path, "missing", ("body", "file"), "Field required", None)
+    return ask
 
 
 def _framing(request: web.BaseRequest, behaviour: Behaviour, *, stream: bool) -> Framing:
@@ -465,22 +500,29 @@ def _framing(request: web.BaseRequest, behaviour: Behaviour, *, stream: bool) ->
     return "close" if wanted == "chunked" and request.version < (1, 1) else wanted  # RFC 9112 section 7.1
 
 
+def _ends(script: Script, dialect: Dialect, answered: int) -> bool:
+    """Return whether the server says that it ends the connection: llama.cpp does so with errors, and now and then."""
+    return dialect == "llamacpp" and (script.status >= 400 or answered >= _LLAMACPP_KEPT)
+
+
 def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) -> bytes:
-    """Return the head of an answer, with the names and in the order of uvicorn."""
-    lines = [
-        f"HTTP/1.1 {script.status} {responses.get(script.status, '')}",
-        f"date: {_date(int(time.time()))}",
-        "server: uvicorn",
-        f"content-type: {script.content_type}",
-    ]
-    if framing == "chunked":
-        lines.append("transfer-encoding: chunked")
-    elif framing == "length":
-        lines.append(f"content-length: {sum(map(len, script.frames))}")
-    lines += dialects.HEADERS.get(dialect, ())
-    if close:
-        lines.append("connection: close")
-    return "\r\n".join((*lines, "\r\n")).encode()
+    """Return the head of an answer, with the names and in the order of uvicorn or of llama.cpp's server."""
+    status = f"HTTP/1.1 {script.status} {responses.get(script.status, '')}"
+    length = sum(map(len, script.frames))
+    if dialect == "llamacpp":
+        lines = ["Server: llama.cpp", "Access-Control-Allow-Origin: "]
+        lines += ["X-Accel-Buffering: no"] if script.stream else []
+        lines += [f"Content-Type: {script.content_type}"]
+        lines += {"chunked": ["Transfer-Encoding: chunked"], "length": [f"Content-Length: {length}"]}.get(framing, [])
+        lines += ["Connection: close" if close else f"Keep-Alive: timeout=5, max={_LLAMACPP_KEPT}"]
+    else:
+        lines = [f"date: {_date(int(time.time()))}", "server: uvicorn", *script.headers]
+        lines += [f"content-length: {length}"] if framing == "length" else []
+        lines += [f"content-type: {script.content_type}"] if script.content_type else []
+        lines += dialects.HEADERS.get(dialect, ())
+        lines += ["transfer-encoding: chunked"] if framing == "chunked" else []
+        lines += ["connection: close"] if close else []
+    return "\r\n".join((status, *lines, "\r\n")).encode()
 
 
 def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: bytes) -> bool:
@@ -488,6 +530,14 @@ def _is_whole(script: Script, framing: Framing, behaviour: Behaviour, tail: byte
     if behaviour.after < 0 or framing == "close":
         return False
     return sum(map(len, script.frames[behaviour.after :])) + len(tail) <= behaviour.after_bytes
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=2)

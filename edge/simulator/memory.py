@@ -1,0 +1,60 @@
+"""What a simulated model server remembers: how prompts began, and the responses that can be asked for again."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_BLOCK_BYTES: Final = 16
+_MAX_BLOCKS: Final = 65_536  # a megabyte of prompts
+_MAX_RESPONSES: Final = 1_000
+
+
+class Prefixes:
+    """How prompts began, in blocks, each known by all that stands before it; as the prefix cache of vLLM works."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def known_bytes(self, model: Hashable, prompt: bytes) -> int:
+        """Return how many bytes at the start of a prompt an earlier one for this model had too, and remember it."""
+        seen, known, at = True, 0, hash(model)
+        for start in range(0, len(prompt) - _BLOCK_BYTES + 1, _BLOCK_BYTES):
+            at = hash((at, prompt[start : start + _BLOCK_BYTES]))
+            seen = seen and at in self._blocks
+            known += _BLOCK_BYTES if seen else 0
+            self._blocks[at] = None
+            self._blocks.move_to_end(at)
+        while len(self._blocks) > _MAX_BLOCKS:
+            self._blocks.popitem(last=False)
+        return known
+
+
+class Responses:
+    """The last responses that were made, by their ids."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def keep(self, response_id: str, question: object) -> None:
+        """Remember what a response answered; the oldest goes when there are too many."""
+        self._kept[response_id] = question
+        self._kept.move_to_end(response_id)
+        if len(self._kept) > _MAX_RESPONSES:
+            self._kept.popitem(last=False)
+
+    def get(self, response_id: str) -> Any:
+        """Return what the response answered, or None when it is unknown."""
+        return self._kept.get(response_id)
+
+    def drop(self, response_id: str) -> None:
+        """Forget a response that is known."""
+        del self._kept[response_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """All that outlives a request."""
+
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    responses: Responses = field(default_factory=Responses)

@@ -1,0 +1,96 @@
+"""The frames of one answer, and what they are made of: texts, events, HTTP chunks.
+
+Texts, ids and times of creation are the same for the same question, so that answers can be compared byte for byte.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from edge.simulator.behaviour import Dialect
+from edge.simulator.questions import Question
+
+CREATED: Final = 1_763_000_000
+DONE: Final = b"data: [DONE]\n\n"
+_CONTENT_TYPES: Final[Mapping[Dialect, str]] = {"llamacpp": "application/json; charset=utf-8"}
+_EVENT_STREAMS: Final[Mapping[Dialect, str]] = {"llamacpp": "text/event-stream"}
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The frames of one answer, each to be written apart; `lead` of them come before the first with content.
+
+    An answer that is no stream is one frame with all tokens in it. `headers` are those of this answer alone.
+    """
+
+    content_type: str
+    frames: tuple[bytes, ...]
+    tokens: int = 0
+    lead: int = 0
+    status: int = 200
+    stream: bool = False
+    headers: tuple[str, ...] = ()
+
+    def tokens_in(self, frames_sent: int) -> int:
+        """Return how many tokens the first frames hold."""
+        if not self.stream:
+            return self.tokens if frames_sent else 0
+        return max(0, min(frames_sent - self.lead, self.tokens))
+
+
+def token_text(index: int) -> str:
+    """Return the text of one token; of eight, one is Chinese, one has quotes to escape, one has newlines."""
+    match index % 8:
+        case 3:
+            return f"你好{index}"
+        case 5:
+            return f' "token{index}"'
+        case 7:
+            return f"\n\ntoken{index}"
+        case _:
+            return f" token{index}"
+
+
+@functools.lru_cache(maxsize=64)
+def answer_text(tokens: int) -> str:
+    """Return the whole text of an answer of that many tokens."""
+    return "".join(map(token_text, range(tokens)))
+
+
+def data(value: object) -> bytes:
+    """Return an event that is data alone."""
+    return b"data: %b\n\n" % orjson.dumps(value)
+
+
+def spaced_data(value: object) -> bytes:
+    """Return an event as Python's own JSON writes it: so vLLM and SGLang send errors, with spaces and escapes."""
+    return b"data: %b\n\n" % json.dumps(value).encode()
+
+
+def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
+    """Return an event with its type as its name."""
+    return b"event: %b\ndata: %b\n\n" % ((name or value["type"]).encode(), orjson.dumps(value))
+
+
+def events(frames: Iterable[bytes], question: Question, lead: int, headers: tuple[str, ...] = ()) -> Script:
+    """Return the script of a stream of events, a frame for each token of each choice behind the first `lead`."""
+    content_type = _EVENT_STREAMS.get(question.dialect, "text/event-stream; charset=utf-8")
+    tokens = question.tokens * question.choices
+    return Script(content_type, tuple(frames), tokens, lead, stream=True, headers=headers)
+
+
+def document(
+    dialect: Dialect, value: object, *, status: int = 200, tokens: int = 0, headers: tuple[str, ...] = ()
+) -> Script:
+    """Return the script of an answer that is one JSON document."""
+    content_type = _CONTENT_TYPES.get(dialect, "application/json")
+    return Script(content_type, (orjson.dumps(value),), tokens, status=status, headers=headers)
+
+
+def http_chunk(content: bytes) -> bytes:
+    """Return bytes as one HTTP chunk; `wire.chunk` is not used, since this is what the edge is tested against."""
+    return b"%x\r\n%b\r\n" % (len(content), content)
