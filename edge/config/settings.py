@@ -70,7 +70,8 @@ class ServerConfig:
     client_idle_timeout_s: Annotated[float, kinds.duration(
         "Between two requests of a connection. Keep it above the idle timeout of the balancer in front.")] = 75
     min_client_rate_bytes_per_s: Annotated[int, kinds.size(
-        'The slowest rate, a second: a client that reads slower for long is cut. "0B" never cuts.',
+        'The slowest rate, a second: a client that reads slower for long is cut. "0B" cuts only one that takes '
+        "nothing for 30 s.",
         zero=True, key="min_client_rate")] = 2**10
     max_connections: Annotated[int | None, kinds.count(
         "Connections of clients. Absent: just under half the limit of open files, as a stream holds two.",
