@@ -208,7 +208,8 @@ class EndpointConfig:
     """One server of a pool."""
 
     url: Annotated[Url, kinds.parsed(
-        "Its address. A path in it replaces /v1.", values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
+        "Its address. A path in it replaces /v1; a mere / is the root, as in http://10.0.0.1:7997/.",
+        values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
     weight: Annotated[int, kinds.count("Its share of the pool's load, against the weights of the others.", 1000)] = 1
     model: Annotated[str | None, kinds.text(
         "The model's name that it expects. Absent: that of the route, or as asked.",
@@ -233,7 +234,8 @@ class PoolConfig:
 
     name: str
     endpoints: Annotated[tuple[EndpointConfig, ...], kinds.servers(
-        "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1.",
+        "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1; a mere / is the "
+        "root.",
         EndpointConfig, example=["http://10.0.0.1:8000"], among="one")] = ()
     balance: Annotated[Balance, kinds.choice(
         "Which endpoint is next: the less loaded of two, each in turn, or the one that served the conversation before.",
@@ -289,7 +291,8 @@ class RouteConfig:
     pool: Annotated[str | None, kinds.text(
         "The pool that answers. Write this or instance.", example="deepseek-r1", among="one")] = None
     instance: Annotated[str | None, kinds.text(
-        "The URL of a user's own instance. Write this or pool. {owner} and {service} come from the model's name.",
+        "The URL of a user's own instance. Write this or pool. {owner} and {service} come from the model's name. A "
+        "path replaces /v1; a mere / is the root.",
         values.check_instance, like="://", example="http://{service}.{owner}.svc.cluster.local:8000", among="one"
     )] = None
     model: Annotated[str | None, kinds.text(

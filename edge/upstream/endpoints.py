@@ -121,12 +121,13 @@ class Member:
     def head_of(self, method: str, path: str, operation: Operation) -> bytes:
         """Return the constant part of the head of a request for a path under the base.
 
-        A path in the endpoint's URL takes the place of `/v1`; an operation of another version is beside it.
+        A path in the endpoint's URL takes the place of `/v1`, a mere `/` that of both; an operation of another version
+        is beside it.
         """
         headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
         if self.config.api_key is not None:
             headers.append(("Authorization", f"Bearer {self.config.api_key}"))
-        base = self.config.url.path or "/v1"
+        base = self.config.url.base
         if operation.at_root and self._engine.tokenizes_at_root:
             base = ""
         elif operation.has_version:
