@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import math
+import random
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ from typing import Final, cast
 
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
-from edge.wire.http1 import DEFAULT_IDLE_S
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,10 @@ _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
+# Balancers behind a name, as those of Kubernetes, choose for a connection, not for a request: one that is kept for ever
+# stays with the servers that were there when it was made.
+_MAX_AGE_S: Final = 60.0
+_YOUNGEST_SHARE: Final = 0.8  # of the age, at random, so that connections that were made together do not end together
 
 
 class Receiver:
@@ -59,7 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
     __slots__ = (
-        "_deadline", "_free_since", "_idle_s", "_pool", "_receiver", "_timer", "_timer_at",
+        "_deadline", "_fresh_until", "_pool", "_receiver", "_retire_at", "_timer", "_timer_at",
         "closed", "eof", "receive", "transport", "uses",
     )  # fmt: skip
 
@@ -67,8 +71,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
-        self._free_since = 0.0
-        self._idle_s = DEFAULT_IDLE_S
+        self._fresh_until = 0.0
+        self._retire_at = pool.loop.time() + _MAX_AGE_S * random.uniform(_YOUNGEST_SHARE, 1)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline = 0.0
@@ -140,15 +144,14 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.connection_lost(self.eof and exc is None)
 
     def free(self, idle_s: float) -> None:
-        """Give the connection back to its pool, where it may be idle for `idle_s`."""
+        """Give the connection back to its pool, where it may be idle for `idle_s` if it does not become too old."""
         self._receiver = self.receive = None
-        self._idle_s = idle_s
-        self._free_since = self._pool.loop.time()
+        self._fresh_until = min(self._pool.loop.time() + idle_s, self._retire_at)
         self._pool.keep(self)
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether the upstream is unlikely to have closed it."""
-        return not self.closed and not self.eof and now - self._free_since < self._idle_s
+        """Return whether the upstream is unlikely to have closed it, and it is not too old."""
+        return not self.closed and not self.eof and now < self._fresh_until
 
     def abort(self) -> None:
         """Close at once, and report it to nobody."""

@@ -59,6 +59,42 @@ async def test_connection_is_reused_only_while_it_is_fresh(listening: str, waite
     pool.close()
 
 
+@pytest.mark.parametrize(("age_s", "kept"), [(47.0, True), (61.0, False)])
+async def test_connection_is_reused_only_until_it_is_old_however_busy_it_is(
+    listening: str, age_s: float, kept: bool
+) -> None:
+    """A balancer behind a name chooses for connections, and so a server that was added there gets its share."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    connection = await pool.connect(5)
+    for _ in range(3):
+        connection.free(4.0)
+        assert pool.take() is connection
+        clock.ahead_s += (age_s - 1) / 3
+    connection.free(4.0)
+    clock.ahead_s += 1
+    assert (pool.take() is connection) is kept
+    connection.abort()
+    pool.close()
+
+
+async def test_connections_that_were_made_together_do_not_become_old_together(listening: str) -> None:
+    """Else all of them would be made anew at once, again and again."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    made = [await pool.connect(5) for _ in range(40)]
+    clock.ahead_s = 54.0
+    for connection in made:
+        connection.free(4.0)
+    kept = 0
+    while pool.take() is not None:
+        kept += 1
+    assert 0 < kept < len(made)
+    for connection in made:
+        connection.abort()
+    pool.close()
+
+
 async def test_newest_idle_connection_is_taken_first(listening: str) -> None:
     """It is the least likely to have been closed by the upstream."""
     pool = new_pool(listening, Clock())
