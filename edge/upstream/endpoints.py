@@ -121,8 +121,8 @@ class Member:
     def head_of(self, method: str, path: str, operation: Operation) -> bytes:
         """Return the constant part of the head of a request for a path under the base.
 
-        A path in the endpoint's URL takes the place of `/v1`, and a mere `/` is the root; an operation of another version
-        is beside it.
+        A path in the endpoint's URL takes the place of `/v1`, and a mere `/` is the root; an operation of another
+        version is beside it.
         """
         headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
         if self.config.api_key is not None:

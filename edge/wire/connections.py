@@ -12,7 +12,10 @@ import random
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Final, cast
+from ipaddress import ip_address
+from typing import Any, Final, cast
+
+from aiohappyeyeballs import start_connection
 
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
@@ -27,6 +30,8 @@ _SWEEP_S: Final = 1.0
 # stays with the servers that were there when it was made.
 _MAX_AGE_S: Final = 60.0
 _YOUNGEST_SHARE: Final = 0.8  # of the age, at random, so that connections that were made together do not end together
+_ATTEMPT_DELAY_S: Final = 0.25  # before the next address of a name is tried beside the ones before (RFC 8305 section 5)
+_PASSED_OVER_S: Final = 600.0  # how long an address that did not answer is tried last (RFC 6555 section 4.2)
 
 
 class Receiver:
@@ -173,6 +178,14 @@ def _own_lack(error: OSError) -> int | None:
     return error.errno if error.errno in (*_NO_DESCRIPTOR, errno.EADDRNOTAVAIL) else None
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _failed(message: str) -> ConnectFailed:
     return ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
 
@@ -211,6 +224,8 @@ class ConnectionPool:
         self.loop = loop
         self.tls = tls
         self._shortage = shortage or Shortage(lambda: (self,))
+        self._is_name = not _is_address(url.host)
+        self._passed_over: dict[Any, float] = {}  # until when an address is tried last
         self._idle: dict[UpstreamConnection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -260,9 +275,31 @@ class ConnectionPool:
         return connection
 
     async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:
+        host = self.url.host
+        if not self._is_name:
+            return await self.loop.create_connection(
+                lambda: UpstreamConnection(self), host, self.url.port, ssl=self.tls
+            )
+        sock = await self._first_to_answer()
+        name = host if self.tls is not None else None
         return await self.loop.create_connection(
-            lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
+            lambda: UpstreamConnection(self), sock=sock, ssl=self.tls, server_hostname=name
         )
+
+    async def _first_to_answer(self) -> socket.socket:
+        """Return a connection to the first address of the name that accepts one (RFC 8305).
+
+        An address that was passed over for another is tried last from then on: it costs its delay once.
+        """
+        now = self.loop.time()
+        self._passed_over = {address: until for address, until in self._passed_over.items() if until > now}
+        found = await self.loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
+        found.sort(key=lambda info: info[4] in self._passed_over)
+        sock = await start_connection(found, happy_eyeballs_delay=_ATTEMPT_DELAY_S, loop=self.loop)
+        first = found[0][4]
+        if sock.getpeername() != first:
+            self._passed_over[first] = now + _PASSED_OVER_S
+        return sock
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back."""
