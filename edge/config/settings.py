@@ -203,6 +203,17 @@ class LimitConfig:
     )] = None
 
 
+# What pools and routes with an instance have both, declared once.
+_EngineChoice = Annotated[Engine, kinds.choice(
+    'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
+    Engine)]
+_ConnectTimeout = Annotated[float, kinds.duration("For a connection, TLS included.")]
+_FirstByteTimeout = Annotated[float, kinds.duration(
+    "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")]
+_IdleTimeout = Annotated[float, kinds.duration(
+    "Between two reads after the first byte. An upstream is cut between this time and a quarter more.")]
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """One server of a pool."""
@@ -240,14 +251,10 @@ class PoolConfig:
     balance: Annotated[Balance, kinds.choice(
         "Which endpoint is next: the less loaded of two, each in turn, or the one that served the conversation before.",
         Balance)] = "least-loaded"
-    engine: Annotated[Engine, kinds.choice(
-        'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
-        Engine)] = "vllm"
-    connect_timeout_s: Annotated[float, kinds.duration("For a connection, TLS included.")] = 2
-    first_byte_timeout_s: Annotated[float, kinds.duration(
-        "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")] = 300
-    idle_timeout_s: Annotated[float, kinds.duration(
-        "Between two reads after the first byte. An upstream is cut between this time and a quarter more.")] = 120
+    engine: _EngineChoice = "vllm"
+    connect_timeout_s: _ConnectTimeout = 2
+    first_byte_timeout_s: _FirstByteTimeout = 300
+    idle_timeout_s: _IdleTimeout = 120
     ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of https endpoints.", example="tls.crt")] = None
     retry_within_s: Annotated[float, kinds.duration(
@@ -282,7 +289,10 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class RouteConfig:
-    """The models of one name, or of a prefix that ends in `*`, and where they go."""
+    """The models of one name, or of a prefix that ends in `*`, and where they go.
+
+    Its timeouts, `engine` and `max_inflight` are those of an instance; a pool has its own.
+    """
 
     name: str
     pattern: Annotated[str, kinds.name(
@@ -320,6 +330,13 @@ class RouteConfig:
     context_length: Annotated[int | None, kinds.count(
         "How many tokens the model takes, for UIs that read it in `models`. Absent: what the pool's server says.",
         10**9, example=131_072)] = None
+    engine: _EngineChoice = "vllm"
+    connect_timeout_s: _ConnectTimeout = 2
+    first_byte_timeout_s: _FirstByteTimeout = 600  # as long as the SDKs of OpenAI and Anthropic wait
+    idle_timeout_s: _IdleTimeout = 300
+    max_inflight: Annotated[int | None, kinds.count(
+        "The most requests in flight at each instance; a further one gets a 503. Absent: no cap. A cap below what the "
+        "engine batches leaves the engine idle.", 10**6, example=64)] = None
 
 
 @dataclass(frozen=True, slots=True)
