@@ -2,22 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
-from edge.config.settings import Config, PoolConfig
+from edge.config.settings import Config, PoolConfig, RouteConfig
 from edge.operations import Asked, paths_of
 from edge.relay.terms import Timeouts
 from edge.routing import RouteTable
 from edge.upstream.pools import Pool
 
-_INSTANCE: Final = PoolConfig("", ())  # instances are asked with a pool's defaults
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A configuration in force; `loaded_at` is Unix time, `timeouts` are by a pool's name, None for instances.
+    """A configuration in force; `loaded_at` is Unix time.
 
-    `paths` is what each raw path asks for.
+    `timeouts` are by the name of a route, those of its pool or of its instance; `continuous` are the routes that are
+    asked for usage in every frame. `paths` is what each raw path asks for.
     """
 
     number: int
@@ -25,16 +23,24 @@ class Generation:
     routes: RouteTable
     pools: Mapping[str, Pool]
     loaded_at: float
-    timeouts: dict[str | None, Timeouts] = field(init=False)
+    timeouts: dict[str, Timeouts] = field(init=False)
+    continuous: frozenset[str] = field(init=False)
     paths: dict[str, Asked] = field(init=False)
 
     def __post_init__(self) -> None:
+        asked = {route.name: self._asked(route) for route in self.config.routes}
         floor = self.config.server.min_client_rate_bytes_per_s
-        pools: dict[str | None, PoolConfig] = {None: _INSTANCE}
-        pools |= {name: pool.config for name, pool in self.pools.items()}
         timeouts = {
-            name: Timeouts(pool.connect_timeout_s, pool.first_byte_timeout_s, pool.idle_timeout_s, floor)
-            for name, pool in pools.items()
+            name: Timeouts(each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor)
+            for name, each in asked.items()
         }
+        continuous = (
+            name for name, each in asked.items() if isinstance(each, PoolConfig) and each.usage == "continuous"
+        )
         object.__setattr__(self, "timeouts", timeouts)
+        object.__setattr__(self, "continuous", frozenset(continuous))
         object.__setattr__(self, "paths", paths_of(self.config.server.operations))
+
+    def _asked(self, route: RouteConfig) -> PoolConfig | RouteConfig:
+        """Return the settings with which a route's endpoints are asked: its pool's, or for an instance its own."""
+        return self.pools[route.pool].config if route.pool is not None else route

@@ -35,7 +35,7 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
-from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, asked_at
+from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, Operation, asked_at
 from edge.own_answers import Models
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
@@ -171,9 +171,8 @@ class Proxy:
             exchange.phase = _ADMISSION
             head = forwarded_head(request, content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
-            continuous = pool is not None and pool.config.usage == "continuous"
-            metering = metering_of(route, operation, envelope, continuous=continuous)
-            timeouts = generation.timeouts[route.pool]
+            metering = metering_of(route, operation, envelope, continuous=route.name in generation.continuous)
+            timeouts = generation.timeouts[route.name]
             work = Work(asked, query, envelope, body, head, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
@@ -241,7 +240,7 @@ class Proxy:
                 try:
                     lease: Lease | None
                     if pool is None:
-                        lease = self._instance(work.match)
+                        lease = self._instance(work.match, work.asked.operation)
                     elif work.keeper is not None:
                         lease = _keeper_in(pool, work.keeper, tried)
                     else:
@@ -291,11 +290,12 @@ class Proxy:
         keeper = Keeper(exchange.model, lease.member.name if work.pool is not None else "")
         return partial(self._kept.remember, user, keeper=keeper)
 
-    def _instance(self, match: Match) -> Lease:
+    def _instance(self, match: Match, operation: Operation) -> Lease:
         route = match.route
         assert route.instance is not None  # a route has a pool or this
+        most = route.max_inflight if operation is not STORED_RESPONSE else None  # what a full one keeps, it alone has
         try:
-            return self._endpoints.instance(match.filled(route.instance))
+            return self._endpoints.instance(match.filled(route.instance), route.engine, most)
         except ValueError:
             raise errors.ModelNotFound.named("of that name") from None
 

@@ -103,6 +103,7 @@ def check_route(
     _check_hosts(route, table)
     _check_limit(route, table, limits)
     _check_target(route, table, pools)
+    _check_instance_settings(route, table)
     _check_instance_names(route, table)
     _check_list(route, table)
     if "model_echo" not in table.data:
@@ -148,6 +149,17 @@ def _refuse_unknown(table: Table, kind: str, name: str, known: Mapping[str, obje
     near = nearest(name, known)
     hint = f'did you mean "{near}"?' if near else f"write [{dotted((f'{kind}s', name))}] with {what}"
     table.problem(kind, f"there is no {kind} {name!r}: {hint}")
+
+
+def _check_instance_settings(route: settings.RouteConfig, table: Table) -> None:
+    """Refuse beside a pool what the pool has as a setting of its own."""
+    if route.pool is None or "instance" in table.data:
+        return
+    pools = {setting.key for setting in settings_of(settings.PoolConfig)}
+    for setting in settings_of(settings.RouteConfig):
+        key = setting.key
+        if key in pools and table.is_given(key):
+            table.problem(key, f"is a setting of the pool: write it in [{dotted(('pools', route.pool))}]")
 
 
 def _check_instance_names(route: settings.RouteConfig, table: Table) -> None:

@@ -70,7 +70,8 @@ class ServerConfig:
     client_idle_timeout_s: Annotated[float, kinds.duration(
         "Between two requests of a connection. Keep it above the idle timeout of the balancer in front.")] = 75
     min_client_rate_bytes_per_s: Annotated[int, kinds.size(
-        'The slowest rate, a second: a client that reads slower for long is cut. "0B" never cuts.',
+        'The slowest rate, a second: a client that reads slower for long is cut. "0B" cuts only one that takes '
+        "nothing for 30 s.",
         zero=True, key="min_client_rate")] = 2**10
     max_connections: Annotated[int | None, kinds.count(
         "Connections of clients. Absent: just under half the limit of open files, as a stream holds two.",
@@ -202,12 +203,24 @@ class LimitConfig:
     )] = None
 
 
+# What pools and routes with an instance have both, declared once.
+_EngineChoice = Annotated[Engine, kinds.choice(
+    'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
+    Engine)]
+_ConnectTimeout = Annotated[float, kinds.duration("For a connection, TLS included.")]
+_FirstByteTimeout = Annotated[float, kinds.duration(
+    "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")]
+_IdleTimeout = Annotated[float, kinds.duration(
+    "Between two reads after the first byte. An upstream is cut between this time and a quarter more.")]
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """One server of a pool."""
 
     url: Annotated[Url, kinds.parsed(
-        "Its address. A path in it replaces /v1.", values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
+        "Its address. A path in it replaces /v1; a mere / is the root, as in http://10.0.0.1:7997/.",
+        values.parse_url, "URL", "://", str, example="http://10.0.0.1:8000")]
     weight: Annotated[int, kinds.count("Its share of the pool's load, against the weights of the others.", 1000)] = 1
     model: Annotated[str | None, kinds.text(
         "The model's name that it expects. Absent: that of the route, or as asked.",
@@ -232,19 +245,16 @@ class PoolConfig:
 
     name: str
     endpoints: Annotated[tuple[EndpointConfig, ...], kinds.servers(
-        "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1.",
+        "The servers: URLs, or tables with a weight, a model or a key. A path in a URL replaces /v1; a mere / is the "
+        "root.",
         EndpointConfig, example=["http://10.0.0.1:8000"], among="one")] = ()
     balance: Annotated[Balance, kinds.choice(
         "Which endpoint is next: the less loaded of two, each in turn, or the one that served the conversation before.",
         Balance)] = "least-loaded"
-    engine: Annotated[Engine, kinds.choice(
-        'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
-        Engine)] = "vllm"
-    connect_timeout_s: Annotated[float, kinds.duration("For a connection, TLS included.")] = 2
-    first_byte_timeout_s: Annotated[float, kinds.duration(
-        "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")] = 300
-    idle_timeout_s: Annotated[float, kinds.duration(
-        "Between two reads after the first byte. An upstream is cut between this time and a quarter more.")] = 120
+    engine: _EngineChoice = "vllm"
+    connect_timeout_s: _ConnectTimeout = 2
+    first_byte_timeout_s: _FirstByteTimeout = 300
+    idle_timeout_s: _IdleTimeout = 120
     ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of https endpoints.", example="tls.crt")] = None
     retry_within_s: Annotated[float, kinds.duration(
@@ -280,7 +290,10 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class RouteConfig:
-    """The models of one name, or of a prefix that ends in `*`, and where they go."""
+    """The models of one name, or of a prefix that ends in `*`, and where they go.
+
+    Its timeouts, `engine` and `max_inflight` are those of an instance; a pool has its own.
+    """
 
     name: str
     pattern: Annotated[str, kinds.name(
@@ -289,7 +302,8 @@ class RouteConfig:
     pool: Annotated[str | None, kinds.text(
         "The pool that answers. Write this or instance.", example="deepseek-r1", among="one")] = None
     instance: Annotated[str | None, kinds.text(
-        "The URL of a user's own instance. Write this or pool. {owner} and {service} come from the model's name.",
+        "The URL of a user's own instance. Write this or pool. {owner} and {service} come from the model's name. A "
+        "path replaces /v1; a mere / is the root.",
         values.check_instance, like="://", example="http://{service}.{owner}.svc.cluster.local:8000", among="one"
     )] = None
     model: Annotated[str | None, kinds.text(
@@ -317,6 +331,13 @@ class RouteConfig:
     context_length: Annotated[int | None, kinds.count(
         "How many tokens the model takes, for UIs that read it in `models`. Absent: what the pool's server says.",
         10**9, example=131_072)] = None
+    engine: _EngineChoice = "vllm"
+    connect_timeout_s: _ConnectTimeout = 2
+    first_byte_timeout_s: _FirstByteTimeout = 600  # as long as the SDKs of OpenAI and Anthropic wait
+    idle_timeout_s: _IdleTimeout = 300
+    max_inflight: Annotated[int | None, kinds.count(
+        "The most requests in flight at each instance; a further one gets a 503. Absent: no cap. A cap below what the "
+        "engine batches leaves the engine idle.", 10**6, example=64)] = None
 
 
 @dataclass(frozen=True, slots=True)

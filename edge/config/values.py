@@ -161,7 +161,7 @@ def parse_address(text: str, base: Path) -> Address:
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """The URL of an upstream; `path` is '' when there is none, and never ends in '/'."""
+    """The URL of an upstream; `path` is '' when there is none, '/' for the root, and else does not end in '/'."""
 
     scheme: Literal["http", "https"]
     host: str
@@ -173,6 +173,11 @@ class Url:
         """The value of the Host header: the port only when it is not the scheme's own, IPv6 in brackets."""
         default = self.port == _DEFAULT_PORTS[self.scheme]
         return bracketed(self.host) if default else f"{bracketed(self.host)}:{self.port}"
+
+    @property
+    def base(self) -> str:
+        """What stands before the path of an operation: `/v1`, or a path in its place; nothing for a mere `/`."""
+        return self.path.rstrip("/") if self.path else "/v1"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
@@ -198,7 +203,8 @@ def parse_url(text: str) -> Url:
         raise ValueError("the path has a character that a URL cannot have: write it as %XX")
     match scheme.lower():
         case "http" | "https" as known:
-            return Url(known, _host(host), _port(port, lowest=1) if port else _DEFAULT_PORTS[known], path.rstrip("/"))
+            number = _port(port, lowest=1) if port else _DEFAULT_PORTS[known]
+            return Url(known, _host(host), number, path.rstrip("/") or path[:1])
         case other:
             raise ValueError(f'the scheme {other!r} is not served: write "http://host:port" or "https://host"')
 

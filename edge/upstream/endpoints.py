@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from edge.config.settings import EndpointConfig, Engine, PoolConfig
 from edge.config.values import Url, parse_url
+from edge.errors import UpstreamUnavailable
 from edge.operations import Operation
 from edge.outage import Outage
 from edge.tls import client_tls
@@ -121,12 +122,13 @@ class Member:
     def head_of(self, method: str, path: str, operation: Operation) -> bytes:
         """Return the constant part of the head of a request for a path under the base.
 
-        A path in the endpoint's URL takes the place of `/v1`; an operation of another version is beside it.
+        A path in the endpoint's URL takes the place of `/v1`, and a mere `/` is the root; an operation of another
+        version is beside it.
         """
         headers = [("Accept-Encoding", "identity")]  # a compressed stream could be neither metered nor flushed
         if self.config.api_key is not None:
             headers.append(("Authorization", f"Bearer {self.config.api_key}"))
-        base = self.config.url.path or "/v1"
+        base = self.config.url.base
         if operation.at_root and self._engine.tokenizes_at_root:
             base = ""
         elif operation.has_version:
@@ -186,7 +188,7 @@ class Endpoints:
         self._loop = loop
         self._members: dict[tuple[object, ...], Endpoint] = {}
         self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
-        self._instances: dict[str, Member] = {}
+        self._instances: dict[tuple[str, Engine], Member] = {}
         self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
 
     def member(self, url: Url, pool: PoolConfig) -> Endpoint:
@@ -198,14 +200,20 @@ class Endpoints:
             endpoint = self._members[key] = self._new(url, authority, f"pools.{pool.name}.ca_file")
         return endpoint
 
-    def instance(self, address: str) -> Lease:
-        """Return a lease of the instance at a URL; raises `ValueError` when no such URL can be."""
-        member = self._instances.get(address)
+    def instance(self, address: str, engine: Engine = "vllm", max_inflight: int | None = None) -> Lease:
+        """Return a lease of the instance at a URL.
+
+        Raises: `ValueError` when no such URL can be, `UpstreamUnavailable` when so many requests are there already.
+        """
+        member = self._instances.get((address, engine))
         if member is None:
             if len(self._instances) >= _MAX_INSTANCES:
                 self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
             url = parse_url(address)
-            member = self._instances[address] = Member(self._new(url, is_instance=True), EndpointConfig(url))
+            member = Member(self._new(url, is_instance=True), EndpointConfig(url), engine)
+            self._instances[address, engine] = member
+        if max_inflight is not None and member.load >= max_inflight:
+            raise UpstreamUnavailable("The model's server is busy, try again in a moment.", retry_after_s=1)
         return Lease(member)
 
     def _new(

@@ -8,14 +8,17 @@ import asyncio
 import errno
 import logging
 import math
+import random
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Final, cast
+from ipaddress import ip_address
+from typing import Any, Final, cast
+
+from aiohappyeyeballs import start_connection
 
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
-from edge.wire.http1 import DEFAULT_IDLE_S
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +26,12 @@ _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
+# Balancers behind a name, as those of Kubernetes, choose for a connection, not for a request: one that is kept for ever
+# stays with the servers that were there when it was made.
+_MAX_AGE_S: Final = 60.0
+_YOUNGEST_SHARE: Final = 0.8  # of the age, at random, so that connections that were made together do not end together
+_ATTEMPT_DELAY_S: Final = 0.25  # before the next address of a name is tried beside the ones before (RFC 8305 section 5)
+_PASSED_OVER_S: Final = 600.0  # how long an address that did not answer is tried last (RFC 6555 section 4.2)
 
 
 class Receiver:
@@ -59,7 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
     __slots__ = (
-        "_deadline", "_free_since", "_idle_s", "_pool", "_receiver", "_timer", "_timer_at",
+        "_deadline", "_fresh_until", "_pool", "_receiver", "_retire_at", "_timer", "_timer_at",
         "closed", "eof", "receive", "transport", "uses",
     )  # fmt: skip
 
@@ -67,8 +76,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
-        self._free_since = 0.0
-        self._idle_s = DEFAULT_IDLE_S
+        self._fresh_until = 0.0
+        self._retire_at = pool.loop.time() + _MAX_AGE_S * random.uniform(_YOUNGEST_SHARE, 1)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline = 0.0
@@ -140,15 +149,14 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.connection_lost(self.eof and exc is None)
 
     def free(self, idle_s: float) -> None:
-        """Give the connection back to its pool, where it may be idle for `idle_s`."""
+        """Give the connection back to its pool, where it may be idle for `idle_s` if it does not become too old."""
         self._receiver = self.receive = None
-        self._idle_s = idle_s
-        self._free_since = self._pool.loop.time()
+        self._fresh_until = min(self._pool.loop.time() + idle_s, self._retire_at)
         self._pool.keep(self)
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether the upstream is unlikely to have closed it."""
-        return not self.closed and not self.eof and now - self._free_since < self._idle_s
+        """Return whether the upstream is unlikely to have closed it, and it is not too old."""
+        return not self.closed and not self.eof and now < self._fresh_until
 
     def abort(self) -> None:
         """Close at once, and report it to nobody."""
@@ -168,6 +176,14 @@ def _own_lack(error: OSError) -> int | None:
         except OSError as lack:
             error = lack
     return error.errno if error.errno in (*_NO_DESCRIPTOR, errno.EADDRNOTAVAIL) else None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _failed(message: str) -> ConnectFailed:
@@ -208,6 +224,8 @@ class ConnectionPool:
         self.loop = loop
         self.tls = tls
         self._shortage = shortage or Shortage(lambda: (self,))
+        self._is_name = not _is_address(url.host)
+        self._passed_over: dict[Any, float] = {}  # until when an address is tried last
         self._idle: dict[UpstreamConnection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -257,9 +275,31 @@ class ConnectionPool:
         return connection
 
     async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:
+        host = self.url.host
+        if not self._is_name:
+            return await self.loop.create_connection(
+                lambda: UpstreamConnection(self), host, self.url.port, ssl=self.tls
+            )
+        sock = await self._first_to_answer()
+        name = host if self.tls is not None else None
         return await self.loop.create_connection(
-            lambda: UpstreamConnection(self), self.url.host, self.url.port, ssl=self.tls
+            lambda: UpstreamConnection(self), sock=sock, ssl=self.tls, server_hostname=name
         )
+
+    async def _first_to_answer(self) -> socket.socket:
+        """Return a connection to the first address of the name that accepts one (RFC 8305).
+
+        An address that was passed over for another is tried last from then on: it costs its delay once.
+        """
+        now = self.loop.time()
+        self._passed_over = {address: until for address, until in self._passed_over.items() if until > now}
+        found = await self.loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
+        found.sort(key=lambda info: info[4] in self._passed_over)
+        sock = await start_connection(found, happy_eyeballs_delay=_ATTEMPT_DELAY_S, loop=self.loop)
+        first = found[0][4]
+        if sock.getpeername() != first:
+            self._passed_over[first] = now + _PASSED_OVER_S
+        return sock
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back."""

@@ -492,20 +492,20 @@ class Names(dict[str, int | BaseException | None]):
 async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     known = Names()
     loop = asyncio.get_running_loop()
-    connect: Any = loop.create_connection
+    look_up: Any = loop.getaddrinfo
 
-    async def create_connection(factory: Any, host: str, port: int, **options: Any) -> Any:
+    async def getaddrinfo(host: str, port: int, **options: Any) -> Any:
         if host == "127.0.0.1":
-            return await connect(factory, host, port, **options)
+            return await look_up(host, port, **options)
         known.asked.append(host)
         found = known.get(host, OSError("not known to the test"))
         if isinstance(found, BaseException):
             raise found
         if found is None:
             await asyncio.Event().wait()
-        return await connect(factory, "127.0.0.1", found, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", found))]
 
-    monkeypatch.setattr(loop, "create_connection", create_connection)
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
     return known
 
 
@@ -714,10 +714,10 @@ async def test_request_is_in_flight_at_its_endpoint_until_it_ends(
 class SecureUpstream(ScriptedUpstream):
     """A scripted upstream that speaks TLS."""
 
-    def __init__(self, script: Script, authority: trustme.CA) -> None:
+    def __init__(self, script: Script, authority: trustme.CA, name: str = "127.0.0.1") -> None:
         super().__init__(script)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("127.0.0.1").configure_cert(self._context)
+        authority.issue_cert(name).configure_cert(self._context)
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
@@ -743,6 +743,22 @@ async def test_connection_with_tls_is_reused_and_replayed_like_any_other(
         stale = die is not answer
         assert (await last_line(edge))["replays"] == stale
         assert upstream.connections == 1 + stale
+    finally:
+        await upstream.close()
+
+
+async def test_certificate_is_proved_for_the_name_not_for_its_address(
+    start_edge: StartEdge, names: Names, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    upstream = SecureUpstream(answer, authority, "model.test")
+    try:
+        names["model.test"] = names["other.test"] = port_of(await upstream.start())
+        for host, status in (("model.test", 200), ("other.test", 503)):
+            edge = await start_edge(pool_of(f"https://{host}", more=f'ca_file = "{tmp_path / "ca.pem"}"'))
+            assert (await soon(edge.ask(ASK)))[0] == status
+            await edge.consistent()
     finally:
         await upstream.close()
 

@@ -1,8 +1,12 @@
 """The client's side of a connection: what aiohttp's parser refuses, how many there may be, how bodies are bounded."""
 
+import asyncio
 import importlib.metadata
 import json
 import logging
+import socket
+import ssl
+import sys
 import tomllib
 from http.client import responses
 from pathlib import Path
@@ -137,6 +141,31 @@ async def test_handshake_that_never_ends_has_the_time_of_a_head(start_edge: Star
     edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=settings)
     silent = await edge.connect()
     assert await silent.rest() == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels lack some of it")
+@pytest.mark.parametrize("tls", [False, True])
+async def test_kernel_asks_whether_a_silent_client_is_there_and_waits_30_s_for_one_that_was_sent_something(
+    start_edge: StartEdge, tmp_path: Path, watch: WatchMethod, tls: bool
+) -> None:
+    """One that vanished without an end frees its engine's place within 45 s (tcp(7), RFC 5482)."""
+    made = watch(ClientConnection, "connection_made")
+    authority = trustme.CA()
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=tls_setting(tmp_path, authority) if tls else ""
+    )
+    context = ssl.create_default_context() if tls else None
+    if context is not None:
+        authority.configure_trust(context)
+    _, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=context)
+    await made.until(lambda: len(edge.server.clients.clients) == 1)
+    [client] = edge.server.clients.clients
+    connection = client._wire.get_extra_info("socket")
+    names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    values = [connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+    assert values == [15, 10, 3, 30_000]
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    writer.transport.abort()
 
 
 async def test_connection_that_says_nothing_is_closed(start_edge: StartEdge, simulator: Simulator) -> None:

@@ -195,7 +195,8 @@ def test_addresses_collide_where_the_kernel_refuses_the_second(one: str, other: 
     ("text", "url", "shown"),
     [
         ("http://a", Url("http", "a", 80), "http://a"),
-        ("HTTP://A:80/", Url("http", "a", 80), "http://a"),
+        ("HTTP://A:80/", Url("http", "a", 80, "/"), "http://a/"),
+        ("http://a//", Url("http", "a", 80, "/"), "http://a/"),
         ("https://a:443/v1/", Url("https", "a", 443, "/v1"), "https://a/v1"),
         ("https://a:80", Url("https", "a", 80), "https://a:80"),
         ("http://[2001:DB8::1]:8000", Url("http", "2001:db8::1", 8000), "http://[2001:db8::1]:8000"),
@@ -204,10 +205,17 @@ def test_addresses_collide_where_the_kernel_refuses_the_second(one: str, other: 
     ],
 )
 def test_urls_are_kept_in_one_spelling(text: str, url: Url, shown: str) -> None:
-    """Equal addresses compare equal: lower case, shortest IPv6, the scheme's port, no last slash."""
+    """Equal addresses compare equal: lower case, shortest IPv6, the scheme's port, no last slash but the root's."""
     assert parse_url(text) == url
     assert str(url) == shown
     assert parse_url(shown) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "base"), [("http://a", "/v1"), ("http://a/", ""), ("http://a/api/", "/api"), ("http://a/v1", "/v1")]
+)
+def test_path_takes_the_place_of_v1_and_a_mere_slash_is_the_root(text: str, base: str) -> None:
+    assert parse_url(text).base == base
 
 
 @given(st.text(alphabet="htps:/.@?#[]{}%a1-_ \n", max_size=20).map(lambda tail: "http://" + tail))

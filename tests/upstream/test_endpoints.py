@@ -125,12 +125,16 @@ async def test_instance_at_no_possible_address_is_refused(endpoints: Endpoints, 
         ("http://h/api/v3", "embeddings", b"POST /api/v3/embeddings HTTP/1.1\r\nHost: h\r\n"),
         ("http://h/api/v1", "v2/rerank", b"POST /api/v2/rerank HTTP/1.1\r\nHost: h\r\n"),
         ("http://h", "v2/rerank", b"POST /v2/rerank HTTP/1.1\r\nHost: h\r\n"),
+        ("http://h:7997", "embeddings", b"POST /v1/embeddings HTTP/1.1\r\nHost: h:7997\r\n"),
+        ("http://h:7997/", "embeddings", b"POST /embeddings HTTP/1.1\r\nHost: h:7997\r\n"),
+        ("http://h/", "v2/rerank", b"POST /v2/rerank HTTP/1.1\r\nHost: h\r\n"),
+        ("http://h/", "tokenize", b"POST /tokenize HTTP/1.1\r\nHost: h\r\n"),
         ("http://h/api/", "tokenize", b"POST /tokenize HTTP/1.1\r\nHost: h\r\n"),
         ("https://[::1]:443/v1", "detokenize", b"POST /detokenize HTTP/1.1\r\nHost: [::1]\r\n"),
     ],
 )
 async def test_path_upstream_is_the_edges_own(endpoints: Endpoints, url: str, operation: str, line: bytes) -> None:
-    """A URL that has a path replaces /v1; tokenize and detokenize go to the root, another version beside /v1."""
+    """A path replaces /v1, a mere / is the root; tokenize and detokenize go to the root, another version beside /v1."""
     member = endpoints.instance(url).member
     head = member.head(OPERATIONS[operation])
     assert head.startswith(line)

@@ -1,10 +1,15 @@
-"""Connections to upstreams: kept while they are fresh, the newest first, and what the edge itself may lack."""
+"""Connections to upstreams: kept while they are fresh, the newest first, and what the edge itself may lack.
+
+And which address of a name they go to.
+"""
 
 import asyncio
 import errno
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, cast
 
 import pytest
@@ -59,6 +64,42 @@ async def test_connection_is_reused_only_while_it_is_fresh(listening: str, waite
     pool.close()
 
 
+@pytest.mark.parametrize(("age_s", "kept"), [(47.0, True), (61.0, False)])
+async def test_connection_is_reused_only_until_it_is_old_however_busy_it_is(
+    listening: str, age_s: float, kept: bool
+) -> None:
+    """A balancer behind a name chooses for connections, and so a server that was added there gets its share."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    connection = await pool.connect(5)
+    for _ in range(3):
+        connection.free(4.0)
+        assert pool.take() is connection
+        clock.ahead_s += (age_s - 1) / 3
+    connection.free(4.0)
+    clock.ahead_s += 1
+    assert (pool.take() is connection) is kept
+    connection.abort()
+    pool.close()
+
+
+async def test_connections_that_were_made_together_do_not_become_old_together(listening: str) -> None:
+    """Else all of them would be made anew at once, again and again."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    made = [await pool.connect(5) for _ in range(40)]
+    clock.ahead_s = 54.0
+    for connection in made:
+        connection.free(4.0)
+    kept = 0
+    while pool.take() is not None:
+        kept += 1
+    assert 0 < kept < len(made)
+    for connection in made:
+        connection.abort()
+    pool.close()
+
+
 async def test_newest_idle_connection_is_taken_first(listening: str) -> None:
     """It is the least likely to have been closed by the upstream."""
     pool = new_pool(listening, Clock())
@@ -94,6 +135,9 @@ class Refusing(Clock):
         if self.failures:
             raise self.failures.pop(0)
         return await self.loop.create_connection(*args, **kwargs)
+
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:
+        raise self.failures.pop(0)
 
 
 def failing(number: int) -> OSError:
@@ -168,3 +212,87 @@ async def test_a_lack_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) 
         assert len(logged) == lines
     assert "EADDRNOTAVAIL" in logged[0]
     assert "10.0.0.1" not in logged[0]
+
+
+# --- the addresses of a name
+
+Address = tuple[str, int]
+
+
+class Resolving(Clock):
+    """A loop that knows one name; `tried` are the addresses that connections were begun to."""
+
+    def __init__(self, *addresses: Address) -> None:
+        super().__init__()
+        self.addresses = list(addresses)
+        self.tried: list[Address] = []
+
+    async def getaddrinfo(self, host: str, port: int, **options: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in self.addresses]
+
+    async def sock_connect(self, sock: socket.socket, address: Address) -> None:
+        self.tried.append(address)
+        await self.loop.sock_connect(sock, address)
+
+    async def connect(self, pool: ConnectionPool) -> Address:
+        """Make a connection, and return where it went."""
+        connection = await pool.connect(5)
+        assert connection.transport is not None
+        address: Address = connection.transport.get_extra_info("peername")
+        connection.abort()
+        return address
+
+
+@pytest.fixture
+def silent() -> Iterator[Address]:
+    """A listener whose queue is full: it answers nobody, like a machine that is gone."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(8):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+@pytest.fixture
+def refusing() -> Iterator[Address]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()
+
+
+@pytest.mark.parametrize("dead", ["silent", "refusing"])
+async def test_dead_address_of_a_name_is_passed_over_and_tried_last_for_some_minutes(
+    listening: str, dead: str, request: pytest.FixtureRequest
+) -> None:
+    """So it costs its delay once, and not the whole time to connect (RFC 8305 section 5, RFC 6555 section 4.2)."""
+    gone: Address = request.getfixturevalue(dead)
+    live = ("127.0.0.1", parse_url(listening).port)
+    loop = Resolving(gone, live)
+    pool = new_pool("http://model.test", loop)
+    for ahead_s, tried in ((0.0, [gone, live]), (1.0, [live]), (599.0, [live]), (601.0, [gone, live])):
+        loop.ahead_s = ahead_s
+        loop.tried.clear()
+        assert await loop.connect(pool) == live
+        assert loop.tried == tried
+
+
+async def test_while_all_addresses_of_a_name_answer_the_first_of_each_look_up_is_taken(listening: str) -> None:
+    """Name services turn their answers, so that all addresses get their share."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as other:
+        addresses: list[Address] = [("127.0.0.1", parse_url(listening).port), other.sockets[0].getsockname()]
+        loop = Resolving(*addresses)
+        pool = new_pool("http://model.test", loop)
+        for _ in range(4):
+            assert await loop.connect(pool) == loop.addresses[0]
+            loop.addresses.reverse()
+
+
+async def test_name_of_which_no_address_answers_in_time_cannot_be_connected_to(silent: Address) -> None:
+    loop = Resolving(silent, silent)
+    with pytest.raises(ConnectFailed):
+        await new_pool("http://model.test", loop).connect(0.6)
+    assert loop.tried == [silent, silent]
