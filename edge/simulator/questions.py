@@ -318,7 +318,7 @@ def _room(behaviour: Behaviour) -> int:
 def _choices(path: str, ask: Ask, dialect: Dialect) -> tuple[int, int]:
     """Return how many choices each prompt has, and how many prompts."""
     n = 1 if ask.n is None or path not in (CHAT, COMPLETIONS) else ask.n
-    prompts = count(ask.prompt) if path == COMPLETIONS and memoryview(ask.prompt)[:1] == b"[" else 1
+    prompts = count(ask.prompt) if path == COMPLETIONS and bytes(ask.prompt[:1]) == b"[" else 1
     if dialect == "llamacpp" and not 1 <= n <= _LLAMACPP_SLOTS:
         raise Refusal(400, f"Field 'n': Value must be between 1 <= value <= {_LLAMACPP_SLOTS}, but got {n}")
     if n < 1:
