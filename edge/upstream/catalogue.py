@@ -117,7 +117,7 @@ class Catalogue:
                 cookie_jar=DummyCookieJar(),
                 auto_decompress=False,  # a few bytes could become many
             )
-        url, path = member.endpoint.url, f"{member.config.url.path or '/v1'}/models"
+        url, path = member.endpoint.url, f"{member.config.url.base}/models"
         headers = {"Host": member.config.url.authority, "Accept-Encoding": "identity"}
         if member.config.api_key is not None:
             headers["Authorization"] = f"Bearer {member.config.api_key}"

@@ -222,6 +222,15 @@ async def test_nobody_is_asked_until_models_are_listed_and_then_as_requests_are(
     assert {f"Host: {url.authority}", "Authorization: Bearer sk-123", "Accept-Encoding: identity"} <= set(headers)
 
 
+async def test_api_that_is_at_the_root_lists_its_models_there(
+    endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
+) -> None:
+    server = await listing(LISTED)
+    catalogue.apply([pool_of(endpoints, f"{server.url}/")])
+    await catalogue.learn(["p"])
+    assert server.asked[0].startswith("GET /models HTTP/1.1\r\n")
+
+
 async def test_many_who_list_at_once_ask_once_and_again_after_five_minutes(
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
 ) -> None:
