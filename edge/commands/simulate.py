@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--framing", choices=get_args(Framing), help=framing)
     context = "tokens of a prompt and its answer (default 32768)"
     add("--context-length", type=int, default=32_768, metavar="N", help=context)
+    uneven = "tokens end within a character, or come together (default: off)"
+    add("--uneven", action="store_true", help=uneven)
     cache = "remember how prompts began, and tell cached tokens (default: off)"
     add("--prefix-cache", action="store_true", help=cache)
     only_chat = "refuse paths of other kinds of models, as the engine does (default: off)"

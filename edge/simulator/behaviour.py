@@ -44,6 +44,8 @@ class Behaviour:
     else others are refused where the dialect refuses them. `context_length` is in tokens.
 
     - `only_chat`: the model is a chat model, so paths of other kinds of models answer as the engine does then
+    - `uneven`: of eight tokens one ends within a character, which comes with the next (with an empty frame before it
+      from vLLM), and of vLLM's two come together, as they do when its API process lags
     - `prefix_cache`: prompts that began like earlier ones have cached tokens, and the flags that tell them are set
     - `request_ids`: `any` X-Request-Id will do; `uuid` refuses others with an empty 400, as llama-cpp-python 0.3.36
       does; `answered` makes the id of the answer of it, as vLLM does. Without `answered` equal requests get equal bytes
@@ -75,6 +77,7 @@ class Behaviour:
     served: tuple[str, ...] | None = None
     context_length: int = 32_768
     only_chat: bool = False
+    uneven: bool = False
     prefix_cache: bool = False
     request_ids: RequestIds = "any"
     ping_ms: float = 30_000  # llama.cpp's default

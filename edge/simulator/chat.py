@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from edge.simulator import usage
 from edge.simulator.questions import Question
-from edge.simulator.scripts import CREATED, DONE, Script, answer_text, data, events, token_text
+from edge.simulator.scripts import CREATED, DONE, Script, answer_text, data, events, pieces
 
 FINGERPRINT: Final = "vllm-0.32.0-51a00a7e"
 _LLAMACPP_BUILD: Final = "b10549-51a00a7e"
@@ -78,14 +78,13 @@ def _vllm_stream(question: Question, *, text: bool) -> Script:
         told = {"usage": usage.running(question, tokens, text=text)} if question.running_usage else {}
         return data(head | {"choices": [{"index": index, **said, "logprobs": None, **after}]} | told | more)
 
-    def token(position: int, index: int) -> bytes:
-        ends = position >= question.tokens - 1
+    def piece(content: str, tokens: int, index: int) -> bytes:
+        ends = tokens == question.tokens
         finish = {"finish_reason": question.finish if ends else None}
         after = finish | ({"stop_reason": None} if ends or text else {})
         after |= {"prompt_token_ids": None, "token_ids": None} if text else {"token_ids": None}
-        said = _said(token_text(position) if question.tokens else "", text=text)
         more = {"system_fingerprint": FINGERPRINT} if ends and not question.usage else {}
-        return frame(index, said, min(position + 1, question.tokens), after, **more)
+        return frame(index, _said(content, text=text), tokens, after, **more)
 
     choices = range(question.choices)
     frames = []
@@ -94,11 +93,12 @@ def _vllm_stream(question: Question, *, text: bool) -> Script:
         nothing: dict[str, Any] = {"prompt_token_ids": None, "prompt_text": None}
         frames = [frame(index, role, 0, {"finish_reason": None}, **nothing) for index in choices]
     lead = len(frames)
-    frames += [token(position, index) for position in range(max(question.tokens, 1)) for index in choices]
+    said = pieces(question, empty=True)
+    frames += [piece(content, tokens, index) for content, tokens in said or [("", 0)] for index in choices]
     if question.usage:
         told = {"choices": [], "usage": usage.last(question, text=text), "system_fingerprint": FINGERPRINT}
         frames.append(data(head | told))
-    return events([*frames, DONE], question, lead)
+    return events([*frames, DONE], question, lead, said=said)
 
 
 # --- SGLang
@@ -121,23 +121,20 @@ def _sglang_stream(question: Question, *, text: bool) -> Script:
         return {"delta": {"reasoning_content": None, **members}}
 
     choices = range(question.choices)
+    said = pieces(question)
     frames: list[bytes] = []
     if text:
-        ends = max(question.tokens, 1)
-        for position in range(ends):
-            said = _said(token_text(position) if question.tokens else "", text=True)
-            finish = question.finish if position == ends - 1 else None
-            frames += [frame(index, said, finish, min(position + 1, question.tokens)) for index in choices]
+        for content, tokens in said or [("", 0)]:
+            finish = question.finish if tokens == question.tokens else None
+            frames += [frame(index, _said(content, text=True), finish, tokens) for index in choices]
     else:
         frames += [frame(index, delta(role="assistant", content=""), None) for index in choices]
-        for position in range(question.tokens):
-            said = delta(content=token_text(position))
-            frames += [frame(index, said, None, position + 1) for index in choices]
+        frames += [frame(index, delta(content=content), None, tokens) for content, tokens in said for index in choices]
         frames += [frame(index, delta(), question.finish) for index in choices]
     if question.usage:
         told = {"choices": [], "usage": usage.last(question, text=text)}
         frames.append(data(_head(question, text=text, stream=True) | told))
-    return events([*frames, DONE], question, lead=0 if text else question.choices)
+    return events([*frames, DONE], question, lead=0 if text else question.choices, said=said)
 
 
 # --- llama.cpp
@@ -156,7 +153,8 @@ def _llamacpp_chunk(question: Question, choices: list[dict[str, Any]], *, text: 
 def _llamacpp_stream(question: Question, *, text: bool) -> Script:
     """Join the role and the first token, the reason to finish and usage, which each choice has by itself.
 
-    Text completions always tell usage, on the frame that finishes. Two prompts begin with an event of `null`.
+    Text completions always tell usage, on the frame that finishes. Two prompts begin with an event of `null`. There is
+    no role when the first token has no text by itself.
     """
 
     def event(index: int, said: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
@@ -176,14 +174,15 @@ def _llamacpp_stream(question: Question, *, text: bool) -> Script:
         return event(index, {}, question.finish) + told
 
     choices = range(question.choices)
-    roles = [b"" if text else event(index, {"role": "assistant", "content": None}) for index in choices]
+    said = pieces(question)
+    role = {"role": "assistant", "content": None}
+    roles = [b"" if text or (said and said[0][1] > 1) else event(index, role) for index in choices]
     frames = [b"data: null\n\n"] if question.prompts > 1 else []
     lead = len(frames)
-    for position in range(question.tokens):
-        token = {"content": token_text(position)}
-        frames += [(b"" if position else roles[index]) + event(index, token) for index in choices]
-    frames += [(b"" if question.tokens else roles[index]) + end(index) for index in choices]
-    return events([*frames, DONE], question, lead)
+    for at, (content, _) in enumerate(said):
+        frames += [(b"" if at else roles[index]) + event(index, {"content": content}) for index in choices]
+    frames += [(b"" if said else roles[index]) + end(index) for index in choices]
+    return events([*frames, DONE], question, lead, said=said)
 
 
 # --- OpenAI
@@ -200,12 +199,12 @@ def _openai_stream(question: Question, *, text: bool) -> Script:
     choices = range(question.choices)
     frames = [] if text else [frame(index, {"delta": {"role": "assistant", "content": ""}}) for index in choices]
     lead = len(frames)
-    for position in range(question.tokens):
-        frames += [frame(index, _said(token_text(position), text=text)) for index in choices]
+    said = pieces(question)
+    frames += [frame(index, _said(content, text=text)) for content, _ in said for index in choices]
     frames += [frame(index, {"text": ""} if text else {"delta": {}}, question.finish) for index in choices]
     if question.usage:
         frames.append(data(head | {"choices": [], "usage": usage.last(question)}))
-    return events([*frames, DONE], question, lead)
+    return events([*frames, DONE], question, lead, said=said)
 
 
 # --- Whole answers

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from edge.simulator import chat, errors, media, messages, reading, responses
+from edge.simulator import chat, errors, media, messages, reading, responses, validation
 from edge.simulator.behaviour import FASTAPI, Behaviour, Dialect, Refusal
 from edge.simulator.errors import error_document, error_frames
 from edge.simulator.memory import Memory
@@ -23,6 +23,7 @@ from edge.simulator.questions import (
     TEXTS,
     Ask,
     Question,
+    WrongMember,
     question_of,
 )
 from edge.simulator.scripts import CREATED, DONE, Script, answer_text, document, http_chunk
@@ -80,15 +81,15 @@ DOCUMENTS: Final[dict[str, Callable[[Ask, Question], object]]] = {
     "/v1/embeddings": reading.embeddings,
     **dict.fromkeys(("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/v2/rerank"), reading.rerank),
     **dict.fromkeys(("/score", "/v1/score"), reading.score),
-    **dict.fromkeys(("/detokenize", "/v1/detokenize"), reading.detokenize),
     **dict.fromkeys(("/v1/images/generations", "/v1/images/edits"), lambda ask, _: media.images(ask)),
     _TRANSCRIPTIONS: lambda _, question: media.transcription(question),
     "/v1/audio/translations": lambda _, question: media.translation(question),
 }
 _TOKENIZE: Final = frozenset({"/tokenize", "/v1/tokenize"})
+_DETOKENIZE: Final = frozenset({"/detokenize", "/v1/detokenize"})
 GENERATING: Final = frozenset({*STREAMS, _TRANSCRIPTIONS, "/v1/audio/translations"})
 FORMS: Final = frozenset({"/v1/images/edits", _TRANSCRIPTIONS, "/v1/audio/translations"})
-POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS) | _TOKENIZE
+POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS) | _TOKENIZE | _DETOKENIZE
 
 
 # A built stream is tens of kilobytes; 64 of them serve any load of few models and lengths.
@@ -115,10 +116,15 @@ def script_of(
 
     Raises: `Refusal` when the dialect would refuse it.
     """
-    if not has_path(behaviour, path):
-        return errors.no_path(behaviour.dialect, "POST", path)
-    if missing := _missing_model(path, behaviour):
-        return missing
+    try:
+        return absent(path, behaviour) or _answer(path, ask, behaviour, memory, request_id, chunked=chunked)
+    except WrongMember as wrong:
+        raise validation.wrong_member(behaviour.dialect, path, wrong.name, wrong.raw, wrong.found) from None
+
+
+def _answer(
+    path: str, ask: Ask, behaviour: Behaviour, memory: Memory, request_id: str | None, *, chunked: bool
+) -> Script:
     if ask.previous_response_id is not None and path == RESPONSES:
         _require_response(ask.previous_response_id, behaviour, memory)
     streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
@@ -132,7 +138,7 @@ def script_of(
     fault = behaviour.fault
     if fault == "error" or (fault in ("error_first", "error_mid") and not events):
         return errors.refusal(behaviour.dialect, path, Refusal(behaviour.status, errors.FAILURE % behaviour.status))
-    if path == RESPONSES and fault not in ("error_first", "error_mid") and question.store:
+    if path == RESPONSES and question.store and fault not in ("error_first", "error_mid"):
         memory.responses.keep(question.id("response"), question)
     if not streams:
         tokens = question.tokens * question.choices if path in GENERATING else 0
@@ -147,36 +153,40 @@ def script_of(
 
 def _document(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> object:
     if path in _TOKENIZE:
-        return reading.tokenize(ask, question, behaviour)
+        return reading.tokenize(path, ask, question, behaviour)
+    if path in _DETOKENIZE:
+        return reading.detokenize(path, ask, question)
     return DOCUMENTS[path](ask, question)
 
 
-def _missing_model(path: str, behaviour: Behaviour) -> Script | None:
-    """Return what the engine answers where it has the path but no model for it.
-
-    Raises: `Refusal` where that is an error of its own.
-    """
+def absent(path: str, behaviour: Behaviour) -> Script | None:
+    """Return what the engine answers where it has not the path, or no model for it; None where it has both."""
     dialect = behaviour.dialect
-    if path == _SYSTEM_ONE and dialect == "vllm":
-        raise Refusal(501, "The model does not support the structured decision API")
-    if path == _SYSTEM_ONE and dialect == "llamacpp":
-        raise Refusal(501, "This model is not a decision model")
-    if not behaviour.only_chat or path in _CHAT_PATHS[dialect]:
+    if not has_path(behaviour, path):
+        return errors.no_path(dialect, "POST", path)
+    if path in _CHAT_PATHS[dialect] and (path != _SYSTEM_ONE or dialect == "sglang"):
         return None
-    match dialect:
-        case "sglang" if path == "/v1/score":
-            raise Refusal(400, "label_token_ids is required for generation (CausalLM) models.")
-        case "sglang" if path in ("/v1/embeddings", "/v1/rerank"):
-            said = "This model does not appear to be an embedding model by default. Please add `--is-embedding` when"
-            raise Refusal(400, f"{said} launching the server or try another model.")
-        case "llamacpp" if path == "/v1/embeddings":
-            raise Refusal(501, "This server does not support embeddings. Start it with `--embeddings`")
-        case "llamacpp" if path == _TRANSCRIPTIONS:
-            raise Refusal(501, "The current model does not support audio input.")
-        case "llamacpp":
-            raise Refusal(501, "This server does not support reranking. Start it with `--reranking`")
+    if path in _OTHER_PATHS[dialect] and not behaviour.only_chat:
+        return None
+    match dialect, path:
+        case "vllm", "/v1/systemone":
+            status, said = 501, "The model does not support the structured decision API"
+        case "llamacpp", "/v1/systemone":
+            status, said = 501, "This model is not a decision model"
+        case "llamacpp", "/v1/embeddings":
+            status, said = 501, "This server does not support embeddings. Start it with `--embeddings`"
+        case "llamacpp", "/v1/audio/transcriptions":
+            status, said = 501, "The current model does not support audio input."
+        case "llamacpp", _:
+            status, said = 501, "This server does not support reranking. Start it with `--reranking`"
+        case "sglang", "/v1/score":
+            status, said = 400, "label_token_ids is required for generation (CausalLM) models."
+        case "sglang", "/v1/embeddings" | "/v1/rerank":
+            status, said = 400, "This model does not appear to be an embedding model by default. Please add"
+            said += " `--is-embedding` when launching the server or try another model."
         case _:
             return errors.no_path(dialect, "POST", path)
+    return errors.refusal(dialect, path, Refusal(status, said))
 
 
 def _refused_message(ask: Ask, behaviour: Behaviour, refused: Refusal, *, chunked: bool) -> Script:
@@ -187,7 +197,7 @@ def _refused_message(ask: Ask, behaviour: Behaviour, refused: Refusal, *, chunke
 
 def _failing(path: str, script: Script, question: Question, behaviour: Behaviour, *, chunked: bool) -> Script:
     """Return a stream with an error in place of what follows the first frames."""
-    after = min(max(behaviour.after, 0), script.lead + script.tokens)
+    after = min(max(behaviour.after, 0), script.lead + script.content_frames)
     if behaviour.fault == "error_first":
         # SGLang has begun these streams before it asks its engine.
         begun = {RESPONSES: 2, MESSAGES: 1} if behaviour.dialect == "sglang" else {}

@@ -19,10 +19,11 @@ class Prefixes:
     def known_bytes(self, model: Hashable, prompt: bytes) -> int:
         """Return how many bytes at the start of a prompt an earlier one for this model had too, and remember it."""
         seen, known, at = True, 0, hash(model)
-        for start in range(0, len(prompt) - _BLOCK_BYTES + 1, _BLOCK_BYTES):
-            at = hash((at, prompt[start : start + _BLOCK_BYTES]))
+        for start in range(0, len(prompt), _BLOCK_BYTES):
+            block = prompt[start : start + _BLOCK_BYTES]
+            at = hash((at, block))
             seen = seen and at in self._blocks
-            known += _BLOCK_BYTES if seen else 0
+            known += len(block) if seen else 0
             self._blocks[at] = None
             self._blocks.move_to_end(at)
         while len(self._blocks) > _MAX_BLOCKS:

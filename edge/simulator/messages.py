@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from edge.simulator.questions import Question
-from edge.simulator.scripts import Script, answer_text, event, events, token_text
+from edge.simulator.scripts import Script, answer_text, event, events, pieces
 
 _STOP_REASONS: Final = {"length": "max_tokens", "stop": "end_turn"}
 _SGLANG_KINDS: Final = {  # Anthropic's names of errors (docs.anthropic.com/en/api/errors), by status
@@ -33,12 +33,13 @@ def message_document(question: Question) -> dict[str, Any]:
 
 def message_stream(question: Question) -> Script:
     """Return the stream of a message; llama.cpp's first and last chunks have several events."""
+    said = pieces(question)
     frames = [*_opening(question), *_deltas(question), *_closing(question)]
     if question.dialect != "llamacpp":
-        return events(frames, question, lead=2)
-    first, last = 2 + min(question.tokens, 1), len(frames) - 3
+        return events(frames, question, lead=2, said=said)
+    first, last = 2 + min(len(said), 1), len(frames) - 3
     joined = [b"".join(frames[:first]), *frames[first:last], b"".join(frames[last:])]
-    return events(joined, question, lead=0)
+    return events(joined, question, lead=0, said=said)
 
 
 def refused_stream(question: Question, message: str) -> Script:
@@ -94,7 +95,7 @@ def _opening(question: Question) -> list[bytes]:
 
 
 def _deltas(question: Question) -> list[bytes]:
-    deltas = ({"type": "text_delta", "text": token_text(index)} for index in range(question.tokens))
+    deltas = ({"type": "text_delta", "text": text} for text, _ in pieces(question))
     return [event({"type": "content_block_delta"} | _at(question, "delta", delta)) for delta in deltas]
 
 

@@ -86,20 +86,30 @@ def ask_of(path: str, body: bytes, dialect: Dialect) -> Ask:
     raise validation.unreadable(dialect, path, body, str(found))
 
 
-def member(raw: msgspec.Raw, kind: Any, absent: object) -> Any:
+@dataclass(eq=False)
+class WrongMember(Exception):
+    """A member that only one path reads, of a wrong type; `found` is what msgspec says of it."""
+
+    name: str
+    raw: bytes
+    found: str
+
+
+def member(ask: Ask, name: str, kind: Any, absent: object) -> Any:
     """Return a member of the body that only this path reads, decoded as `kind`.
 
-    Raises: `Refusal` when it is something else.
+    Raises: `WrongMember` when it is something else.
     """
+    raw = getattr(ask, name)
     try:
         return msgspec.json.decode(raw, type=kind) if raw else absent
     except msgspec.ValidationError as error:
-        raise Refusal(400, str(error)) from None
+        raise WrongMember(name, bytes(raw), str(error)) from None
 
 
-def count(raw: msgspec.Raw) -> int:
+def count(ask: Ask, name: str) -> int:
     """Return how many texts a `prompt` or an `input` holds: one text or one list of token ids is one."""
-    value = member(raw, object, None)
+    value = member(ask, name, Any, None)
     return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
 
 
@@ -120,6 +130,7 @@ class Question:
     running_usage: bool = False
     n: int = 1
     prompts: int = 1
+    uneven: bool = False
     cached_tokens: int | None = None
     limit: int | None = None
     store: bool = True
@@ -172,6 +183,8 @@ def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, reque
         said = f"input ({behaviour.prompt_tokens} tokens) is too large to process. increase the physical batch size"
         raise Refusal(500, f"{said} (current batch size: {_LLAMACPP_BATCH})")
     n, prompts = _choices(path, ask, dialect)
+    if dialect == "vllm" and n > 1 and ask.temperature == 0:
+        raise Refusal(400, f"n must be 1 when using greedy sampling, got {n}.")
     asked = bool(options.include_usage)
     running = bool(options.continuous_usage_stats) and (dialect == "sglang" or (dialect == "vllm" and asked))
     return Question(
@@ -185,6 +198,7 @@ def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, reque
         running_usage=running,
         n=n,
         prompts=prompts,
+        uneven=behaviour.uneven,
         cached_tokens=_cached(path, ask, behaviour, model, memory) if behaviour.prefix_cache else None,
         limit=ask.max_output_tokens if path == RESPONSES else None,
         store=ask.store is not False,
@@ -318,7 +332,7 @@ def _room(behaviour: Behaviour) -> int:
 def _choices(path: str, ask: Ask, dialect: Dialect) -> tuple[int, int]:
     """Return how many choices each prompt has, and how many prompts."""
     n = 1 if ask.n is None or path not in (CHAT, COMPLETIONS) else ask.n
-    prompts = count(ask.prompt) if path == COMPLETIONS and bytes(ask.prompt[:1]) == b"[" else 1
+    prompts = count(ask, "prompt") if path == COMPLETIONS and bytes(memoryview(ask.prompt)[:1]) == b"[" else 1
     if dialect == "llamacpp" and not 1 <= n <= _LLAMACPP_SLOTS:
         raise Refusal(400, f"Field 'n': Value must be between 1 <= value <= {_LLAMACPP_SLOTS}, but got {n}")
     if n < 1:

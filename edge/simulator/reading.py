@@ -4,7 +4,7 @@ import base64
 import struct
 from typing import Any, Final
 
-from edge.simulator import usage
+from edge.simulator import usage, validation
 from edge.simulator.behaviour import Behaviour, Refusal
 from edge.simulator.questions import Ask, Question, count, member
 from edge.simulator.scripts import CREATED
@@ -16,7 +16,7 @@ def embeddings(ask: Ask, question: Question) -> dict[str, Any]:
     """Return a vector for each text; llama.cpp tells usage before them, and how they are encoded."""
     coded = ask.encoding_format == "base64"
     vector: object = base64.b64encode(struct.pack("<4f", *_VECTOR)).decode() if coded else list(_VECTOR)
-    indices, used = range(count(ask.input)), usage.prompt_only(question)
+    indices, used = range(count(ask, "input")), usage.prompt_only(question)
     match question.dialect:
         case "llamacpp":
             encoded = {"encoding_format": "base64"} if coded else {}
@@ -35,7 +35,7 @@ def embeddings(ask: Ask, question: Question) -> dict[str, Any]:
 
 def rerank(ask: Ask, question: Question) -> object:
     """Return the documents by their ranks, which are their places; SGLang's answer is a list."""
-    given = member(ask.documents, list[Any], [])[: ask.top_n or None]
+    given = member(ask, "documents", list[Any], [])[: ask.top_n or None]
     ranked = [(at, document, 1 / (at + 1)) for at, document in enumerate(given)]
     counts = {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens}
     match question.dialect:
@@ -57,23 +57,28 @@ def score(ask: Ask, question: Question) -> dict[str, Any]:
     """Return a score for each text; SGLang scores its `items`."""
     used = usage.prompt_only(question)
     if question.dialect == "sglang":
-        scores = [[1 / (at + 1)] for at in range(count(ask.items or ask.text_2))]
+        scores = [[1 / (at + 1)] for at in range(count(ask, "items" if ask.items else "text_2"))]
         return {"scores": scores, "model": question.model, "usage": used, "object": "scoring"}
-    scored = [{"index": at, "object": "score", "score": 1 / (at + 1)} for at in range(count(ask.text_2))]
+    scored = [{"index": at, "object": "score", "score": 1 / (at + 1)} for at in range(count(ask, "text_2"))]
     return _list(question) | {"data": scored, "usage": used}
 
 
-def tokenize(ask: Ask, question: Question, behaviour: Behaviour) -> dict[str, Any]:
-    """Return the bytes of a text as its tokens, which `detokenize` turns back; llama.cpp reads `content` alone."""
+def tokenize(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> dict[str, Any]:
+    """Return the bytes of a text as its tokens, which `detokenize` turns back; llama.cpp reads `content` alone.
+
+    Raises: `Refusal` when vLLM or SGLang finds nothing to read.
+    """
     if question.dialect == "llamacpp":
-        return {"tokens": list(member(ask.content, str, "").encode())}
-    messages = member(ask.messages, list[dict[str, Any]], [])
+        return {"tokens": list(member(ask, "content", str, "").encode())}
+    if not ask.prompt and not ask.messages:
+        raise _nothing_to_read(question, path)
+    messages = member(ask, "messages", list[dict[str, Any]], [])
     said = "".join(str(message.get("content")) for message in messages)
     if question.dialect == "vllm":
-        tokens = list(member(ask.prompt, str, said).encode())
+        tokens = list(member(ask, "prompt", str, said).encode())
         context = {"max_model_len": behaviour.context_length}
         return {"count": len(tokens)} | context | {"tokens": tokens, "token_strs": None}
-    prompt = member(ask.prompt, str | list[str], said)
+    prompt = member(ask, "prompt", str | list[str], said)
     if isinstance(prompt, str):
         tokens = list(prompt.encode())
         return {"tokens": tokens, "count": len(tokens), "max_model_len": behaviour.context_length}
@@ -81,17 +86,27 @@ def tokenize(ask: Ask, question: Question, behaviour: Behaviour) -> dict[str, An
     return {"tokens": lists, "count": list(map(len, lists)), "max_model_len": behaviour.context_length}
 
 
-def detokenize(ask: Ask, question: Question) -> dict[str, Any]:
-    """Return the text of tokens under the dialect's own name for it."""
-    match question.dialect:
-        case "vllm":
-            return {"prompt": _text(member(ask.tokens, list[int], []))}
-        case "llamacpp":
-            return {"content": _text(member(ask.tokens, list[int], []))}
-        case _:
-            tokens = member(ask.tokens, list[int] | list[list[int]], [])
-            several = bool(tokens) and isinstance(tokens[0], list)
-            return {"text": [_text(each) for each in tokens] if several else _text(tokens)}
+def _nothing_to_read(question: Question, path: str) -> Refusal:
+    if question.dialect == "vllm":
+        return validation.missing(question.dialect, path, "prompt")
+    said = "Value error, Exactly one of 'prompt' or 'messages' must be provided."
+    return validation.invalid(question.dialect, path, "value_error", ("body",), said, {})
+
+
+def detokenize(path: str, ask: Ask, question: Question) -> dict[str, Any]:
+    """Return the text of tokens under the dialect's own name for it.
+
+    Raises: `Refusal` when vLLM or SGLang finds none.
+    """
+    if question.dialect == "llamacpp":
+        return {"content": _text(member(ask, "tokens", list[int], []))}
+    if not ask.tokens:
+        raise validation.missing(question.dialect, path, "tokens")
+    if question.dialect == "vllm":
+        return {"prompt": _text(member(ask, "tokens", list[int], []))}
+    tokens = member(ask, "tokens", list[int | list[int]], [])
+    several = bool(tokens) and isinstance(tokens[0], list)
+    return {"text": [_text(each) for each in tokens] if several else _text(tokens)}
 
 
 def decide(ask: Ask, question: Question) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def decide(ask: Ask, question: Question) -> dict[str, Any]:
 
     Raises: `Refusal` when there are no questions, or one of another type.
     """
-    asked = member(ask.questions, dict[str, dict[str, Any]], {})
+    asked = member(ask, "questions", dict[str, dict[str, Any]], {})
     answers = {name: _decision(name, each) for name, each in asked.items()}
     used = {"input_tokens": question.prompt_tokens, "output_tokens": 0}
     return {"model": question.model, "answers": answers, "usage": used}

@@ -10,11 +10,11 @@ from typing import Any, Final
 from edge.simulator import usage
 from edge.simulator.behaviour import Dialect
 from edge.simulator.questions import Question
-from edge.simulator.scripts import CREATED, Script, answer_text, event, events, token_text
+from edge.simulator.scripts import CREATED, Script, answer_text, event, events, pieces
 
 _BEGINNING: Final = 2  # events that every response begins with
 _LIMIT: Final = {"reason": "max_output_tokens"}
-_NO_CACHE: Final = ("cache-control: no-cache",)  # which SGLang sends here alone
+_UNCACHED: Final = ("cache-control: no-cache", "connection: keep-alive")  # which SGLang sends here alone
 
 
 def response_document(question: Question) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def response_stream(question: Question) -> Script:
     if question.dialect == "llamacpp":
         return _llamacpp_stream(question)
     numbers = itertools.count()
-    text = answer_text(question.tokens)
+    text, said = answer_text(question.tokens), pieces(question)
     at = _at(question)
     item = _item(question)
 
@@ -48,13 +48,13 @@ def response_stream(question: Question) -> Script:
         numbered("in_progress", response=_begun(question)),
         numbered("output_item.added", item=item | {"content": [], "status": "in_progress"}, output_index=0),
         numbered("content_part.added", **at, part=_part(question, "")),
-        *(numbered("output_text.delta", **at, delta=token_text(i), logprobs=[]) for i in range(question.tokens)),
+        *(numbered("output_text.delta", **at, delta=piece, logprobs=[]) for piece, _ in said),
         numbered("output_text.done", **at, logprobs=[], text=text),
         numbered("content_part.done", **at, part=_part(question, text)),
         numbered("output_item.done", item=item, output_index=0),
         numbered(_ending(question), response=response_document(question)),
     ]
-    return events(frames, question, lead=4, headers=_NO_CACHE if question.dialect == "sglang" else ())
+    return events(frames, question, lead=4, headers=_UNCACHED if question.dialect == "sglang" else (), said=said)
 
 
 def failed_frames(
@@ -105,7 +105,7 @@ def _numbered(question: Question, kind: str, number: int, members: dict[str, Any
     name = f"response.{kind}"
     if question.dialect == "openai" or (question.dialect == "sglang" and "response" in members):
         return event({"type": name} | members | {"sequence_number": number})
-    return event(members | {"sequence_number": number, "type": name}, name)
+    return event(dict(sorted((members | {"sequence_number": number, "type": name}).items())))
 
 
 def _at(question: Question) -> dict[str, Any]:
@@ -127,6 +127,8 @@ def _item(question: Question) -> dict[str, Any]:
     content = [_part(question, answer_text(question.tokens))]
     item = {"id": question.id("item"), "content": content, "role": "assistant", "status": "completed"}
     match question.dialect:
+        case "llamacpp":
+            return {"content": item.pop("content")} | item | {"type": "message"}
         case "vllm":
             return item | {"type": "message", "phase": None}
         case "sglang":
@@ -274,7 +276,8 @@ def _llamacpp_stream(question: Question) -> Script:
         plain("output_item.added", item=item | {"content": [], "status": "in_progress"}),
         plain("content_part.added", item_id=item_id, part={"type": "output_text", "text": ""}),
     ]
-    deltas = [plain("output_text.delta", item_id=item_id, delta=token_text(i)) for i in range(question.tokens)]
+    said = pieces(question)
+    deltas = [plain("output_text.delta", item_id=item_id, delta=piece) for piece, _ in said]
     whole = {name: value for name, value in _llamacpp(question).items() if name != "completed_at"}
     closing = [
         plain("output_text.done", item_id=item_id, text=text),
@@ -283,4 +286,4 @@ def _llamacpp_stream(question: Question) -> Script:
         plain("completed", response=whole, timings=usage.timings(question)),
     ]
     joined = [b"".join(opening + deltas[:1]), *deltas[1:], b"".join(closing)]
-    return events(joined, question, lead=0)
+    return events(joined, question, lead=0, said=said)

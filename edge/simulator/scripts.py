@@ -16,6 +16,7 @@ from edge.simulator.questions import Question
 
 CREATED: Final = 1_763_000_000
 DONE: Final = b"data: [DONE]\n\n"
+_HALF, _LATE = 0, 4  # of eight tokens, when they come unevenly: one that ends within a character, one that comes late
 _CONTENT_TYPES: Final[Mapping[Dialect, str]] = {"llamacpp": "application/json; charset=utf-8"}
 _EVENT_STREAMS: Final[Mapping[Dialect, str]] = {"llamacpp": "text/event-stream"}
 
@@ -24,7 +25,8 @@ _EVENT_STREAMS: Final[Mapping[Dialect, str]] = {"llamacpp": "text/event-stream"}
 class Script:
     """The frames of one answer, each to be written apart; `lead` of them come before the first with content.
 
-    An answer that is no stream is one frame with all tokens in it. `headers` are those of this answer alone.
+    An answer that is no stream is one frame with all tokens in it. `headers` are those of this answer alone. `counts`
+    is how many tokens there are behind each frame with content; without it, one in each.
     """
 
     content_type: str
@@ -34,12 +36,21 @@ class Script:
     status: int = 200
     stream: bool = False
     headers: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    @property
+    def content_frames(self) -> int:
+        """How many frames of a stream have content."""
+        return len(self.counts) or self.tokens
 
     def tokens_in(self, frames_sent: int) -> int:
         """Return how many tokens the first frames hold."""
         if not self.stream:
             return self.tokens if frames_sent else 0
-        return max(0, min(frames_sent - self.lead, self.tokens))
+        sent = min(frames_sent - self.lead, self.content_frames)
+        if sent <= 0:
+            return 0
+        return min(self.counts[sent - 1] if self.counts else sent, self.tokens)
 
 
 def token_text(index: int) -> str:
@@ -61,6 +72,26 @@ def answer_text(tokens: int) -> str:
     return "".join(map(token_text, range(tokens)))
 
 
+def pieces(question: Question, *, empty: bool = False) -> list[tuple[str, int]]:
+    """Return the texts of the frames of one choice, each with how many tokens there are behind it.
+
+    `empty`: where a token ends within a character, there is a frame without text.
+    """
+    if not question.uneven:
+        return [(token_text(index), index + 1) for index in range(question.tokens)]
+    found, text = [], ""
+    for index in range(question.tokens):
+        text += token_text(index)
+        if index + 1 < question.tokens and index % 8 == _HALF:
+            found += [("", index + 1)] if empty else []
+        elif index + 1 < question.tokens and index % 8 == _LATE and question.dialect == "vllm":
+            pass
+        else:
+            found.append((text, index + 1))
+            text = ""
+    return found
+
+
 def data(value: object) -> bytes:
     """Return an event that is data alone."""
     return b"data: %b\n\n" % orjson.dumps(value)
@@ -76,11 +107,23 @@ def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
     return b"event: %b\ndata: %b\n\n" % ((name or value["type"]).encode(), orjson.dumps(value))
 
 
-def events(frames: Iterable[bytes], question: Question, lead: int, headers: tuple[str, ...] = ()) -> Script:
-    """Return the script of a stream of events, a frame for each token of each choice behind the first `lead`."""
+def events(
+    frames: Iterable[bytes],
+    question: Question,
+    lead: int,
+    headers: tuple[str, ...] = (),
+    said: Iterable[tuple[str, int]] = (),
+) -> Script:
+    """Return the script of a stream of events, a frame for each piece of each choice behind the first `lead`.
+
+    `said` are the pieces of one choice, if they are not one for each token.
+    """
     content_type = _EVENT_STREAMS.get(question.dialect, "text/event-stream; charset=utf-8")
-    tokens = question.tokens * question.choices
-    return Script(content_type, tuple(frames), tokens, lead, stream=True, headers=headers)
+    tokens, counts, before = question.tokens * question.choices, [], 0
+    for _, behind in said if question.uneven else ():
+        counts += [before * question.choices + (behind - before) * (index + 1) for index in range(question.choices)]
+        before = behind
+    return Script(content_type, tuple(frames), tokens, lead, stream=True, headers=headers, counts=tuple(counts))
 
 
 def document(

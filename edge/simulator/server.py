@@ -42,6 +42,7 @@ from edge.simulator.scripts import Script, http_chunk
 KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's; llama.cpp's too
 _LLAMACPP_KEPT: Final = 100  # requests on one connection
 _PING: Final = b":\n\n"
+_FORM: Final = "This path takes multipart/form-data."
 _FLUSH_S: Final = 0.002
 _RUBBISH: Final = b"\x16\x03\x01 this is no HTTP \xff\xfe\r\n\r\n"
 
@@ -404,10 +405,9 @@ class Simulator:
             else:
                 script = dialects.get_script(request.method, path, behaviour, self._memory, healthy=self.healthy)
         except Refusal as refused:
-            script = errors.refusal(behaviour.dialect, path, refused)
+            missing = dialects.absent(path, behaviour) if path in dialects.POSTS else None
+            script = missing or errors.refusal(behaviour.dialect, path, refused)
             injected = Behaviour(dialect=behaviour.dialect)
-            if request.method == "POST" and not dialects.has_path(behaviour, path) and path in dialects.POSTS:
-                script = errors.no_path(behaviour.dialect, request.method, path)
         return await self._send(request, record, script, injected, delay_s)
 
     def _question(self, request: web.BaseRequest, ask: Ask, behaviour: Behaviour) -> Script:
@@ -470,8 +470,9 @@ async def _asked(request: web.BaseRequest, body: bytes, behaviour: Behaviour) ->
 
 async def _asked_in_form(request: web.BaseRequest, body: bytes, dialect: Dialect) -> Ask:
     path = request.rel_url.raw_path
+    audio = path.startswith("/v1/audio/") and dialect in words.FASTAPI
     if request.content_type != "multipart/form-data":
-        raise Refusal(400, "This path takes multipart/form-data.")
+        raise validation.missing(dialect, path, "file") if audio else Refusal(400, _FORM)
     # The reader wants a stream; a limit above any body keeps it from pausing the connection.
     stream = StreamReader(request.protocol, words.MAX_BODY_BYTES, loop=asyncio.get_running_loop())
     stream.feed_data(body)
@@ -490,8 +491,8 @@ async def _asked_in_form(request: web.BaseRequest, body: bytes, dialect: Dialect
         ask = msgspec.convert(own, Ask, strict=False)
     except ValueError as error:
         raise Refusal(400, f"The form cannot be read: {error}") from None
-    if "file" not in files and path.startswith("/v1/audio/") and dialect in words.FASTAPI:
-        raise validation.invalid(dialect, path, "missing", ("body", "file"), "Field required", None)
+    if audio and "file" not in files:
+        raise validation.missing(dialect, path, "file")
     return ask
 
 
@@ -520,8 +521,8 @@ def _head(script: Script, framing: Framing, dialect: Dialect, *, close: bool) ->
         lines += [f"content-length: {length}"] if framing == "length" else []
         lines += [f"content-type: {script.content_type}"] if script.content_type else []
         lines += dialects.HEADERS.get(dialect, ())
-        lines += ["transfer-encoding: chunked"] if framing == "chunked" else []
         lines += ["connection: close"] if close else []
+        lines += ["transfer-encoding: chunked"] if framing == "chunked" else []
     return "\r\n".join((status, *lines, "\r\n")).encode()
 
 

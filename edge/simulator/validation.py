@@ -44,21 +44,40 @@ def unreadable(dialect: Dialect, path: str, body: bytes, found: str) -> Refusal:
     if wrong is None:
         return _no_json(dialect, path, body, found)
     expected, got, at = wrong.groups()
-    at = at or ""
-    if at.split(".")[0] == "simulate":
+    names = tuple(filter(None, (at or "").split(".")))
+    if names[:1] == ("simulate",):
         return Refusal(400, f"simulate: {found}", "simulate")
+    value = json.loads(body)
+    for name in names:
+        value = value[name]
+    return wrong_type(dialect, path, names, expected, got, value)
+
+
+def wrong_member(dialect: Dialect, path: str, name: str, raw: bytes, found: str) -> Refusal:
+    """Return what to say of a member by itself that msgspec `found` to be wrong."""
+    wrong = _FOUND.match(found)
+    expected, got = wrong.groups()[:2] if wrong else ("str", "")
+    return wrong_type(dialect, path, (name,), expected, got, json.loads(raw))
+
+
+def wrong_type(dialect: Dialect, path: str, names: tuple[str, ...], expected: str, got: str, value: object) -> Refusal:
+    """Return what to say of a value that is not of the type that is `expected`; both types as msgspec calls them."""
     if dialect == "openai":
-        return Refusal(400, f"The body cannot be read: {found}", at or None)
+        where = ".".join(names)
+        return Refusal(400, f"Invalid type for '{where}': expected {expected}, but got {got} instead.", where)
     if dialect == "llamacpp":
-        if not at:
+        if not names:
             return Refusal(400, "'messages' is required")
         types = f"type must be {_NLOHMANN.get(expected, expected)}, but is {_NLOHMANN.get(got, got)}"
-        return Refusal(400, f"Field '{at.split('.')[-1]}': [json.exception.type_error.302] {types}")
-    kind, words = _PYDANTIC.get((expected, got)) or _PYDANTIC.get((expected, ""), ("value_error", found))
-    value = json.loads(body)
-    for name in filter(None, at.split(".")):
-        value = value[name]
-    return invalid(dialect, path, kind, ("body", *filter(None, at.split("."))), words, value)
+        said = f"[json.exception.type_error.302] {types}"
+        return Refusal(400, said if expected == "array" else f"Field '{names[-1]}': {said}")
+    kind, words = _PYDANTIC.get((expected, got)) or _PYDANTIC.get((expected, ""), ("value_error", "Invalid value"))
+    return invalid(dialect, path, kind, ("body", *names), words, value)
+
+
+def missing(dialect: Dialect, path: str, name: str) -> Refusal:
+    """Return what to say of a member that is not there."""
+    return invalid(dialect, path, "missing", ("body", name), "Field required", None)
 
 
 def _no_json(dialect: Dialect, path: str, body: bytes, found: str) -> Refusal:

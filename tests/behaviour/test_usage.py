@@ -58,7 +58,8 @@ async def test_answer_is_recorded_with_what_its_upstream_counted(
 ) -> None:
     edge = await start_edge(metered(simulator.url))
     ids = []
-    for path, stream in product(("chat/completions", "completions", "responses", "messages"), (False, True)):
+    paths = ("chat/completions", "completions", "responses", "messages")[: 3 if dialect == "openai" else 4]
+    for path, stream in product(paths, (False, True)):
         body = ask(stream=stream, max_tokens=50, **simulate(dialect=dialect))
         status, headers, _ = await edge.ask(body, path=f"/v1/{path}")
         assert status == 200
