@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from edge.exchange import Usage
+from edge.metering.chunks import ChunkEvents, OtherEvents
 from edge.metering.documents import (
     Document,
     ImageDocument,
@@ -23,7 +24,9 @@ from edge.metering.documents import (
     TextDocument,
     Unmetered,
 )
-from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents
+from edge.metering.events import Events
+from edge.metering.messages import MessageEvents
+from edge.metering.responses import ResponseEvents
 from edge.operations import Operation, Reads
 from edge.protocols import Begun
 

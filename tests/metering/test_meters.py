@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering.chunks import MAX_ENDING_BYTES
 from edge.metering.documents import MAX_DOCUMENT_BYTES
-from edge.metering.events import MAX_ENDING_BYTES, MAX_HELD_BYTES, MAX_METERED_BYTES
+from edge.metering.events import MAX_HELD_BYTES, MAX_METERED_BYTES
 from edge.metering.meters import Meter, Metering
 from edge.metering.usage_objects import TAIL_BYTES
 from edge.operations import OPERATIONS, Operation
@@ -220,44 +221,6 @@ def test_running_usage_of_several_choices_is_told_for_each_of_them() -> None:
     assert read(frames[:-3], whole=False) == Usage(12, 34, source=RUNNING)
     assert read([*frames, last(usage=usage(12, 43))], whole=False) == Usage(12, 43, source=FINAL)
     assert read([frame(2, index=0), frame(4)]) == Usage(12, 4, source=FINAL), "an index that is left out is the first"
-
-
-# --- messages and responses
-
-
-def message(start: object, *deltas: object) -> list[bytes]:
-    frames = [{"type": "message_start", "message": {"model": "m", "usage": start}}]
-    frames += [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}] * 3
-    frames += [{"type": "message_delta", "delta": {}, "usage": delta} for delta in deltas]
-    return [b"event: %b\n" % str(frame["type"]).encode() + data(frame) for frame in frames]
-
-
-def test_each_value_of_a_message_is_the_latest() -> None:
-    start = {"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 1}
-    assert read(message(start, {"output_tokens": 5}), MESSAGES) == Usage(9, 5, 4, source=FINAL)
-    assert read(message(start, {"output_tokens": 5}), MESSAGES, whole=False) == Usage(9, 5, 4, source=FINAL)
-    both = message(start, {"output_tokens": 5}, {"output_tokens": 6, "input_tokens": 10, "cache_read_input_tokens": 0})
-    assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL)
-    assert read(message(None, {"output_tokens": 5, "input_tokens": 12}), MESSAGES) == USED
-    assert read(message({"input_tokens": -1}, {"output_tokens": 5}), MESSAGES) == Usage(0, 5, source=FINAL)
-
-
-def test_message_that_is_cut_used_the_prompt_it_tells_of_and_its_frames() -> None:
-    start = {"input_tokens": 2, "cache_read_input_tokens": 4, "output_tokens": 1}
-    for whole in (True, False):
-        assert read(message(start), MESSAGES, whole) == Usage(6, 3, 4, source=ESTIMATED)
-        assert read(message(start)[:1], MESSAGES, whole) == Usage(6, 1, 4, source=ESTIMATED)
-
-
-@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
-def test_usage_of_a_response_stands_in_its_last_event(kind: str) -> None:
-    value = {"input_tokens": 12, "input_tokens_details": {"cached_tokens": 2}, "output_tokens": 5,
-             "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 17}  # fmt: skip
-    meter = events(RESPONSES)
-    meter.feed(data({"type": "response.in_progress", "response": {"usage": usage(1, 1)}}))
-    meter.feed(data({"type": f"response.{kind}", "response": {"error": None, "usage": value}}))
-    assert meter.usage(True) == meter.usage(False) == Usage(12, 5, 2, 3, source=FINAL)
-    assert meter.failed is (kind == "failed")
 
 
 # --- what does not fool it
@@ -536,13 +499,6 @@ def test_no_ending_is_taken_from_other_frames(frame: bytes) -> None:
     assert fed(events(), [frame, frame]).ending == b""
 
 
-def test_ending_of_a_response_is_that_of_a_delta_only() -> None:
-    for kind in ("response.output_text.done", "response.completed", "error"):
-        assert fed(events(RESPONSES), [data({"text": "a", "type": kind})] * 2).ending == b""
-    nested = data({"type": "response.output_text.delta", "delta": {"type": "response.x.delta"}})
-    assert fed(events(RESPONSES), [nested]).ending == b""
-
-
 def test_no_ending_is_taken_where_usage_runs() -> None:
     assert fed(events(continuous=True), [chunk(), chunk()]).ending == b""
 
@@ -716,18 +672,6 @@ def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
         event = b'data: {"text":"' + b"x" * MAX_METERED_BYTES + b'","usage":{"total_tokens":3}}'
         assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
         assert meter.usage(False).prompt_tokens == 3
-
-
-@pytest.mark.parametrize("length", [30_000, 200_000, 900_000, 3_000_000])
-def test_last_event_of_a_response_is_read_however_long_it_is(length: int) -> None:
-    """It repeats the whole text; behind the usage stand the caller's own tools and metadata."""
-    for size in [1400, 65_536, 10**7]:
-        value = {"output": ["x" * length], "usage": {"input_tokens": 12, "output_tokens": 5}, "tools": ["t" * 30_000]}
-        event = b"event: response.completed\n" + data({"type": "response.completed", "response": value})
-        meter = events(RESPONSES)
-        for part in cut(event, range(size, len(event), size)):
-            assert meter.feed(part) is part
-        assert meter.usage(False) == USED
 
 
 def test_little_is_kept_of_what_is_long() -> None:

@@ -1,0 +1,136 @@
+"""Meters of `chat/completions` and `completions`, whose events are chunks, and of the streams that no model writes.
+
+Source: platform.openai.com, "Chat", "Completions"; vLLM and SGLang for `continuous_usage_stats`.
+"""
+
+from typing import Final
+
+import msgspec
+
+from edge.exchange import NO_USAGE, Usage
+from edge.metering.events import Events, decoded
+from edge.metering.usage_objects import ABSENT, NULL, USAGE_MEMBER, occurrences, usage_in, with_units
+from edge.sse import opens_with_error
+
+MAX_ENDING_BYTES: Final = 256
+_SPACE: Final = b" \t\r\n"
+_OPEN_CHOICE: Final = (b'"finish_reason":null', b'"finish_reason": null')
+
+# What is in base64 has no quotes.
+_IMAGE_DONE: Final = (b'"image_generation.completed"', b'"image_edit.completed"')
+_LONGEST_IMAGE_DONE: Final = max(map(len, _IMAGE_DONE))
+
+
+class _Choice(msgspec.Struct):
+    index: msgspec.Raw = ABSENT
+    delta: dict[str, msgspec.Raw] | None = None
+    text: msgspec.Raw = ABSENT
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class ChunkEvents(Events):
+    """`chat/completions` and `completions`."""
+
+    _written: dict[bytes, int] = msgspec.field(default_factory=dict)  # tokens of each choice, by its index, by its running usage
+
+    def _read(self, event: bytes) -> bytes:
+        chunk = decoded(_chunk, event)
+        if chunk is None:
+            self._read_other(event)
+            return event
+        choices, usage = chunk.choices, chunk.usage
+        if (chunk.error and chunk.error != NULL) or (choices is None and opens_with_error(event, True)):
+            self._fail()
+            return event
+        self.failed, self._ended, self._answers = False, False, True
+        has_usage = bool(usage) and usage != NULL
+        if has_usage:
+            used = usage_in(usage)
+            self._take(used, is_last=not choices)
+            if choices and used is not None:
+                self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
+        if _has_token(choices) if choices is not None else not has_usage:
+            self._frames += 1
+            if self.learns and not has_usage and not (self.ending and event.endswith(self.ending)):
+                self.ending = _ending_of(event)
+        if has_usage and bytes(usage).startswith(b"{"):
+            if choices and self.hide_running:
+                return _without_usage(event)
+            if choices == [] and self.hide_usage:
+                return b""
+        return event
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        if self._is_last or len(self._written) < 2:
+            return used
+        # Running usage is that of the choice it came with, so the last one is not all that was written.
+        return msgspec.structs.replace(used, completion_tokens=sum(self._written.values()))
+
+
+def _has_token(choices: list[_Choice]) -> bool:
+    """Return whether a chunk carries a token: a text, a part of a tool's call, reasoning; not just a role or an end."""
+    for choice in choices:
+        if len(choice.text) > 2 and choice.text != NULL:
+            return True
+        if choice.delta:
+            for name, value in choice.delta.items():
+                if len(value) > 2 and value != NULL and name != "role":  # `""`, `[]` and `{}` hold none
+                    return True
+    return False
+
+
+def _ending_of(event: bytes) -> bytes:
+    """Return how an event ends from the mark of an unfinished choice on, b"" where that is not near its end."""
+    at = event.rfind(_OPEN_CHOICE[0])
+    if at < 0:
+        at = event.rfind(_OPEN_CHOICE[1])
+    return event[at:] if at >= len(event) - MAX_ENDING_BYTES and at >= 0 else b""
+
+
+def _without_usage(event: bytes) -> bytes:
+    """Return an event without the `usage` of its chunk, every other byte as it came.
+
+    A member of that name may stand deeper too: the right one is gone when a parser finds none at the top.
+    """
+    at = -1
+    while (at := event.find(b'"usage"', at + 1)) >= 0:
+        found = USAGE_MEMBER.match(event, at)
+        if found is None:
+            continue
+        before, after = event[:at], event[found.end() :]
+        if before.rstrip(_SPACE).endswith(b","):
+            spliced = before.rstrip(_SPACE)[:-1] + after
+        else:
+            spliced = before + after.lstrip(_SPACE).removeprefix(b",")
+        chunk = decoded(_chunk, spliced)
+        if chunk is not None and not chunk.usage:
+            return spliced
+    return event
+
+
+class OtherEvents(ChunkEvents):
+    """Streams of sound, images and transcripts: nothing of theirs is a token, unless usage counts it."""
+
+    _units: int = 0
+    _before: bytes = b""
+
+    def feed(self, content: bytes) -> bytes:
+        for key in _IMAGE_DONE:  # looked for in all that passes: such an event is too long to be kept
+            self._units += occurrences(key, self._before, content)
+        self._before = (self._before + content[-_LONGEST_IMAGE_DONE:])[-_LONGEST_IMAGE_DONE:]
+        return super().feed(content)
+
+    def usage(self, whole: bool) -> Usage:
+        return with_units(super().usage(whole), self._units, whole)
+
+    def _estimate(self) -> Usage:
+        return NO_USAGE

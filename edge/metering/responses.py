@@ -1,0 +1,70 @@
+"""The meter of `responses`.
+
+Source: platform.openai.com, "Responses".
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+from edge.metering.events import Events, decoded, is_error
+from edge.metering.usage_objects import ABSENT, Response, begun_of, last_usage, usage_in
+from edge.protocols import NOTHING_BEGUN, Begun
+
+_DELTA_TYPE: Final = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta" ?\}[\r\n]+')
+
+
+class _ResponseEvent(msgspec.Struct):
+    type: str = ""
+    response: Response | None = None
+    error: msgspec.Raw = ABSENT
+
+
+_response_event = msgspec.json.Decoder(_ResponseEvent)
+_SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,15})\b')  # within a text its quotes are escaped
+
+
+class ResponseEvents(Events):
+    """`responses`: the last event has the usage, and the whole answer once more."""
+
+    _begun: Begun = NOTHING_BEGUN
+    _last: bytes = b""  # event that was read
+
+    def _read(self, event: bytes) -> bytes:
+        self._last = event
+        found = decoded(_response_event, event)
+        if found is None:
+            self._read_other(event)
+        elif found.type.endswith(".delta"):
+            self._frames += 1
+            self._take(None, is_last=False)
+            if self.learns:
+                at = event.rfind(b'"type"')
+                self.ending = event[at:] if _DELTA_TYPE.fullmatch(event, at) else b""
+        elif is_error(found.type, found.error, event):
+            self._fail()
+        else:
+            self._read_response(found)
+        return event
+
+    def _read_response(self, event: _ResponseEvent) -> None:
+        """Read an event that has the response as it is now, or nothing that counts."""
+        answer, is_last = event.response, event.type in self.last_events
+        if answer is not None and not self._begun.response_id:
+            self._begun = begun_of(answer)
+        self._take(usage_in(answer.usage) if answer is not None and is_last else None, is_last=True)
+        if event.type == "response.failed":
+            self._fail()
+        if is_last:
+            self._note_last()
+
+    def _read_end(self, tail: bytes) -> None:
+        self._last = tail
+        self._take(last_usage(tail), is_last=True)
+
+    def begun(self, last: bytes) -> Begun:
+        numbers = _SEQUENCE_NUMBER.findall(last or self._last)
+        if not self._answers and not self.passed:
+            return NOTHING_BEGUN
+        return self._begun._replace(sequence_number=int(numbers[-1]) if numbers else None)
