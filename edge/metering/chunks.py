@@ -39,7 +39,9 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class ChunkEvents(Events):
     """`chat/completions` and `completions`."""
 
-    _written: dict[bytes, int] = msgspec.field(default_factory=dict)  # tokens of each choice, by its index, by its running usage
+    _written: dict[bytes, int] = msgspec.field(
+        default_factory=dict
+    )  # tokens of each choice, by its index, by its running usage
 
     def _read(self, event: bytes) -> bytes:
         chunk = decoded(_chunk, event)
@@ -64,7 +66,7 @@ class ChunkEvents(Events):
         if has_usage and bytes(usage).startswith(b"{"):
             if choices and self.hide_running:
                 return _without_usage(event)
-            if choices == [] and self.hide_usage:
+            if not choices and self.hide_usage:
                 return b""
         return event
 

@@ -75,7 +75,8 @@ class Metering(msgspec.Struct, frozen=True):
     """How the answer to one request is to be metered.
 
     `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
-    did not ask for what we asked for: the last frame, with usage and no choices, and the usage on the others.
+    did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, and the
+    usage on the others.
     `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens.
     """
 

@@ -555,7 +555,6 @@ def test_usage_stays_for_who_asked_for_it_at_the_end_only() -> None:
 def test_same_object_comes_back_while_nothing_changes() -> None:
     contents = [
         chunk(), chunk() + DONE, b": a\n\n", chunk(usage=usage()), data({"choices": []}), chunk(usage=None),
-        data({"usage": usage()}),
     ]  # fmt: skip
     meter = events(hide_usage=True)
     for content in contents:
