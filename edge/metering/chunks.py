@@ -1,6 +1,10 @@
 """Meters of `chat/completions` and `completions`, whose events are chunks, and of the streams that no model writes.
 
-Source: platform.openai.com, "Chat", "Completions"; vLLM and SGLang for `continuous_usage_stats`.
+Usage stands at the top of a chunk, or in its last choice (Moonshot), or in `x_groq` (Groq). Where there is none, the
+`timings` of llama.cpp count.
+
+Sources: platform.openai.com, "Chat", "Completions"; platform.moonshot.ai, "Chat"; console.groq.com, "API reference";
+vLLM and SGLang for `continuous_usage_stats`.
 """
 
 from typing import Final
@@ -9,7 +13,17 @@ import msgspec
 
 from edge.exchange import NO_USAGE, Usage
 from edge.metering.events import Events, decoded
-from edge.metering.usage_objects import ABSENT, NULL, USAGE_MEMBER, occurrences, usage_in, with_units
+from edge.metering.usage_objects import (
+    ABSENT,
+    NULL,
+    UNREADABLE,
+    USAGE_MEMBER,
+    occurrences,
+    timings_in,
+    usage_in,
+    usage_or_units_in,
+    with_units,
+)
 from edge.sse import opens_with_error
 
 MAX_ENDING_BYTES: Final = 256
@@ -25,23 +39,31 @@ class _Choice(msgspec.Struct):
     index: msgspec.Raw = ABSENT
     delta: dict[str, msgspec.Raw] | None = None
     text: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = ABSENT  # Moonshot's, in the last choice
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
+    x_groq: msgspec.Raw = ABSENT
+    timings: msgspec.Raw = ABSENT
+
+
+class _WithUsage(msgspec.Struct):
+    usage: msgspec.Raw = ABSENT
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
+_with_usage = msgspec.json.Decoder(_WithUsage)
 
 
 class ChunkEvents(Events):
     """`chat/completions` and `completions`."""
 
-    _written: dict[bytes, int] = msgspec.field(
-        default_factory=dict
-    )  # tokens of each choice, by its index, by its running usage
+    # Tokens of each choice, by its index, by its running usage.
+    _written: dict[bytes, int] = msgspec.field(default_factory=dict)
+    _by_timings: bool = True  # there was no other usage
 
     def _read(self, event: bytes) -> bytes:
         chunk = decoded(_chunk, event)
@@ -54,14 +76,14 @@ class ChunkEvents(Events):
             return event
         self.failed, self._ended, self._answers = False, False, True
         has_usage = bool(usage) and usage != NULL
-        if has_usage:
-            used = usage_in(usage)
+        used = self._used(chunk, choices)
+        if used is not None:
             self._take(used, is_last=not choices)
-            if choices and used is not None:
+            if choices:
                 self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
         if _has_token(choices) if choices is not None else not has_usage:
             self._frames += 1
-            if self.learns and not has_usage and not (self.ending and event.endswith(self.ending)):
+            if self.learns and used is None and not (self.ending and event.endswith(self.ending)):
                 self.ending = _ending_of(event)
         if has_usage and bytes(usage).startswith(b"{"):
             if choices and self.hide_running:
@@ -70,12 +92,38 @@ class ChunkEvents(Events):
                 return b""
         return event
 
+    def _used(self, chunk: _Chunk, choices: list[_Choice] | None) -> Usage | None:
+        """Return what a chunk says was used, in whichever place."""
+        if chunk.usage and chunk.usage != NULL:
+            used = self._count(chunk.usage)
+        elif choices and choices[-1].usage:
+            used = self._count(choices[-1].usage)
+        elif chunk.x_groq:
+            used = self._count(_usage_within(chunk.x_groq))
+        elif chunk.timings and self._by_timings:
+            return timings_in(chunk.timings)
+        else:
+            return None
+        if used is not None:
+            self._by_timings = False
+        return used
+
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_in(usage)
+
     def usage(self, whole: bool) -> Usage:
         used = super().usage(whole)
         if self._is_last or len(self._written) < 2:
             return used
         # Running usage is that of the choice it came with, so the last one is not all that was written.
         return msgspec.structs.replace(used, completion_tokens=sum(self._written.values()))
+
+
+def _usage_within(raw: msgspec.Raw) -> msgspec.Raw:
+    try:
+        return _with_usage.decode(raw).usage
+    except UNREADABLE:
+        return ABSENT
 
 
 def _has_token(choices: list[_Choice]) -> bool:
@@ -132,7 +180,10 @@ class OtherEvents(ChunkEvents):
         return super().feed(content)
 
     def usage(self, whole: bool) -> Usage:
-        return with_units(super().usage(whole), self._units, whole)
+        return with_units(super().usage(whole), self._units, "images", whole=whole)
+
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_or_units_in(usage)
 
     def _estimate(self) -> Usage:
         return NO_USAGE

@@ -6,14 +6,16 @@ import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.usage_objects import (
+    ABSENT,
     TAIL_BYTES,
     UNREADABLE,
     Response,
-    Tokens,
     begun_of,
     last_usage,
     occurrences,
-    usage_of,
+    timings_in,
+    usage_in,
+    usage_or_units_in,
     with_units,
 )
 from edge.protocols import NOTHING_BEGUN, Begun
@@ -25,7 +27,8 @@ _LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
 
 class _Used(msgspec.Struct):
-    usage: Tokens | None = None
+    usage: msgspec.Raw = ABSENT
+    timings: msgspec.Raw = ABSENT
 
 
 class _Images(msgspec.Struct):
@@ -100,8 +103,8 @@ class Document(Unmetered):
         if self._parts:
             document = b"".join(self._parts)
             try:
-                tokens = _used.decode(document).usage
-                return usage_of(tokens) if tokens is not None else None
+                members = _used.decode(document)
+                return self._count(members.usage) or timings_in(members.timings)
             except msgspec.ValidationError:
                 return None
             except UNREADABLE:
@@ -114,12 +117,18 @@ class Document(Unmetered):
             return usage
         return msgspec.structs.replace(usage, source=UsageSource.RUNNING)
 
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_or_units_in(usage)
+
     def _estimate(self) -> Usage:
         return NO_USAGE
 
 
 class TextDocument(Document):
     """The answer of a model that writes."""
+
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_in(usage)
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._size // _BYTES_PER_TOKEN, source=UsageSource.ESTIMATED)
@@ -159,4 +168,4 @@ class ImageDocument(Document):
             units = len(_images.decode(document).data)
         except UNREADABLE:
             units = max(self._keys or map(document.count, _IMAGE_KEYS))
-        return with_units(used, units, whole)
+        return with_units(used, units, "images", whole=whole)

@@ -7,7 +7,7 @@ FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 
 
 def message(start: object, *deltas: object) -> list[bytes]:
-    frames = [{"type": "message_start", "message": {"model": "m", "usage": start}}]
+    frames: list[dict[str, object]] = [{"type": "message_start", "message": {"model": "m", "usage": start}}]
     frames += [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}] * 3
     frames += [{"type": "message_delta", "delta": {}, "usage": delta} for delta in deltas]
     return [b"event: %b\n" % str(frame["type"]).encode() + data(frame) for frame in frames]
@@ -15,10 +15,12 @@ def message(start: object, *deltas: object) -> list[bytes]:
 
 def test_each_value_of_a_message_is_the_latest() -> None:
     start = {"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 1}
-    assert read(message(start, {"output_tokens": 5}), MESSAGES) == Usage(9, 5, 4, source=FINAL)
-    assert read(message(start, {"output_tokens": 5}), MESSAGES, whole=False) == Usage(9, 5, 4, source=FINAL)
+    assert read(message(start, {"output_tokens": 5}), MESSAGES) == Usage(9, 5, 4, source=FINAL, cache_creation_tokens=3)
+    assert read(message(start, {"output_tokens": 5}), MESSAGES, whole=False) == Usage(
+        9, 5, 4, source=FINAL, cache_creation_tokens=3
+    )
     both = message(start, {"output_tokens": 5}, {"output_tokens": 6, "input_tokens": 10, "cache_read_input_tokens": 0})
-    assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL)
+    assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL, cache_creation_tokens=3)
     assert read(message(None, {"output_tokens": 5, "input_tokens": 12}), MESSAGES) == USED
     assert read(message({"input_tokens": -1}, {"output_tokens": 5}), MESSAGES) == Usage(0, 5, source=FINAL)
 

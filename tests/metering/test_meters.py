@@ -89,7 +89,9 @@ def test_whole_stream_used_what_its_server_says(operation: str, dialect: str) ->
 
 @pytest.mark.parametrize(("operation", "dialect"), [*((CHAT, each) for each in DIALECTS), (TEXT, "vllm")])
 def test_stream_without_usage_used_its_frames(operation: str, dialect: str) -> None:
-    assert read(simulated(operation, dialect, tokens=9), operation) == Usage(7, 9, source=ESTIMATED)
+    """llama.cpp tells its timings all the same."""
+    expected = Usage(12, 9, source=FINAL) if dialect == "llamacpp" else Usage(7, 9, source=ESTIMATED)
+    assert read(simulated(operation, dialect, tokens=9), operation) == expected
 
 
 @pytest.mark.parametrize(("operation", "dialect"), KINDS)
@@ -103,6 +105,8 @@ def test_frames_that_carry_a_token_are_counted_as_the_server_counts_them(operati
                 assert used == NO_USAGE
             elif used.source is ESTIMATED:
                 assert used == Usage(prompt, script.tokens_in(sent), source=ESTIMATED)
+            elif dialect == "llamacpp":  # its timings, on the frame before `[DONE]`
+                assert (used, sent) == (Usage(12, tokens, source=RUNNING), len(script.frames) - 1)
             else:
                 assert (operation, used) == (MESSAGES, Usage(12, tokens, source=FINAL))
                 assert sent == len(script.frames) - 1
@@ -161,6 +165,21 @@ def test_nothing_is_used_by_a_stream_that_says_nothing(parts: list[bytes]) -> No
         (usage(reasoning_tokens=4, completion_tokens_details={"reasoning_tokens": 3}), Usage(12, 5, 0, 3)),
         (usage(prompt_tokens_details=None, input_tokens_details={"cached_tokens": 2}), Usage(12, 5, 2)),
         (usage(completion_tokens_details=None, output_tokens_details={"reasoning_tokens": 2}), Usage(12, 5, 0, 2)),
+        (usage(cached_tokens=8), Usage(12, 5, 8)),  # Moonshot
+        (usage(cached_tokens="8"), Usage(12, 5)),
+        (usage(cached_tokens=8, prompt_tokens_details={"cached_tokens": 8}), Usage(12, 5, 8)),
+        (usage(prompt_cache_hit_tokens=8, prompt_cache_miss_tokens=4), Usage(12, 5, 8)),  # DeepSeek
+        (usage(prompt_tokens_details={"cached_tokens": 8}, prompt_cache_hit_tokens=8), Usage(12, 5, 8)),
+        (usage(prompt_tokens_details={"cached_tokens": 0, "cache_creation_input_tokens": 9, "cache_type": "ephemeral",
+                                      "cache_creation": {"ephemeral_5m_input_tokens": 9}}),
+         Usage(12, 5, 0, cache_creation_tokens=9)),  # DashScope
+        (usage(prompt_tokens_details={"cached_tokens": 8, "created_cache_tokens": 3}),
+         Usage(12, 5, 8, cache_creation_tokens=3)),  # vLLM
+        ({"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 7, "output_tokens": 5,
+          "cache_creation": {"ephemeral_5m_input_tokens": 3}}, Usage(12, 5, 7, cache_creation_tokens=3)),  # Anthropic
+        ({"input_tokens": 12, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 7, "output_tokens": 5,
+          "total_tokens": 17}, Usage(12, 5, 7, cache_creation_tokens=3)),
+        (usage(cache_creation_input_tokens=3, cache_read_input_tokens=7), Usage(12, 5, 7, cache_creation_tokens=3)),
     ],
 )  # fmt: skip
 def test_usage_is_what_the_object_says(value: dict[str, Any], used: Usage) -> None:
@@ -321,7 +340,7 @@ def test_usage_is_the_same_at_random_cuts(name: str, mode: dict[str, bool], draw
     [
         ("comments", Usage(7, 1, source=ESTIMATED), False),
         ("crlf", Usage(7, 1, source=ESTIMATED), False),
-        ("llamacpp", Usage(7, 0, source=ESTIMATED), False),
+        ("llamacpp", Usage(12, 1, source=FINAL), False),
         ("long", Usage(7, 1, source=ESTIMATED), False),
         ("messages", Usage(12, 2, source=FINAL), False),
         ("openai", Usage(12, 2, source=FINAL), False),
@@ -739,11 +758,7 @@ def test_nothing_is_used_by_a_document_that_did_not_come(operation: str) -> None
     "operation", ["audio/speech", "tokenize", "detokenize", "audio/transcriptions", "new/operation"]
 )
 def test_other_answers_use_nothing_that_they_do_not_tell_of(operation: str) -> None:
-    for content in (
-        b"\xff\xfb\x90",
-        b'{"text":"a","usage":{"type":"duration","seconds":1}}',
-        b'a "usage":{"total_tokens":1}',
-    ):
+    for content in (b"\xff\xfb\x90", b'{"text":"a","usage":{"seconds":null}}', b'a "usage":{"total_tokens":1}'):
         for whole in (True, False):
             assert fed(document(operation), [content]).usage(whole) == NO_USAGE
 
@@ -757,6 +772,38 @@ def test_transcript_used_the_tokens_that_it_tells_of() -> None:
     ]
     assert read(stream, "audio/transcriptions") == USED
     assert read(stream[:1], "audio/transcriptions") == NO_USAGE
+
+
+@pytest.mark.parametrize(
+    ("value", "used"),
+    [
+        ({"type": "duration", "seconds": 12}, Usage(units=12, unit="seconds")),
+        ({"type": "duration", "seconds": 11.2}, Usage(units=12, unit="seconds")),
+        ({"type": "duration", "seconds": 0}, NO_USAGE),
+        ({"type": "duration", "seconds": "12"}, NO_USAGE),
+        ({"type": "duration", "seconds": -1}, NO_USAGE),
+        ({"characters": 24}, Usage(units=24, unit="characters")),
+        (usage(seconds=3), Usage(12, 5, units=3, unit="seconds")),
+    ],
+)
+def test_sound_used_the_seconds_or_characters_that_its_answer_tells_of(value: dict[str, Any], used: Usage) -> None:
+    if used is not NO_USAGE:
+        used = msgspec.structs.replace(used, source=FINAL)
+    content = orjson.dumps({"text": "a", "usage": value})
+    assert fed(document("audio/transcriptions"), [content]).usage(True) == used
+    done = data({"type": "transcript.text.done", "text": "a", "usage": value})
+    assert read([data({"type": "transcript.text.delta", "delta": "a"}), done], "audio/transcriptions") == used
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT])
+def test_document_without_usage_used_what_its_timings_count(operation: str) -> None:
+    timings = {"cache_n": 8, "prompt_n": 4, "prompt_ms": 1.5, "predicted_n": 5, "predicted_ms": 9.25}
+    content = orjson.dumps({"choices": [], "timings": timings})
+    assert fed(document(operation), [content]).usage(True) == Usage(12, 5, 8, source=FINAL)
+    both = orjson.dumps({"choices": [], "usage": usage(9, 3), "timings": timings})
+    assert fed(document(operation), [both]).usage(True) == Usage(9, 3, source=FINAL)
+    for odd in ({"timings": {"prompt_n": 4}}, {"timings": None}, {"timings": {"prompt_n": -1, "predicted_n": 1}}):
+        assert fed(document(operation), [orjson.dumps(odd)]).usage(True).source is ESTIMATED
 
 
 def test_document_that_is_cut_used_what_it_told_before() -> None:
@@ -802,7 +849,7 @@ def test_images_of_a_stream_are_counted_however_long_they_are(size: int) -> None
         ]
         content = b"".join(frames)
         parts = cut(content, range(size, len(content), size))
-        assert read(parts, "images/generations") == Usage(12, 5, units=2, source=FINAL)
+        assert read(parts, "images/generations") == Usage(12, 5, units=2, unit="images", source=FINAL)
         assert read(parts, "images/generations", whole=False).units == 2
 
 
@@ -810,11 +857,11 @@ def test_images_of_a_stream_are_counted_however_long_they_are(size: int) -> None
 def test_images_are_counted(operation: str) -> None:
     for n in [1, 3]:
         content = answer(operation, n=n)
-        assert fed(document(operation), [content]).usage(True) == Usage(units=n, source=FINAL)
-        assert fed(document(operation), [content]).usage(False) == Usage(units=n, source=RUNNING)
-        assert fed(document(operation), [content[:-4]]).usage(False) == Usage(units=n, source=RUNNING)
+        assert fed(document(operation), [content]).usage(True) == Usage(units=n, unit="images", source=FINAL)
+        assert fed(document(operation), [content]).usage(False) == Usage(units=n, unit="images", source=RUNNING)
+        assert fed(document(operation), [content[:-4]]).usage(False) == Usage(units=n, unit="images", source=RUNNING)
         told = content[:-1] + b',"usage":{"input_tokens":12,"output_tokens":5}}'
-        assert fed(document(operation), [told]).usage(True) == Usage(12, 5, units=n, source=FINAL)
+        assert fed(document(operation), [told]).usage(True) == Usage(12, 5, units=n, unit="images", source=FINAL)
 
 
 @pytest.mark.parametrize("content", [b'{"data":[]}', b'{"data":null}', b"{}", b'{"error":{"message":"a"}}', b"x"])
@@ -831,4 +878,6 @@ def test_large_images_are_counted_as_they_pass(size: int) -> None:
         content = f'{{"created":1,"data":[{images}],"usage":{{"input_tokens":12,"output_tokens":5}}}}'.encode()
         positions = range(max(size, len(content) - 400 * size), len(content), size)
         parts = cut(content, positions)
-        assert fed(document("images/generations"), parts).usage(True) == Usage(12, 5, units=3, source=FINAL)
+        assert fed(document("images/generations"), parts).usage(True) == Usage(
+            12, 5, units=3, unit="images", source=FINAL
+        )
