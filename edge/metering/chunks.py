@@ -74,11 +74,13 @@ class ChunkEvents(Events):
         if (chunk.error and chunk.error != NULL) or (choices is None and opens_with_error(event, True)):
             self._fail()
             return event
-        self.failed, self._ended, self._answers = False, False, True
         has_usage = bool(usage) and usage != NULL
+        if choices or (choices is None and not has_usage):
+            self.failed = False
+        self._ended, self._answers = False, True
         used = self._used(chunk, choices)
         if used is not None:
-            self._take(used, is_last=not choices)
+            self._usage, self._is_last = used, not choices
             if choices:
                 self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
         if _has_token(choices) if choices is not None else not has_usage:

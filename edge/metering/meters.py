@@ -43,7 +43,8 @@ class Meter(Protocol):
     every event. What is lost is usage on a frame of content by a server that puts it in front of the choices of some
     frames and not of others; the last usage of a stream is never lost.
 
-    `failed`: the last data before `[DONE]`, or before the end, is an error.
+    `failed`: the last data before `[DONE]`, or before the end, is an error; usage alone does not undo it, since SGLang
+    tells the usage of a request that failed as of any other.
     """
 
     ending: bytes

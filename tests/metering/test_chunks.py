@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edge.exchange import Usage, UsageSource
-from tests.metering.test_meters import CHAT, DONE, USED, chunk, data, events, last, read, usage
+from tests.metering.test_meters import CHAT, DONE, USED, chunk, data, events, fed, last, read, usage
 
 FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 
@@ -66,3 +66,18 @@ def test_usage_frame_is_read_and_hidden_whatever_its_shape(choices: dict[str, An
     assert read(frames) == USED
     assert given(frames, hide_usage=True) == b"".join([*frames[:2], DONE])
     assert given(frames) == b"".join(frames)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}], ids=["absent", "null", "empty"])
+@pytest.mark.parametrize("end", [[], [DONE]], ids=["open", "done"])
+def test_failure_before_the_usage_frame_stays_one(choices: dict[str, Any], end: list[bytes]) -> None:
+    """SGLang sends the error of a request that ran for too long, then its usage, then `[DONE]`."""
+    error = data({"error": {"object": "error", "message": "a", "type": "SERVICE_UNAVAILABLE", "code": 503}})
+    meter = fed(events(), [chunk(), error, data({"id": "1", **choices, "usage": usage(26, 300)}), *end])
+    assert meter.failed
+    assert meter.usage(True) == Usage(26, 300, source=FINAL)
+    assert fed(meter, [data({"choices": []})]).failed
+    assert not fed(meter, [chunk()]).failed
