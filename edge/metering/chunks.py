@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edge.exchange import NO_USAGE, Usage
+from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.events import Events, decoded
 from edge.metering.usage_objects import (
     ABSENT,
@@ -27,6 +27,7 @@ from edge.metering.usage_objects import (
 from edge.sse import opens_with_error
 
 MAX_ENDING_BYTES: Final = 256
+_MAX_INDEX_DIGITS: Final = 4
 _SPACE: Final = b" \t\r\n"
 _OPEN_CHOICE: Final = (b'"finish_reason":null', b'"finish_reason": null')
 
@@ -39,6 +40,7 @@ class _Choice(msgspec.Struct):
     index: msgspec.Raw = ABSENT
     delta: dict[str, msgspec.Raw] | None = None
     text: msgspec.Raw = ABSENT
+    finish_reason: msgspec.Raw = ABSENT
     usage: msgspec.Raw = ABSENT  # Moonshot's, in the last choice
 
 
@@ -59,10 +61,16 @@ _with_usage = msgspec.json.Decoder(_WithUsage)
 
 
 class ChunkEvents(Events):
-    """`chat/completions` and `completions`."""
+    """`chat/completions` and `completions`.
 
-    # Tokens of each choice, by its index, by its running usage.
-    _written: dict[bytes, int] = msgspec.field(default_factory=dict)
+    A usage frame without choices counts the choices that ended since the one before: all of them, mostly. Usage on a
+    frame with choices is that of its last choice, and the latest counts.
+    """
+
+    _by_choice: dict[int, Usage] = msgspec.field(default_factory=dict)
+    _totals: list[Usage] = msgspec.field(default_factory=list)  # of the usage frames
+    _ended_choices: set[int] = msgspec.field(default_factory=set)  # with the latest usage frame, or before it
+    _ending_choices: set[int] = msgspec.field(default_factory=set)  # since then
     _by_timings: bool = True  # there was no other usage
 
     def _read(self, event: bytes) -> bytes:
@@ -79,10 +87,10 @@ class ChunkEvents(Events):
             self.failed = False
         self._ended, self._answers = False, True
         used = self._used(chunk, choices)
-        if used is not None:
-            self._usage, self._is_last = used, not choices
-            if choices:
-                self._written[bytes(choices[-1].index) or b"0"] = used.completion_tokens
+        if choices:
+            self._read_choices(choices, used)
+        elif used is not None:
+            self._read_total(used)
         if _has_token(choices) if choices is not None else not has_usage:
             self._frames += 1
             if self.learns and used is None and not (self.ending and event.endswith(self.ending)):
@@ -93,6 +101,27 @@ class ChunkEvents(Events):
             if not choices and self.hide_usage:
                 return b""
         return event
+
+    def _read_choices(self, choices: list[_Choice], used: Usage | None) -> None:
+        self._is_last = False
+        for choice in choices:
+            if choice.finish_reason and choice.finish_reason != NULL:
+                index = _index_of(choice)
+                if index not in self._ended_choices:
+                    self._ending_choices.add(index)
+        if used is not None:
+            self._by_choice[_index_of(choices[-1])] = used
+
+    def _read_total(self, used: Usage) -> None:
+        """Read a usage frame. llama.cpp sends one behind each choice, with that choice's tokens only."""
+        if self._ending_choices and self._ended_choices:
+            self._totals.append(used)
+        else:
+            self._totals[-1:] = [used]
+        self._ended_choices |= self._ending_choices
+        self._ending_choices.clear()
+        self._is_last = True
+        self.ending = b""  # what comes next is read, to know whether another choice goes on
 
     def _used(self, chunk: _Chunk, choices: list[_Choice] | None) -> Usage | None:
         """Return what a chunk says was used, in whichever place."""
@@ -114,11 +143,35 @@ class ChunkEvents(Events):
         return usage_in(usage)
 
     def usage(self, whole: bool) -> Usage:
-        used = super().usage(whole)
-        if self._is_last or len(self._written) < 2:
-            return used
-        # Running usage is that of the choice it came with, so the last one is not all that was written.
-        return msgspec.structs.replace(used, completion_tokens=sum(self._written.values()))
+        if whole:
+            self.close()
+        if self._totals:
+            self._usage = _sum(self._totals, self._totals[:1])
+        elif self._by_choice:
+            # Each of `n` choices was written to the same prompt, and has the prompt's tokens.
+            prompts = {index // self.n: used for index, used in sorted(self._by_choice.items(), reverse=True)}
+            self._usage = _sum(list(self._by_choice.values()), list(prompts.values()))
+        return super().usage(whole)
+
+
+def _index_of(choice: _Choice) -> int:
+    """Return the number of a choice, 0 where it has none, or an odd one."""
+    digits = bytes(choice.index)
+    return int(digits) if digits.isdigit() and len(digits) <= _MAX_INDEX_DIGITS else 0
+
+
+def _sum(written: list[Usage], read: list[Usage]) -> Usage:
+    """Return what choices used: `written` has the answer of each, `read` each prompt once."""
+    return Usage(
+        sum(used.prompt_tokens for used in read),
+        sum(used.completion_tokens for used in written),
+        sum(used.cached_tokens for used in read),
+        sum(used.reasoning_tokens for used in written),
+        written[-1].units,
+        UsageSource.FINAL,
+        written[-1].unit,
+        sum(used.cache_creation_tokens for used in read),
+    )
 
 
 def _usage_within(raw: msgspec.Raw) -> msgspec.Raw:

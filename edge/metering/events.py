@@ -46,6 +46,7 @@ class Events(msgspec.Struct):
     hide_usage: bool
     hide_running: bool
     last_events: tuple[str, ...] = ()
+    n: int = 1
     ending: bytes = b""
     passed: int = 0
     failed: bool = False

@@ -4,10 +4,10 @@ A meter sees the content of one answer, without the framing of HTTP, in whatever
 members that hold usage and skips the rest; it never fails, whatever an upstream sends. Most tokens of a stream need
 not be shown to it at all, see `Meter.ending`.
 
-The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative; that
-of several choices stands with each of them. A count that is missing or null is none; one that is no whole number from 0
-to 2**53 makes the object that it stands in nonsense, and nonsense is as good as no usage. Where there is none, the
-frames that carry a token are counted.
+The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative. Only
+where each choice has its own are they summed, a prompt of several choices once. A count that is missing or null is
+none; one that is no whole number from 0 to 2**53 makes the object that it stands in nonsense, and nonsense is as good
+as no usage. Where there is none, the frames that carry a token are counted.
 """
 
 from typing import Final, Protocol
@@ -78,7 +78,8 @@ class Metering(msgspec.Struct, frozen=True):
     `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
     did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, and the
     usage on the others.
-    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens.
+    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens. `n` is the
+    number of choices to each prompt that was asked for.
     """
 
     operation: Operation
@@ -86,6 +87,7 @@ class Metering(msgspec.Struct, frozen=True):
     hide_usage: bool = False
     hide_running: bool = False
     prompt_estimate: int = 0
+    n: int = 1
 
     @property
     def changes(self) -> bool:
@@ -96,8 +98,9 @@ class Metering(msgspec.Struct, frozen=True):
         """Return a meter for an answer that is a stream of events."""
         kind = _METERS[self.operation.reads][0]
         return kind(
-            self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events
-        )
+            self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events,
+            self.n,
+        )  # fmt: skip
 
     def document(self) -> Meter:
         """Return a meter for any other answer."""

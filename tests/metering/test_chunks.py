@@ -81,3 +81,90 @@ def test_failure_before_the_usage_frame_stays_one(choices: dict[str, Any], end: 
     assert meter.usage(True) == Usage(26, 300, source=FINAL)
     assert fed(meter, [data({"choices": []})]).failed
     assert not fed(meter, [chunk()]).failed
+
+
+# --- several choices
+
+
+def choice(index: int, finish: str | None = None, **members: Any) -> bytes:
+    delta = {} if finish else {"content": "ab"}
+    return data({"id": "1", "choices": [{"index": index, "delta": delta, "finish_reason": finish}], **members})
+
+
+def test_usage_frame_behind_each_choice_counts_that_choice() -> None:
+    """As llama.cpp does where `n` are asked for. The prompt counts once, with what of it had been cached before."""
+    first = last(usage=usage(26, 2, prompt_tokens_details={"cached_tokens": 3}))
+    second = last(usage=usage(26, 4, prompt_tokens_details={"cached_tokens": 25}))
+    frames = [choice(0), choice(1), choice(0, "stop"), first, choice(1), choice(1, "stop"), second, DONE]
+    for n in (1, 2):
+        assert fed(events(n=n), frames).usage(True) == Usage(26, 6, 3, source=FINAL)
+    assert read(frames[:4], whole=False) == Usage(26, 2, 3, source=FINAL)
+    assert read(frames[:5], whole=False) == Usage(26, 2, 3, source=RUNNING)
+    shown = [frame for frame in frames if frame not in (first, second)]
+    assert given(frames, hide_usage=True) == b"".join(shown)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [choice(0), choice(1), choice(1, "stop"), choice(0, "stop"), last()],
+        [choice(0), choice(0, "stop"), last(usage=usage(12, 4)), last()],
+        [choice(0), last(usage=usage(12, 1)), choice(0), last(usage=usage(12, 2)), choice(0, "stop"), last()],
+        [choice(0), choice(0, "stop"), last(), choice(0, "stop"), last()],
+        [choice(0, usage=usage(12, 1)), choice(1, usage=usage(12, 1)), choice(0, "stop"), choice(1, "stop"), last()],
+    ],
+    ids=["of all", "twice", "running", "one choice that ends twice", "on the others too"],
+)
+def test_usage_frame_that_counts_all_is_not_summed(frames: list[bytes]) -> None:
+    assert read([*frames, DONE]) == USED
+
+
+def test_next_choice_is_seen_behind_a_usage_frame() -> None:
+    meter = fed(events(), [choice(0), choice(0, "stop")])
+    assert meter.ending
+    assert not fed(meter, [last()]).ending
+
+
+def test_running_usage_is_that_of_its_choice() -> None:
+    """As vLLM does, `previous_num_tokens[i]`; the end tells all of it."""
+
+    def frame(count: int, **index: int) -> bytes:
+        choice = {**index, "delta": {"content": "ab"}, "finish_reason": None}
+        return data({"choices": [choice], "usage": usage(12, count)})
+
+    def used(frames: list[bytes]) -> Usage:
+        return fed(events(continuous=True, n=4), frames).usage(False)
+
+    frames = [frame(2 * count, index=index) for count in range(1, 6) for index in range(4)]
+    assert used(frames) == Usage(12, 40, source=RUNNING)
+    assert used(frames[:-3]) == Usage(12, 34, source=RUNNING)
+    assert used([*frames, last(usage=usage(12, 43))]) == Usage(12, 43, source=FINAL)
+    assert used([frame(2, index=0), frame(4)]) == Usage(12, 4, source=RUNNING), "an index that is left out is the first"
+
+
+def test_prompts_of_a_list_are_summed_each_once() -> None:
+    """Each has `n` choices in a row. llama.cpp tells the usage of each choice on its last frame."""
+    frames = [
+        choice(0),
+        choice(1),
+        choice(0, "length", usage=usage(5, 1)),
+        choice(1, "length", usage=usage(9, 1)),
+        DONE,
+    ]
+    assert fed(events("completions"), frames).usage(True) == Usage(14, 2, source=FINAL)
+    assert fed(events("completions", n=2), frames).usage(True) == Usage(5, 2, source=FINAL)
+    details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    four = [choice(at, "stop", usage=usage(5 if at < 2 else 9, at + 1, **details)) for at in (3, 0, 2, 1)]
+    assert fed(events("completions", n=2), four).usage(True) == Usage(14, 10, 4, 4, source=FINAL)
+
+
+def test_timings_of_each_choice_are_summed() -> None:
+    timings = [{"prompt_n": 12 - cached, "cache_n": cached, "predicted_n": 3} for cached in (0, 11)]
+    frames = [choice(at, "stop", timings=each) for at, each in enumerate(timings)]
+    assert fed(events(n=2), frames).usage(True) == Usage(12, 6, 0, source=FINAL)
+
+
+@pytest.mark.parametrize("index", [None, -1, 1.5, "1", 10**18, [], {}])
+def test_odd_index_is_that_of_the_first_choice(index: Any) -> None:
+    frames = [choice(index, "stop", usage=usage(12, 3)), choice(0, "stop", usage=usage(12, 5))]
+    assert read(frames) == USED

@@ -228,20 +228,6 @@ def test_stream_that_is_cut_used_what_was_running(operation: str) -> None:
         assert read(frames[:-1], operation, whole=False) == Usage(12, 9, source=FINAL)
 
 
-def test_running_usage_of_several_choices_is_told_for_each_of_them() -> None:
-    """As vLLM does, `previous_num_tokens[i]`; the end tells all of it."""
-
-    def frame(count: int, **index: int) -> bytes:
-        choice = {**index, "delta": {"content": "ab"}, "finish_reason": None}
-        return data({"choices": [choice], "usage": usage(12, count)})
-
-    frames = [frame(2 * count, index=index) for count in range(1, 6) for index in range(4)]
-    assert read(frames, whole=False) == Usage(12, 40, source=RUNNING)
-    assert read(frames[:-3], whole=False) == Usage(12, 34, source=RUNNING)
-    assert read([*frames, last(usage=usage(12, 43))], whole=False) == Usage(12, 43, source=FINAL)
-    assert read([frame(2, index=0), frame(4)]) == Usage(12, 4, source=FINAL), "an index that is left out is the first"
-
-
 # --- what does not fool it
 
 SAID = '"usage":{"prompt_tokens":1,"completion_tokens":1}} data: [DONE]\n\ndata: {"error":{"message":"a"}}\n\n"error":1'
