@@ -7,6 +7,7 @@ Sources: platform.openai.com, "Chat", "Completions"; platform.moonshot.ai, "Chat
 vLLM and SGLang for `continuous_usage_stats`.
 """
 
+import re
 from typing import Final
 
 import msgspec
@@ -29,6 +30,7 @@ from edge.sse import opens_with_error
 MAX_ENDING_BYTES: Final = 256
 _MAX_INDEX_DIGITS: Final = 4
 _SPACE: Final = b" \t\r\n"
+_USAGE_OR_NULL: Final = re.compile(USAGE_MEMBER.pattern + rb'|"usage"[ \t\r\n]*:[ \t\r\n]*null')
 _OPEN_CHOICE: Final = (b'"finish_reason":null', b'"finish_reason": null')
 
 # What is in base64 has no quotes.
@@ -72,8 +74,15 @@ class ChunkEvents(Events):
     _ended_choices: set[int] = msgspec.field(default_factory=set)  # with the latest usage frame, or before it
     _ending_choices: set[int] = msgspec.field(default_factory=set)  # since then
     _by_timings: bool = True  # there was no other usage
+    _runs: bool = False  # there was usage on a frame of an unfinished choice
+    _changed_ending: bytes = b""  # as `ending`, of events of which the client gets `_given_ending` instead
+    _given_ending: bytes = b""
 
     def _read(self, event: bytes) -> bytes:
+        if self._changed_ending and event.endswith(self._changed_ending):
+            self.failed, self._ended, self._answers, self._is_last = False, False, True, False
+            self._frames += 1
+            return event[: -len(self._changed_ending)] + self._given_ending
         chunk = decoded(_chunk, event)
         if chunk is None:
             self._read_other(event)
@@ -91,16 +100,40 @@ class ChunkEvents(Events):
             self._read_choices(choices, used)
         elif used is not None:
             self._read_total(used)
-        if _has_token(choices) if choices is not None else not has_usage:
-            self._frames += 1
-            if self.learns and used is None and not (self.ending and event.endswith(self.ending)):
-                self.ending = _ending_of(event)
-        if has_usage and bytes(usage).startswith(b"{"):
-            if choices and self.hide_running:
-                return _without_usage(event)
-            if not choices and self.hide_usage:
-                return b""
-        return event
+        counts = _has_token(choices) if choices is not None else not has_usage
+        self._frames += counts
+        given = self._without_what_is_ours(event, usage, choices)
+        if counts and self.learns and used is None and not (self.ending and event.endswith(self.ending)):
+            self._learn(event, given)
+        return given
+
+    def _without_what_is_ours(self, event: bytes, usage: msgspec.Raw, choices: list[_Choice] | None) -> bytes:
+        """Return what the client gets of a chunk: without usage, or a null in its place, that only we asked for."""
+        if not usage:
+            return event
+        if usage == NULL:
+            return _without_usage(event) if self.hide_usage else event
+        if not bytes(usage).startswith(b"{"):
+            return event
+        if not choices:
+            return b"" if self.hide_usage else event
+        if not self.hide_running:
+            return event
+        if any(choice.finish_reason and choice.finish_reason != NULL for choice in choices):
+            # An engine that tells no running usage, and its usage nowhere else than here.
+            return _without_usage(event) if self.hide_usage or self._runs else event
+        self._runs = True
+        return _without_usage(event)
+
+    def _learn(self, event: bytes, given: bytes) -> None:
+        """Note how a token's event ends, and what the client gets in place of that."""
+        ending = _ending_of(event)
+        if given is event:
+            self.ending = ending
+            return
+        at = len(event) - len(ending)
+        self._changed_ending = ending if ending and given.startswith(event[:at]) else b""
+        self._given_ending = given[at:]
 
     def _read_choices(self, choices: list[_Choice], used: Usage | None) -> None:
         self._is_last = False
@@ -208,7 +241,7 @@ def _without_usage(event: bytes) -> bytes:
     """
     at = -1
     while (at := event.find(b'"usage"', at + 1)) >= 0:
-        found = USAGE_MEMBER.match(event, at)
+        found = _USAGE_OR_NULL.match(event, at)
         if found is None:
             continue
         before, after = event[:at], event[found.end() :]

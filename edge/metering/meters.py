@@ -76,8 +76,9 @@ class Metering(msgspec.Struct, frozen=True):
     """How the answer to one request is to be metered.
 
     `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
-    did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, and the
-    usage on the others.
+    did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, with the
+    nulls that announce it in the other frames; and the usage on frames with choices. That on the last frame of a choice
+    is shown to who asked for usage where an engine has it nowhere else.
     `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens. `n` is the
     number of choices to each prompt that was asked for.
     """

@@ -1,11 +1,12 @@
 """Streams of chunks: their usage in every dialect, and what of it the client gets."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from edge.exchange import Usage, UsageSource
-from tests.metering.test_meters import CHAT, DONE, USED, chunk, data, events, fed, last, read, usage
+from tests.metering.test_meters import CHAT, DONE, USED, alike, chunk, data, events, fed, last, read, usage
 
 FINAL, RUNNING, ESTIMATED, NONE = UsageSource
 
@@ -66,6 +67,47 @@ def test_usage_frame_is_read_and_hidden_whatever_its_shape(choices: dict[str, An
     assert read(frames) == USED
     assert given(frames, hide_usage=True) == b"".join([*frames[:2], DONE])
     assert given(frames) == b"".join(frames)
+
+
+@pytest.mark.parametrize("dumps", [data, alike], ids=["compact", "spaced"])
+def test_null_that_announces_usage_is_hidden_with_it(dumps: Callable[[object], bytes]) -> None:
+    """As OpenAI sends it in each chunk once usage is asked for."""
+
+    def frames(**members: Any) -> list[bytes]:
+        deltas = [{"role": "assistant"}, *({"content": text} for text in "abc")]
+        chunks = [{"choices": [{"delta": each, "finish_reason": None}]} | members for each in deltas]
+        return list(map(dumps, [*chunks, {"choices": [{"delta": {}, "finish_reason": "stop"}]} | members]))
+
+    sent = [*frames(usage=None), last(), DONE]
+    assert given(sent, hide_usage=True) == b"".join([*frames(), DONE])
+    assert given(sent, continuous=True, hide_usage=True, hide_running=True) == b"".join([*frames(), DONE])
+    assert given(sent) == given(sent, continuous=True, hide_running=True) == b"".join(sent)
+    meter = fed(events(hide_usage=True), sent[:-2])
+    assert meter.ending == b"", "each has to be changed"
+    assert meter.usage(False) == Usage(7, 3, source=ESTIMATED)
+    assert fed(meter, [sent[-2]]).usage(True) == USED
+    assert fed(events(), sent[:3]).ending, "nothing is to be changed"
+
+
+@pytest.mark.parametrize("behind", [b',"x":1', b',"obfuscation":"aX9"', b""])
+def test_null_is_taken_out_of_every_frame_wherever_it_stands(behind: bytes) -> None:
+    frame = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]%b%b}\n\n'
+    sent = [frame % (b',"usage":null', behind)] * 4
+    assert given(sent, hide_usage=True) == frame % (b"", behind) * 4
+    turned = b'data: {"usage":null,"choices":[{"delta":{"content":"a"},"finish_reason":null}]%b}\n\n' % behind
+    assert given([turned] * 4, hide_usage=True) == turned.replace(b'"usage":null,', b"") * 4
+
+
+def test_usage_on_the_last_frame_of_a_choice_stays_for_who_asked_for_usage() -> None:
+    """transformers and llama.cpp have it nowhere else; what runs up to the end is not for who asked for the end."""
+    finish = chunk({}, "stop", usage=usage())
+    only_there = [chunk(), finish, DONE]
+    assert given(only_there, continuous=True, hide_running=True) == b"".join(only_there)
+    hidden = b"".join([chunk(), chunk({}, "stop"), DONE])
+    assert given(only_there, continuous=True, hide_running=True, hide_usage=True) == hidden
+    assert given(only_there, hide_usage=True) == b"".join(only_there), "whoever asks what"
+    runs = [chunk(usage=usage(12, 1)), finish, last(), DONE]
+    assert given(runs, continuous=True, hide_running=True) == b"".join([chunk(), chunk({}, "stop"), last(), DONE])
 
 
 # --- failures
