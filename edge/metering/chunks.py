@@ -14,12 +14,14 @@ import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.events import Events, decoded
+from edge.metering.scanning import Scanner
 from edge.metering.usage_objects import (
     ABSENT,
     NULL,
     UNREADABLE,
     USAGE_MEMBER,
     occurrences,
+    raw_of,
     timings_in,
     usage_in,
     usage_or_units_in,
@@ -171,6 +173,13 @@ class ChunkEvents(Events):
         if used is not None:
             self._by_timings = False
         return used
+
+    def _read_scanned(self, scanner: Scanner) -> None:
+        super()._read_scanned(scanner)
+        used = self._count(raw_of(scanner.found, b"usage"))
+        self._is_last = False
+        if used is not None:
+            self._by_choice[0] = used
 
     def _count(self, usage: msgspec.Raw) -> Usage | None:
         return usage_in(usage)

@@ -3,16 +3,20 @@
 Most tokens need not be shown to a meter, see `metering.Meter.ending`.
 """
 
+import re
 from typing import Final, TypeVar
 
 import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.metering.usage_objects import NULL, TAIL_BYTES, UNREADABLE, last_usage
+from edge.metering.scanning import Scanner
+from edge.metering.usage_objects import NULL, UNREADABLE, raw_of, usage_in
 from edge.protocols import NOTHING_BEGUN, Begun
 from edge.sse import EVENT_DATA, event_end, opens_with_error
 
 MAX_METERED_BYTES: Final = 2**20  # of one event that is read whole; `response.completed` repeats the whole text
+_KEPT_OF_LONG: Final = 4  # bytes of an event that is passed on, in which its end may have begun
+_DATA: Final = re.compile(rb"(?:\A|[\r\n])data:")
 MAX_HELD_BYTES: Final = 64 * 1024  # of one event that the client waits for; a longer one goes on as it comes
 _T = TypeVar("_T")
 
@@ -56,7 +60,7 @@ class Events(msgspec.Struct):
     _usage: Usage | None = None
     _is_last: bool = False  # the usage is the one at the end of a stream
     _held: bytearray = bytearray()  # an event that has begun
-    _overlong: bool = False  # it is too long: only its end is kept, and the client has got it
+    _long: Scanner | None = None  # of an event too long to be held, which the client gets as it comes
 
     @property
     def ended(self) -> bool:
@@ -77,9 +81,8 @@ class Events(msgspec.Struct):
     def close(self) -> bytes:
         event = bytes(self._held)
         self._held.clear()
-        if self._overlong:
-            self._overlong = False
-            self._read_end(event[-TAIL_BYTES:])
+        if self._long is not None:
+            self._end_long()
             return b""
         given = self._read(event) if event else b""
         return given if self.hide_usage or self.hide_running else b""
@@ -103,7 +106,7 @@ class Events(msgspec.Struct):
         """Read the events that `content` completes and return what goes on; `most` is as much as is kept of one."""
         held = self._held
         looked = max(0, len(held) - 2)  # no event ends before, but its end may have begun
-        given_to = len(held) if self._overlong else 0
+        given_to = len(held) if self._long is not None else 0
         data: bytes | bytearray = content
         if held:
             held += content
@@ -112,11 +115,10 @@ class Events(msgspec.Struct):
         given: list[bytes] = []
         at = 0
         while (end := event_end(data, max(at, looked), no_cr)) > 0:
-            event = bytes(data[at:end])
-            if self._overlong or len(event) >= most:
-                given.append(event[given_to - at :])
-                self._read_end(event[-TAIL_BYTES:])
-                self._overlong = False
+            event = bytes(data[given_to:end])
+            if self._long is not None or len(event) >= most:
+                given.append(self._pass_long(event))
+                self._end_long()
             else:
                 given.append(self._read(event))
             at = given_to = end
@@ -124,21 +126,37 @@ class Events(msgspec.Struct):
             held += content[at:]
         else:
             del held[:at]
-        if self._overlong or len(held) >= most:
-            given.append(bytes(held[given_to - at :]))
-            self._overlong = True
-            if len(held) > 2 * TAIL_BYTES:
-                del held[:-TAIL_BYTES]
+        if self._long is not None or len(held) >= most:
+            given.append(self._pass_long(bytes(held[given_to - at :])))
+            del held[:-_KEPT_OF_LONG]
         return b"".join(given)
+
+    def _pass_long(self, content: bytes) -> bytes:
+        """Return a part of an event that is too long to be held, as it is."""
+        if self._long is None:
+            self._long = self._new_scanner()
+            begin = _DATA.search(content)  # in one line, as every server writes it
+            self._long.feed(content, begin.end() if begin is not None else len(content))
+        else:
+            self._long.feed(content)
+        return content
+
+    def _end_long(self) -> None:
+        assert self._long is not None
+        self._read_scanned(self._long)
+        self._long = None
+
+    def _new_scanner(self) -> Scanner:
+        return Scanner(b"usage")
 
     def _read(self, event: bytes) -> bytes:
         """Read a whole event; return what goes on of it."""
         raise NotImplementedError
 
-    def _read_end(self, tail: bytes) -> None:
-        """Read the end of an event that is too long, or too odd, to be parsed; it counts as a token's."""
+    def _read_scanned(self, scanner: Scanner) -> None:
+        """Read an event that is too long, or too odd, to be parsed; it counts as a token's."""
         self._frames += 1
-        self._take(last_usage(tail), is_last=False)
+        self._take(usage_in(raw_of(scanner.found, b"usage")), is_last=False)
 
     def _take(self, usage: Usage | None, *, is_last: bool) -> None:
         """Note an event that is no error, and its usage, if it has one."""
@@ -164,7 +182,9 @@ class Events(msgspec.Struct):
         if opens_with_error(event, True):
             self._fail()
         elif data:
-            self._read_end(data[-TAIL_BYTES:])
+            scanner = self._new_scanner()
+            scanner.feed(data)
+            self._read_scanned(scanner)
 
 
 def is_error(kind: str, error: msgspec.Raw, event: bytes) -> bool:

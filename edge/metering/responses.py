@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from edge.metering.events import Events, decoded, is_error
-from edge.metering.usage_objects import ABSENT, Response, begun_of, last_usage, usage_in
+from edge.metering.scanning import Scanner
+from edge.metering.usage_objects import ABSENT, Response, begun_of, response_of, usage_in
 from edge.protocols import NOTHING_BEGUN, Begun
 
 _DELTA_TYPE: Final = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta" ?\}[\r\n]+')
@@ -30,6 +31,7 @@ class ResponseEvents(Events):
 
     _begun: Begun = NOTHING_BEGUN
     _last: bytes = b""  # event that was read
+    _response: Scanner | None = None  # of an event too long to be parsed
 
     def _read(self, event: bytes) -> bytes:
         self._last = event
@@ -59,9 +61,18 @@ class ResponseEvents(Events):
         if is_last:
             self._note_last()
 
-    def _read_end(self, tail: bytes) -> None:
-        self._last = tail
-        self._take(last_usage(tail), is_last=True)
+    def _new_scanner(self) -> Scanner:
+        self._response = Scanner(b"usage", b"id", b"created_at", b"model")
+        return Scanner(b"type", b"sequence_number", response=self._response)
+
+    def _read_scanned(self, scanner: Scanner) -> None:
+        found = scanner.found
+        self._last = b'"sequence_number":%b ' % found.get(b"sequence_number", b"")
+        kind = found.get(b"type", b"").decode(errors="replace").strip('"')
+        if kind.endswith(".delta"):
+            self._frames += 1
+        answer = response_of(self._response.found) if self._response is not None else None
+        self._read_response(_ResponseEvent(kind, answer))
 
     def begun(self, last: bytes) -> Begun:
         numbers = _SEQUENCE_NUMBER.findall(last or self._last)

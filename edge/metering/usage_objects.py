@@ -19,8 +19,6 @@ import msgspec
 from edge.exchange import NO_USAGE, Unit, Usage, UsageSource
 from edge.protocols import Begun
 
-TAIL_BYTES: Final = 64 * 1024  # kept of what is longer: behind the usage stand the caller's own tools and metadata
-
 UNREADABLE: Final = (ValueError, RecursionError)  # what msgspec raises: both its own errors are ValueErrors
 NULL: Final = msgspec.Raw(b"null")
 ABSENT: Final = msgspec.Raw(b"")
@@ -200,12 +198,14 @@ def with_units(used: Usage, units: int, unit: Unit, *, whole: bool) -> Usage:
     return msgspec.structs.replace(used, units=units, unit=unit, source=source)
 
 
-def last_usage(tail: bytes) -> Usage | None:
-    """Return the last usage in the end of what is too long, or too odd, to be parsed, or was cut."""
-    usage = None
-    for found in USAGE_MEMBER.finditer(tail):
-        usage = usage_in(msgspec.Raw(found[1])) or usage
-    return usage
+def raw_of(found: dict[bytes, bytes], name: bytes) -> msgspec.Raw:
+    """Return the value of a member that a scanner found, or not."""
+    return msgspec.Raw(found.get(name, b""))
+
+
+def response_of(found: dict[bytes, bytes]) -> Response:
+    """Return a response of the members that a scanner found."""
+    return Response(**{name: raw_of(found, name.encode()) for name in Response.__struct_fields__})
 
 
 def begun_of(answer: Response) -> Begun:

@@ -17,7 +17,7 @@ from edge.metering.chunks import MAX_ENDING_BYTES
 from edge.metering.documents import MAX_DOCUMENT_BYTES
 from edge.metering.events import MAX_HELD_BYTES, MAX_METERED_BYTES
 from edge.metering.meters import Meter, Metering
-from edge.metering.usage_objects import TAIL_BYTES
+from edge.metering.scanning import MAX_VALUE_BYTES
 from edge.operations import OPERATIONS, Operation
 from edge.simulator import dialects
 from edge.simulator.dialects import Ask, Dialect, Question, error_frames
@@ -246,8 +246,7 @@ def test_what_a_model_says_is_not_taken_for_usage_or_an_end(operation: str) -> N
             }
             event = b"data: " + dumps(frames[operation]) + b"\n\n"
             meter = fed(events(operation), [event, *cut(event, range(1000, len(event), 1000))])
-            expected = 0 if operation == RESPONSES and len(event) > MAX_METERED_BYTES else 2
-            assert meter.usage(True) == Usage(7, expected, source=ESTIMATED)
+            assert meter.usage(True) == Usage(7, 2, source=ESTIMATED)
             assert not meter.failed
             answer = dumps({"id": 1, "output": said, "choices": [frames[CHAT]]})
             assert fed(document(operation), [answer]).usage(True).source is ESTIMATED
@@ -671,14 +670,24 @@ def test_what_is_too_long_does_not_depend_on_the_reads() -> None:
         assert outcome(CHAT, mode, [event + DONE])[0] == expected[0] + DONE
 
 
-def test_last_usage_of_a_long_event_that_is_one_counts() -> None:
-    event = data({"x": "x" * MAX_METERED_BYTES, "y": {"usage": usage(1, 1)}, "usage": usage(), "z": {"usage": {}}})
-    assert read(event) == read(event, RESPONSES) == USED
+@pytest.mark.parametrize("length", [10, MAX_HELD_BYTES, MAX_METERED_BYTES])
+def test_usage_at_the_top_of_an_event_counts_however_long_it_is(length: int) -> None:
+    """An object of that name that stands deeper, or in a text, is the caller's own."""
+    own = {"usage": usage(1, 1), "x": '"usage":{"prompt_tokens":1}', "choices": [{"index": 0, "usage": None}]}
+    for long in ({"x": "x" * length}, {"x": [own] * (length // 50)}):
+        for members in (own | long | {"y": own, "usage": usage(), "z": {"usage": {}}}, {"usage": usage()} | long):
+            event = data(members | {"choices": [{"index": 0, "delta": {}}]})
+            for size in (10**7, 65_536, 1400):
+                parts = cut(event, range(size, len(event), size))
+                for mode in MODES[:2]:
+                    meter = fed(events(**mode), parts)
+                    assert meter.usage(True) == USED
+                    assert meter.usage(False) == msgspec.structs.replace(USED, source=RUNNING)
 
 
 def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
-    for operation, hide in ((CHAT, True), (CHAT, False), (RESPONSES, False)):
-        meter = events(operation, hide_usage=hide)
+    for hide in (True, False):
+        meter = events(hide_usage=hide)
         event = b'data: {"text":"' + b"x" * MAX_METERED_BYTES + b'","usage":{"total_tokens":3}}'
         assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
         assert meter.usage(False).prompt_tokens == 3
@@ -699,7 +708,7 @@ def test_little_is_kept_of_what_is_long() -> None:
             meter.feed(b'data: {"x":"')
             for _ in range(300):
                 meter.feed(bytes(32_768))
-            assert tracemalloc.get_traced_memory()[0] < 4 * TAIL_BYTES
+            assert tracemalloc.get_traced_memory()[0] < 4 * MAX_VALUE_BYTES
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_METERED_BYTES
     finally:
         tracemalloc.stop()
@@ -805,25 +814,35 @@ def test_document_that_is_cut_used_what_it_told_before() -> None:
     assert fed(document(), [lone]).usage(True) == USED
 
 
+VECTORS = b'"data":[' + b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400) + b"]"
+OWN = b'"metadata":{"usage":{"prompt_tokens":1},"text":"\\"usage\\":{\\"prompt_tokens\\":2}"}'
+SHORT_USAGE = b'"usage":{"prompt_tokens":12,"total_tokens":12}'
+
+
 @pytest.mark.parametrize("size", [1400, 65_536, MAX_DOCUMENT_BYTES, 10**8])
-def test_usage_of_a_long_document_is_read_from_its_end(size: int) -> None:
-    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
-    content = b'{"data":[' + vectors + b'],"usage":{"prompt_tokens":12,"total_tokens":12}}'
-    assert len(content) > 2 * MAX_DOCUMENT_BYTES
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["in front", "between", "behind"])
+def test_usage_is_found_anywhere_in_a_document_of_any_length(size: int, at: int) -> None:
+    """llama.cpp has it in front of the vectors, vLLM between an answer and the log probabilities of its prompt."""
+    members = [VECTORS, OWN, VECTORS.replace(b"data", b"more")]
+    content = b"{" + b",".join([*members[:at], SHORT_USAGE, *members[at:]]) + b"}"
+    assert len(content) > 4 * MAX_DOCUMENT_BYTES
     parts = cut(content, range(size, len(content), size))
     assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
     assert fed(document("embeddings"), parts).usage(False) == Usage(12, 0, source=RUNNING)
-    assert fed(document("embeddings"), [content[:-60]]).usage(False) == Usage(7, 0, source=ESTIMATED)
-    assert fed(document(), [content[:-60]]).usage(True) == Usage(7, (len(content) - 60) // 4, source=ESTIMATED)
 
 
 @pytest.mark.parametrize("size", [1400, 65_536, 10**8])
-def test_usage_of_a_long_document_may_stand_where_it_begins(size: int) -> None:
-    """llama.cpp has it in front of the vectors."""
-    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
-    content = b'{"model":"m","usage":{"prompt_tokens":12,"total_tokens":12},"data":[' + vectors + b"]}"
-    parts = cut(content, range(size, len(content), size))
-    assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
+def test_what_the_caller_wrote_is_no_usage_wherever_the_document_is_cut(size: int) -> None:
+    content = b"{" + b",".join([OWN, VECTORS, OWN.replace(b"metadata", b"more"), SHORT_USAGE]) + b"}"
+    for short in (content[:-1], content[: len(OWN) - 5], content[: len(OWN) + 100], content[:-80]):
+        parts = cut(short, range(size, len(short), size))
+        assert fed(document("embeddings"), parts).usage(False) == Usage(7, 0, source=ESTIMATED)
+        assert fed(document(), parts).usage(True) == Usage(7, len(short) // 4, source=ESTIMATED)
+
+
+def test_timings_of_a_long_document_count() -> None:
+    content = b'{"timings":{"prompt_n":12,"predicted_n":5},' + VECTORS + b"}"
+    assert fed(document(), cut(content, range(65_536, len(content), 65_536))).usage(True) == USED
 
 
 # --- images
