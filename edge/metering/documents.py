@@ -57,6 +57,10 @@ class Unmetered(msgspec.Struct):
     def holds(self) -> bool:
         return False
 
+    @property
+    def has_content(self) -> bool:
+        return True
+
     def feed(self, content: bytes) -> bytes:
         return content
 

@@ -70,6 +70,10 @@ class Events(msgspec.Struct):
     def holds(self) -> bool:
         return bool(self._held)
 
+    @property
+    def has_content(self) -> bool:
+        return self._frames > 0
+
     def feed(self, content: bytes) -> bytes:
         end = content.find(b"\n\n")
         if 2 <= end + 2 == len(content) < MAX_HELD_BYTES and not self._held and content.find(b"\r") < 0:

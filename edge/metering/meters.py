@@ -59,6 +59,10 @@ class Meter(Protocol):
     def holds(self) -> bool:
         """Whether an event has begun and not ended; where events are changed, it is held back."""
 
+    @property
+    def has_content(self) -> bool:
+        """Whether something came that a model made: no comment, role or beginning; any byte of what is no stream."""
+
     def feed(self, content: bytes) -> bytes:
         """Return what the client gets: the same object, unless something was changed or held back."""
 

@@ -132,6 +132,19 @@ def test_only_frames_that_carry_a_token_are_counted() -> None:
         assert read(frame).completion_tokens in (0, 5), frame
 
 
+@pytest.mark.parametrize(("operation", "dialect"), KINDS)
+def test_content_begins_with_the_first_token(operation: str, dialect: str) -> None:
+    """A comment, a role, `message_start` and `response.created` come before, some of them long before."""
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect))
+    meter = events(operation)
+    meter.feed(b":\n\n")
+    for sent, frame in enumerate(script.frames):
+        assert meter.has_content is (script.tokens_in(sent) > 0)
+        meter.feed(frame)
+    assert not fed(events(), [DONE, data({"error": {"message": "a"}}), last()]).has_content
+    assert document().has_content
+
+
 @pytest.mark.parametrize("parts", [[], [b""], [b": keep-alive\n\n"] * 3, [DONE], [data({"error": {"message": "a"}})]])
 def test_nothing_is_used_by_a_stream_that_says_nothing(parts: list[bytes]) -> None:
     """The text of an error is no answer."""
