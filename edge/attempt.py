@@ -100,11 +100,12 @@ def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *,
     `continuous` says that the route's pool is asked for usage in every frame.
     """
     if not (route.metered and envelope.stream and operation.takes_usage_options and route.pool is not None):
-        return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens)
+        return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens, n=envelope.n)
     return Metering(
         operation,
         continuous or envelope.continuous_usage,
         hide_usage=not envelope.include_usage,
         hide_running=continuous and not envelope.continuous_usage,
         prompt_estimate=envelope.prompt_tokens,
+        n=envelope.n,
     )

@@ -10,7 +10,7 @@ Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds)
 import enum
 import time
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -93,8 +93,14 @@ class UsageSource(enum.Enum):
     NONE = "none"  # nothing was used, or nothing is known of it
 
 
+Unit = Literal["images", "seconds", "characters"]
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """What an answer used, in tokens; `units` are images."""
+    """What an answer used, in tokens, or in `units` of the kind `unit`, None where it has none.
+
+    The prompt includes what a cache gave (`cached_tokens`) and what was written to one (`cache_creation_tokens`).
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -102,6 +108,8 @@ class Usage(msgspec.Struct, frozen=True):
     reasoning_tokens: int = 0
     units: int = 0
     source: UsageSource = UsageSource.NONE
+    unit: Unit | None = None
+    cache_creation_tokens: int = 0
 
 
 NO_USAGE: Final = Usage()

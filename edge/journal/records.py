@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edge.exchange import Exchange, UsageSource
+from edge.exchange import Exchange, Unit, UsageSource
 
 VERSION: Final = 1
 CRASHED: Final = "crashed"  # the `end` that a later process writes
@@ -50,8 +50,10 @@ class _Ended(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_creation_tokens: int = 0
     reasoning_tokens: int = 0
     units: int = 0
+    unit: Unit | None = None
     usage_source: str = UsageSource.NONE.value
     ttft_ms: float | None = None
     duration_ms: float = 0
@@ -102,8 +104,10 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.cached_tokens,
+        usage.cache_creation_tokens,
         usage.reasoning_tokens,
         usage.units,
+        usage.unit,
         usage.source._value_,
         int((first_byte - begun) * 1e5 + 0.5) / 100 if first_byte else None,
         int((exchange.finished - begun) * 1e5 + 0.5) / 100,

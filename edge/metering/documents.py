@@ -1,31 +1,35 @@
-"""Meters of answers that are no streams: what they used, read when they are whole, or from their end."""
+"""Meters of answers that are no streams: what they used, parsed when they are whole, or scanned as they pass."""
 
 from typing import Final
 
 import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering.scanning import Scanner
 from edge.metering.usage_objects import (
-    TAIL_BYTES,
+    ABSENT,
     UNREADABLE,
     Response,
-    Tokens,
     begun_of,
-    last_usage,
     occurrences,
-    usage_of,
+    raw_of,
+    response_of,
+    timings_in,
+    usage_in,
+    usage_or_units_in,
     with_units,
 )
 from edge.protocols import NOTHING_BEGUN, Begun
 
-MAX_DOCUMENT_BYTES: Final = 2**20  # of an answer that is no stream, kept to be read as a whole
+MAX_DOCUMENT_BYTES: Final = 2**18  # of an answer that is no stream, kept to be parsed; to scan it takes 3 ms
 _BYTES_PER_TOKEN: Final = 4
 _IMAGE_KEYS: Final = (b'"b64_json"', b'"url"')
 _LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
 
 class _Used(msgspec.Struct):
-    usage: Tokens | None = None
+    usage: msgspec.Raw = ABSENT
+    timings: msgspec.Raw = ABSENT
 
 
 class _Images(msgspec.Struct):
@@ -53,6 +57,10 @@ class Unmetered(msgspec.Struct):
     def holds(self) -> bool:
         return False
 
+    @property
+    def has_content(self) -> bool:
+        return True
+
     def feed(self, content: bytes) -> bytes:
         return content
 
@@ -73,23 +81,23 @@ class Unmetered(msgspec.Struct):
 
 
 class Document(Unmetered):
-    """The meter of a JSON answer: keeps what passes by reference, and of a long one the end, where usage stands."""
+    """The meter of a JSON answer: keeps what passes by reference, and scans what is too long for that as it passes."""
 
     _size: int = 0
     _parts: list[bytes] = []
-    _end: bytearray = bytearray()
-    _early: Usage | None = None  # of an answer too long to be kept, from where it begins
+    _scanner: Scanner | None = None  # of an answer too long to be kept
 
     def feed(self, content: bytes) -> bytes:
         self._size += len(content)
         if self._size <= MAX_DOCUMENT_BYTES:
             self._parts.append(content)
-        else:
-            kept = b"".join((*self._parts, content)) if self._parts else content
-            if not self._end:
-                self._early = last_usage(kept[:TAIL_BYTES])  # llama.cpp puts it in front of the vectors
-            self._keep_end(kept)
+            return content
+        if self._scanner is None:
+            self._scanner = self._new_scanner()
+            for part in self._parts:
+                self._scan(part)
             self._parts.clear()
+        self._scan(content)
         return content
 
     def usage(self, whole: bool) -> Usage:
@@ -97,28 +105,34 @@ class Document(Unmetered):
             return NO_USAGE
         return self._found(whole) or self._estimate()
 
-    def _keep_end(self, content: bytes) -> None:
-        self._end += content
-        if len(self._end) > 2 * TAIL_BYTES:
-            del self._end[:-TAIL_BYTES]
+    def _new_scanner(self) -> Scanner:
+        return Scanner(b"usage", b"timings")
+
+    def _scan(self, content: bytes) -> None:
+        """Read a piece of what is too long to be kept."""
+        assert self._scanner is not None
+        self._scanner.feed(content)
 
     def _found(self, whole: bool) -> Usage | None:
-        if self._parts:
+        scanner = self._scanner
+        if scanner is None:
             document = b"".join(self._parts)
             try:
-                tokens = _used.decode(document).usage
-                return usage_of(tokens) if tokens is not None else None
+                members = _used.decode(document)
+                return self._count(members.usage) or timings_in(members.timings)
             except msgspec.ValidationError:
                 return None
-            except UNREADABLE:
-                if not document.lstrip().startswith(b"{"):  # no JSON, but text or sound
-                    return None
-                usage = last_usage(document[-TAIL_BYTES:])
-        else:
-            usage = last_usage(bytes(self._end[-TAIL_BYTES:])) or self._early
+            except UNREADABLE:  # it was cut, or has what this decoder refuses
+                scanner = self._new_scanner()
+                scanner.feed(document)
+        found = scanner.found
+        usage = self._count(raw_of(found, b"usage")) or timings_in(raw_of(found, b"timings"))
         if usage is None or whole:
             return usage
         return msgspec.structs.replace(usage, source=UsageSource.RUNNING)
+
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_or_units_in(usage)
 
     def _estimate(self) -> Usage:
         return NO_USAGE
@@ -127,6 +141,9 @@ class Document(Unmetered):
 class TextDocument(Document):
     """The answer of a model that writes."""
 
+    def _count(self, usage: msgspec.Raw) -> Usage | None:
+        return usage_in(usage)
+
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._size // _BYTES_PER_TOKEN, source=UsageSource.ESTIMATED)
 
@@ -134,9 +151,14 @@ class TextDocument(Document):
 class ResponseDocument(TextDocument):
     """The answer of `responses`, which is kept and asked for by its id."""
 
+    def _new_scanner(self) -> Scanner:
+        return Scanner(b"usage", b"id")
+
     def response_id(self, whole: bool) -> str:
         if not whole:
             return ""
+        if self._scanner is not None:
+            return begun_of(response_of(self._scanner.found)).response_id
         try:
             return begun_of(_response.decode(b"".join(self._parts))).response_id
         except UNREADABLE:
@@ -154,11 +176,13 @@ class ImageDocument(Document):
     """Images: the elements of `data`. Those of an answer that cannot be parsed are counted by their keys."""
 
     _keys: list[int] = []  # of each of `_IMAGE_KEYS`, in what is no longer kept
+    _before: bytes = b""
 
-    def _keep_end(self, content: bytes) -> None:
-        counts = [occurrences(key, bytes(self._end[-_LONGEST_KEY:]), content) for key in _IMAGE_KEYS]
+    def _scan(self, content: bytes) -> None:
+        counts = [occurrences(key, self._before, content) for key in _IMAGE_KEYS]
         self._keys = [old + new for old, new in zip(self._keys or (0, 0), counts, strict=True)]
-        super()._keep_end(content)
+        self._before = (self._before + content[-_LONGEST_KEY:])[-_LONGEST_KEY:]
+        super()._scan(content)
 
     def usage(self, whole: bool) -> Usage:
         used = super().usage(whole)
@@ -167,4 +191,4 @@ class ImageDocument(Document):
             units = len(_images.decode(document).data)
         except UNREADABLE:
             units = max(self._keys or map(document.count, _IMAGE_KEYS))
-        return with_units(used, units, whole)
+        return with_units(used, units, "images", whole=whole)

@@ -4,10 +4,10 @@ A meter sees the content of one answer, without the framing of HTTP, in whatever
 members that hold usage and skips the rest; it never fails, whatever an upstream sends. Most tokens of a stream need
 not be shown to it at all, see `Meter.ending`.
 
-The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative; that
-of several choices stands with each of them. A count that is missing or null is none; one that is no whole number from 0
-to 2**53 makes the object that it stands in nonsense, and nonsense is as good as no usage. Where there is none, the
-frames that carry a token are counted.
+The upstream's own counts are taken as they stand: the last ones, never a sum, since running usage is cumulative. Only
+where each choice has its own are they summed, a prompt of several choices once. A count that is missing or null is
+none; one that is no whole number from 0 to 2**53 makes the object that it stands in nonsense, and nonsense is as good
+as no usage. Where there is none, the frames that carry a token are counted.
 """
 
 from typing import Final, Protocol
@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from edge.exchange import Usage
+from edge.metering.chunks import ChunkEvents, OtherEvents
 from edge.metering.documents import (
     Document,
     ImageDocument,
@@ -23,7 +24,9 @@ from edge.metering.documents import (
     TextDocument,
     Unmetered,
 )
-from edge.metering.events import ChunkEvents, Events, MessageEvents, OtherEvents, ResponseEvents, StoredEvents
+from edge.metering.events import Events
+from edge.metering.messages import MessageEvents
+from edge.metering.responses import ResponseEvents, StoredEvents
 from edge.operations import Operation, Reads
 from edge.protocols import Begun
 
@@ -40,7 +43,8 @@ class Meter(Protocol):
     every event. What is lost is usage on a frame of content by a server that puts it in front of the choices of some
     frames and not of others; the last usage of a stream is never lost.
 
-    `failed`: the last data before `[DONE]`, or before the end, is an error.
+    `failed`: the last data before `[DONE]`, or before the end, is an error; usage alone does not undo it, since SGLang
+    tells the usage of a request that failed as of any other.
     """
 
     ending: bytes
@@ -54,6 +58,10 @@ class Meter(Protocol):
     @property
     def holds(self) -> bool:
         """Whether an event has begun and not ended; where events are changed, it is held back."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether something came that a model made: no comment, role or beginning; any byte of what is no stream."""
 
     def feed(self, content: bytes) -> bytes:
         """Return what the client gets: the same object, unless something was changed or held back."""
@@ -78,8 +86,11 @@ class Metering(msgspec.Struct, frozen=True):
     """How the answer to one request is to be metered.
 
     `continuous` says that the upstream was asked for running usage. `hide_usage` and `hide_running` say that the client
-    did not ask for what we asked for: the last frame, with usage and no choices, and the usage on the others.
-    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens.
+    did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, with the
+    nulls that announce it in the other frames; and the usage on frames with choices. That on the last frame of a choice
+    is shown to who asked for usage where an engine has it nowhere else.
+    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens. `n` is the
+    number of choices to each prompt that was asked for.
     """
 
     operation: Operation
@@ -87,6 +98,7 @@ class Metering(msgspec.Struct, frozen=True):
     hide_usage: bool = False
     hide_running: bool = False
     prompt_estimate: int = 0
+    n: int = 1
 
     @property
     def changes(self) -> bool:
@@ -97,8 +109,9 @@ class Metering(msgspec.Struct, frozen=True):
         """Return a meter for an answer that is a stream of events."""
         kind = _METERS[self.operation.reads][0]
         return kind(
-            self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events
-        )
+            self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events,
+            self.n,
+        )  # fmt: skip
 
     def document(self) -> Meter:
         """Return a meter for any other answer."""

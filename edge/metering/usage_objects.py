@@ -1,14 +1,23 @@
-"""What an object named `usage` counts, in any of the dialects."""
+"""What an object named `usage` counts, in any of the dialects, and the `timings` of llama.cpp.
 
+`prompt_tokens` includes whatever a cache had a part in, and so does `input_tokens` of OpenAI's Responses API. That of
+Anthropic's `messages` does not: what was read from a cache and written to one stands beside it.
+
+Sources: platform.openai.com, "Usage"; docs.anthropic.com, "Prompt caching"; platform.moonshot.ai, "Chat", for
+`cached_tokens` of usage itself; api-docs.deepseek.com, "Context caching", for `prompt_cache_hit_tokens`;
+alibabacloud.com, "Context cache", for `cache_creation_input_tokens` of the prompt's details; vLLM for
+`created_cache_tokens`; the README of llama.cpp's server for `timings`: `prompt_n` tokens were read, `cache_n` cached,
+`predicted_n` written.
+"""
+
+import math
 import re
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from edge.exchange import Usage, UsageSource
+from edge.exchange import NO_USAGE, Unit, Usage, UsageSource
 from edge.protocols import Begun
-
-TAIL_BYTES: Final = 64 * 1024  # kept of what is longer: behind the usage stand the caller's own tools and metadata
 
 UNREADABLE: Final = (ValueError, RecursionError)  # what msgspec raises: both its own errors are ValueErrors
 NULL: Final = msgspec.Raw(b"null")
@@ -28,6 +37,14 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 class _Details(msgspec.Struct):
     cached_tokens: _Count | None = None
     reasoning_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    created_cache_tokens: _Count | None = None
+
+
+class _Timings(msgspec.Struct):
+    prompt_n: _Count
+    predicted_n: _Count
+    cache_n: _Count = 0
 
 
 class Tokens(msgspec.Struct):
@@ -41,6 +58,10 @@ class Tokens(msgspec.Struct):
     cache_creation_input_tokens: _Count | None = None
     cache_read_input_tokens: _Count | None = None
     reasoning_tokens: msgspec.Raw = ABSENT  # as SGLang has it, beside the details
+    cached_tokens: msgspec.Raw = ABSENT
+    prompt_cache_hit_tokens: msgspec.Raw = ABSENT
+    seconds: msgspec.Raw = ABSENT
+    characters: msgspec.Raw = ABSENT
     prompt_tokens_details: msgspec.Raw = ABSENT
     completion_tokens_details: msgspec.Raw = ABSENT
     input_tokens_details: msgspec.Raw = ABSENT
@@ -58,6 +79,8 @@ class Response(msgspec.Struct):
 
 _details = msgspec.json.Decoder(_Details)
 _tokens = msgspec.json.Decoder(Tokens)
+_timings = msgspec.json.Decoder(_Timings)
+_seconds = msgspec.json.Decoder(Annotated[float, msgspec.Meta(ge=0, le=2**53)])
 _NO_DETAILS: Final = _Details()
 
 
@@ -75,10 +98,12 @@ def usage_of(tokens: Tokens) -> Usage | None:
     """Return what a usage object counts; None when it holds no count of tokens."""
     prompt = tokens.prompt_tokens
     completion = tokens.completion_tokens if tokens.completion_tokens is not None else tokens.output_tokens
-    cached = tokens.cache_read_input_tokens or 0
-    if prompt is None and tokens.input_tokens is not None:  # what `messages` calls so is what no cache had a part in
-        prompt = tokens.input_tokens + (tokens.cache_creation_input_tokens or 0) + cached
     total = tokens.total_tokens
+    cached, created = tokens.cache_read_input_tokens or 0, tokens.cache_creation_input_tokens or 0
+    if prompt is None and tokens.input_tokens is not None:
+        prompt = tokens.input_tokens
+        if total is None or total != prompt + (completion or 0):  # else the total says that it has all of it
+            prompt += cached + created
     if total is not None:
         if prompt is None:
             prompt = max(0, total - (completion or 0))
@@ -87,14 +112,23 @@ def usage_of(tokens: Tokens) -> Usage | None:
     if prompt is None and completion is None:
         return None
     reasoning = 0
-    if details := _either(tokens.prompt_tokens_details, tokens.input_tokens_details):
-        cached = cached or _details_in(details).cached_tokens or 0
-    if details := _either(tokens.completion_tokens_details, tokens.output_tokens_details):
-        reasoning = _details_in(details).reasoning_tokens or 0
-    if tokens.reasoning_tokens and not reasoning:
-        digits = bytes(tokens.reasoning_tokens)
-        reasoning = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
-    return Usage(prompt or 0, completion or 0, cached, reasoning, 0, _FINAL)
+    if raw := _either(tokens.prompt_tokens_details, tokens.input_tokens_details):
+        details = _details_in(raw)
+        cached = cached or details.cached_tokens or 0
+        created = created or details.cache_creation_input_tokens or details.created_cache_tokens or 0
+    if raw := _either(tokens.completion_tokens_details, tokens.output_tokens_details):
+        reasoning = _details_in(raw).reasoning_tokens or 0
+    cached = cached or _number(tokens.cached_tokens) or _number(tokens.prompt_cache_hit_tokens)
+    reasoning = reasoning or _number(tokens.reasoning_tokens)
+    return Usage(prompt or 0, completion or 0, cached, reasoning, 0, _FINAL, None, created)
+
+
+def _number(raw: msgspec.Raw) -> int:
+    """Return a count in a place that not every dialect has; 0 for what is none."""
+    if not raw:
+        return 0
+    digits = bytes(raw)
+    return int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
 
 
 def _either(raw: msgspec.Raw, other: msgspec.Raw) -> msgspec.Raw:
@@ -116,24 +150,62 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
     return usage_of(tokens) if tokens is not None else None
 
 
+def usage_or_units_in(raw: msgspec.Raw) -> Usage | None:
+    """Return what `usage_in` does, and the seconds of sound or the characters of a text that it counts.
+
+    Where a text is made of sound, OpenAI bills tokens or seconds (`{"type":"duration","seconds":N}`), others
+    characters. The seconds may have a fraction; what began counts, as vLLM counts it.
+    """
+    tokens = tokens_in(raw)
+    if tokens is None:
+        return None
+    used = usage_of(tokens)
+    unit: Unit = "seconds"
+    units = _seconds_in(tokens.seconds)
+    if not units:
+        unit, units = "characters", _number(tokens.characters)
+    return with_units(used or NO_USAGE, units, unit, whole=True) if units else used
+
+
+def _seconds_in(raw: msgspec.Raw) -> int:
+    try:
+        return math.ceil(_seconds.decode(raw)) if raw else 0
+    except UNREADABLE:
+        return 0
+
+
+def timings_in(raw: msgspec.Raw) -> Usage | None:
+    """Return what the timings of llama.cpp count; None when there are none, or they cannot be read."""
+    if not raw or raw == NULL:
+        return None
+    try:
+        timings = _timings.decode(raw)
+    except UNREADABLE:
+        return None
+    return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n, source=_FINAL)
+
+
 def occurrences(key: bytes, before: bytes, content: bytes) -> int:
     """Return how often a key ends within `content`; `before` is what came in front of it, so that none is cut."""
     return (before[1 - len(key) :] + content).count(key)
 
 
-def with_units(used: Usage, units: int, whole: bool) -> Usage:
-    """Return usage with the images that were counted, if any."""
+def with_units(used: Usage, units: int, unit: Unit, *, whole: bool) -> Usage:
+    """Return usage with the units that were counted, if any."""
     if not units:
         return used
-    return msgspec.structs.replace(used, units=units, source=UsageSource.FINAL if whole else UsageSource.RUNNING)
+    source = UsageSource.FINAL if whole else UsageSource.RUNNING
+    return msgspec.structs.replace(used, units=units, unit=unit, source=source)
 
 
-def last_usage(tail: bytes) -> Usage | None:
-    """Return the last usage in the end of what is too long, or too odd, to be parsed, or was cut."""
-    usage = None
-    for found in USAGE_MEMBER.finditer(tail):
-        usage = usage_in(msgspec.Raw(found[1])) or usage
-    return usage
+def raw_of(found: dict[bytes, bytes], name: bytes) -> msgspec.Raw:
+    """Return the value of a member that a scanner found, or not."""
+    return msgspec.Raw(found.get(name, b""))
+
+
+def response_of(found: dict[bytes, bytes]) -> Response:
+    """Return a response of the members that a scanner found."""
+    return Response(**{name: raw_of(found, name.encode()) for name in Response.__struct_fields__})
 
 
 def begun_of(answer: Response) -> Begun:

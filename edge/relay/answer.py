@@ -235,7 +235,6 @@ class Answer:
             self._write = self._owner.open(head.status)
             line = heads.framing_line(framing, bare=client.bare, framed=isinstance(body, Framed))
             before = heads.client_head(exchange, client, attempt, head.status, head.headers, line, streams=streams)
-        exchange.first_byte = exchange.first_byte or time.monotonic()
         if isinstance(body, Framed):
             self._enter(FRAMED, self.framed)
             body.left, self._held = self._held, b""
@@ -290,6 +289,8 @@ class Answer:
         head: ResponseHead = self._head  # type: ignore[assignment]
         if self._attempt.keep is not None:
             self._attempt.note_kept(self.meter, whole=False)
+        if not self._exchange.first_byte and self.meter.has_content:  # type: ignore[union-attr]  # as above
+            self._exchange.first_byte = time.monotonic()
         if body.broken:
             if not self.sent_bytes:
                 self._refuse()

@@ -45,8 +45,9 @@ def test_record_is_a_line_when_it_opens_and_a_whole_one_when_it_ends(
         "v": 1, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
         "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
         "upstream_model": "r1", "endpoint": "10.0.0.1:8000", "stream": True, "status": 200, "end": "complete",
-        "prompt_tokens": 11, "completion_tokens": 7, "cached_tokens": 3, "reasoning_tokens": 2, "units": 0,
-        "usage_source": "final", "ttft_ms": 123.4, "duration_ms": 2500.0, "retries": 1,
+        "prompt_tokens": 11, "completion_tokens": 7, "cached_tokens": 3, "cache_creation_tokens": 0,
+        "reasoning_tokens": 2, "units": 0, "unit": None, "usage_source": "final",
+        "ttft_ms": 123.4, "duration_ms": 2500.0, "retries": 1,
     }  # fmt: skip
     assert begun == {name: closed[name] for name in OPEN_FIELDS}
     assert (journal.records_open, journal.records_closed, journal.lines_waiting) == (1, 1, 0)
@@ -58,7 +59,7 @@ def test_what_is_not_known_is_null(tmp_path: Path, start: Callable[..., Journal]
     close(journal, exchange, endpoint="", upstream_model="", first_byte=0.0)
     journal.drain()
     [record] = ends_of(tmp_path).values()
-    nulls = ["key_id", "user", "route", "model", "upstream_model", "endpoint", "ttft_ms"]
+    nulls = ["key_id", "user", "route", "model", "upstream_model", "endpoint", "unit", "ttft_ms"]
     assert [name for name, value in record.items() if value is None] == nulls
 
 

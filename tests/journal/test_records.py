@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from edge.commands.usage import totals
+from edge.exchange import Usage, UsageSource
 from edge.journal.files import file_path, lock_new_token
 from edge.journal.journal import Journal
 from edge.journal.records import VERSION
@@ -89,3 +90,14 @@ def test_version_is_the_first_member_of_each_line(tmp_path: Path) -> None:
     journal.close()
     [path] = journal_files(tmp_path)
     assert [line.startswith(b'{"v":1,"id":') for line in path.read_bytes().splitlines()] == [True, True]
+
+
+@pytest.mark.parametrize("unit", ["images", "seconds", "characters", None])
+def test_units_have_a_kind_and_cache_creation_is_told_apart(tmp_path: Path, unit: Any) -> None:
+    journal = Journal(tmp_path, 2**20, "serve")
+    units = 0 if unit is None else 3
+    close(journal, opened(journal), usage=Usage(11, 7, 3, 2, units, UsageSource.FINAL, unit, cache_creation_tokens=4))
+    journal.close()
+    [record] = ends_of(tmp_path).values()
+    assert (record["units"], record["unit"]) == (units, unit)
+    assert (record["prompt_tokens"], record["cached_tokens"], record["cache_creation_tokens"]) == (11, 3, 4)

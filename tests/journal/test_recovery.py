@@ -78,8 +78,8 @@ def test_crashed_record_has_every_field(tmp_path: Path, start: Callable[..., Jou
         "v": 1, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
         "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
         "upstream_model": None, "endpoint": None, "stream": True, "status": 0, "end": "crashed", "prompt_tokens": 0,
-        "completion_tokens": 0, "cached_tokens": 0, "reasoning_tokens": 0, "units": 0, "usage_source": "none",
-        "ttft_ms": None, "duration_ms": 0, "retries": 0,
+        "completion_tokens": 0, "cached_tokens": 0, "cache_creation_tokens": 0, "reasoning_tokens": 0, "units": 0,
+        "unit": None, "usage_source": "none", "ttft_ms": None, "duration_ms": 0, "retries": 0,
     }  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering.chunks import MAX_ENDING_BYTES
 from edge.metering.documents import MAX_DOCUMENT_BYTES
-from edge.metering.events import MAX_ENDING_BYTES, MAX_HELD_BYTES, MAX_METERED_BYTES
+from edge.metering.events import MAX_HELD_BYTES, MAX_METERED_BYTES
 from edge.metering.meters import Meter, Metering
-from edge.metering.usage_objects import TAIL_BYTES
+from edge.metering.scanning import MAX_VALUE_BYTES
 from edge.operations import OPERATIONS, Operation
 from edge.simulator import dialects
 from edge.simulator.dialects import Ask, Dialect, Question, error_frames
@@ -88,7 +89,9 @@ def test_whole_stream_used_what_its_server_says(operation: str, dialect: str) ->
 
 @pytest.mark.parametrize(("operation", "dialect"), [*((CHAT, each) for each in DIALECTS), (TEXT, "vllm")])
 def test_stream_without_usage_used_its_frames(operation: str, dialect: str) -> None:
-    assert read(simulated(operation, dialect, tokens=9), operation) == Usage(7, 9, source=ESTIMATED)
+    """llama.cpp tells its timings all the same."""
+    expected = Usage(12, 9, source=FINAL) if dialect == "llamacpp" else Usage(7, 9, source=ESTIMATED)
+    assert read(simulated(operation, dialect, tokens=9), operation) == expected
 
 
 @pytest.mark.parametrize(("operation", "dialect"), KINDS)
@@ -102,9 +105,10 @@ def test_frames_that_carry_a_token_are_counted_as_the_server_counts_them(operati
                 assert used == NO_USAGE
             elif used.source is ESTIMATED:
                 assert used == Usage(prompt, script.tokens_in(sent), source=ESTIMATED)
-            else:  # llama.cpp tells it with the reason to finish
-                told = {(MESSAGES, "vllm"): FINAL, (TEXT, "llamacpp"): RUNNING}[operation, dialect]
-                assert used == Usage(12, tokens, source=told)
+            elif dialect == "llamacpp":  # its timings, on the frame before `[DONE]`
+                assert (used, sent) == (Usage(12, tokens, source=RUNNING), len(script.frames) - 1)
+            else:
+                assert (operation, used) == (MESSAGES, Usage(12, tokens, source=FINAL))
                 assert sent == len(script.frames) - 1
 
 
@@ -126,6 +130,19 @@ def test_only_frames_that_carry_a_token_are_counted() -> None:
         assert read(frame) == Usage(7, 1, source=ESTIMATED), frame
     for frame in others:
         assert read(frame).completion_tokens in (0, 5), frame
+
+
+@pytest.mark.parametrize(("operation", "dialect"), KINDS)
+def test_content_begins_with_the_first_token(operation: str, dialect: str) -> None:
+    """A comment, a role, `message_start` and `response.created` come before, some of them long before."""
+    script = dialects.STREAMS[f"/v1/{operation}"](question(dialect))
+    meter = events(operation)
+    meter.feed(b":\n\n")
+    for sent, frame in enumerate(script.frames):
+        assert meter.has_content is (script.tokens_in(sent) > 0)
+        meter.feed(frame)
+    assert not fed(events(), [DONE, data({"error": {"message": "a"}}), last()]).has_content
+    assert document().has_content
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b": keep-alive\n\n"] * 3, [DONE], [data({"error": {"message": "a"}})]])
@@ -161,6 +178,21 @@ def test_nothing_is_used_by_a_stream_that_says_nothing(parts: list[bytes]) -> No
         (usage(reasoning_tokens=4, completion_tokens_details={"reasoning_tokens": 3}), Usage(12, 5, 0, 3)),
         (usage(prompt_tokens_details=None, input_tokens_details={"cached_tokens": 2}), Usage(12, 5, 2)),
         (usage(completion_tokens_details=None, output_tokens_details={"reasoning_tokens": 2}), Usage(12, 5, 0, 2)),
+        (usage(cached_tokens=8), Usage(12, 5, 8)),  # Moonshot
+        (usage(cached_tokens="8"), Usage(12, 5)),
+        (usage(cached_tokens=8, prompt_tokens_details={"cached_tokens": 8}), Usage(12, 5, 8)),
+        (usage(prompt_cache_hit_tokens=8, prompt_cache_miss_tokens=4), Usage(12, 5, 8)),  # DeepSeek
+        (usage(prompt_tokens_details={"cached_tokens": 8}, prompt_cache_hit_tokens=8), Usage(12, 5, 8)),
+        (usage(prompt_tokens_details={"cached_tokens": 0, "cache_creation_input_tokens": 9, "cache_type": "ephemeral",
+                                      "cache_creation": {"ephemeral_5m_input_tokens": 9}}),
+         Usage(12, 5, 0, cache_creation_tokens=9)),  # DashScope
+        (usage(prompt_tokens_details={"cached_tokens": 8, "created_cache_tokens": 3}),
+         Usage(12, 5, 8, cache_creation_tokens=3)),  # vLLM
+        ({"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 7, "output_tokens": 5,
+          "cache_creation": {"ephemeral_5m_input_tokens": 3}}, Usage(12, 5, 7, cache_creation_tokens=3)),  # Anthropic
+        ({"input_tokens": 12, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 7, "output_tokens": 5,
+          "total_tokens": 17}, Usage(12, 5, 7, cache_creation_tokens=3)),
+        (usage(cache_creation_input_tokens=3, cache_read_input_tokens=7), Usage(12, 5, 7, cache_creation_tokens=3)),
     ],
 )  # fmt: skip
 def test_usage_is_what_the_object_says(value: dict[str, Any], used: Usage) -> None:
@@ -202,64 +234,11 @@ def test_stream_that_is_cut_used_what_was_running(operation: str) -> None:
     for dialect in ["vllm", "sglang"]:
         frames = simulated(operation, dialect, tokens=9, usage=True, running=True)
         script = dialects.STREAMS[f"/v1/{operation}"](question(dialect, 9))
-        silent = (operation, dialect) == (CHAT, "sglang")  # whose frame with the role tells nothing
-        for sent in range(1 + silent, len(frames) - 2):
+        for sent in range(1, len(frames) - 2):
             meter = fed(events(operation, continuous=True), frames[:sent])
             assert meter.usage(False) == Usage(12, script.tokens_in(sent), source=RUNNING)
             assert meter.ending == b""
         assert read(frames[:-1], operation, whole=False) == Usage(12, 9, source=FINAL)
-
-
-def test_running_usage_of_several_choices_is_told_for_each_of_them() -> None:
-    """As vLLM does, `previous_num_tokens[i]`; the end tells all of it."""
-
-    def frame(count: int, **index: int) -> bytes:
-        choice = {**index, "delta": {"content": "ab"}, "finish_reason": None}
-        return data({"choices": [choice], "usage": usage(12, count)})
-
-    frames = [frame(2 * count, index=index) for count in range(1, 6) for index in range(4)]
-    assert read(frames, whole=False) == Usage(12, 40, source=RUNNING)
-    assert read(frames[:-3], whole=False) == Usage(12, 34, source=RUNNING)
-    assert read([*frames, last(usage=usage(12, 43))], whole=False) == Usage(12, 43, source=FINAL)
-    assert read([frame(2, index=0), frame(4)]) == Usage(12, 4, source=FINAL), "an index that is left out is the first"
-
-
-# --- messages and responses
-
-
-def message(start: object, *deltas: object) -> list[bytes]:
-    frames = [{"type": "message_start", "message": {"model": "m", "usage": start}}]
-    frames += [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}] * 3
-    frames += [{"type": "message_delta", "delta": {}, "usage": delta} for delta in deltas]
-    return [b"event: %b\n" % str(frame["type"]).encode() + data(frame) for frame in frames]
-
-
-def test_each_value_of_a_message_is_the_latest() -> None:
-    start = {"input_tokens": 2, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 1}
-    assert read(message(start, {"output_tokens": 5}), MESSAGES) == Usage(9, 5, 4, source=FINAL)
-    assert read(message(start, {"output_tokens": 5}), MESSAGES, whole=False) == Usage(9, 5, 4, source=FINAL)
-    both = message(start, {"output_tokens": 5}, {"output_tokens": 6, "input_tokens": 10, "cache_read_input_tokens": 0})
-    assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL)
-    assert read(message(None, {"output_tokens": 5, "input_tokens": 12}), MESSAGES) == USED
-    assert read(message({"input_tokens": -1}, {"output_tokens": 5}), MESSAGES) == Usage(0, 5, source=FINAL)
-
-
-def test_message_that_is_cut_used_the_prompt_it_tells_of_and_its_frames() -> None:
-    start = {"input_tokens": 2, "cache_read_input_tokens": 4, "output_tokens": 1}
-    for whole in (True, False):
-        assert read(message(start), MESSAGES, whole) == Usage(6, 3, 4, source=ESTIMATED)
-        assert read(message(start)[:1], MESSAGES, whole) == Usage(6, 1, 4, source=ESTIMATED)
-
-
-@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
-def test_usage_of_a_response_stands_in_its_last_event(kind: str) -> None:
-    value = {"input_tokens": 12, "input_tokens_details": {"cached_tokens": 2}, "output_tokens": 5,
-             "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 17}  # fmt: skip
-    meter = events(RESPONSES)
-    meter.feed(data({"type": "response.in_progress", "response": {"usage": usage(1, 1)}}))
-    meter.feed(data({"type": f"response.{kind}", "response": {"error": None, "usage": value}}))
-    assert meter.usage(True) == meter.usage(False) == Usage(12, 5, 2, 3, source=FINAL)
-    assert meter.failed is (kind == "failed")
 
 
 # --- what does not fool it
@@ -280,8 +259,7 @@ def test_what_a_model_says_is_not_taken_for_usage_or_an_end(operation: str) -> N
             }
             event = b"data: " + dumps(frames[operation]) + b"\n\n"
             meter = fed(events(operation), [event, *cut(event, range(1000, len(event), 1000))])
-            expected = 0 if operation == RESPONSES and len(event) > MAX_METERED_BYTES else 2
-            assert meter.usage(True) == Usage(7, expected, source=ESTIMATED)
+            assert meter.usage(True) == Usage(7, 2, source=ESTIMATED)
             assert not meter.failed
             answer = dumps({"id": 1, "output": said, "choices": [frames[CHAT]]})
             assert fed(document(operation), [answer]).usage(True).source is ESTIMATED
@@ -360,7 +338,7 @@ def test_usage_is_the_same_at_random_cuts(name: str, mode: dict[str, bool], draw
     [
         ("comments", Usage(7, 1, source=ESTIMATED), False),
         ("crlf", Usage(7, 1, source=ESTIMATED), False),
-        ("llamacpp", Usage(7, 0, source=ESTIMATED), False),
+        ("llamacpp", Usage(12, 1, source=FINAL), False),
         ("long", Usage(7, 1, source=ESTIMATED), False),
         ("messages", Usage(12, 2, source=FINAL), False),
         ("openai", Usage(12, 2, source=FINAL), False),
@@ -484,9 +462,7 @@ def test_frames_that_end_alike_need_not_be_seen(operation: str, dialect: Any) ->
                 assert some.failed == every.failed
             assert some.usage(True) == every.usage(True)
             if operation in (CHAT, TEXT) and not fault:
-                # All but the first, and the last where it has the reason to finish; llama.cpp's end with their text.
-                finishing = dialect == "vllm" or (operation, dialect) == (TEXT, "sglang")
-                assert unseen == (0 if (operation, dialect) == (CHAT, "llamacpp") else 10 if finishing else 11)
+                assert unseen == 11  # all but the first
                 assert len(some.ending) <= MAX_ENDING_BYTES
             if operation == MESSAGES:
                 assert some.ending == b""
@@ -540,13 +516,6 @@ def test_no_ending_is_taken_from_other_frames(frame: bytes) -> None:
     assert fed(events(), [frame, frame]).ending == b""
 
 
-def test_ending_of_a_response_is_that_of_a_delta_only() -> None:
-    for kind in ("response.output_text.done", "response.completed", "error"):
-        assert fed(events(RESPONSES), [data({"text": "a", "type": kind})] * 2).ending == b""
-    nested = data({"type": "response.output_text.delta", "delta": {"type": "response.x.delta"}})
-    assert fed(events(RESPONSES), [nested]).ending == b""
-
-
 def test_no_ending_is_taken_where_usage_runs() -> None:
     assert fed(events(continuous=True), [chunk(), chunk()]).ending == b""
 
@@ -568,6 +537,9 @@ def without(stream: bytes, *, running: bool, extra: bool = True) -> bytes:
             value = json.loads(found[1])
         except ValueError:
             return found[0]
+        if extra and value.get("usage", "") is None:
+            del value["usage"]
+            return data(value)
         if not isinstance(value.get("usage"), dict):
             return found[0]
         if value.get("choices") == [] and extra:
@@ -588,10 +560,8 @@ def test_usage_that_the_client_did_not_ask_for_is_hidden(dialect: str) -> None:
                 stream = b"".join(simulated(operation, dialect, usage=True, running=running))
                 meter = events(operation, continuous=running, hide_usage=True, hide_running=running)
                 given = b"".join(map(meter.feed, cut(stream, range(size, len(stream), size))))
-                assert given == without(stream, running=running)
-                # llama.cpp tells usage of a text with the reason to finish, whoever asks.
-                told = (operation, dialect, running) == (TEXT, "llamacpp", False)
-                assert (given == stream, b'"usage":{' in given) == (told, told)
+                assert given == without(stream, running=running) != stream
+                assert b'"usage":{' not in given
                 assert meter.usage(True) == USED
 
 
@@ -604,8 +574,7 @@ def test_usage_stays_for_who_asked_for_it_at_the_end_only() -> None:
 
 def test_same_object_comes_back_while_nothing_changes() -> None:
     contents = [
-        chunk(), chunk() + DONE, b": a\n\n", chunk(usage=usage()), data({"choices": []}), chunk(usage=None),
-        data({"usage": usage()}),
+        chunk(), chunk() + DONE, b": a\n\n", chunk(usage=usage()), data({"choices": []}),
     ]  # fmt: skip
     meter = events(hide_usage=True)
     for content in contents:
@@ -642,7 +611,10 @@ def test_passive_meter_holds_nothing_back() -> None:
         ('{"x":{"usage":%},"choices":[{"text":"\\"usage\\":{}"}],"usage":%}',
          '{"x":{"usage":%},"choices":[{"text":"\\"usage\\":{}"}]}'),
         ('{"choices":[{"text":"a","usage":%}]}', '{"choices":[{"text":"a","usage":%}]}'),
-        ('{"choices":[{"text":"a"}],"usage":null}', '{"choices":[{"text":"a"}],"usage":null}'),
+        ('{"choices":[{"text":"a"}],"usage":null}', '{"choices":[{"text":"a"}]}'),
+        ('{ "usage" : null , "choices":[]}', '{  "choices":[]}'),
+        ('{"x":{"usage":null},"choices":[{"text":"a"}],"usage":null}', '{"x":{"usage":null},"choices":[{"text":"a"}]}'),
+        ('{"choices":[{"text":"a","usage":null}]}', '{"choices":[{"text":"a","usage":null}]}'),
     ],
 )  # fmt: skip
 def test_running_usage_is_cut_out_and_every_other_byte_stays(frame: str, hidden: str) -> None:
@@ -711,29 +683,27 @@ def test_what_is_too_long_does_not_depend_on_the_reads() -> None:
         assert outcome(CHAT, mode, [event + DONE])[0] == expected[0] + DONE
 
 
-def test_last_usage_of_a_long_event_that_is_one_counts() -> None:
-    event = data({"x": "x" * MAX_METERED_BYTES, "y": {"usage": usage(1, 1)}, "usage": usage(), "z": {"usage": {}}})
-    assert read(event) == read(event, RESPONSES) == USED
+@pytest.mark.parametrize("length", [10, MAX_HELD_BYTES, MAX_METERED_BYTES])
+def test_usage_at_the_top_of_an_event_counts_however_long_it_is(length: int) -> None:
+    """An object of that name that stands deeper, or in a text, is the caller's own."""
+    own = {"usage": usage(1, 1), "x": '"usage":{"prompt_tokens":1}', "choices": [{"index": 0, "usage": None}]}
+    for long in ({"x": "x" * length}, {"x": [own] * (length // 50)}):
+        for members in (own | long | {"y": own, "usage": usage(), "z": {"usage": {}}}, {"usage": usage()} | long):
+            event = data(members | {"choices": [{"index": 0, "delta": {}}]})
+            for size in (10**7, 65_536, 1400):
+                parts = cut(event, range(size, len(event), size))
+                for mode in MODES[:2]:
+                    meter = fed(events(**mode), parts)
+                    assert meter.usage(True) == USED
+                    assert meter.usage(False) == msgspec.structs.replace(USED, source=RUNNING)
 
 
 def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
-    for operation, hide in ((CHAT, True), (CHAT, False), (RESPONSES, False)):
-        meter = events(operation, hide_usage=hide)
+    for hide in (True, False):
+        meter = events(hide_usage=hide)
         event = b'data: {"text":"' + b"x" * MAX_METERED_BYTES + b'","usage":{"total_tokens":3}}'
         assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
         assert meter.usage(False).prompt_tokens == 3
-
-
-@pytest.mark.parametrize("length", [30_000, 200_000, 900_000, 3_000_000])
-def test_last_event_of_a_response_is_read_however_long_it_is(length: int) -> None:
-    """It repeats the whole text; behind the usage stand the caller's own tools and metadata."""
-    for size in [1400, 65_536, 10**7]:
-        value = {"output": ["x" * length], "usage": {"input_tokens": 12, "output_tokens": 5}, "tools": ["t" * 30_000]}
-        event = b"event: response.completed\n" + data({"type": "response.completed", "response": value})
-        meter = events(RESPONSES)
-        for part in cut(event, range(size, len(event), size)):
-            assert meter.feed(part) is part
-        assert meter.usage(False) == USED
 
 
 def test_little_is_kept_of_what_is_long() -> None:
@@ -751,7 +721,7 @@ def test_little_is_kept_of_what_is_long() -> None:
             meter.feed(b'data: {"x":"')
             for _ in range(300):
                 meter.feed(bytes(32_768))
-            assert tracemalloc.get_traced_memory()[0] < 4 * TAIL_BYTES
+            assert tracemalloc.get_traced_memory()[0] < 4 * MAX_VALUE_BYTES
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_METERED_BYTES
     finally:
         tracemalloc.stop()
@@ -802,11 +772,7 @@ def test_nothing_is_used_by_a_document_that_did_not_come(operation: str) -> None
     "operation", ["audio/speech", "tokenize", "detokenize", "audio/transcriptions", "new/operation"]
 )
 def test_other_answers_use_nothing_that_they_do_not_tell_of(operation: str) -> None:
-    for content in (
-        b"\xff\xfb\x90",
-        b'{"text":"a","usage":{"type":"duration","seconds":1}}',
-        b'a "usage":{"total_tokens":1}',
-    ):
+    for content in (b"\xff\xfb\x90", b'{"text":"a","usage":{"seconds":null}}', b'a "usage":{"total_tokens":1}'):
         for whole in (True, False):
             assert fed(document(operation), [content]).usage(whole) == NO_USAGE
 
@@ -822,6 +788,38 @@ def test_transcript_used_the_tokens_that_it_tells_of() -> None:
     assert read(stream[:1], "audio/transcriptions") == NO_USAGE
 
 
+@pytest.mark.parametrize(
+    ("value", "used"),
+    [
+        ({"type": "duration", "seconds": 12}, Usage(units=12, unit="seconds")),
+        ({"type": "duration", "seconds": 11.2}, Usage(units=12, unit="seconds")),
+        ({"type": "duration", "seconds": 0}, NO_USAGE),
+        ({"type": "duration", "seconds": "12"}, NO_USAGE),
+        ({"type": "duration", "seconds": -1}, NO_USAGE),
+        ({"characters": 24}, Usage(units=24, unit="characters")),
+        (usage(seconds=3), Usage(12, 5, units=3, unit="seconds")),
+    ],
+)
+def test_sound_used_the_seconds_or_characters_that_its_answer_tells_of(value: dict[str, Any], used: Usage) -> None:
+    if used is not NO_USAGE:
+        used = msgspec.structs.replace(used, source=FINAL)
+    content = orjson.dumps({"text": "a", "usage": value})
+    assert fed(document("audio/transcriptions"), [content]).usage(True) == used
+    done = data({"type": "transcript.text.done", "text": "a", "usage": value})
+    assert read([data({"type": "transcript.text.delta", "delta": "a"}), done], "audio/transcriptions") == used
+
+
+@pytest.mark.parametrize("operation", [CHAT, TEXT])
+def test_document_without_usage_used_what_its_timings_count(operation: str) -> None:
+    timings = {"cache_n": 8, "prompt_n": 4, "prompt_ms": 1.5, "predicted_n": 5, "predicted_ms": 9.25}
+    content = orjson.dumps({"choices": [], "timings": timings})
+    assert fed(document(operation), [content]).usage(True) == Usage(12, 5, 8, source=FINAL)
+    both = orjson.dumps({"choices": [], "usage": usage(9, 3), "timings": timings})
+    assert fed(document(operation), [both]).usage(True) == Usage(9, 3, source=FINAL)
+    for odd in ({"timings": {"prompt_n": 4}}, {"timings": None}, {"timings": {"prompt_n": -1, "predicted_n": 1}}):
+        assert fed(document(operation), [orjson.dumps(odd)]).usage(True).source is ESTIMATED
+
+
 def test_document_that_is_cut_used_what_it_told_before() -> None:
     content = b'{"usage":{"prompt_tokens":12,"completion_tokens":5},"choices":[{"text":"aaaa'
     assert fed(document(), [content]).usage(False) == Usage(12, 5, source=RUNNING)
@@ -829,25 +827,35 @@ def test_document_that_is_cut_used_what_it_told_before() -> None:
     assert fed(document(), [lone]).usage(True) == USED
 
 
+VECTORS = b'"data":[' + b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400) + b"]"
+OWN = b'"metadata":{"usage":{"prompt_tokens":1},"text":"\\"usage\\":{\\"prompt_tokens\\":2}"}'
+SHORT_USAGE = b'"usage":{"prompt_tokens":12,"total_tokens":12}'
+
+
 @pytest.mark.parametrize("size", [1400, 65_536, MAX_DOCUMENT_BYTES, 10**8])
-def test_usage_of_a_long_document_is_read_from_its_end(size: int) -> None:
-    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
-    content = b'{"data":[' + vectors + b'],"usage":{"prompt_tokens":12,"total_tokens":12}}'
-    assert len(content) > 2 * MAX_DOCUMENT_BYTES
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["in front", "between", "behind"])
+def test_usage_is_found_anywhere_in_a_document_of_any_length(size: int, at: int) -> None:
+    """llama.cpp has it in front of the vectors, vLLM between an answer and the log probabilities of its prompt."""
+    members = [VECTORS, OWN, VECTORS.replace(b"data", b"more")]
+    content = b"{" + b",".join([*members[:at], SHORT_USAGE, *members[at:]]) + b"}"
+    assert len(content) > 4 * MAX_DOCUMENT_BYTES
     parts = cut(content, range(size, len(content), size))
     assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
     assert fed(document("embeddings"), parts).usage(False) == Usage(12, 0, source=RUNNING)
-    assert fed(document("embeddings"), [content[:-60]]).usage(False) == Usage(7, 0, source=ESTIMATED)
-    assert fed(document(), [content[:-60]]).usage(True) == Usage(7, (len(content) - 60) // 4, source=ESTIMATED)
 
 
 @pytest.mark.parametrize("size", [1400, 65_536, 10**8])
-def test_usage_of_a_long_document_may_stand_where_it_begins(size: int) -> None:
-    """llama.cpp has it in front of the vectors."""
-    vectors = b",".join([b'{"embedding":[' + b"0.125," * 1000 + b"1]}"] * 400)
-    content = b'{"model":"m","usage":{"prompt_tokens":12,"total_tokens":12},"data":[' + vectors + b"]}"
-    parts = cut(content, range(size, len(content), size))
-    assert fed(document("embeddings"), parts).usage(True) == Usage(12, 0, source=FINAL)
+def test_what_the_caller_wrote_is_no_usage_wherever_the_document_is_cut(size: int) -> None:
+    content = b"{" + b",".join([OWN, VECTORS, OWN.replace(b"metadata", b"more"), SHORT_USAGE]) + b"}"
+    for short in (content[:-1], content[: len(OWN) - 5], content[: len(OWN) + 100], content[:-80]):
+        parts = cut(short, range(size, len(short), size))
+        assert fed(document("embeddings"), parts).usage(False) == Usage(7, 0, source=ESTIMATED)
+        assert fed(document(), parts).usage(True) == Usage(7, len(short) // 4, source=ESTIMATED)
+
+
+def test_timings_of_a_long_document_count() -> None:
+    content = b'{"timings":{"prompt_n":12,"predicted_n":5},' + VECTORS + b"}"
+    assert fed(document(), cut(content, range(65_536, len(content), 65_536))).usage(True) == USED
 
 
 # --- images
@@ -865,7 +873,7 @@ def test_images_of_a_stream_are_counted_however_long_they_are(size: int) -> None
         ]
         content = b"".join(frames)
         parts = cut(content, range(size, len(content), size))
-        assert read(parts, "images/generations") == Usage(12, 5, units=2, source=FINAL)
+        assert read(parts, "images/generations") == Usage(12, 5, units=2, unit="images", source=FINAL)
         assert read(parts, "images/generations", whole=False).units == 2
 
 
@@ -873,11 +881,11 @@ def test_images_of_a_stream_are_counted_however_long_they_are(size: int) -> None
 def test_images_are_counted(operation: str) -> None:
     for n in [1, 3]:
         content = answer(operation, n=n)
-        assert fed(document(operation), [content]).usage(True) == Usage(units=n, source=FINAL)
-        assert fed(document(operation), [content]).usage(False) == Usage(units=n, source=RUNNING)
-        assert fed(document(operation), [content[:-4]]).usage(False) == Usage(units=n, source=RUNNING)
+        assert fed(document(operation), [content]).usage(True) == Usage(units=n, unit="images", source=FINAL)
+        assert fed(document(operation), [content]).usage(False) == Usage(units=n, unit="images", source=RUNNING)
+        assert fed(document(operation), [content[:-4]]).usage(False) == Usage(units=n, unit="images", source=RUNNING)
         told = content[:-1] + b',"usage":{"input_tokens":12,"output_tokens":5}}'
-        assert fed(document(operation), [told]).usage(True) == Usage(12, 5, units=n, source=FINAL)
+        assert fed(document(operation), [told]).usage(True) == Usage(12, 5, units=n, unit="images", source=FINAL)
 
 
 @pytest.mark.parametrize("content", [b'{"data":[]}', b'{"data":null}', b"{}", b'{"error":{"message":"a"}}', b"x"])
@@ -894,4 +902,6 @@ def test_large_images_are_counted_as_they_pass(size: int) -> None:
         content = f'{{"created":1,"data":[{images}],"usage":{{"input_tokens":12,"output_tokens":5}}}}'.encode()
         positions = range(max(size, len(content) - 400 * size), len(content), size)
         parts = cut(content, positions)
-        assert fed(document("images/generations"), parts).usage(True) == Usage(12, 5, units=3, source=FINAL)
+        assert fed(document("images/generations"), parts).usage(True) == Usage(
+            12, 5, units=3, unit="images", source=FINAL
+        )
