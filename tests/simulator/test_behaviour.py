@@ -1,9 +1,11 @@
 """A behaviour that exists is valid, however it came to be."""
 
+import argparse
 from typing import Any
 
 import pytest
 
+from edge.commands.simulate import add_arguments, behaviour_from
 from edge.simulator.behaviour import Behaviour, Refusal
 
 
@@ -38,3 +40,14 @@ def test_request_that_steers_wrongly_is_refused(simulate: dict[str, Any]) -> Non
         Behaviour().steered(simulate)
     assert (caught.value.status, caught.value.param) == (400, "simulate")
     assert caught.value.message.startswith("simulate: ")
+
+
+def test_command_sets_what_an_engine_is_started_with() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = (
+        "--context-length 1024 --prefix-cache --only-chat --uneven --request-ids uuid --ttft 0s --rate 0 --tokens 16"
+    )
+    assert behaviour_from(parser.parse_args(words.split())) == Behaviour(
+        context_length=1_024, prefix_cache=True, only_chat=True, uneven=True, request_ids="uuid"
+    )

@@ -136,7 +136,7 @@ STREAMS = [
 
 @pytest.mark.parametrize(("dialect", "path", "options", "expected"), STREAMS)
 async def test_stream_has_the_events_of_its_engine(
-    dialect: str, path: str, options: dict[str, bool] | None, expected: list[str]
+    dialect: Any, path: str, options: dict[str, bool] | None, expected: list[str]
 ) -> None:
     body = {"model": "m", "stream": True, "max_tokens": 2} | ({"stream_options": options} if options else {})
     answer = await asked(dialect, body, path)
@@ -174,7 +174,7 @@ HEADS = [
 
 @pytest.mark.parametrize(("dialect", "path", "stream", "names", "prefix", "length", "kind"), HEADS)
 async def test_id_and_kind_are_written_and_placed_as_the_engine_does(
-    dialect: str, path: str, stream: bool, names: list[str], prefix: str, length: int, kind: str
+    dialect: Any, path: str, stream: bool, names: list[str], prefix: str, length: int, kind: str
 ) -> None:
     answer = await asked(dialect, {"model": "m", "stream": stream}, path)
     event = answer.events[0] if stream else answer.json
@@ -214,7 +214,7 @@ DOCUMENTS = [
 
 
 @pytest.mark.parametrize(("dialect", "path", "expected"), DOCUMENTS)
-async def test_document_has_the_members_of_its_engine(dialect: str, path: str, expected: str) -> None:
+async def test_document_has_the_members_of_its_engine(dialect: Any, path: str, expected: str) -> None:
     assert beside_head((await asked(dialect, {"max_tokens": 2}, path)).json) == expected
 
 
@@ -241,10 +241,10 @@ SEVERAL: list[tuple[str, str, dict[str, Any], list[int], list[tuple[int, int]]]]
 
 @pytest.mark.parametrize(("dialect", "path", "several", "indices", "used"), SEVERAL)
 async def test_choices_of_a_stream_take_turns_and_usage_is_summed_where_the_engine_sums(
-    dialect: str, path: str, several: dict[str, Any], indices: list[int], used: list[tuple[int, int]]
+    dialect: Any, path: str, several: dict[str, Any], indices: list[int], used: list[tuple[int, int]]
 ) -> None:
     """llama.cpp tells usage behind each choice, of that choice alone."""
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         body = {"stream": True, "max_tokens": 2, "stream_options": ASKED}
         answer = await ask(simulator, body | several, path)
         assert simulator.requests[0].tokens == 2 * (max(indices) + 1)
@@ -263,7 +263,7 @@ async def test_choices_of_a_stream_take_turns_and_usage_is_summed_where_the_engi
     ],
 )
 async def test_document_of_several_choices_tells_one_of_them_in_llamacpp(
-    dialect: str, path: str, several: dict[str, Any], texts: int, used: tuple[int, int]
+    dialect: Any, path: str, several: dict[str, Any], texts: int, used: tuple[int, int]
 ) -> None:
     answer = (await asked(dialect, {"max_tokens": 2} | several, path)).json
     assert [choice["index"] for choice in answer["choices"]] == list(range(texts))
@@ -271,7 +271,7 @@ async def test_document_of_several_choices_tells_one_of_them_in_llamacpp(
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
-async def test_running_usage_is_of_one_choice_and_of_its_own_prompt(dialect: str) -> None:
+async def test_running_usage_is_of_one_choice_and_of_its_own_prompt(dialect: Any) -> None:
     body = {"stream": True, "max_tokens": 2, "prompt": ["a", "b"], "stream_options": RUNNING}
     assert usages(await asked(dialect, body, COMPLETIONS)) == [(12, 1), (12, 1), (12, 2), (12, 2), (24, 4)]
 
@@ -301,7 +301,7 @@ async def test_two_prompts_of_llamacpp_begin_with_an_event_of_null() -> None:
     ],
 )
 async def test_numbers_of_choices_that_an_engine_does_not_make_are_refused(
-    dialect: str, body: dict[str, Any], said: str
+    dialect: Any, body: dict[str, Any], said: str
 ) -> None:
     answer = await asked(dialect, body)
     assert (answer.status, answer.error["message"]) == (400, said)
@@ -318,10 +318,10 @@ UNEVEN: list[tuple[str, list[str], list[int]]] = [
 
 @pytest.mark.parametrize(("dialect", "texts", "counts"), UNEVEN)
 async def test_half_a_character_is_an_empty_frame_of_vllm_and_none_of_others(
-    dialect: str, texts: list[str], counts: list[int]
+    dialect: Any, texts: list[str], counts: list[int]
 ) -> None:
     """vLLM also puts two tokens into one frame when it lags; llama.cpp then sends no frame with the role."""
-    async with simulating(Behaviour(dialect=dialect, uneven=True)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect, uneven=True)) as simulator:
         answer = await ask(simulator, {"stream": True, "max_tokens": 7, "stream_options": RUNNING})
         assert simulator.requests[0].tokens == 7
     deltas = [event["choices"][0]["delta"] for event in answer.events if event["choices"]]
@@ -334,7 +334,7 @@ async def test_half_a_character_is_an_empty_frame_of_vllm_and_none_of_others(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-async def test_answer_without_a_token_ends_at_once(dialect: str, path: str) -> None:
+async def test_answer_without_a_token_ends_at_once(dialect: Any, path: str) -> None:
     answer = await asked(dialect, {"stream": True}, path, tokens=0)
     ends = [event["choices"][0]["finish_reason"] for event in answer.events]
     assert [end for end in ends if end] == ["stop"]
@@ -342,8 +342,8 @@ async def test_answer_without_a_token_ends_at_once(dialect: str, path: str) -> N
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_texts_of_a_stream_are_the_text_of_the_document(dialect: str) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+async def test_texts_of_a_stream_are_the_text_of_the_document(dialect: Any) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         events = (await ask(simulator, {"stream": True})).events
         document = (await ask(simulator, {})).json
     said = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)

@@ -69,10 +69,10 @@ STREAMS: list[tuple[str, str, bool, int, list[str]]] = [
 
 @pytest.mark.parametrize(("dialect", "path", "usage", "after", "ends"), STREAMS)
 async def test_stream_that_fails_ends_as_its_engine_ends_it(
-    dialect: str, path: str, usage: bool, after: int, ends: list[str]
+    dialect: Any, path: str, usage: bool, after: int, ends: list[str]
 ) -> None:
     """SGLang sends the error, THEN usage if it was asked for, then `[DONE]`; llama.cpp just ends."""
-    async with simulating(Behaviour(dialect=dialect, fault="error_mid", after=after, status=503)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect, fault="error_mid", after=after, status=503)) as simulator:
         body = {"model": "m", "stream": True, "stream_options": {"include_usage": usage}}
         answer = await ask(simulator, body, path)
         assert simulator.requests[0].tokens == 2
@@ -83,7 +83,7 @@ async def test_stream_that_fails_ends_as_its_engine_ends_it(
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "llamacpp", "openai"])
-async def test_stream_may_fail_before_its_first_token(dialect: str) -> None:
+async def test_stream_may_fail_before_its_first_token(dialect: Any) -> None:
     answer = await asked(dialect, {"stream": True}, fault="error_first", after=9)
     assert answer.status == 200
     assert answer.events[0]["error"]["message"] == FAILED % 500
@@ -112,7 +112,7 @@ LACKING = [
 
 
 @pytest.mark.parametrize(("dialect", "path"), [(dialect, path) for dialect, paths in LACKING for path in paths])
-async def test_path_that_an_engine_lacks_is_its_own_404(dialect: str, path: str) -> None:
+async def test_path_that_an_engine_lacks_is_its_own_404(dialect: Any, path: str) -> None:
     for body in ({"input": "x"}, b"{", b""):
         answer = await asked(dialect, body, path)
         assert (answer.status, answer.json) == (404, NOT_FOUND[dialect])
@@ -140,7 +140,7 @@ ONLY_CHAT: list[tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("dialect", "path", "status", "said"), ONLY_CHAT)
-async def test_chat_model_has_no_answers_of_other_kinds(dialect: str, path: str, status: int, said: str) -> None:
+async def test_chat_model_has_no_answers_of_other_kinds(dialect: Any, path: str, status: int, said: str) -> None:
     answer = await asked(dialect, {"input": "x"}, path, only_chat=True)
     assert answer.status == status
     assert said in answer.text
@@ -149,7 +149,7 @@ async def test_chat_model_has_no_answers_of_other_kinds(dialect: str, path: str,
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "llamacpp"])
-async def test_chat_model_chats(dialect: str) -> None:
+async def test_chat_model_chats(dialect: Any) -> None:
     for path in (CHAT, COMPLETIONS, "/v1/messages", "/v1/responses", "/tokenize", "/detokenize"):
         assert (await asked(dialect, {"prompt": "x", "tokens": [1]}, path, only_chat=True)).status == 200
 
@@ -161,7 +161,7 @@ async def test_chat_model_chats(dialect: str) -> None:
         ("llamacpp", "This model is not a decision model", "not_supported_error"),
     ],
 )
-async def test_decisions_are_not_made_by_a_chat_model(dialect: str, message: str, kind: str) -> None:
+async def test_decisions_are_not_made_by_a_chat_model(dialect: Any, message: str, kind: str) -> None:
     answer = await asked(dialect, {"state": "x"}, "/v1/systemone")
     assert (answer.status, answer.error["message"], answer.error["type"]) == (501, message, kind)
 
@@ -189,13 +189,13 @@ GETS: list[tuple[str, str, str, int, str]] = [
 ]  # fmt: skip
 
 
-async def got(dialect: str, method: str, path: str, **behaviour: Any) -> Answer:
-    async with simulating(Behaviour(dialect=dialect, **behaviour)) as simulator:  # type: ignore[arg-type]
+async def got(dialect: Any, method: str, path: str, **behaviour: Any) -> Answer:
+    async with simulating(Behaviour(dialect=dialect, **behaviour)) as simulator:
         return await ask(simulator, b"", path, method=method)
 
 
 @pytest.mark.parametrize(("dialect", "method", "path", "status", "expected"), GETS)
-async def test_what_is_asked_without_a_body(dialect: str, method: str, path: str, status: int, expected: str) -> None:
+async def test_what_is_asked_without_a_body(dialect: Any, method: str, path: str, status: int, expected: str) -> None:
     answer = await got(dialect, method, path)
     assert (answer.status, answer.text) == (status, expected)
     assert ("allow" in answer.headers) == (status == 405 and dialect == "vllm")
@@ -209,16 +209,16 @@ async def test_what_is_asked_without_a_body(dialect: str, method: str, path: str
         ("llamacpp", "/health", '{"error":{"message":"Loading model","type":"unavailable_error","code":503}}'),
     ],
 )
-async def test_server_that_is_not_well_says_so_where_it_is_probed(dialect: str, path: str, expected: str) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+async def test_server_that_is_not_well_says_so_where_it_is_probed(dialect: Any, path: str, expected: str) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         simulator.healthy = False
         answer = await ask(simulator, b"", path, method="GET")
         assert (answer.status, answer.text) == (503, expected)
 
 
 @pytest.mark.parametrize(("dialect", "status"), [("llamacpp", b"200"), ("vllm", b"405"), ("sglang", b"405")])
-async def test_head_is_answered_by_llamacpp_only(dialect: str, status: bytes) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator, raw(simulator) as connection:  # type: ignore[arg-type]
+async def test_head_is_answered_by_llamacpp_only(dialect: Any, status: bytes) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator, raw(simulator) as connection:
         connection.writer.write(request_bytes(b"", "/health", method="HEAD", headers="connection: close\r\n"))
         assert (await connection.rest()).split()[1] == status
 
@@ -273,7 +273,7 @@ NAMES: list[tuple[str, str, int, str]] = [
 
 @pytest.mark.parametrize(("dialect", "path", "status", "said"), NAMES)
 async def test_name_that_is_not_served_is_refused_or_answered_as_the_engine_does(
-    dialect: str, path: str, status: int, said: str
+    dialect: Any, path: str, status: int, said: str
 ) -> None:
     """SGLang answers under any name, and llama.cpp under its own."""
     answer = await asked(dialect, {"model": "other", "prompt": "x"}, path, served=("mine", "alias"))
@@ -295,7 +295,7 @@ async def test_name_that_is_not_served_is_refused_or_answered_as_the_engine_does
     ],
 )
 async def test_name_in_an_answer_is_the_one_that_the_engine_gives(
-    dialect: str, served: tuple[str, ...] | None, asked_for: str | None, answered: str
+    dialect: Any, served: tuple[str, ...] | None, asked_for: str | None, answered: str
 ) -> None:
     """vLLM answers under the first of its names, whichever was asked for."""
     answer = await asked(dialect, {"model": asked_for}, served=served)

@@ -55,7 +55,7 @@ STREAMS = [
 
 @pytest.mark.parametrize(("dialect", "expected", "events_in_chunks"), STREAMS)
 async def test_stream_of_a_message_has_the_events_of_its_engine(
-    dialect: str, expected: list[str], events_in_chunks: list[int]
+    dialect: Any, expected: list[str], events_in_chunks: list[int]
 ) -> None:
     answer = await asked(dialect, {"model": "m", "stream": True, "max_tokens": 2}, MESSAGES)
     names = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
@@ -76,7 +76,7 @@ DOCUMENTS = [
 
 
 @pytest.mark.parametrize(("dialect", "expected", "prefix", "length"), DOCUMENTS)
-async def test_message_has_the_members_of_its_engine(dialect: str, expected: str, prefix: str, length: int) -> None:
+async def test_message_has_the_members_of_its_engine(dialect: Any, expected: str, prefix: str, length: int) -> None:
     message = (await asked(dialect, {"model": "m", "max_tokens": 2}, MESSAGES)).json
     message_id = message.pop("id")
     assert compact(message) == expected
@@ -96,7 +96,7 @@ async def test_message_that_ends_by_itself_says_so() -> None:
         ("llamacpp", '{"input_tokens":12}'),
     ],
 )
-async def test_tokens_are_counted(dialect: str, expected: str) -> None:
+async def test_tokens_are_counted(dialect: Any, expected: str) -> None:
     assert (await asked(dialect, {"messages": []}, COUNT)).text == expected
 
 
@@ -141,7 +141,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], int, Any]] = [
 
 @pytest.mark.parametrize(("dialect", "body", "behaviour", "status", "expected"), REFUSED)
 async def test_refused_message_is_told_in_the_shape_of_its_engine(
-    dialect: str, body: dict[str, Any], behaviour: dict[str, Any], status: int, expected: Any
+    dialect: Any, body: dict[str, Any], behaviour: dict[str, Any], status: int, expected: Any
 ) -> None:
     """vLLM's own errors are as Anthropic's, those of its framework are not; llama.cpp's never are."""
     answer = await asked(dialect, body, MESSAGES, **behaviour)
@@ -159,7 +159,7 @@ FAILED = [
 
 @pytest.mark.parametrize(("dialect", "after", "names", "error"), FAILED)
 async def test_stream_of_a_message_that_fails_ends_as_its_engine_ends_it(
-    dialect: str, after: int, names: list[str], error: str
+    dialect: Any, after: int, names: list[str], error: str
 ) -> None:
     answer = await asked(dialect, {"stream": True}, MESSAGES, fault="error_mid", after=after)
     tail = b"".join(answer.chunks[after:]).decode()
@@ -195,10 +195,10 @@ CACHED: list[tuple[str, Any, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("dialect", "first", "again", "started"), CACHED)
-async def test_cached_tokens_are_no_input_tokens(dialect: str, first: Any, again: Any, started: Any) -> None:
+async def test_cached_tokens_are_no_input_tokens(dialect: Any, first: Any, again: Any, started: Any) -> None:
     """vLLM tells of its cache at the end of a stream only."""
     body = {"messages": [{"role": "user", "content": "x" * 63}]}
-    behaviour = Behaviour(dialect=dialect, prompt_tokens=500, prefix_cache=True)  # type: ignore[arg-type]
+    behaviour = Behaviour(dialect=dialect, prompt_tokens=500, prefix_cache=True)
     async with simulating(behaviour) as simulator:
         assert (await ask(simulator, body, MESSAGES)).json["usage"] == first
         assert (await ask(simulator, body, MESSAGES)).json["usage"] == again

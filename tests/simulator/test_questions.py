@@ -25,10 +25,10 @@ LIMITS: list[tuple[str, str, dict[str, Any], int, str]] = [
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("dialect", "path", "body", "tokens", "finish"), LIMITS)
 async def test_limit_of_tokens_is_kept_as_the_engine_keeps_it(
-    dialect: str, path: str, body: dict[str, Any], tokens: int, finish: str, stream: bool
+    dialect: Any, path: str, body: dict[str, Any], tokens: int, finish: str, stream: bool
 ) -> None:
     """None of llama.cpp is one token; of SGLang's chat it is none."""
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         answer = await ask(simulator, body | {"stream": stream}, path)
         assert simulator.requests[0].tokens == tokens
     choices = [each["choices"][0] for each in (answer.events if stream else [answer.json])]
@@ -82,7 +82,7 @@ CONTEXT: list[tuple[str, str, dict[str, Any], int, int, str | None, dict[str, An
 
 @pytest.mark.parametrize(("dialect", "path", "body", "prompt", "tokens", "said", "members"), CONTEXT)
 async def test_context_bounds_prompt_and_answer_as_the_engine_does(
-    dialect: str,
+    dialect: Any,
     path: str,
     body: dict[str, Any],
     prompt: int,

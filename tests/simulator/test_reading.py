@@ -70,7 +70,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("dialect", "path", "body", "expected"), ANSWERS)
 async def test_answer_is_written_as_its_engine_writes_it(
-    dialect: str, path: str, body: dict[str, Any], expected: str
+    dialect: Any, path: str, body: dict[str, Any], expected: str
 ) -> None:
     """llama.cpp tells usage before the vectors, SGLang's ranks are a list, and a text has three names."""
     answer = await asked(dialect, {"model": "m"} | body, path)
@@ -108,7 +108,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str | None]] = [
 
 @pytest.mark.parametrize(("dialect", "path", "body", "said", "param"), WRONG)
 async def test_members_that_are_wrong_or_missing_are_told_by_name(
-    dialect: str, path: str, body: dict[str, Any], said: str, param: str | None
+    dialect: Any, path: str, body: dict[str, Any], said: str, param: str | None
 ) -> None:
     answer = await asked(dialect, body, path)
     assert answer.status == 400

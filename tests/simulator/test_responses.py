@@ -28,7 +28,7 @@ ENDS = [
 
 @pytest.mark.parametrize(("dialect", "limit", "last", "status", "details"), ENDS)
 async def test_limit_of_tokens_ends_a_response_as_its_engine_does(
-    dialect: str, limit: int | None, last: str, status: str, details: Any
+    dialect: Any, limit: int | None, last: str, status: str, details: Any
 ) -> None:
     """vLLM names its last event the same whatever ended it; SGLang 0.5.23 makes two tokens fewer than allowed."""
     body = {"stream": True} | ({"max_output_tokens": limit} if limit else {})
@@ -62,7 +62,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize(("dialect", "number", "expected"), EVENTS)
-async def test_event_of_a_response_has_the_members_of_its_engine(dialect: str, number: int, expected: str) -> None:
+async def test_event_of_a_response_has_the_members_of_its_engine(dialect: Any, number: int, expected: str) -> None:
     """llama.cpp numbers neither events nor items."""
     answer = await asked(dialect, {"stream": True}, RESPONSES, tokens=2)
     item = compact(answer.events[2]["item"]["id"])
@@ -71,7 +71,7 @@ async def test_event_of_a_response_has_the_members_of_its_engine(dialect: str, n
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_events_are_named_and_numbered(dialect: str) -> None:
+async def test_events_are_named_and_numbered(dialect: Any) -> None:
     answer = await asked(dialect, {"stream": True}, RESPONSES, tokens=3)
     named = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
     assert named == [event["type"] for event in answer.events]
@@ -112,7 +112,7 @@ DOCUMENTS = [
 
 
 @pytest.mark.parametrize(("dialect", "expected"), DOCUMENTS)
-async def test_response_has_the_members_of_its_engine(dialect: str, expected: str) -> None:
+async def test_response_has_the_members_of_its_engine(dialect: Any, expected: str) -> None:
     answer = await asked(dialect, {"model": "m", "max_output_tokens": 9}, RESPONSES, tokens=1)
     response = answer.json
     response.pop("id")
@@ -149,7 +149,7 @@ async def test_sglang_has_begun_a_response_before_it_can_fail() -> None:
                     '"message":"FAILED","param":null}\n\n'),
     ],
 )  # fmt: skip
-async def test_response_that_fails_ends_with_the_error_of_its_engine(dialect: str, after: int, tail: str) -> None:
+async def test_response_that_fails_ends_with_the_error_of_its_engine(dialect: Any, after: int, tail: str) -> None:
     """llama.cpp's has no name, as in its streams of chat."""
     answer = await asked(dialect, {"stream": True}, RESPONSES, fault="error_mid", after=after)
     said = tail.replace("FAILED", "The simulated engine failed with status 500.")
@@ -174,8 +174,8 @@ MISSING = {
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "openai"])
-async def test_response_can_be_asked_for_again(dialect: str, stream: bool) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+async def test_response_can_be_asked_for_again(dialect: Any, stream: bool) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         made = await ask(simulator, {"model": "m", "stream": stream}, RESPONSES)
         response = made.events[-1]["response"] if stream else made.json
         again = await ask(simulator, b"", f"{RESPONSES}/{response['id']}", method="GET")
@@ -185,8 +185,8 @@ async def test_response_can_be_asked_for_again(dialect: str, stream: bool) -> No
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
-async def test_response_that_is_unknown_is_404(dialect: str) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+async def test_response_that_is_unknown_is_404(dialect: Any) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         for method, path in (("GET", "resp_nope"), ("POST", "resp_nope/cancel")):
             answer = await ask(simulator, b"", f"{RESPONSES}/{path}", method=method)
             assert (answer.status, answer.error) == (404, MISSING)
@@ -210,10 +210,10 @@ async def test_response_that_is_unknown_is_404(dialect: str) -> None:
     ],
 )
 async def test_what_can_be_done_with_a_response_is_up_to_the_engine(
-    dialect: str, method: str, action: str, status: int, said: str
+    dialect: Any, method: str, action: str, status: int, said: str
 ) -> None:
     """Only OpenAI deletes; llama.cpp keeps none."""
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         response_id = (await ask(simulator, {}, RESPONSES)).json["id"]
         path = f"{RESPONSES}/{response_id}"
         answer = await ask(simulator, b"", path + action, method=method)

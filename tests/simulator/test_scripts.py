@@ -5,7 +5,7 @@ from edge.simulator.scripts import Script, answer_text, data, event, events, htt
 
 
 def question(tokens: int, **members: object) -> Question:
-    return Question("vllm", "m", tokens, "stop", 12, **members)  # type: ignore[arg-type]
+    return Question("vllm", "m", tokens, "stop", 12, **members)
 
 
 def test_text_has_chinese_quotes_and_newlines_that_json_must_escape() -> None:

@@ -77,7 +77,7 @@ HEADS = [
 
 @pytest.mark.parametrize(("dialect", "streamed", "names", "values"), HEADS)
 async def test_head_is_written_as_its_server_writes_it(
-    simulator: Simulator, dialect: str, streamed: bool, names: list[str], values: dict[str, str]
+    simulator: Simulator, dialect: Any, streamed: bool, names: list[str], values: dict[str, str]
 ) -> None:
     """Names, their case and their order; also when the request itself chose the dialect."""
     answer = await ask(simulator, {"stream": streamed, "simulate": {"dialect": dialect}})
@@ -136,7 +136,7 @@ async def test_pings_do_not_change_a_stream(simulator: Simulator) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
-async def test_others_do_not_ping(simulator: Simulator, dialect: str) -> None:
+async def test_others_do_not_ping(simulator: Simulator, dialect: Any) -> None:
     slow = {"dialect": dialect, "interval_ms": 3, "ping_ms": 1, "tokens": 4}
     assert b":\n\n" not in await stream(simulator, simulate=slow)
 
@@ -392,7 +392,7 @@ async def test_fault_error_may_have_a_status_without_a_name(simulator: Simulator
     ("dialect", "done"), [("vllm", True), ("sglang", True), ("llamacpp", False), ("openai", False)]
 )
 async def test_fault_error_first_is_a_stream_that_opens_with_an_error(
-    simulator: Simulator, dialect: str, done: bool
+    simulator: Simulator, dialect: Any, done: bool
 ) -> None:
     """Status 200 was sent before the engine failed; vLLM and SGLang close such a stream with `[DONE]`."""
     chunks = await stream(simulator, simulate={"fault": "error_first", "dialect": dialect, "after": 9})

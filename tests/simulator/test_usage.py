@@ -23,9 +23,9 @@ TURNS: list[tuple[str, Any, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("dialect", "first", "second", "streamed"), TURNS)
-async def test_second_turn_tells_the_tokens_of_the_first(dialect: str, first: Any, second: Any, streamed: Any) -> None:
+async def test_second_turn_tells_the_tokens_of_the_first(dialect: Any, first: Any, second: Any, streamed: Any) -> None:
     """vLLM in whole blocks; OpenAI only for prompts of 1,024 tokens and more."""
-    behaviour = Behaviour(dialect=dialect, prompt_tokens=640, prefix_cache=True)  # type: ignore[arg-type]
+    behaviour = Behaviour(dialect=dialect, prompt_tokens=640, prefix_cache=True)
     details = []
     for stream in (False, True):
         async with simulating(behaviour) as simulator:
@@ -45,17 +45,17 @@ async def test_openai_tells_steps_of_128() -> None:
 
 
 @pytest.mark.parametrize(("dialect", "details"), [("vllm", None), ("sglang", None), ("llamacpp", {"cached_tokens": 0})])
-async def test_without_a_cache_only_llamacpp_speaks_of_one(dialect: str, details: Any) -> None:
-    async with simulating(Behaviour(dialect=dialect)) as simulator:  # type: ignore[arg-type]
+async def test_without_a_cache_only_llamacpp_speaks_of_one(dialect: Any, details: Any) -> None:
+    async with simulating(Behaviour(dialect=dialect)) as simulator:
         for _ in range(2):
             used = (await ask(simulator, {"messages": FIRST})).json["usage"]
             assert used["prompt_tokens_details"] == details
 
 
 @pytest.mark.parametrize(("dialect", "cached"), [("vllm", 624), ("sglang", 639), ("llamacpp", 639)])
-async def test_equal_prompt_leaves_a_token_to_read(dialect: str, cached: int) -> None:
+async def test_equal_prompt_leaves_a_token_to_read(dialect: Any, cached: int) -> None:
     """In every API."""
-    async with simulating(Behaviour(dialect=dialect, prompt_tokens=640, prefix_cache=True)) as simulator:  # type: ignore[arg-type]
+    async with simulating(Behaviour(dialect=dialect, prompt_tokens=640, prefix_cache=True)) as simulator:
         for path, name in ((COMPLETIONS, "prompt"), (RESPONSES, "input")):
             for _ in range(2):
                 used = (await ask(simulator, {name: f"{path}: the sea"}, path)).json["usage"]
