@@ -97,9 +97,10 @@ class Work:
 def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *, continuous: bool) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it.
 
-    `continuous` says that the route's pool is asked for usage in every frame.
+    `continuous` says that the route's pool or instance is asked for usage in every frame.
     """
-    if not (route.metered and envelope.stream and operation.takes_usage_options and route.pool is not None):
+    is_asked = route.metered or route.usage is not None
+    if not (is_asked and envelope.stream and operation.takes_usage_options):
         return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens, n=envelope.n)
     return Metering(
         operation,

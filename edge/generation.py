@@ -34,11 +34,9 @@ class Generation:
             name: Timeouts(each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor)
             for name, each in asked.items()
         }
-        continuous = (
-            name for name, each in asked.items() if isinstance(each, PoolConfig) and each.usage == "continuous"
-        )
+        continuous = frozenset(name for name, each in asked.items() if each.usage == "continuous")
         object.__setattr__(self, "timeouts", timeouts)
-        object.__setattr__(self, "continuous", frozenset(continuous))
+        object.__setattr__(self, "continuous", continuous)
         object.__setattr__(self, "paths", paths_of(self.config.server.operations))
 
     def _asked(self, route: RouteConfig) -> PoolConfig | RouteConfig:

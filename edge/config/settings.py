@@ -292,7 +292,7 @@ class PoolConfig:
 class RouteConfig:
     """The models of one name, or of a prefix that ends in `*`, and where they go.
 
-    Its timeouts, `engine` and `max_inflight` are those of an instance; a pool has its own.
+    Its timeouts, `engine`, `max_inflight` and `usage` are those of an instance; a pool has its own.
     """
 
     name: str
@@ -338,6 +338,10 @@ class RouteConfig:
     max_inflight: Annotated[int | None, kinds.count(
         "The most requests in flight at each instance; a further one gets a 503. Absent: no cap. A cap below what the "
         "engine batches leaves the engine idle.", 10**6, example=64)] = None
+    usage: Annotated[PoolUsage | None, kinds.choice(
+        'Streams of text are asked for their usage, hidden from clients that did not ask for it: "final" at their end, '
+        '"continuous" in every frame. Absent: an instance is recorded with what it reports unasked.',
+        PoolUsage, example="final")] = None
 
 
 @dataclass(frozen=True, slots=True)

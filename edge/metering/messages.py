@@ -47,6 +47,8 @@ class MessageEvents(Events):
             self._merge(found.usage, is_last=True)
         elif is_error(found.type, found.error, event):
             self._fail()
+        elif found.type in self.last_events and self.failed:
+            self._answers = True  # SGLang ends a message that failed as any other
         else:
             self._take(None, is_last=False)
             if found.type in self.last_events:

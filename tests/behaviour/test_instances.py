@@ -72,6 +72,27 @@ async def test_instance_is_asked_as_its_engine_is(
     await edge.consistent()
 
 
+# --- its usage
+
+
+@pytest.mark.parametrize("usage", ["", "final", "continuous"])
+async def test_instance_is_asked_for_usage_where_its_route_says_so(
+    start_edge: StartEdge, simulator: Simulator, usage: str
+) -> None:
+    """And a client that did not ask sees nothing of it."""
+    edge = await start_edge(instance_at(simulator.url, f'usage = "{usage}"' if usage else ""))
+    status, _, body = await soon(edge.ask({**ASK, "stream": True, "simulate": {"tokens": 4}}))
+    await soon(edge.consistent())
+    assert (status, b'"usage":{' in body, body.count(b"data: [DONE]")) == (200, False, 1)
+    [record] = edge.records()
+    asked = json.loads(simulator.requests[0].body).get("stream_options", {})
+    assert (asked.get("include_usage", False), asked.get("continuous_usage_stats", False)) == (
+        bool(usage),
+        usage == "continuous",
+    )
+    assert (record["completion_tokens"], record["usage_source"] == "final") == (4, bool(usage))
+
+
 # --- how much at once
 
 
