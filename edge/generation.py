@@ -31,7 +31,9 @@ class Generation:
         asked = {route.name: self._asked(route) for route in self.config.routes}
         floor = self.config.server.min_client_rate_bytes_per_s
         timeouts = {
-            name: Timeouts(each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor)
+            name: Timeouts(
+                each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor, each.max_connection_age_s
+            )
             for name, each in asked.items()
         }
         continuous = frozenset(name for name, each in asked.items() if each.usage == "continuous")

@@ -208,6 +208,9 @@ _EngineChoice = Annotated[Engine, kinds.choice(
     'What runs there. "openai" is a hosted API: its tokenize is under its base, that of engines at their root.',
     Engine)]
 _ConnectTimeout = Annotated[float, kinds.duration("For a connection, TLS included.")]
+_MaxConnectionAge = Annotated[float, kinds.duration(
+    "How long a connection is used again, less up to a fifth at random. Too long a time leaves a server that was added "
+    "behind a name idle; too short a one costs a handshake a request.")]
 _FirstByteTimeout = Annotated[float, kinds.duration(
     "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")]
 _IdleTimeout = Annotated[float, kinds.duration(
@@ -253,6 +256,7 @@ class PoolConfig:
         Balance)] = "least-loaded"
     engine: _EngineChoice = "vllm"
     connect_timeout_s: _ConnectTimeout = 2
+    max_connection_age_s: _MaxConnectionAge = 60
     first_byte_timeout_s: _FirstByteTimeout = 300
     idle_timeout_s: _IdleTimeout = 120
     ca_file: Annotated[Path | None, kinds.file(
@@ -333,6 +337,7 @@ class RouteConfig:
         10**9, example=131_072)] = None
     engine: _EngineChoice = "vllm"
     connect_timeout_s: _ConnectTimeout = 2
+    max_connection_age_s: _MaxConnectionAge = 60
     first_byte_timeout_s: _FirstByteTimeout = 600  # as long as the SDKs of OpenAI and Anthropic wait
     idle_timeout_s: _IdleTimeout = 300
     max_inflight: Annotated[int | None, kinds.count(

@@ -40,7 +40,8 @@ async def relay(
     """
     reused = pool.take()
     while True:
-        connection = reused or await pool.connect(attempt.timeouts.connect_timeout_s)
+        timeouts = attempt.timeouts
+        connection = reused or await pool.connect(timeouts.connect_timeout_s, timeouts.max_connection_age_s)
         running = Relay(exchange, client, attempt, settlement)
         try:
             await running.send(connection)

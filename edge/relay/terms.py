@@ -1,6 +1,7 @@
 """What a relay is given, what it asks of others, and what it raises."""
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -24,12 +25,16 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long an answer may take, in seconds, and how slowly a client may read it, in bytes a second."""
+    """How long an answer may take, in seconds, and how slowly a client may read it, in bytes a second.
+
+    `max_connection_age_s` is how long a connection that is made may be used again.
+    """
 
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
     min_client_rate_bytes_per_s: int
+    max_connection_age_s: float = math.inf
 
 
 @dataclass(slots=True)

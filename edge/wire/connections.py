@@ -26,9 +26,6 @@ _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
-# Balancers behind a name, as those of Kubernetes, choose for a connection, not for a request: one that is kept for ever
-# stays with the servers that were there when it was made.
-_MAX_AGE_S: Final = 60.0
 _YOUNGEST_SHARE: Final = 0.8  # of the age, at random, so that connections that were made together do not end together
 _ATTEMPT_DELAY_S: Final = 0.25  # before the next address of a name is tried beside the ones before (RFC 8305 section 5)
 _PASSED_OVER_S: Final = 600.0  # how long an address that did not answer is tried last (RFC 6555 section 4.2)
@@ -68,8 +65,8 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
     __slots__ = (
-        "_deadline", "_fresh_until", "_pool", "_receiver", "_retire_at", "_timer", "_timer_at",
-        "closed", "eof", "receive", "transport", "uses",
+        "_deadline", "_fresh_until", "_pool", "_receiver", "_timer", "_timer_at",
+        "closed", "eof", "receive", "retire_at", "transport", "uses",
     )  # fmt: skip
 
     def __init__(self, pool: "ConnectionPool") -> None:
@@ -77,7 +74,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
         self._fresh_until = 0.0
-        self._retire_at = pool.loop.time() + _MAX_AGE_S * random.uniform(_YOUNGEST_SHARE, 1)
+        self.retire_at = math.inf  # when it is too old to be used again
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline = 0.0
@@ -151,7 +148,7 @@ class UpstreamConnection(asyncio.Protocol):
     def free(self, idle_s: float) -> None:
         """Give the connection back to its pool, where it may be idle for `idle_s` if it does not become too old."""
         self._receiver = self.receive = None
-        self._fresh_until = min(self._pool.loop.time() + idle_s, self._retire_at)
+        self._fresh_until = min(self._pool.loop.time() + idle_s, self.retire_at)
         self._pool.keep(self)
 
     def is_fresh(self, now: float) -> bool:
@@ -246,9 +243,11 @@ class ConnectionPool:
             connection.abort()
         return None
 
-    async def connect(self, timeout_s: float) -> UpstreamConnection:
-        """Return a new connection.
+    async def connect(self, timeout_s: float, max_age_s: float = math.inf) -> UpstreamConnection:
+        """Return a new connection, which may be used again for `max_age_s`, less a share of it.
 
+        Balancers behind a name, as those of Kubernetes, choose for a connection, not for a request: one that is kept
+        for ever stays with the servers that were there when it was made.
         Raises: `ConnectFailed`, from which nothing of the address can be read; `Overloaded` for the edge's own lack.
         """
         try:
@@ -263,6 +262,7 @@ class ConnectionPool:
             sock = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_DEATH:
                 sock.setsockopt(level, option, value)
+            connection.retire_at = self.loop.time() + max_age_s * random.uniform(_YOUNGEST_SHARE, 1)
         except TimeoutError:
             raise _failed("The model's server did not accept a connection in time.") from None
         except ssl.SSLError:

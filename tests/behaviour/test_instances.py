@@ -32,15 +32,15 @@ def document(body: bytes) -> bytes:
 async def test_instance_has_as_long_as_an_sdk_waits_unless_its_route_says_otherwise(start_edge: StartEdge) -> None:
     """600 s: a whole answer of a long chain of thought comes late, and a tool's call is silent for minutes."""
     pool = '[pools.p]\nendpoints = ["http://10.0.0.1"]\nidle_timeout = "7s"\n[routes.m]\npool = "p"\n'
-    said = 'connect_timeout = "1s"\nfirst_byte_timeout = "2s"\nidle_timeout = "3s"\n'
+    said = 'connect_timeout = "1s"\nfirst_byte_timeout = "2s"\nidle_timeout = "3s"\nmax_connection_age = "4s"\n'
     edge = await start_edge(
         pool + instance_at("http://10.0.0.1") + f'[routes."u-1/*"]\ninstance = "http://10.0.0.2"\n{said}',
         server='min_client_rate = "9B"\n',
     )
     assert edge.server.generation.timeouts == {
-        "m": Timeouts(2, 300, 7, 9),
-        "u-*": Timeouts(2, 600, 300, 9),
-        "u-1/*": Timeouts(1, 2, 3, 9),
+        "m": Timeouts(2, 300, 7, 9, 60),
+        "u-*": Timeouts(2, 600, 300, 9, 60),
+        "u-1/*": Timeouts(1, 2, 3, 9, 4),
     }
 
 

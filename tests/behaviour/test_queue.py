@@ -74,7 +74,7 @@ async def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 async def send(edge: Edge, request_id: str, key: str | None = None) -> RawClient:
     client = await edge.connect()
-    client.send(edge.request({**BODY, "user": request_id}, key=key))
+    client.send(edge.request({**BODY, "user": request_id}, key=key, headers=(f"x-request-id: {request_id}",)))
     return client
 
 

@@ -299,6 +299,21 @@ async def test_connection_that_was_freed_last_is_used_first(
     assert upstream.connections == 3
 
 
+@pytest.mark.parametrize(("said", "age_s"), [("", 60), ('max_connection_age = "1h"', 3600)])
+async def test_connection_is_reused_as_long_as_the_file_says(
+    start_edge: StartEdge, start_upstream: StartUpstream, said: str, age_s: float
+) -> None:
+    """Less a fifth at most, of a pool and of an instance."""
+    upstream = await start_upstream(answer)
+    edge = await start_edge(pool_of(upstream.url, more=said) + f'[routes."u-*"]\ninstance = "{upstream.url}"\n{said}\n')
+    for model in (ASK["model"], f"{USER}/qwen2"):
+        assert (await soon(edge.ask({**ASK, "model": model})))[0] == 200
+    await edge.consistent()
+    kept = [each for endpoint in edge.server.endpoints.states() for each in endpoint.connections._idle]
+    left_s = [each.retire_at - asyncio.get_running_loop().time() for each in kept]
+    assert [0.5 * age_s < each <= age_s for each in left_s] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("head", "reused"),
     [
@@ -462,9 +477,9 @@ async def test_client_that_leaves_while_the_edge_connects_frees_the_endpoint(
     connecting = asyncio.Event()
     connect = ConnectionPool.connect
 
-    async def noted(self: ConnectionPool, timeout_s: float) -> UpstreamConnection:
+    async def noted(self: ConnectionPool, *times_s: float) -> UpstreamConnection:
         connecting.set()
-        return await connect(self, timeout_s)
+        return await connect(self, *times_s)
 
     monkeypatch.setattr(ConnectionPool, "connect", noted)
     client = await edge.connect()

@@ -60,5 +60,5 @@ def test_usage_of_the_caller_is_not_that_of_the_response(length: int) -> None:
 def test_response_is_known_by_its_document_however_long_it_is(length: int) -> None:
     value = {"id": "resp_1", "created_at": 3, "output": ["x" * length], "model": "m", "usage": usage()}
     meter = fed(document(RESPONSES), [orjson.dumps(value)])
-    assert (meter.begun(b"")[:3], meter.usage(True)) == (("resp_1", 3, "m"), USED)
-    assert fed(document(RESPONSES), [b"["]).begun(b"") == NOTHING_BEGUN
+    assert (meter.response_id(False), meter.response_id(True), meter.usage(True)) == ("", "resp_1", USED)
+    assert fed(document(RESPONSES), [b"["]).response_id(True) == ""

@@ -71,7 +71,7 @@ async def test_connection_is_reused_only_until_it_is_old_however_busy_it_is(
     """A balancer behind a name chooses for connections, and so a server that was added there gets its share."""
     clock = Clock()
     pool = new_pool(listening, clock)
-    connection = await pool.connect(5)
+    connection = await pool.connect(5, 60)
     for _ in range(3):
         connection.free(4.0)
         assert pool.take() is connection
@@ -87,7 +87,7 @@ async def test_connections_that_were_made_together_do_not_become_old_together(li
     """Else all of them would be made anew at once, again and again."""
     clock = Clock()
     pool = new_pool(listening, clock)
-    made = [await pool.connect(5) for _ in range(40)]
+    made = [await pool.connect(5, 60) for _ in range(40)]
     clock.ahead_s = 54.0
     for connection in made:
         connection.free(4.0)
