@@ -4,7 +4,6 @@ import orjson
 import pytest
 
 from edge.exchange import Usage, UsageSource
-from edge.protocols import NOTHING_BEGUN
 from tests.metering.test_meters import RESPONSES, USED, data, document, events, fed, usage
 from tests.streams import cut
 
