@@ -117,7 +117,8 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
         (
             'endpoints = ["http://a:1", "http://b:1"]',
             [
-                "retries  after a refused connection, a 429, 502, 503, 504 or 529, or a refusal of the edge itself, within 2s; a share of 0.2 at once"
+                "retries  after a refused connection, a 429, 502, 503, 504 or 529, or a refusal of the edge itself, "
+                "within 2s; a share of 0.2 at once"
             ],
         ),
         (
