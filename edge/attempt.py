@@ -18,6 +18,7 @@ from edge.routing import Match
 from edge.upstream.endpoints import Member
 from edge.upstream.pools import Pool
 
+_ANSWER, _NOTHING = Reserves.ANSWER, Reserves.NOTHING
 # Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
 _ASSUMED_ANSWER_TOKENS: Final = 256
 
@@ -44,13 +45,14 @@ class Work:
     @property
     def prompt_tokens(self) -> int:
         """How many tokens the prompt may have that count."""
-        return 0 if self.asked.operation.reserves is Reserves.NOTHING else self.envelope.prompt_tokens
+        return 0 if self.asked.operation.reserves is _NOTHING else self.envelope.prompt_tokens
 
     def reservation(self) -> int:
         """Return how many tokens the request may use, as far as can be known before."""
-        if self.asked.operation.reserves is not Reserves.ANSWER:
+        if self.asked.operation.reserves is not _ANSWER:
             return self.prompt_tokens
-        return self.prompt_tokens + (self.envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * self.envelope.n
+        envelope = self.envelope
+        return envelope.prompt_tokens + (envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * envelope.n
 
     def affinity_key(self, user: str) -> bytes:
         """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""

@@ -17,6 +17,8 @@ from edge.protocols import MESSAGES, OPENAI, RESPONSES, Protocol
 class Reads(enum.Enum):
     """How the usage of an answer is read; `metering/meters.py` has a meter of events and one of documents for each."""
 
+    __hash__ = object.__hash__  # a member is only itself; enum's own is a Python call for each look-up
+
     CHUNKS = "chunks"  # `usage` behind the choices of a stream, and in its document
     MESSAGE = "message"  # `message_start` and `message_delta`
     RESPONSE = "response"  # the response with which a stream ends

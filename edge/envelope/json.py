@@ -184,12 +184,15 @@ def _envelope(
     if members.max_tokens or members.max_completion_tokens or members.max_output_tokens:
         max_tokens = _smallest(members.max_tokens, members.max_completion_tokens, members.max_output_tokens)
     n = (_smallest(members.n) or 1) if members.n else 1
+    previous, background, stored = "", False, True
+    if members.previous_response_id or members.background or members.store:
+        previous = _text_in(members.previous_response_id)
+        background = bytes(members.background) not in _NO  # engines take 1 and "yes" for true
+        stored = members.store != _FALSE
     return Envelope(
         model, members.stream is True, span, one_spelling, prompt_tokens, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, _text_in(members.previous_response_id),
-        bytes(members.background) not in _NO,  # engines take 1 and "yes" for true
-        members.store != _FALSE,
+        written, previous, background, stored,
     )  # fmt: skip
 
 

@@ -10,13 +10,15 @@ from edge.metering.usage_objects import (
     ABSENT,
     UNREADABLE,
     Response,
+    Tokens,
     begun_of,
     occurrences,
     raw_of,
     response_of,
     timings_in,
-    usage_in,
-    usage_or_units_in,
+    tokens_in,
+    usage_of,
+    usage_or_units_of,
     with_units,
 )
 from edge.protocols import NOTHING_BEGUN, Begun
@@ -28,7 +30,11 @@ _LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
 
 class _Used(msgspec.Struct):
-    usage: msgspec.Raw = ABSENT
+    usage: Tokens | None = None
+    timings: msgspec.Raw = ABSENT
+
+
+class _Timed(msgspec.Struct):
     timings: msgspec.Raw = ABSENT
 
 
@@ -38,6 +44,7 @@ class _Images(msgspec.Struct):
 
 _response = msgspec.json.Decoder(Response)
 _used = msgspec.json.Decoder(_Used)
+_timed = msgspec.json.Decoder(_Timed)
 _images = msgspec.json.Decoder(_Images)
 
 
@@ -119,30 +126,39 @@ class Document(Unmetered):
             document = b"".join(self._parts)
             try:
                 members = _used.decode(document)
-                return self._count(members.usage) or timings_in(members.timings)
-            except msgspec.ValidationError:
-                return None
+                used = self._count(members.usage) if members.usage is not None else None
+                return used or timings_in(members.timings)
+            except msgspec.ValidationError:  # the usage is nonsense, or all of it is
+                return _by_timings(document)
             except UNREADABLE:  # it was cut, or has what this decoder refuses
                 scanner = self._new_scanner()
                 scanner.feed(document)
         found = scanner.found
-        usage = self._count(raw_of(found, b"usage")) or timings_in(raw_of(found, b"timings"))
+        tokens = tokens_in(raw_of(found, b"usage"))
+        usage = (self._count(tokens) if tokens is not None else None) or timings_in(raw_of(found, b"timings"))
         if usage is None or whole:
             return usage
         return msgspec.structs.replace(usage, source=UsageSource.RUNNING)
 
-    def _count(self, usage: msgspec.Raw) -> Usage | None:
-        return usage_or_units_in(usage)
+    def _count(self, tokens: Tokens) -> Usage | None:
+        return usage_or_units_of(tokens)
 
     def _estimate(self) -> Usage:
         return NO_USAGE
 
 
+def _by_timings(document: bytes) -> Usage | None:
+    try:
+        return timings_in(_timed.decode(document).timings)
+    except UNREADABLE:
+        return None
+
+
 class TextDocument(Document):
     """The answer of a model that writes."""
 
-    def _count(self, usage: msgspec.Raw) -> Usage | None:
-        return usage_in(usage)
+    def _count(self, tokens: Tokens) -> Usage | None:
+        return usage_of(tokens)
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, self._size // _BYTES_PER_TOKEN, source=UsageSource.ESTIMATED)

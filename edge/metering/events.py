@@ -130,6 +130,9 @@ class Events(msgspec.Struct):
             if self._long is not None or len(event) >= most:
                 given.append(self._pass_long(event))
                 self._end_long()
+            elif self.ending and event.endswith(self.ending):
+                self.passed += 1
+                given.append(event)
             else:
                 given.append(self._read(event))
             at = given_to = end

@@ -118,8 +118,9 @@ def usage_of(tokens: Tokens) -> Usage | None:
         created = created or details.cache_creation_input_tokens or details.created_cache_tokens or 0
     if raw := _either(tokens.completion_tokens_details, tokens.output_tokens_details):
         reasoning = _details_in(raw).reasoning_tokens or 0
-    cached = cached or _number(tokens.cached_tokens) or _number(tokens.prompt_cache_hit_tokens)
-    reasoning = reasoning or _number(tokens.reasoning_tokens)
+    if tokens.cached_tokens or tokens.prompt_cache_hit_tokens or tokens.reasoning_tokens:
+        cached = cached or _number(tokens.cached_tokens) or _number(tokens.prompt_cache_hit_tokens)
+        reasoning = reasoning or _number(tokens.reasoning_tokens)
     return Usage(prompt or 0, completion or 0, cached, reasoning, 0, _FINAL, None, created)
 
 
@@ -150,21 +151,24 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
     return usage_of(tokens) if tokens is not None else None
 
 
-def usage_or_units_in(raw: msgspec.Raw) -> Usage | None:
-    """Return what `usage_in` does, and the seconds of sound or the characters of a text that it counts.
+def usage_or_units_of(tokens: Tokens) -> Usage | None:
+    """Return what `usage_of` does, and the seconds of sound or the characters of a text that it counts.
 
     Where a text is made of sound, OpenAI bills tokens or seconds (`{"type":"duration","seconds":N}`), others
     characters. The seconds may have a fraction; what began counts, as vLLM counts it.
     """
-    tokens = tokens_in(raw)
-    if tokens is None:
-        return None
     used = usage_of(tokens)
     unit: Unit = "seconds"
     units = _seconds_in(tokens.seconds)
     if not units:
         unit, units = "characters", _number(tokens.characters)
     return with_units(used or NO_USAGE, units, unit, whole=True) if units else used
+
+
+def usage_or_units_in(raw: msgspec.Raw) -> Usage | None:
+    """Return what `usage_or_units_of` does of a usage object; None when there is none, or it counts nothing."""
+    tokens = tokens_in(raw)
+    return usage_or_units_of(tokens) if tokens is not None else None
 
 
 def _seconds_in(raw: msgspec.Raw) -> int:

@@ -131,7 +131,8 @@ class Relay(Receiver):
         """Charge and record the request with what its answer used, before its last bytes go."""
         answer, usage = self._answer, NO_USAGE
         meter = answer.meter
-        self._attempt.note_kept(meter, whole=end is _COMPLETE)
+        if self._attempt.keep is not None:
+            self._attempt.note_kept(meter, whole=end is _COMPLETE)
         if meter is not None:
             meter.passed += answer.unmetered
             answer.unmetered = 0
