@@ -23,6 +23,7 @@ from edge.client.answers import error_response
 from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
 from edge.exchange import NO_CREDENTIAL
 from edge.ids import new_request_id
+from edge.sockets import notices_of_death
 from edge.stage import Stage
 
 if TYPE_CHECKING:
@@ -36,20 +37,9 @@ _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and i
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
 LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
-# A client that vanished sends no end: its answer would go on, and its engine's place with it. A silent one is noticed
-# within 45 s, one that was sent something within about 30 s (tcp(7), RFC 5482). The kernel counts as vanished also who
-# keeps its window shut for so long.
-_NOTICE_VANISHING: Final = tuple(
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),  # ms
-    )
-    if hasattr(socket, name)  # Linux has all of them
-)
+# Within 45 s: else the answer of a client that vanished would go on, and its engine's place with it. The kernel counts
+# as vanished also who keeps its window shut for so long.
+_NOTICE_VANISHING: Final = notices_of_death(interval_s=10)
 
 
 class Answering(Protocol):

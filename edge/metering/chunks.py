@@ -20,6 +20,7 @@ from edge.metering.usage_objects import (
     NULL,
     UNREADABLE,
     USAGE_MEMBER,
+    WithUsage,
     occurrences,
     raw_of,
     timings_in,
@@ -56,12 +57,8 @@ class _Chunk(msgspec.Struct):
     timings: msgspec.Raw = ABSENT
 
 
-class _WithUsage(msgspec.Struct):
-    usage: msgspec.Raw = ABSENT
-
-
 _chunk = msgspec.json.Decoder(_Chunk)
-_with_usage = msgspec.json.Decoder(_WithUsage)
+_with_usage = msgspec.json.Decoder(WithUsage)
 
 
 class ChunkEvents(Events):

@@ -11,10 +11,9 @@ from edge.metering.usage_objects import (
     UNREADABLE,
     Response,
     Tokens,
-    begun_of,
     occurrences,
     raw_of,
-    response_of,
+    read_as,
     timings_in,
     tokens_in,
     usage_of,
@@ -174,9 +173,9 @@ class ResponseDocument(TextDocument):
         if not whole:
             return ""
         if self._scanner is not None:
-            return begun_of(response_of(self._scanner.found)).response_id
+            return read_as(str, raw_of(self._scanner.found, b"id"), "")
         try:
-            return begun_of(_response.decode(b"".join(self._parts))).response_id
+            return read_as(str, _response.decode(b"".join(self._parts)).id, "")
         except UNREADABLE:
             return ""
 

@@ -9,16 +9,12 @@ import msgspec
 
 from edge.exchange import Usage, UsageSource
 from edge.metering.events import Events, decoded, is_error
-from edge.metering.usage_objects import ABSENT, Tokens, tokens_in, usage_of
-
-
-class _WithUsage(msgspec.Struct):
-    usage: msgspec.Raw = ABSENT
+from edge.metering.usage_objects import ABSENT, Tokens, WithUsage, tokens_in, usage_of
 
 
 class _MessageEvent(msgspec.Struct):
     type: str = ""
-    message: _WithUsage | None = None
+    message: WithUsage | None = None
     usage: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
 

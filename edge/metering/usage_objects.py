@@ -68,6 +68,12 @@ class Tokens(msgspec.Struct):
     output_tokens_details: msgspec.Raw = ABSENT
 
 
+class WithUsage(msgspec.Struct):
+    """An object in which a usage object stands."""
+
+    usage: msgspec.Raw = ABSENT
+
+
 class Response(msgspec.Struct):
     """A response of the Responses API, as far as it is read."""
 
@@ -214,10 +220,11 @@ def response_of(found: dict[bytes, bytes]) -> Response:
 
 def begun_of(answer: Response) -> Begun:
     """Return what a response says of itself; what is of another type counts as not said."""
-    return Begun(_read_as(str, answer.id, ""), _read_as(float, answer.created_at, 0.0), _read_as(str, answer.model, ""))
+    return Begun(read_as(str, answer.id, ""), read_as(float, answer.created_at, 0.0), read_as(str, answer.model, ""))
 
 
-def _read_as(kind: type[_T], raw: msgspec.Raw, absent: _T) -> _T:
+def read_as(kind: type[_T], raw: msgspec.Raw, absent: _T) -> _T:
+    """Return a value of a type, `absent` where it is none or of another type."""
     try:
         return msgspec.json.decode(raw, type=kind) if raw else absent
     except UNREADABLE:

@@ -17,28 +17,24 @@ _STOP_TOKEN: Final = 151_645  # Qwen's <|im_end|>; SGLang tells at which token i
 
 def chat_stream(question: Question) -> Script:
     """Return the stream of a chat completion."""
-    match question.dialect:
-        case "vllm":
-            return _vllm_stream(question, text=False)
-        case "sglang":
-            return _sglang_stream(question, text=False)
-        case "llamacpp":
-            return _llamacpp_stream(question, text=False)
-        case "openai":
-            return _openai_stream(question, text=False)
+    return _stream(question, text=False)
 
 
 def completion_stream(question: Question) -> Script:
     """Return the stream of a text completion."""
+    return _stream(question, text=True)
+
+
+def _stream(question: Question, *, text: bool) -> Script:
     match question.dialect:
         case "vllm":
-            return _vllm_stream(question, text=True)
+            return _vllm_stream(question, text=text)
         case "sglang":
-            return _sglang_stream(question, text=True)
+            return _sglang_stream(question, text=text)
         case "llamacpp":
-            return _llamacpp_stream(question, text=True)
+            return _llamacpp_stream(question, text=text)
         case "openai":
-            return _openai_stream(question, text=True)
+            return _openai_stream(question, text=text)
 
 
 def chat_document(question: Question) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from aiohappyeyeballs import start_connection
 
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
+from edge.sockets import notices_of_death
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +47,9 @@ class Receiver:
         """Note that the time of `expect_by` has come."""
 
 
-# A machine that vanished sends no end: without these a request that was sent to it, or waits for its first token, would
-# wait for `first_byte_timeout`. 30 s, since a host that moves to another machine is silent for some (tcp(7), RFC 5482).
-_NOTICE_DEATH: Final = tuple(
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),  # ms
-    )
-    if hasattr(socket, name)  # Linux has all of them
-)
+# Within 30 s: else a request that was sent to a machine that vanished, or waits for its first token, would wait for
+# `first_byte_timeout`.
+_NOTICE_DEATH: Final = notices_of_death(interval_s=5)
 
 
 class UpstreamConnection(asyncio.Protocol):

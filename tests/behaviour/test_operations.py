@@ -8,8 +8,8 @@ import pytest
 
 from edge.operations import OPERATIONS, Operation, Reads, Reserves
 from edge.protocols import MESSAGES, OPENAI, RESPONSES, Protocol
-from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
-from tests.streams import chunk
+from tests.conftest import Edge, RawClient, Script, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.streams import chunk, document
 from tests.test_documents import OPERATING, rows
 
 MODEL = "public/m"
@@ -42,15 +42,6 @@ ENDS = {
     "responses": b'data: {"type":"response.completed","sequence_number":1,"response":{}}\n\n',
 }
 NAMES: dict[Protocol, str] = {OPENAI: "openai", MESSAGES: "messages", RESPONSES: "responses"}
-
-
-def document(value: Any, status: int = 200) -> bytes:
-    body = json.dumps(value).encode()
-    return b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-        status,
-        len(body),
-        body,
-    )
 
 
 def asked(edge: Edge, operation: Operation, model: str = MODEL, **members: Any) -> bytes:
@@ -86,17 +77,30 @@ def check_error(operation: Operation, headers: dict[str, str], body: bytes, word
     assert words in said["error"]["message"]
 
 
-async def serve(start_edge: StartEdge, start_upstream: StartUpstream, *says: bytes, **more: str) -> Edge:
-    """An edge before an upstream that says these bytes; what is given of a pool or a route stands in the file."""
+async def serve(
+    start_edge: StartEdge,
+    start_upstream: StartUpstream,
+    script: Script,
+    *,
+    pool: str = "",
+    route: str = "",
+    server: str = "",
+) -> Edge:
+    """An edge before an upstream of this script; what is given of a pool, a route or the server stands in the file."""
+    upstream = await start_upstream(script)
+    routes = ROUTES.replace("{upstream}", upstream.url).replace("{pool}", pool).replace("{route}", route)
+    return await start_edge(routes, server=server)
+
+
+def says(*parts: bytes, close: bool = False) -> Script:
+    """An upstream that says these bytes to each request."""
 
     async def script(connection: ScriptedConnection) -> None:
-        await connection.send(*says)
-        if says[-1].endswith(b"\n\n\r\n"):
+        await connection.send(*parts)
+        if close:
             connection.writer.close()
 
-    upstream = await start_upstream(script)
-    routes = ROUTES.replace("{upstream}", upstream.url)
-    return await start_edge(routes.replace("{pool}", more.get("pool", "")).replace("{route}", more.get("route", "")))
+    return script
 
 
 # --- documents, errors, tokens
@@ -108,7 +112,9 @@ async def test_errors_are_in_the_callers_protocol(
 ) -> None:
     """Of the edge's own and of the upstream's."""
     operation = OPERATIONS[name]
-    edge = await serve(start_edge, start_upstream, document({"error": {"message": "the words", "type": "x"}}, 400))
+    edge = await serve(
+        start_edge, start_upstream, says(document({"error": {"message": "the words", "type": "x"}}, 400))
+    )
     status, headers, body = await told(edge, asked(edge, operation, "public/unknown"))
     check_error(operation, headers, body, "public/unknown")
     assert status == 404
@@ -127,7 +133,7 @@ async def test_tokens_are_reserved_and_counted_as_the_table_says(
 ) -> None:
     operation = OPERATIONS[name]
     said = {"usage": {"prompt_tokens": 5, "completion_tokens": 2}, "data": [{"url": "1"}, {"url": "2"}]}
-    edge = await serve(start_edge, start_upstream, document(said))
+    edge = await serve(start_edge, start_upstream, says(document(said)))
     request = asked(edge, operation, padding="x" * 400)
     status, headers, _ = await told(edge, request)
     assert status == 200
@@ -205,10 +211,8 @@ async def test_stream_that_breaks_ends_with_an_event_of_its_protocol(
         else:
             await ends.wait()
 
-    upstream = await start_upstream(script)
     pool = 'idle_timeout = "200ms"' if way == "idle" else ""
-    routes = ROUTES.replace("{upstream}", upstream.url).replace("{pool}", pool).replace("{route}", "")
-    edge = await start_edge(routes, server='drain_timeout = "0s"')
+    edge = await serve(start_edge, start_upstream, script, pool=pool, server='drain_timeout = "0s"')
     client = await edge.connect()
     client.send(asked(edge, operation, stream=True))
     if way == "drain":
@@ -241,9 +245,7 @@ async def test_error_behind_a_heartbeat_is_an_event_of_its_protocol(
         await goes_on.wait()
         await connection.send(document({"error": {"message": "the words"}}, 400))
 
-    upstream = await start_upstream(script)
-    routes = ROUTES.replace("{upstream}", upstream.url).replace("{pool}", "").replace("{route}", 'heartbeat = "20ms"')
-    edge = await start_edge(routes)
+    edge = await serve(start_edge, start_upstream, script, route='heartbeat = "20ms"')
     client = await edge.connect()
     client.send(asked(edge, operation, stream=True))
     head = await soon(client.head())
@@ -264,7 +266,7 @@ async def test_stream_that_breaks_behind_its_last_event_is_complete(
     start_edge: StartEdge, start_upstream: StartUpstream, name: str
 ) -> None:
     whole = BEGINS[name] + ENDS[name]
-    edge = await serve(start_edge, start_upstream, SSE, chunk(BEGINS[name]), chunk(ENDS[name]))
+    edge = await serve(start_edge, start_upstream, says(SSE, chunk(BEGINS[name]), chunk(ENDS[name]), close=True))
     client = await edge.connect()
     client.send(asked(edge, OPERATIONS[name], stream=True))
     assert await rest_of(client) == whole
@@ -284,8 +286,7 @@ async def test_client_that_leaves_behind_the_last_event_has_all_of_the_answer(
         await connection.send(SSE, *sent)
         await connection.reader.read()
 
-    upstream = await start_upstream(script)
-    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("{pool}", "").replace("{route}", ""))
+    edge = await serve(start_edge, start_upstream, script)
     client = await edge.connect()
     client.send(asked(edge, OPERATIONS[name], stream=True))
     await soon(client.head())
@@ -312,8 +313,7 @@ async def test_stream_that_ends_in_order_without_its_last_event_is_half_an_answe
         else:
             await connection.send(head, chunk(BEGINS[name]), b"0\r\n\r\n")
 
-    upstream = await start_upstream(script)
-    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("{pool}", "").replace("{route}", ""))
+    edge = await serve(start_edge, start_upstream, script)
     client = await edge.connect()
     client.send(asked(edge, OPERATIONS[name], stream=True))
     body = await rest_of(client)
@@ -337,8 +337,7 @@ async def test_stream_without_an_event_is_no_answer_where_answers_need_events(
         if framing == "close":
             connection.writer.close()
 
-    upstream = await start_upstream(script)
-    edge = await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("{pool}", "").replace("{route}", ""))
+    edge = await serve(start_edge, start_upstream, script)
     status, _, body = await told(edge, asked(edge, OPERATIONS[name], stream=True))
     await edge.consistent()
     end = edge.records()[-1]["end"]

@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 
 from edge.keys.stores.registry import KeyRegistry
+from edge.process.server import Server
 from edge.simulator.server import Simulator
-from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
+from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, WatchMethod
 from tests.keybackends import ValkeyServer
+from tests.streams import document
 
 PUBLIC = "public/deepseek-r1"
 OTHER_USER = "u-2200b26923dd"
 
 
-def document(value: Any, status: int = 200, *lines: str) -> bytes:
-    body = json.dumps(value).encode()
-    head = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(body)}", *lines]
-    return "\r\n".join([*head, "", ""]).encode() + body
+async def reloaded(edge: Edge, watch: WatchMethod, text: str) -> None:
+    """Let the edge take over another file."""
+    edge.config_path.write_text(text)
+    number, applied = edge.server.generation.number, watch(Server, "_apply")
+    edge.server.reload()
+    await applied.until(lambda: edge.server.generation.number > number)
 
 
 def head_of(request: bytes) -> tuple[str, dict[str, str]]:
@@ -142,7 +146,7 @@ async def test_anthropics_client_is_answered_in_its_protocol_wherever_it_asks(ed
 
 
 async def test_operator_adds_an_operation_while_the_edge_runs(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod
 ) -> None:
     async def script(connection: ScriptedConnection) -> None:
         await connection.send(document({"usage": {"prompt_tokens": 3, "total_tokens": 3}}))
@@ -151,12 +155,7 @@ async def test_operator_adds_an_operation_while_the_edge_runs(
     edge = await start_edge(ROUTES.replace("{upstream}", upstream.url))
     assert (await edge.ask({"model": PUBLIC}, path="/v1/classify"))[0] == 404
     text = edge.config_path.read_text()
-    edge.config_path.write_text(text.replace("[server]", '[server]\noperations = ["classify"]', 1))
-    generation = edge.server.generation
-    edge.server.reload()
-    async with asyncio.timeout(20):
-        while edge.server.generation is generation:
-            await asyncio.sleep(0)
+    await reloaded(edge, watch, text.replace("[server]", '[server]\noperations = ["classify"]', 1))
     for path in ("/v1/classify", "/classify"):
         assert (await edge.ask({"model": PUBLIC}, path=path))[0] == 200
     assert (await edge.ask({}, path="/v1/classify"))[0] == 400
@@ -224,15 +223,10 @@ async def test_models_have_what_uis_of_every_protocol_read(start_edge: StartEdge
     assert alone == model
 
 
-async def test_reload_does_not_change_when_a_model_was_created(edge: Edge, watch: Any) -> None:
+async def test_reload_does_not_change_when_a_model_was_created(edge: Edge, watch: WatchMethod) -> None:
     first = json.loads((await edge.ask(method="GET", path="/v1/models"))[2])
-    generation = edge.server.generation
-    edge.config_path.write_text(edge.config_path.read_text() + '[routes."public/new"]\npool = "r1"\n')
     edge.server.proxy._started_at -= 1000  # what only a restart would change
-    edge.server.reload()
-    async with asyncio.timeout(20):
-        while edge.server.generation is generation:
-            await asyncio.sleep(0)
+    await reloaded(edge, watch, edge.config_path.read_text() + '[routes."public/new"]\npool = "r1"\n')
     second = json.loads((await edge.ask(method="GET", path="/v1/models"))[2])
     assert len(second["data"]) == 2
     assert {each["created"] for each in second["data"]} == {first["data"][0]["created"] - 1000}
@@ -440,18 +434,13 @@ async def test_response_of_another_user_is_not_there(start_edge: StartEdge, star
 
 
 async def test_response_whose_server_left_the_pool_is_not_there_any_more(
-    start_edge: StartEdge, start_upstream: StartUpstream
+    start_edge: StartEdge, start_upstream: StartUpstream, watch: WatchMethod
 ) -> None:
     urls, _ = await keepers(start_upstream, 2)
     edge = await start_edge(STORED.replace("{urls}", str(urls[:1])))
     _, _, body = await edge.ask({"model": "public/m", "input": "x"}, path="/v1/responses")
     response_id = json.loads(body)["id"]
-    generation = edge.server.generation
-    edge.config_path.write_text(edge.config_path.read_text().replace(urls[0], urls[1]))
-    edge.server.reload()
-    async with asyncio.timeout(20):
-        while edge.server.generation is generation:
-            await asyncio.sleep(0)
+    await reloaded(edge, watch, edge.config_path.read_text().replace(urls[0], urls[1]))
     status, _, body = await edge.ask(method="GET", path=f"/v1/responses/{response_id}")
     assert (status, json.loads(body)["error"]["code"]) == (404, "response_not_found")
     ask = {"model": "public/m", "input": "x", "previous_response_id": response_id}
