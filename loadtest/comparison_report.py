@@ -239,7 +239,8 @@ def _lags(document: Mapping[str, Any], name: str) -> "Callable[[Axes], None]":
         for key, percentile, colour in zip(keys, PERCENTILES, report.COLOURS, strict=False):
             values = [document["summary"][peer][key]["median"] for peer in shown]
             axes.scatter(values, range(len(shown)), color=colour, label=f"p{percentile:g}", zorder=2)
-        _logarithmic(axes)
+        if shown:  # without a value there is no logarithm to draw
+            _logarithmic(axes)
         axes.set_xlabel("milliseconds")
         axes.set_yticks(range(len(shown)), shown)
         axes.invert_yaxis()

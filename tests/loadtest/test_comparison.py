@@ -64,6 +64,14 @@ def test_what_is_no_measure_of_the_proxy_is_named_instead(told: dict[str, Any], 
     assert instead in comparison_report.text(made)
 
 
+def test_a_page_without_a_single_measure_is_drawn_and_says_what_was_discarded() -> None:
+    """A machine whose hypervisor steals may have every round discarded."""
+    told = document(measured("edge", "arrivals", 0, {}, unfit="steal 4.0%"))
+    page = comparison_report.html(told)
+    assert page.count("<svg") == 5
+    assert "1 of 1 measurements discarded: arrivals of edge, round 1: steal 4.0%" in page
+
+
 def test_cpu_is_counted_even_when_the_rig_was_the_limit() -> None:
     rounds = requests("nginx", 10)
     rounds[0]["rig_bound"] = True
