@@ -38,7 +38,6 @@ _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is long
 _STATUS_LINE: Final = b"HTTP/1."
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
-
 HEAD, OPENING, COLLECTING, REFUSED, VERBATIM, FRAMED, ENDED = State
 WAITING: Final = (HEAD, OPENING, COLLECTING, REFUSED)
 _COMPLETE: Final = End.COMPLETE
@@ -447,6 +446,5 @@ class Answer:
             shape = self._head.shape if self._head is not None else heads.STREAM
             self._write = self._owner.open(shape.status)
             line = b"" if self._client.bare else heads.CHUNKED
-            head = heads.client_head(self._exchange, self._client, self._attempt, shape, line, streams=True)
-            beat = head + beat
+            beat = heads.client_head(self._exchange, self._client, self._attempt, shape, line, streams=True) + beat
         self.write(beat)
