@@ -15,15 +15,16 @@ from edge.errors import InvalidRequest
 from edge.names import fill, host_matches, is_instance_name
 
 _MAX_HOSTS: Final = 1024  # tables kept by host; any client can name hosts, so the memory of it is bounded
-_HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::[0-9]{1,5})?")
+_MAX_PORT: Final = 65535
+_HOST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
 
 
 @functools.lru_cache(maxsize=1024)
 def host_name(authority: str) -> str:
     """Return the host of a Host header, in lower case and without its port; raises `InvalidRequest`."""
     match = _HOST.fullmatch(authority)
-    if match is None:
-        if not authority:  # HTTP/1.0 needs none
+    if match is None or int(match[3] or 0) > _MAX_PORT:
+        if not authority:  # as of HTTP/1.0, and of who asks for a target without a host (RFC 9112 section 3.2)
             return ""
         raise InvalidRequest("the Host header is not a host name")
     return (match[1] or match[2]).lower().removesuffix(".")

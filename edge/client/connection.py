@@ -363,7 +363,7 @@ class ClientConnection(RequestHandler):
                     await self._server.handle(request)
                 finally:
                     self._current_request = None
-                if not request.payload.is_eof():
+                if request.head.is_odd or not request.payload.is_eof():
                     self._close_lingering()
                     return
                 if not is_whole:

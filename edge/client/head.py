@@ -29,14 +29,15 @@ class Head:
     """What the head of a request says, each thing worked out once: a head that comes again is the same object.
 
     `path` is raw and without its query, `request_id` the client's own when it is a plain one, else "". `bare` is
-    HTTP/1.0: no chunks, and the end of the connection ends the answer; `is_last` says that no request follows.
+    HTTP/1.0: no chunks, and the end of the connection ends the answer; `is_last` says that no request follows, `is_odd`
+    that the body may end elsewhere for who sent it, so that what comes next is none (RFC 9112 section 6.3).
     What is not there yet is false: whoever needs it calls the method that works it out. `Content-Length` is that of the
     request which showed the head first.
     """
 
     __slots__ = (
         "asked", "authority", "bare", "content_type", "credential", "forwarded", "headers", "is_checked", "is_last",
-        "message", "method", "path", "paths", "request_id",
+        "is_odd", "message", "method", "path", "paths", "request_id",
     )  # fmt: skip
 
     def __init__(self, message: RawRequestMessage) -> None:
@@ -48,7 +49,9 @@ class Head:
         self.bare = message.version == HttpVersion10
         # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
         tunnel = message.upgrade or message.method == "CONNECT"
-        self.is_last = message.should_close or tunnel or message.version != HttpVersion11
+        coding = self.headers.get(hdrs.TRANSFER_ENCODING, "chunked").strip().lower()
+        self.is_odd = coding != "chunked" or not _expects_what_is_known(self.headers)
+        self.is_last = message.should_close or tunnel or message.version != HttpVersion11 or self.is_odd
         path = message.path
         if path.startswith("/"):
             self.authority = self.headers.get(hdrs.HOST, "")
@@ -80,7 +83,7 @@ class Head:
                 raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
             if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
                 raise UnsupportedCoding("the only transfer coding is chunked")
-        if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and not self.bare:
+        if not _expects_what_is_known(headers) and not self.bare:
             raise InvalidRequest("the only expectation is 100-continue")
         self.is_checked = True
 
@@ -146,6 +149,10 @@ def _is_trusted(address: str, server: ServerConfig) -> bool:
         return True
     ip = ipaddress.ip_address(address)
     return any(ip in network for network in server.trusted_proxies)
+
+
+def _expects_what_is_known(headers: CIMultiDictProxy[str]) -> bool:
+    return headers.get(hdrs.EXPECT, "100-continue").lower() == "100-continue"
 
 
 def _media_type(content_type: str) -> str:
