@@ -14,9 +14,10 @@
 | `floor`, `tutorial` | Two of them: bare uvloop protocols, and what a tutorial of aiohttp would write. |
 | `meter` | What a load cost in CPU, and whether the machine kept still. |
 | `measures` | One number of one proxy under one load. |
+| `opcodes` | Run the edge with its opcodes counted. |
 | `pairing` | Ratios of paired rounds, and how sure they are. |
 | `comparison` | From a comparison's raw rounds to its figures. |
 | `comparison_report` | Those figures for people: tables and plots. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions` | The commands. |
 """

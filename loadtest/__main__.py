@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "soak": "many live streams for a long time, every byte checked",
     "budget": "whether the edge costs what it may cost",
     "before": "whether this edge costs more than that of another checkout",
+    "instructions": "what a request and an event take, counted instead of timed",
 }
 _INTERRUPTED: Final = 130  # as a shell tells SIGINT
 _TERMINATED: Final = 143  # and SIGTERM
