@@ -28,6 +28,8 @@ and leaves the others' parts as they are.
 - **client leaves**: after 2 to 13 events. **connection breaks**: between the edge and the engine, after 1 to 6 kB.
   **engine fails**: the prompt is longer than the context; of `transformers serve`, which has no limit, an
   answer of no token is asked for.
+- An engine that refuses a case has zeros there: `transformers serve` takes one prompt. Of `n` = 2 it gives one choice.
+- SGLang is not among them: on a CPU its release starts only with stubs in the place of a GPU's kernels.
 """
 
 
@@ -41,7 +43,7 @@ def mark(outcome: Outcome) -> str:
 
 def table(outcomes: Iterable[Outcome]) -> str:
     """Return a row for each outcome."""
-    head = ["case", "mode", "ends", "source", "prompt: recorded", "engine", "answer: recorded", "engine", ""]
+    head = ["case", "mode", "ends", "source", "prompt, recorded", "counted", "answer, recorded", "counted", "verdict"]
     lines = [
         [
             each.case.name,

@@ -33,6 +33,7 @@ endpoints = ["http://127.0.0.1:{port}"]
 engine = "{engine}"
 usage = "{mode}"
 retry_within = "0s"
+connect_timeout = "30s"
 [routes."public/{name}"]
 pool = "{name}"
 model = "{model}"

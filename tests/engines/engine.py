@@ -36,14 +36,13 @@ class Counters:
     """The metrics of an engine, by name, each summed over its labels.
 
     `leaves_out_cached`: tokens that the engine had cached are not counted among those of prompts. `busy`: what is above
-    0 while the engine works. `cached`: "" for an engine that does not count them.
+    0 while the engine works.
     """
 
     prompt: str
     completion: str
     busy: tuple[str, ...]
     leaves_out_cached: bool = False
-    cached: str = ""
 
     async def read(self, session: aiohttp.ClientSession, url: str) -> tuple[Counts, bool]:
         """Return what the engine counted since its start, and whether it works on something now."""
@@ -53,7 +52,7 @@ class Counters:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 found[sample.name] = found.get(sample.name, 0) + sample.value
-        counts = Counts(*(int(found.get(name, 0)) for name in (self.prompt, self.cached, self.completion)))
+        counts = Counts(int(found.get(self.prompt, 0)), 0, int(found.get(self.completion, 0)))
         return counts, any(found.get(name, 0) for name in self.busy)
 
 

@@ -31,8 +31,7 @@ _WARM_UP: Final = 3
 class Outcome:
     """The requests of one case in one mode.
 
-    `counted` by the engine; its cached tokens are 0 where it does not count them. `ends` and `sources`: how often each
-    stands in the records.
+    `counted` by the engine, but for cached tokens. `ends` and `sources`: how often each stands in the records.
     """
 
     engine: str

@@ -13,7 +13,6 @@ _COUNTERS: Final = Counters(
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
     ("vllm:num_requests_running", "vllm:num_requests_waiting"),
-    cached="vllm:prefix_cache_hits_total",
 )
 _ENVIRONMENT: Final = OFFLINE | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
 
