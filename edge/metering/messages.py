@@ -62,8 +62,11 @@ class MessageEvents(Events):
 
     def usage(self, whole: bool) -> Usage:
         used = super().usage(whole)
-        if self._usage is None or self._is_last:
+        if self._usage is None:
             return used
-        # The beginning of a message counts the prompt, and nothing of what came since.
-        counted = max(used.completion_tokens, self._frames + self.passed)
-        return msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
+        if not self._is_last:  # the beginning of a message counts the prompt, and nothing of what came since
+            counted = max(used.completion_tokens, self._frames + self.passed)
+            used = msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
+        if not used.prompt_tokens:  # llama.cpp leaves the beginning out where the first token is half a character
+            used = msgspec.structs.replace(used, prompt_tokens=self.prompt_estimate, source=UsageSource.ESTIMATED)
+        return used

@@ -15,6 +15,7 @@ from edge.simulator.scripts import CREATED, Script, answer_text, event, events, 
 _BEGINNING: Final = 2  # events that every response begins with
 _LIMIT: Final = {"reason": "max_output_tokens"}
 _UNCACHED: Final = ("cache-control: no-cache", "connection: keep-alive")  # which SGLang sends here alone
+_LLAMACPP_MEMBERS: Final = ("id", "object", "created_at", "status", "model", "output", "usage")  # at a stream's end
 
 
 def response_document(question: Question) -> dict[str, Any]:
@@ -278,11 +279,14 @@ def _llamacpp_stream(question: Question) -> Script:
     ]
     said = pieces(question)
     deltas = [plain("output_text.delta", item_id=item_id, delta=piece) for piece, _ in said]
-    whole = {name: value for name, value in _llamacpp(question).items() if name != "completed_at"}
+    # Its stream has the members of a document in another order.
+    done = {name: item[name] for name in ("type", "status", "id", "content", "role")}
+    document = _llamacpp(question) | {"output": [done]}
+    whole = {name: document[name] for name in _LLAMACPP_MEMBERS}
     closing = [
         plain("output_text.done", item_id=item_id, text=text),
         plain("content_part.done", item_id=item_id, part=_part(question, text)),
-        plain("output_item.done", item=item),
+        plain("output_item.done", item=done),
         plain("completed", response=whole, timings=usage.timings(question)),
     ]
     joined = [b"".join(opening + deltas[:1]), *deltas[1:], b"".join(closing)]

@@ -22,7 +22,6 @@ def test_each_value_of_a_message_is_the_latest() -> None:
     both = message(start, {"output_tokens": 5}, {"output_tokens": 6, "input_tokens": 10, "cache_read_input_tokens": 0})
     assert read(both, MESSAGES) == Usage(13, 6, 0, source=FINAL, cache_creation_tokens=3)
     assert read(message(None, {"output_tokens": 5, "input_tokens": 12}), MESSAGES) == USED
-    assert read(message({"input_tokens": -1}, {"output_tokens": 5}), MESSAGES) == Usage(0, 5, source=FINAL)
 
 
 def test_message_that_is_cut_used_the_prompt_it_tells_of_and_its_frames() -> None:
@@ -30,3 +29,12 @@ def test_message_that_is_cut_used_the_prompt_it_tells_of_and_its_frames() -> Non
     for whole in (True, False):
         assert read(message(start), MESSAGES, whole) == Usage(6, 3, 4, source=ESTIMATED)
         assert read(message(start)[:1], MESSAGES, whole) == Usage(6, 1, 4, source=ESTIMATED)
+
+
+def test_prompt_of_a_message_that_nothing_tells_is_estimated() -> None:
+    """As llama.cpp leaves `message_start` out where the first token is half a character."""
+    whole = message({"input_tokens": 2}, {"output_tokens": 5})
+    for frames in (whole[1:], message({"input_tokens": -1}, {"output_tokens": 5})):
+        assert read(frames, MESSAGES) == Usage(7, 5, source=ESTIMATED)
+    cached = message({"input_tokens": 0, "cache_read_input_tokens": 4}, {"output_tokens": 5})
+    assert read(cached, MESSAGES) == Usage(4, 5, 4, source=FINAL)
