@@ -322,6 +322,29 @@ async def test_images_are_counted_in_units(start_edge: StartEdge, simulator: Sim
     assert [record["units"] for record in edge.records()] == [3]
 
 
+@pytest.mark.parametrize(
+    "line", ["", "content-type: text/plain\r\n", "content-type: application/json, text/event-stream\r\n"]
+)
+async def test_stream_that_its_type_does_not_name_is_metered_as_any_other(
+    start_edge: StartEdge, start_upstream: StartUpstream, line: str
+) -> None:
+    token = b'data: {"model":"r1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    usage = b'data: {"model":"r1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n'
+    head = f"HTTP/1.1 200 OK\r\n{line}transfer-encoding: chunked\r\n\r\n".encode()
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(head, *map(chunk, (token, token, usage, b"data: [DONE]\n\n")), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url, route='model = "r1"\nmodel_echo = true'))
+    _, headers, body = await edge.ask(ask(stream=True))
+    assert f"content-type: {headers['content-type']}\r\n" == line if line else "content-type" not in headers
+    assert [each["model"] for each in events(body)] == [MODEL] * 2
+    assert body.endswith(b"data: [DONE]\n\n")
+    [record] = edge.records()
+    assert (record["prompt_tokens"], record["completion_tokens"], record["usage_source"]) == (7, 2, "final")
+
+
 async def test_usage_is_metered_with_the_name_put_in(start_edge: StartEdge, simulator: Simulator) -> None:
     """`model_echo`, a heartbeat and a meter change the same events."""
     edge = await start_edge(metered(simulator.url, route='model = "r1"\nmodel_echo = true\nheartbeat = "15s"'))
