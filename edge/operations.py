@@ -115,6 +115,7 @@ _ANTHROPIC: Final = "/anthropic"
 _DEPLOYMENTS: Final = "/openai/deployments/"
 _BASES: Final = ("", "/v1", "/openai", "/openai/v1")
 _MODEL_PATH = re.compile(r"(?:/v1|/openai|/openai/v1|(/anthropic|/anthropic/v1))?/models/(.+)")
+_MESSAGES_LINE = re.compile(rb"[\r\n]*[A-Z]+ (?:/anthropic/|(?:/v1|/openai|/openai/v1)?/messages[ /?])")
 _STORED_PATH = re.compile(
     r"(?:/v1|/openai|/openai/v1)?/responses/"
     r"(?!(?:compact|input_tokens)(?:/|\Z))([A-Za-z0-9_.-]{1,128}(?:/(cancel|input_items))?)"
@@ -170,6 +171,11 @@ def asked_at(path: str, paths: Mapping[str, Asked]) -> Asked:
         return Asked(STORED_RESPONSE, methods, stored=stored[1])
     is_messages = path.startswith(_ANTHROPIC) or "/messages" in path
     return Asked(UNKNOWN_MESSAGES if is_messages else UNKNOWN, ())
+
+
+def protocol_of_line(line: bytes) -> Protocol:
+    """Return the protocol of a request line, or of how one begins, where no more of a request can be read."""
+    return MESSAGES if _MESSAGES_LINE.match(line) else OPENAI
 
 
 def _of_deployment(rest: str, paths: Mapping[str, Asked]) -> Asked:

@@ -23,6 +23,7 @@ from edge.client.answers import error_response
 from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
 from edge.exchange import NO_CREDENTIAL
 from edge.ids import new_request_id
+from edge.operations import protocol_of_line
 from edge.sockets import notices_of_death
 from edge.stage import Stage
 
@@ -33,6 +34,7 @@ MAX_REQUEST_LINE_BYTES: Final = 8190
 MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
 MAX_FIELDS: Final = 100  # Envoy's default
 MAX_HEAD_BYTES: Final = 64 * 1024
+_LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
@@ -82,8 +84,8 @@ class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_head_bytes", "_header_timer", "_parked", "_parser_full", "_parser_reads", "_server", "_wire",
-        "answering", "bare", "credential", "is_secure", "last", "loop", "peer",
+        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full", "_parser_reads", "_server",
+        "_wire", "answering", "bare", "credential", "is_secure", "last", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
@@ -104,6 +106,7 @@ class ClientConnection(RequestHandler):
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
+        self._line = b""  # how a head begins that is not whole, or is refused
 
     # --- what the proxy uses
 
@@ -256,16 +259,22 @@ class ClientConnection(RequestHandler):
             # The parser counts a request from its last byte on, also the one that is being answered: hence one less.
             if len(self._messages) >= self._max_msg_queue_size - 1:
                 self._parser_full = True
-            if not isinstance(self._messages[-1][0], RawRequestMessage):
+            if isinstance(self._messages[-1][0], RawRequestMessage):
+                self._line = b""
+            else:
                 # The request before, queued or being answered, is the one whose framing broke.
                 queued = len(self._messages) > 1
+                if not queued and current is None:
+                    self._line = _line_begun(self._line, data)
                 before = self._messages[-2][1] if queued else current.payload if current is not None else None
                 if before is not None and not before.is_eof():
                     before.set_exception(InvalidRequest("the framing of the request's body is malformed"))
         elif is_body or self._force_close:
             self._head_bytes = 0
-        elif self._waiter is not None and self._head_bytes:
-            self._watch_head()
+        elif current is None and self._head_bytes:
+            self._line = _line_begun(self._line, data)
+            if self._waiter is not None:
+                self._watch_head()
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
@@ -296,8 +305,9 @@ class ClientConnection(RequestHandler):
             self.refuse(RequestTimeout("The head of the request took too long."))
 
     def refuse(self, error: EdgeError) -> None:
-        """Answer outside of any request, and close."""
-        self.send(error_response(error, request_id=new_request_id(), last=True))
+        """Answer outside of any request, and close; in the protocol of the path, where a request line came."""
+        protocol = protocol_of_line(self._line)
+        self.send(error_response(error, request_id=new_request_id(), last=True, protocol=protocol))
         self._close_lingering()
 
     async def start(self) -> None:
@@ -395,6 +405,11 @@ class ClientConnection(RequestHandler):
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
+
+
+def _line_begun(line: bytes, data: bytes) -> bytes:
+    """Return how a head begins, of which more came."""
+    return line + data[:_LINE_BYTES] if len(line) < _LINE_BYTES else line
 
 
 def _head_too_large() -> HeadersTooLarge:
