@@ -8,16 +8,18 @@ from edge.client.body import Body
 from edge.config.settings import RouteConfig
 from edge.envelope.form import rewrite_multipart
 from edge.envelope.json import Envelope, conversation_start
+from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
 from edge.ids import new_upstream_id
 from edge.metering.meters import Metering
-from edge.operations import STORED_RESPONSE, Asked, Operation, Reserves
+from edge.operations import STORED_RESPONSE, Asked, Operation, Reads, Reserves
 from edge.relay.terms import Attempt, Timeouts
 from edge.routing import Match
 from edge.upstream.endpoints import Member
 from edge.upstream.pools import Pool
 
+_SPEECH: Final = Reads.SPEECH
 _ANSWER, _NOTHING = Reserves.ANSWER, Reserves.NOTHING
 # Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
 _ASSUMED_ANSWER_TOKENS: Final = 256
@@ -96,11 +98,15 @@ class Work:
         return member.head_of(method, f"responses/{asked.stored}{self.query}", asked.operation)
 
 
-def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *, continuous: bool) -> Metering:
+def metering_of(
+    route: RouteConfig, operation: Operation, envelope: Envelope, body: bytes, *, continuous: bool
+) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it.
 
     `continuous` says that the route's pool or instance is asked for usage in every frame.
     """
+    if operation.reads is _SPEECH:
+        return Metering(operation, prompt_estimate=spoken_characters(body))
     is_asked = route.metered or route.usage is not None
     if not (is_asked and envelope.stream and operation.takes_usage_options):
         return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens, n=envelope.n)

@@ -24,6 +24,8 @@ class Reads(enum.Enum):
     RESPONSE = "response"  # the response with which a stream ends
     READING = "reading"  # a model that only reads: the document's `usage`, else the prompt is estimated
     IMAGES = "images"  # the document's `usage`, and the images in it
+    SPEECH = "speech"  # the document's `usage`, else the characters of the text that is spoken
+    TRANSCRIPT = "transcript"  # the document's `usage`, else the seconds of sound that it tells
     ANY = "any"  # the document's `usage`, where there is one
     STORED = "stored"  # of a response that was counted when it was made
     NOTHING = "nothing"
@@ -96,9 +98,9 @@ _ROWS: Final = (
     Operation("detokenize", reads=Reads.NOTHING, at_root=True),
     Operation("images/generations", reads=Reads.IMAGES),
     Operation("images/edits", reads=Reads.IMAGES, form=True),
-    Operation("audio/speech", reads=Reads.NOTHING),
-    Operation("audio/transcriptions", form=True),
-    Operation("audio/translations", form=True),
+    Operation("audio/speech", reads=Reads.SPEECH),
+    Operation("audio/transcriptions", reads=Reads.TRANSCRIPT, form=True),
+    Operation("audio/translations", reads=Reads.TRANSCRIPT, form=True),
 )
 OPERATIONS: Final[Mapping[str, Operation]] = {row.name: row for row in _ROWS}
 

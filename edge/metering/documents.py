@@ -14,6 +14,7 @@ from edge.metering.usage_objects import (
     occurrences,
     raw_of,
     read_as,
+    seconds_in,
     timings_in,
     tokens_in,
     usage_of,
@@ -24,6 +25,7 @@ from edge.protocols import NOTHING_BEGUN, Begun
 
 MAX_DOCUMENT_BYTES: Final = 2**18  # of an answer that is no stream, kept to be parsed; to scan it takes 3 ms
 _BYTES_PER_TOKEN: Final = 4
+_JSON_OPENINGS: Final = tuple(b"{%c" % each for each in b'"} \t\r\n')  # that sound begins so is unlikely
 _IMAGE_KEYS: Final = (b'"b64_json"', b'"url"')
 _LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
@@ -37,6 +39,10 @@ class _Timed(msgspec.Struct):
     timings: msgspec.Raw = ABSENT
 
 
+class _Sound(msgspec.Struct):
+    duration: msgspec.Raw = ABSENT
+
+
 class _Images(msgspec.Struct):
     data: list[msgspec.Raw] = []
 
@@ -44,6 +50,7 @@ class _Images(msgspec.Struct):
 _response = msgspec.json.Decoder(Response)
 _used = msgspec.json.Decoder(_Used)
 _timed = msgspec.json.Decoder(_Timed)
+_sound = msgspec.json.Decoder(_Sound)
 _images = msgspec.json.Decoder(_Images)
 
 
@@ -185,6 +192,65 @@ class ReadingDocument(Document):
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, source=UsageSource.ESTIMATED)
+
+
+class TranscriptDocument(Document):
+    """The text of a sound: its `usage`, else its `duration` in seconds, which vLLM writes as a text.
+
+    Source: platform.openai.com, "Create transcription", `verbose_json`.
+    """
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        return (
+            used if used.source is not UsageSource.NONE else with_units(used, self._seconds(), "seconds", whole=whole)
+        )
+
+    def _new_scanner(self) -> Scanner:
+        return Scanner(b"usage", b"timings", b"duration")
+
+    def _seconds(self) -> int:
+        scanner = self._scanner
+        if scanner is None:
+            document = b"".join(self._parts)
+            try:
+                return seconds_in(_unquoted(_sound.decode(document).duration))
+            except UNREADABLE:  # as in `_found`
+                scanner = self._new_scanner()
+                scanner.feed(document)
+        return seconds_in(_unquoted(raw_of(scanner.found, b"duration")))
+
+
+def _unquoted(raw: msgspec.Raw) -> msgspec.Raw:
+    return msgspec.Raw(bytes(raw).strip(b'"'))
+
+
+class SpeechDocument(Document):
+    """A text that is spoken, by its characters: `prompt_estimate` counts them, and vendors bill them.
+
+    They count as soon as there is sound, all of them: the engine has read the text, and who leaves behind the first
+    second would else hear any text for nothing, piece by piece. JSON is no sound, so that an error counts nothing; what
+    its `usage` tells counts alone.
+    """
+
+    _opening: bytes = b""
+
+    def feed(self, content: bytes) -> bytes:
+        if len(self._opening) < 2:
+            self._opening += content[:2]
+        if self._is_json:
+            return super().feed(content)
+        self._size += len(content)
+        return content
+
+    def usage(self, whole: bool) -> Usage:
+        if self._is_json or not self._size:
+            return super().usage(whole)
+        return with_units(NO_USAGE, self.prompt_estimate, "characters", whole=whole)
+
+    @property
+    def _is_json(self) -> bool:
+        return self._opening[:2] in _JSON_OPENINGS or self._opening == b"{"
 
 
 class ImageDocument(Document):

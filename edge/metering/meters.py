@@ -15,13 +15,15 @@ from typing import Final, Protocol
 import msgspec
 
 from edge.exchange import Usage
-from edge.metering.chunks import ChunkEvents, OtherEvents
+from edge.metering.chunks import ChunkEvents, OtherEvents, SpeechEvents
 from edge.metering.documents import (
     Document,
     ImageDocument,
     ReadingDocument,
     ResponseDocument,
+    SpeechDocument,
     TextDocument,
+    TranscriptDocument,
     Unmetered,
 )
 from edge.metering.events import Events
@@ -89,8 +91,8 @@ class Metering(msgspec.Struct, frozen=True):
     did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, with the
     nulls that announce it in the other frames; and the usage on frames with choices. That on the last frame of a choice
     is shown to who asked for usage where an engine has it nowhere else.
-    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens. `n` is the
-    number of choices to each prompt that was asked for.
+    `prompt_estimate` is what counts for the prompt where the upstream counts nothing: tokens, or the characters of a
+    text that is spoken. `n` is the number of choices to each prompt that was asked for.
     """
 
     operation: Operation
@@ -124,6 +126,8 @@ _METERS: Final[dict[Reads, tuple[type[Events], type[Unmetered]]]] = {
     Reads.RESPONSE: (ResponseEvents, ResponseDocument),
     Reads.READING: (OtherEvents, ReadingDocument),
     Reads.IMAGES: (OtherEvents, ImageDocument),
+    Reads.SPEECH: (SpeechEvents, SpeechDocument),
+    Reads.TRANSCRIPT: (OtherEvents, TranscriptDocument),
     Reads.ANY: (OtherEvents, Document),
     Reads.STORED: (StoredEvents, Unmetered),
     Reads.NOTHING: (OtherEvents, Unmetered),

@@ -345,6 +345,27 @@ async def test_stream_that_its_type_does_not_name_is_metered_as_any_other(
     assert (record["prompt_tokens"], record["completion_tokens"], record["usage_source"]) == (7, 2, "final")
 
 
+async def test_sound_is_counted_in_characters_and_seconds(
+    start_edge: StartEdge, start_upstream: StartUpstream, simulator: Simulator
+) -> None:
+    edge = await start_edge(metered(simulator.url))
+    speak = {"model": MODEL, "input": "你好 Hello", "voice": "alloy"}
+    await edge.ask(speak, path="/v1/audio/speech")
+    status, _, _ = await edge.ask(speak | {"simulate": {"fault": "error", "status": 400}}, path="/v1/audio/speech")
+    assert status == 400
+    client = await edge.connect()
+    client.send(edge.request(speak | {"simulate": {"fault": "stall", "after": 1}}, path="/v1/audio/speech"))
+    await client.head()
+    client.close()
+    await edge.consistent()
+    counted = [(each["units"], each["unit"], each["usage_source"], each["end"]) for each in edge.records()]
+    assert counted == [
+        (8, "characters", "final", "complete"),
+        (0, None, "none", "upstream_error"),
+        (8, "characters", "running", "client_gone"),
+    ]
+
+
 async def test_usage_is_metered_with_the_name_put_in(start_edge: StartEdge, simulator: Simulator) -> None:
     """`model_echo`, a heartbeat and a meter change the same events."""
     edge = await start_edge(metered(simulator.url, route='model = "r1"\nmodel_echo = true\nheartbeat = "15s"'))
