@@ -209,8 +209,8 @@ _EngineChoice = Annotated[Engine, kinds.choice(
     Engine)]
 _ConnectTimeout = Annotated[float, kinds.duration("For a connection, TLS included.")]
 _MaxConnectionAge = Annotated[float, kinds.duration(
-    "How long a connection is used again, less up to a fifth at random. Too long a time leaves a server that was added "
-    "behind a name idle; too short a one costs a handshake a request.")]
+    "How long a connection is used again, less up to a fifth at random; a twelfth of it after 64 requests. Too long a "
+    "time leaves a server that was added behind a name idle; too short a one costs a handshake a request.")]
 _FirstByteTimeout = Annotated[float, kinds.duration(
     "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")]
 _IdleTimeout = Annotated[float, kinds.duration(
