@@ -28,7 +28,7 @@ from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
-from edge.relay.heads import Opening
+from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, error_in, event_end
@@ -135,18 +135,18 @@ class Answer:
         head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
         data = self._held + data if self._held else data
         opening = heads.opening_of(head.framing, data, self.streams)
-        if opening is Opening.UNCERTAIN:
+        if opening is UNCERTAIN:
             self._held = data
             if len(data) > http1.MAX_HEAD_BYTES:
                 self._refuse()
             return
         self._held = b""
-        self.streams = opening is not Opening.DOCUMENT
+        self.streams = opening is not DOCUMENT
         if self.sent_bytes and not self.streams:
             self._refuse(_NO_STREAM)
-        elif opening is Opening.NO_EVENT and self._exchange.operation.last_events:
+        elif opening is NO_EVENT and self._exchange.operation.last_events:
             self._refuse("answered with an empty stream")  # as some engines refuse a prompt
-        elif opening is Opening.ERROR:
+        elif opening is ERROR:
             self._enter(REFUSED, self.refused)
             self.refused(data)
         else:

@@ -43,6 +43,9 @@ class Opening(enum.Enum):
     ERROR = "error"  # in a stream
 
 
+UNCERTAIN, DOCUMENT, EVENTS, NO_EVENT, ERROR = Opening
+
+
 def is_identity(head: ResponseHead) -> bool:
     """Whether the content can be read; what is encoded is never touched."""
     return head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
@@ -101,19 +104,19 @@ def opening_of(framing: Framing, data: bytes, streams: bool | None) -> Opening:
     """
     content, whole = content_of(framing, data)
     if not content and not whole:
-        return Opening.UNCERTAIN
+        return UNCERTAIN
     if streams is False:
-        return Opening.DOCUMENT
+        return DOCUMENT
     if streams is None or content[:1] == b"{":
         streams = opens_stream(content, whole)
         if not streams:
-            return Opening.UNCERTAIN if streams is None else Opening.DOCUMENT
+            return UNCERTAIN if streams is None else DOCUMENT
     if not content:
-        return Opening.NO_EVENT
+        return NO_EVENT
     is_error = opens_with_error(content, whole)
     if is_error is None:
-        return Opening.UNCERTAIN
-    return Opening.ERROR if is_error else Opening.EVENTS
+        return UNCERTAIN
+    return ERROR if is_error else EVENTS
 
 
 def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:
