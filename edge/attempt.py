@@ -99,14 +99,14 @@ class Work:
 
 
 def metering_of(
-    route: RouteConfig, operation: Operation, envelope: Envelope, body: bytes, *, continuous: bool
+    route: RouteConfig, operation: Operation, envelope: Envelope, body: Body, *, continuous: bool
 ) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it.
 
     `continuous` says that the route's pool or instance is asked for usage in every frame.
     """
     if operation.reads is _SPEECH:
-        return Metering(operation, prompt_estimate=spoken_characters(body))
+        return Metering(operation, prompt_estimate=spoken_characters(body.data))
     is_asked = route.metered or route.usage is not None
     if not (is_asked and envelope.stream and operation.takes_usage_options):
         return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens, n=envelope.n)

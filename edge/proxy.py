@@ -171,9 +171,7 @@ class Proxy:
             exchange.phase = _ADMISSION
             head = forwarded_head(request, content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
-            metering = metering_of(
-                route, operation, envelope, body.data, continuous=route.name in generation.continuous
-            )
+            metering = metering_of(route, operation, envelope, body, continuous=route.name in generation.continuous)
             timeouts = generation.timeouts[route.name]
             work = Work(asked, query, envelope, body, head, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)

@@ -13,14 +13,14 @@ import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader
-from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDictProxy
 
 from edge.client.answers import error_response
-from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
+from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
+from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
 from edge.exchange import NO_CREDENTIAL
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
@@ -30,10 +30,6 @@ from edge.stage import Stage
 if TYPE_CHECKING:
     from edge.client.server import ClientServer
 
-MAX_REQUEST_LINE_BYTES: Final = 8190
-MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
-MAX_FIELDS: Final = 100  # Envoy's default
-MAX_HEAD_BYTES: Final = 64 * 1024
 _LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
@@ -106,7 +102,7 @@ class ClientConnection(RequestHandler):
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
-        self._line = b""  # how a head begins that is not whole, or is refused
+        self._line = b""  # how they begin: the request line, or so much of it
 
     # --- what the proxy uses
 
@@ -251,6 +247,8 @@ class ClientConnection(RequestHandler):
         current = self._current_request
         is_body = current is not None and not current.payload.is_eof()
         if data != b"\r\n":  # which old clients send behind a body, and which begins no head (RFC 9112 section 2.2)
+            if self._head_bytes < _LINE_BYTES:
+                self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
         super().data_received(data)
         if self._messages:
@@ -259,27 +257,21 @@ class ClientConnection(RequestHandler):
             # The parser counts a request from its last byte on, also the one that is being answered: hence one less.
             if len(self._messages) >= self._max_msg_queue_size - 1:
                 self._parser_full = True
-            if isinstance(self._messages[-1][0], RawRequestMessage):
-                self._line = b""
-            else:
+            if not isinstance(self._messages[-1][0], RawRequestMessage):
                 # The request before, queued or being answered, is the one whose framing broke.
                 queued = len(self._messages) > 1
-                if not queued and current is None:
-                    self._line = _line_begun(self._line, data)
                 before = self._messages[-2][1] if queued else current.payload if current is not None else None
                 if before is not None and not before.is_eof():
                     before.set_exception(InvalidRequest("the framing of the request's body is malformed"))
         elif is_body or self._force_close:
             self._head_bytes = 0
-        elif current is None and self._head_bytes:
-            self._line = _line_begun(self._line, data)
-            if self._waiter is not None:
-                self._watch_head()
+        elif self._waiter is not None and self._head_bytes:
+            self._watch_head()
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
         if self._head_bytes > MAX_HEAD_BYTES:
-            self.refuse(_head_too_large())
+            self.refuse(head_too_large())
         elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
@@ -292,7 +284,7 @@ class ClientConnection(RequestHandler):
             if isinstance(message, RawRequestMessage):
                 size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
                 if size > MAX_HEAD_BYTES:
-                    self._messages[index] = (_head_too_large(), EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
+                    self._messages[index] = (head_too_large(), EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -335,7 +327,7 @@ class ClientConnection(RequestHandler):
                     self._message_taken()
                 if not isinstance(message, RawRequestMessage):
                     self._server.malformed_requests += 1
-                    self.refuse(message if isinstance(message, EdgeError) else _parser_error(message.exc))
+                    self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
                     return
                 request = self._current_request = Request(message, payload, self)
                 self._meet(message)
@@ -405,23 +397,3 @@ class ClientConnection(RequestHandler):
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
-
-
-def _line_begun(line: bytes, data: bytes) -> bytes:
-    """Return how a head begins, of which more came."""
-    return line + data[:_LINE_BYTES] if len(line) < _LINE_BYTES else line
-
-
-def _head_too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
-
-
-def _parser_error(error: BaseException | None) -> EdgeError:
-    """Return what the parser refused as an error of ours; nothing quotes the input, which may hold a key."""
-    if isinstance(error, LineTooLong):
-        if error.args[1] == MAX_REQUEST_LINE_BYTES:
-            return UriTooLong(f"the request line is over {MAX_REQUEST_LINE_BYTES} bytes")
-        return HeadersTooLarge(f"a header is over {MAX_FIELD_BYTES} bytes")
-    if "Too many headers" in str(error):
-        return HeadersTooLarge(f"the request has more than {MAX_FIELDS} headers")
-    return InvalidRequest("the request is not valid HTTP/1.1")

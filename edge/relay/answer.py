@@ -115,10 +115,9 @@ class Answer:
         if not 200 <= head.status < 300:
             self._enter(REFUSED, self.refused)
         else:
-            self.streams = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
-            if not self.streams and self._exchange.stream and heads.may_stream(head):
-                self.streams = None
-            elif self.sent_bytes and not heads.takes_events(head, self.streams):
+            streams = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+            self.streams = None if not streams and self._exchange.stream and heads.may_stream(head) else streams
+            if self.sent_bytes and not heads.takes_events(head, self.streams is not False):
                 self._refuse(_NO_STREAM)
                 return
             if self.streams is not None and self._attempt.echo is not None and heads.takes_model(head):

@@ -18,7 +18,8 @@ from aiohttp import http_parser
 
 from edge.client.answers import response
 from edge.client.body import BodyMemory
-from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, ClientConnection
+from edge.client.bounds import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES
+from edge.client.connection import ClientConnection
 from edge.client.server import ClientServer
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
