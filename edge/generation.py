@@ -25,7 +25,7 @@ class Generation:
     loaded_at: float
     timeouts: dict[str, Timeouts] = field(init=False)
     continuous: frozenset[str] = field(init=False)
-    paths: dict[str, Asked] = field(init=False)
+    paths: Mapping[str, Asked] = field(init=False)
 
     def __post_init__(self) -> None:
         asked = {route.name: self._asked(route) for route in self.config.routes}

@@ -6,8 +6,9 @@ release.
 """
 
 import enum
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -143,8 +144,9 @@ class Asked(NamedTuple):
         return self.stored.partition("/")[0]
 
 
-def paths_of(added: Iterable[str] = ()) -> dict[str, Asked]:
-    """Return what each raw path asks for; `added` are names of `server.operations`.
+@functools.lru_cache(maxsize=2)
+def paths_of(added: tuple[str, ...] = ()) -> Mapping[str, Asked]:
+    """Return what each raw path asks for; `added` are names of `server.operations`. Equal ones yield the same object.
 
     With and without /v1: the platform's page promised both, and a redirect would turn POST into GET in most clients.
     """

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import hdrs
 
 from edge import errors
-from edge.client.connection import Request
+from edge.client.head import Head
 from edge.errors import EdgeError
 from edge.generation import Generation
 from edge.names import is_model_name
@@ -24,9 +24,9 @@ _A_STEP: Final = 200  # models of a list: ten thousand at once would hold the ot
 _UPGRADES: Final = (("Upgrade", "HTTP/1.1"), ("Connection", "upgrade"))  # RFC 9110 sections 15.5.22 and 7.8
 
 
-def wrong_path(request: Request, asked: Asked, path: str, host: str) -> EdgeError:
-    """Return the error for a path that does not exist, or not with this method."""
-    headers, method = request.headers, request.message.method
+def wrong_path(head: Head, asked: Asked, host: str, *, is_secure: bool) -> EdgeError:
+    """Return the error for a path that does not exist, or not with this method; `is_secure`: it was asked over TLS."""
+    headers, method, path = head.headers, head.method, head.path
     if method == "GET" and headers.get(hdrs.UPGRADE, "").lower() == "websocket":
         return errors.UpgradeRequired(
             "WebSocket is not served here: send a POST over HTTP, and read its server-sent events.", headers=_UPGRADES
@@ -35,7 +35,7 @@ def wrong_path(request: Request, asked: Asked, path: str, host: str) -> EdgeErro
         allowed = ", ".join((*asked.methods, "OPTIONS"))
         return errors.MethodNotAllowed(f"{method} is not possible here, use {allowed}", headers=(("Allow", allowed),))
     if is_loopback(host):
-        base = f"{'https' if request.connection.is_secure else 'http'}://{headers.get(hdrs.HOST, host)}"
+        base = f"{'https' if is_secure else 'http'}://{headers.get(hdrs.HOST, host)}"
     else:
         base = f"https://{host or 'chat.d.run'}"
     name = path.removeprefix("/openai").removeprefix("/v1").strip("/").partition("/")[0]

@@ -23,19 +23,20 @@ from edge.attempt import Work, metering_of
 from edge.client.answers import error_response, response
 from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
-from edge.client.head import check_head, content_type_of, forwarded_head, query_of, request_id_of, target_of
+from edge.client.head import address_behind_proxies
 from edge.config.settings import RouteConfig
 from edge.envelope.form import read_long_multipart, read_multipart
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
+from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
-from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, Operation, asked_at
+from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, Operation
 from edge.own_answers import Models
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
@@ -92,7 +93,8 @@ class Proxy:
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
-        exchange = Exchange(request_id_of(request), request.message.method, time.time(), time.monotonic())
+        head = request.head
+        exchange = Exchange(head.request_id or new_request_id(), head.method, time.time(), time.monotonic())
         self.in_flight += 1
         try:
             await self._answer(request, exchange, self.generation)
@@ -122,25 +124,29 @@ class Proxy:
     # --- the phases, in their order
 
     async def _answer(self, request: Request, exchange: Exchange, generation: Generation) -> None:
-        server, connection, method = generation.config.server, request.connection, exchange.method
-        path, authority = target_of(request, exchange, server)
-        asked = generation.paths.get(path) or asked_at(path, generation.paths)
+        server, head, connection = generation.config.server, request.head, request.connection
+        peer = connection.peer
+        exchange.client = address_behind_proxies(head, peer, server) if server.trusted_proxies else peer
+        exchange.path, method = head.path[:256], head.method
+        asked = head.asked if head.paths is generation.paths else head.ask(generation.paths)
         operation = exchange.operation = asked.operation  # before anything is refused, in its protocol's words
-        check_head(request)
-        host = exchange.host = host_name(authority)
+        if not head.is_checked:
+            head.check()
+        host = exchange.host = host_name(head.authority)
         if method not in asked.methods:
             if method != "OPTIONS":
-                raise own_answers.wrong_path(request, asked, path, host)
+                raise own_answers.wrong_path(head, asked, host, is_secure=connection.is_secure)
             _send(request, exchange, 204, b"", _PREFLIGHT)
             return
         if operation is HEALTH:
             _send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
             return
-        credential = connection.credential = credential_of(request.headers, connection.credential)
+        credential = head.credential or credential_of(head.headers)
+        head.credential = credential
         caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
         exchange.principal = caller.principal  # before it may be refused, so that the log names who was
         self._authenticator.check(caller)
-        table = routes_at(generation.routes, host, connection.peer)
+        table = routes_at(generation.routes, host, peer)
         if operation.name == MODELS.name:
             models = Models(generation, self._catalogue, self._started_at)
             await self._show_models(request, exchange, asked, models, caller, table)
@@ -148,8 +154,8 @@ class Proxy:
 
         exchange.phase = _BODY
         is_stored = operation is STORED_RESPONSE
-        content_type = "" if is_stored else content_type_of(request, form=operation.form)
-        query = query_of(request) if is_stored else ""
+        content_type = "" if is_stored else head.content_type or head.read_content_type()
+        query = head.query() if is_stored else ""
         memory = self._memory
         body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
         try:
@@ -169,11 +175,11 @@ class Proxy:
                     param="background",
                 )
             exchange.phase = _ADMISSION
-            head = forwarded_head(request, content_type)
+            forwarded = head.forwarded or head.read_forwarded(content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
             metering = metering_of(route, operation, envelope, body, continuous=route.name in generation.continuous)
             timeouts = generation.timeouts[route.name]
-            work = Work(asked, query, envelope, body, head, metering, match, pool, timeouts, keeper)
+            work = Work(asked, query, envelope, body, forwarded, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
                 exchange.phase = _LEASE

@@ -132,13 +132,13 @@ class Client(asyncio.Protocol):
                 head = parse_head(data[:end])
                 data = data[end + 4 :]
                 self._pending = b""
-                if head.status < 200:
+                if head.shape.status < 200:
                     self.data_received(data)
                     return
-                sample.status, sample.headers = head.status, head.headers
+                sample.status, sample.headers = head.shape.status, head.shape.headers
                 framing = self._framing = head.framing
                 self._reuse = head.keep_alive
-                self._stream = head.headers.get(b"content-type", b"").startswith(b"text/event-stream")
+                self._stream = head.shape.headers.get(b"content-type", b"").startswith(b"text/event-stream")
             payload: list[bytes] = []
             understood = framing.scan(data, payload)
         except Malformed as error:

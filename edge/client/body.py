@@ -57,11 +57,12 @@ def whole_body(request: Request, max_body_bytes: int, memory: BodyMemory) -> Bod
 
     Raises: `RequestTooLarge`, `Overloaded`.
     """
-    payload = request.payload
-    if not payload.is_eof():
-        return None
-    # What its `read_nowait` would return, for 2 us less.
-    body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
+    body, payload = request.body, request.payload
+    if body is None:
+        if not payload.is_eof():
+            return None
+        # What its `read_nowait` would return, for 2 us less.
+        body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
     if len(body) > max_body_bytes:
         raise _too_large(max_body_bytes)
     memory.reserve(len(body))
@@ -76,11 +77,12 @@ async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) 
     """
     payload, max_body_bytes = request.payload, server.max_body_bytes
     timeout_s, min_rate_bytes_per_s = server.body_timeout_s, server.min_client_rate_bytes_per_s
-    length = request.headers.get(hdrs.CONTENT_LENGTH)
+    headers = request.head.headers
+    length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and (len(length) > 15 or int(length) > max_body_bytes):  # announced as too large
         raise _too_large(max_body_bytes)
-    expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-    if expects and request.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
+    expects = headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if expects and request.head.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
         request.connection.send(_CONTINUE)
     content = io.BytesIO()  # grows in place; to join 10 MB of parts at the end would take 6 ms in one go
     count = 0

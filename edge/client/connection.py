@@ -12,16 +12,16 @@ import struct
 import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from aiohttp import HttpVersion10, HttpVersion11, StreamReader
+from aiohttp import StreamReader, hdrs
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDictProxy
 
 from edge.client.answers import error_response
 from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
+from edge.client.head import Head
+from edge.client.repeats import Repeats
 from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
-from edge.exchange import NO_CREDENTIAL
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
 from edge.sockets import notices_of_death
@@ -61,15 +61,17 @@ class Answering(Protocol):
 
 
 class Request:
-    """One request as the parser gave it."""
+    """One request: its head, and its body, which came with a head that was known, else is in the parser's reader."""
 
-    __slots__ = ("connection", "headers", "message", "payload")
+    __slots__ = ("body", "connection", "head", "payload")
 
-    def __init__(self, message: RawRequestMessage, payload: StreamReader, connection: "ClientConnection") -> None:
-        self.message = message
-        self.headers: CIMultiDictProxy[str] = message.headers
+    def __init__(
+        self, head: Head, payload: StreamReader, connection: "ClientConnection", body: bytes | None = None
+    ) -> None:
+        self.head = head
         self.payload = payload
         self.connection = connection
+        self.body = body
 
     def _cancel(self, error: BaseException) -> None:
         """Fail the body's reader; called by aiohttp when the connection is lost."""
@@ -80,8 +82,9 @@ class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full", "_parser_reads", "_server",
-        "_wire", "answering", "bare", "credential", "is_secure", "last", "loop", "peer",
+        "_drop_timer", "_due_bytes", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full",
+        "_parser_reads", "_repeated", "_repeats", "_server", "_to_keep", "_wire", "answering", "bare", "is_secure",
+        "last", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
@@ -97,19 +100,23 @@ class ClientConnection(RequestHandler):
         self._drop_timer: asyncio.TimerHandle | None = None
         self.is_secure = False  # whether the client speaks TLS with this process
         self.peer = ""  # the client's address, "unix" on a unix socket
-        self.credential = NO_CREDENTIAL  # that was shown last
         self._parser_reads = True
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
+        self._repeats = Repeats()
+        self._repeated: Request | None = None  # the next request, when its head was known
+        self._to_keep = b""  # the read of the next request, when its head may come again
+        self._due_bytes: int | None = 0  # of the body that the parser is at; None: it is not known where it stands
 
     # --- what the proxy uses
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered or read."""
-        return self._current_request is not None or bool(self._messages) or self._header_timer is not None
+        begins = self._repeated is not None or bool(self._messages) or self._header_timer is not None
+        return begins or self._current_request is not None
 
     def attach(self, answering: Answering | None) -> None:
         """Tell `answering` of the client from now on.
@@ -244,6 +251,12 @@ class ClientConnection(RequestHandler):
         if data and not self._parser_reads:
             self._park(data)
             return
+        waiter, parsed = self._waiter, len(self._messages)
+        is_expected = self._due_bytes == 0 and waiter is not None and not waiter.done()
+        if is_expected and (known := self._repeats.find(data)) is not None:
+            self._repeated = Request(known[0], EMPTY_PAYLOAD, self, known[1])
+            waiter.set_result(None)  # type: ignore[union-attr]  # expected by one
+            return
         current = self._current_request
         is_body = current is not None and not current.payload.is_eof()
         if data != b"\r\n":  # which old clients send behind a body, and which begins no head (RFC 9112 section 2.2)
@@ -251,6 +264,10 @@ class ClientConnection(RequestHandler):
                 self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
         super().data_received(data)
+        if self._due_bytes is not None:
+            self._due_bytes = self._due_after(data, parsed)
+            if is_expected and self._due_bytes == 0:
+                self._to_keep = data
         if self._messages:
             self._stop_header_timer()
             self._check_head_sizes()
@@ -267,6 +284,22 @@ class ClientConnection(RequestHandler):
             self._head_bytes = 0
         elif self._waiter is not None and self._head_bytes:
             self._watch_head()
+
+    def _due_after(self, data: bytes, parsed: int) -> int | None:
+        """Return how many bytes of a body are due after a read, None where that is not certain.
+
+        A read that began between two requests must have the head of one, beside the `parsed` ones before it. Whatever
+        else it has makes the count too small, so that it ends below 0: then only the parser knows where it stands.
+        """
+        if self._due_bytes:
+            due = self._due_bytes - len(data)
+        elif len(self._messages) > parsed and isinstance(message := self._messages[-1][0], RawRequestMessage):
+            if message.chunked or message.upgrade:
+                return None
+            due = data.find(b"\r\n\r\n") + 4 + int(message.headers.get(hdrs.CONTENT_LENGTH, 0)) - len(data)
+        else:
+            return None
+        return due if due >= 0 else None
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
@@ -310,7 +343,7 @@ class ClientConnection(RequestHandler):
         """
         try:
             while not self._force_close:
-                if not self._messages:
+                if not self._messages and self._repeated is None:
                     self._waiter = self._loop.create_future()
                     if self._head_bytes:
                         self._watch_head()
@@ -321,21 +354,18 @@ class ClientConnection(RequestHandler):
                     continue
                 if self._paused:  # it asks for more than it reads
                     break
-                message, payload = self._messages.popleft()
-                is_whole = payload.is_eof()
-                if is_whole:
-                    self._message_taken()
-                if not isinstance(message, RawRequestMessage):
-                    self._server.malformed_requests += 1
-                    self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
+                request, self._repeated = self._repeated or self._parsed(), None
+                if request is None:
                     return
-                request = self._current_request = Request(message, payload, self)
-                self._meet(message)
+                is_whole = request.payload.is_eof()
+                self._current_request = request
+                self.bare = request.head.bare
+                self.last = request.head.is_last or self._server.lifecycle.stage >= _DRAINING
                 try:
                     await self._server.handle(request)
                 finally:
                     self._current_request = None
-                if not payload.is_eof():
+                if not request.payload.is_eof():
                     self._close_lingering()
                     return
                 if not is_whole:
@@ -356,14 +386,20 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             self.force_close()
 
-    def _meet(self, message: RawRequestMessage) -> None:
-        """Note what the head of a request says of its connection."""
-        version = message.version
-        self.bare = version == HttpVersion10
-        # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
-        tunnel = message.upgrade or message.method == "CONNECT"
-        draining = self._server.lifecycle.stage >= _DRAINING
-        self.last = message.should_close or tunnel or draining or version != HttpVersion11
+    def _parsed(self) -> Request | None:
+        """Return the next request that the parser made, None when it could not, which is refused."""
+        message, payload = self._messages.popleft()
+        if payload.is_eof():
+            self._message_taken()
+        if not isinstance(message, RawRequestMessage):
+            self._server.malformed_requests += 1
+            self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
+            return None
+        head = Head(message)
+        if self._to_keep:
+            self._repeats.keep(self._to_keep, head)
+            self._to_keep = b""
+        return Request(head, payload, self)
 
     def force_close(self) -> None:
         """Close; a client that does not read what is still queued is dropped when it has been idle for long."""

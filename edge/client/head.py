@@ -2,16 +2,17 @@
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
-from multidict import istr
+from aiohttp.http_parser import RawRequestMessage
+from multidict import CIMultiDictProxy, istr
 
-from edge.client.connection import Request
 from edge.config.settings import ServerConfig
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
-from edge.exchange import Exchange
-from edge.ids import new_request_id
+from edge.exchange import Credential
+from edge.operations import UNKNOWN, Asked, asked_at
 
 # What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
 # `istr`: a name that is folded once, not at every look-up.
@@ -21,49 +22,105 @@ _FORWARDED: Final = tuple(
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _QUERY: Final = re.compile(r"[A-Za-z0-9._~%=&\[\]-]{0,512}")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NOTHING: Final = Asked(UNKNOWN, ())
 
 
-def request_id_of(request: Request) -> str:
-    """Return the client's own `x-request-id` when it is a plain one, else a new one."""
-    given = request.headers.get(_X_REQUEST_ID)
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return new_request_id()
+class Head:
+    """What the head of a request says, each thing worked out once: a head that comes again is the same object.
+
+    `path` is raw and without its query, `request_id` the client's own when it is a plain one, else "". `bare` is
+    HTTP/1.0: no chunks, and the end of the connection ends the answer; `is_last` says that no request follows.
+    What is not there yet is false: whoever needs it calls the method that works it out. `Content-Length` is that of the
+    request which showed the head first.
+    """
+
+    __slots__ = (
+        "asked", "authority", "bare", "content_type", "credential", "forwarded", "headers", "is_checked", "is_last",
+        "message", "method", "path", "paths", "request_id",
+    )  # fmt: skip
+
+    def __init__(self, message: RawRequestMessage) -> None:
+        self.message = message
+        self.method: str = message.method
+        self.headers: CIMultiDictProxy[str] = message.headers
+        given = self.headers.get(_X_REQUEST_ID)
+        self.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else ""
+        self.bare = message.version == HttpVersion10
+        # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
+        tunnel = message.upgrade or message.method == "CONNECT"
+        self.is_last = message.should_close or tunnel or message.version != HttpVersion11
+        path = message.path
+        if path.startswith("/"):
+            self.authority = self.headers.get(hdrs.HOST, "")
+        else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
+            self.authority = message.url.raw_authority or ""
+            path = message.url.raw_path
+        self.path = path.partition("?")[0]
+        self.paths: Mapping[str, Asked] | None = None  # of the generation that `asked` is of
+        self.asked = _NOTHING
+        self.is_checked = False
+        self.credential: Credential | None = None  # which the proxy reads
+        self.content_type = ""
+        self.forwarded = b""
+
+    def ask(self, paths: Mapping[str, Asked]) -> Asked:
+        """Return what the path asks for; `paths` are those of a generation."""
+        self.asked = paths.get(self.path) or asked_at(self.path, paths)
+        self.paths = paths
+        self.content_type, self.forwarded = "", b""
+        return self.asked
+
+    def check(self) -> None:
+        """Accept what HTTP/1.1 allows. Raises: `UnsupportedVersion`, `UnsupportedCoding`, `InvalidRequest`."""
+        message, headers = self.message, self.headers
+        if message.version not in (HttpVersion11, HttpVersion10):
+            raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
+        if message.chunked or hdrs.TRANSFER_ENCODING in headers:
+            if self.bare:
+                raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
+            if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
+                raise UnsupportedCoding("the only transfer coding is chunked")
+        if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and not self.bare:
+            raise InvalidRequest("the only expectation is 100-continue")
+        self.is_checked = True
+
+    def read_content_type(self) -> str:
+        """Return the content type that goes upstream: a form's, or JSON. Raises: `UnsupportedMediaType`."""
+        given = self.headers.get(hdrs.CONTENT_TYPE, "")
+        if self.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            raise UnsupportedMediaType("a compressed body is not understood: send it without Content-Encoding")
+        if self.asked.operation.form:
+            if _media_type(given) != "multipart/form-data" or not _is_plain(given):
+                raise UnsupportedMediaType("send a form: Content-Type: multipart/form-data; boundary=...")
+            self.content_type = given
+        elif given != "application/json" and _media_type(given) not in ("application/json", ""):
+            raise UnsupportedMediaType("send JSON: Content-Type: application/json")
+        else:
+            self.content_type = "application/json"
+        return self.content_type
+
+    def read_forwarded(self, content_type: str) -> bytes:
+        """Return the lines that go upstream; no `content_type` is a request without a body."""
+        lines = f"Content-Type: {content_type}\r\n" if content_type else ""
+        for name in _FORWARDED:
+            value = self.headers.get(name)
+            if value is not None and _is_plain(value):
+                lines += f"{name}: {value}\r\n"
+        self.forwarded = lines.encode("ascii")
+        return self.forwarded
+
+    def query(self) -> str:
+        """Return the query with its question mark, "" for none. Raises: `InvalidRequest`."""
+        query = self.message.path.partition("?")[2]
+        if not _QUERY.fullmatch(query):
+            raise InvalidRequest("the query is malformed: percent-encode it")
+        return f"?{query}" if query else ""
 
 
-def target_of(request: Request, exchange: Exchange, server: ServerConfig) -> tuple[str, str]:
-    """Return the raw path and the authority that are asked."""
-    message = request.message
-    exchange.client = _client_address(request, server) if server.trusted_proxies else request.connection.peer
-    path = message.path
-    if path.startswith("/"):
-        authority = request.headers.get(hdrs.HOST, "")
-    else:  # absolute form: the target's host is the one that counts (RFC 9112 section 3.2.2)
-        authority = message.url.raw_authority or ""
-        path = message.url.raw_path
-    path = path.partition("?")[0]
-    exchange.path = path[:256]
-    return path, authority
-
-
-def check_head(request: Request) -> None:
-    """Accept what HTTP/1.1 allows. Raises: `UnsupportedVersion`, `UnsupportedCoding`, `InvalidRequest`."""
-    message, headers = request.message, request.headers
-    if message.version not in (HttpVersion11, HttpVersion10):
-        raise UnsupportedVersion("this edge speaks HTTP/1.1 and HTTP/1.0")
-    if message.chunked or hdrs.TRANSFER_ENCODING in headers:
-        if message.version == HttpVersion10:
-            raise InvalidRequest("an HTTP/1.0 request cannot have a transfer coding")
-        if headers[hdrs.TRANSFER_ENCODING].strip().lower() != "chunked":
-            raise UnsupportedCoding("the only transfer coding is chunked")
-    if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue" and message.version == HttpVersion11:
-        raise InvalidRequest("the only expectation is 100-continue")
-
-
-def _client_address(request: Request, server: ServerConfig) -> str:
+def address_behind_proxies(head: Head, peer: str, server: ServerConfig) -> str:
     """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
-    address = request.connection.peer
-    hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+    address = peer
+    hops = ",".join(head.headers.getall("X-Forwarded-For", [])).split(",")
     while hops and _is_trusted(address, server):
         hop = hops.pop().strip()
         try:
@@ -91,41 +148,8 @@ def _is_trusted(address: str, server: ServerConfig) -> bool:
     return any(ip in network for network in server.trusted_proxies)
 
 
-def query_of(request: Request) -> str:
-    """Return the query of a request with its question mark, "" for none. Raises: `InvalidRequest`."""
-    query = request.message.path.partition("?")[2]
-    if not _QUERY.fullmatch(query):
-        raise InvalidRequest("the query is malformed: percent-encode it")
-    return f"?{query}" if query else ""
-
-
-def content_type_of(request: Request, *, form: bool) -> str:
-    """Return the content type that goes upstream, of a `form` or of JSON. Raises: `UnsupportedMediaType`."""
-    given = request.headers.get(hdrs.CONTENT_TYPE, "")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise UnsupportedMediaType("a compressed body is not understood: send it without Content-Encoding")
-    if form:
-        if _media_type(given) != "multipart/form-data" or not _is_plain(given):
-            raise UnsupportedMediaType("send a form: Content-Type: multipart/form-data; boundary=...")
-        return given
-    if given != "application/json" and _media_type(given) not in ("application/json", ""):
-        raise UnsupportedMediaType("send JSON: Content-Type: application/json")
-    return "application/json"
-
-
 def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
-
-
-def forwarded_head(request: Request, content_type: str) -> bytes:
-    """Return the headers of a request that go upstream; no `content_type` is a request without a body."""
-    head = f"Content-Type: {content_type}\r\n" if content_type else ""
-    headers = request.headers
-    for name in _FORWARDED:
-        value = headers.get(name)
-        if value is not None and _is_plain(value):
-            head += f"{name}: {value}\r\n"
-    return head.encode("ascii")
 
 
 def _is_plain(value: str) -> bool:

@@ -104,18 +104,18 @@ class Answer:
                 self._refuse()
                 return
             data = data[end + 4 :]
-            if head.status >= 200:
+            if head.shape.status >= 200:
                 break
             self._interim += 1
-            if head.status == 101 or self._interim > _MAX_INTERIM:
+            if head.shape.status == 101 or self._interim > _MAX_INTERIM:
                 self._refuse()
                 return
         self._held = b""
         self._head = head
-        if not 200 <= head.status < 300:
+        if not 200 <= head.shape.status < 300:
             self._enter(REFUSED, self.refused)
         else:
-            streams = head.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+            streams = head.shape.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
             self.streams = None if not streams and self._exchange.stream and heads.may_stream(head) else streams
             if self.sent_bytes and not heads.takes_events(head, self.streams is not False):
                 self._refuse(_NO_STREAM)
@@ -185,15 +185,17 @@ class Answer:
             understood = len(data)
         self._held = data[understood:]
         too_long = sum(map(len, parts)) > _MAX_ERROR_BYTES
-        if framing.done or too_long or (head.status < 300 and event_end(b"".join(parts), 0, False)):
+        if framing.done or too_long or (head.shape.status < 300 and event_end(b"".join(parts), 0, False)):
             self._fail_as_answered(head)
 
     def _fail_as_answered(self, head: ResponseHead) -> None:
-        status, body = head.status, b"".join(self._parts)
+        status, body = head.shape.status, b"".join(self._parts)
         if status < 300:  # an event: what it carries has the status
             status, body = error_in(body)
         reusable = head.framing.done and head.keep_alive and not self._held
-        self._owner.fail(UpstreamAnsweredError(status, head.headers, body), head.idle_s if reusable else 0.0)
+        self._owner.fail(
+            UpstreamAnsweredError(status, head.shape.headers, body), head.shape.idle_s if reusable else 0.0
+        )
 
     def _refuse(self, why: str = "sent a malformed response") -> None:
         self._owner.fail(UpstreamError(f"The model's server {why}."))
@@ -206,10 +208,10 @@ class Answer:
         self.meter = attempt.metering.document()
         self.meter.feed(content)
         content = echo_json(content, attempt.echo)
-        self._write = self._owner.open(head.status)
+        self._write = self._owner.open(head.shape.status)
         self._owner.settle(_COMPLETE)
-        line = b"content-length: %d" % len(content)
-        before = heads.client_head(self._exchange, client, attempt, head.status, head.headers, line, streams=False)
+        line = b"content-length: %d\r\n" % len(content)
+        before = heads.client_head(self._exchange, client, attempt, head.shape, line, streams=False)
         self.write(before + content)
         self._end(head, self._held)
 
@@ -231,9 +233,9 @@ class Answer:
             head, meter, attempt, bare=client.bare, streams=streams, collected=collected is not None
         )
         if not self.sent_bytes:
-            self._write = self._owner.open(head.status)
+            self._write = self._owner.open(head.shape.status)
             line = heads.framing_line(framing, bare=client.bare, framed=isinstance(body, Framed))
-            before = heads.client_head(exchange, client, attempt, head.status, head.headers, line, streams=streams)
+            before = heads.client_head(exchange, client, attempt, head.shape, line, streams=streams)
         if isinstance(body, Framed):
             self._enter(FRAMED, self.framed)
             body.left, self._held = self._held, b""
@@ -326,7 +328,7 @@ class Answer:
     def _end(self, head: ResponseHead, left: bytes) -> None:
         """End a complete answer; bytes after its end never reach a client."""
         reusable = head.keep_alive and head.framing.self_delimited and not left
-        self._owner.leave(head.idle_s if reusable else 0.0)
+        self._owner.leave(head.shape.idle_s if reusable else 0.0)
 
     def closed(self, *, in_order: bool, stale: bool) -> None:
         """Take the end of the upstream's connection; `stale` one that was reused, and died as soon as it was."""
@@ -435,15 +437,14 @@ class Answer:
         return head is not None and self.takes_event_now() and heads.is_identity(head)
 
     def beat(self) -> None:
-        """Give the client a heartbeat; before the answer, it decides that the status is 200."""
+        """Give the client a heartbeat; before the answer, it decides the status."""
         heartbeat = self._exchange.operation.protocol.heartbeat
         beat = heartbeat if self._client.bare else http1.chunk(heartbeat)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
             self._attempt.let_go()
-            self._write = self._owner.open(200)
-            headers = self._head.headers if self._head is not None else heads.STREAM_HEADERS
+            shape = self._head.shape if self._head is not None else heads.STREAM
+            self._write = self._owner.open(shape.status)
             line = b"" if self._client.bare else heads.CHUNKED
-            head = heads.client_head(self._exchange, self._client, self._attempt, 200, headers, line, streams=True)
-            beat = head + beat
+            beat = heads.client_head(self._exchange, self._client, self._attempt, shape, line, streams=True) + beat
         self.write(beat)

@@ -1,6 +1,7 @@
 """The head of an upstream's answer: what it allows to be done with the body, and how the client gets it."""
 
 import enum
+import functools
 from typing import Final
 
 from edge.client.answers import CORS
@@ -10,27 +11,20 @@ from edge.relay.echo import MAX_JSON_BYTES
 from edge.relay.terms import Attempt, Client
 from edge.sse import opens_stream, opens_with_error
 from edge.upstream_errors import ACCOUNT_HEADERS
-from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead
+from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead, Shape
 
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
-_RETURNED: Final = {
-    name: name + b": "
-    for name in (
-        b"content-type",
-        b"content-encoding",
-        b"content-disposition",
-        b"content-language",
-        b"date",
-        b"openai-processing-ms",
-        b"openai-version",
-    )
-}
+_RETURNED: Final = frozenset({
+    b"content-type", b"content-encoding", b"content-disposition", b"content-language", b"date", b"openai-processing-ms",
+    b"openai-version",
+})  # fmt: skip
 _RETURNED_TO_OWNER: Final = (*ACCOUNT_HEADERS, b"retry-after", b"x-should-retry")
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.
-STREAM_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8"}
 _JSON: Final = (b"/json", b"+json")
-CHUNKED: Final = b"transfer-encoding: chunked"
+STREAM: Final = Shape(200, {b"content-type": b"text/event-stream; charset=utf-8"}, Chunked, True, 0.0)
+CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_LAST_LINES: Final = CORS + b"\r\n"
 
 
 class Opening(enum.Enum):
@@ -48,7 +42,7 @@ UNCERTAIN, DOCUMENT, EVENTS, NO_EVENT, ERROR = Opening
 
 def is_identity(head: ResponseHead) -> bool:
     """Whether the content can be read; what is encoded is never touched."""
-    return head.headers.get(b"content-encoding", b"identity").lower() == b"identity"
+    return head.shape.headers.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
 def may_stream(head: ResponseHead) -> bool:
@@ -57,7 +51,7 @@ def may_stream(head: ResponseHead) -> bool:
     Some servers give events no type, that of a file or of plain text, or a list of types. One type that is JSON's is
     believed.
     """
-    content_type = head.headers.get(b"content-type", b"").lower()
+    content_type = head.shape.headers.get(b"content-type", b"").lower()
     is_json = content_type.partition(b";")[0].rstrip().endswith(_JSON) and b"," not in content_type
     return not is_json and is_identity(head) and not isinstance(head.framing, NoBody)
 
@@ -77,7 +71,7 @@ def has_to_end(operation: Operation, head: ResponseHead | None, streams: bool | 
 def takes_model(head: ResponseHead) -> bool:
     """Whether the answer is JSON that can be changed."""
     framing = head.framing
-    if not head.headers.get(b"content-type", b"").lower().startswith(b"application/json") or isinstance(
+    if not head.shape.headers.get(b"content-type", b"").lower().startswith(b"application/json") or isinstance(
         framing, NoBody
     ):
         return False
@@ -120,34 +114,32 @@ def opening_of(framing: Framing, data: bytes, streams: bool | None) -> Opening:
 
 
 def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:
-    """Return the header that says how the body ends, b"" for none; `bare` for a client that knows no chunks."""
+    """Return the line that says how the body ends, b"" for none; `bare` for a client that knows no chunks."""
     if isinstance(framing, Length) and not framed:
-        return b"content-length: %d" % framing.total
+        return b"content-length: %d\r\n" % framing.total
     return b"" if isinstance(framing, NoBody) or bare else CHUNKED
 
 
 def client_head(
-    exchange: Exchange,
-    client: Client,
-    attempt: Attempt,
-    status: int,
-    headers: dict[bytes, bytes],
-    framing: bytes,
-    *,
-    streams: bool,
+    exchange: Exchange, client: Client, attempt: Attempt, shape: Shape, framing: bytes, *, streams: bool
 ) -> bytes:
     """Return the head that a client gets; `framing` says how the body ends, `streams` keeps proxies from buffering."""
-    lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
-    for name, value in headers.items():
-        written = _RETURNED.get(name)
-        if written is not None:
-            lines.append(written + value)
-        elif attempt.is_instance and name.startswith(_RETURNED_TO_OWNER):
-            lines.append(name + b": " + value)
-    if framing:
-        lines.append(framing)
+    lines = _returned(shape, attempt.is_instance) + framing
     if client.last:
-        lines.append(b"connection: close")
-    ids = exchange.operation.protocol.id_lines(exchange.request_id)
-    extra = _NO_BUFFERING if streams else b""
-    return b"\r\n".join(lines) + b"\r\n" + ids + exchange.limit_headers + extra + CORS + b"\r\n"
+        lines += b"connection: close\r\n"
+    if streams:
+        lines += _NO_BUFFERING
+    return lines + exchange.operation.protocol.id_lines(exchange.request_id) + exchange.limit_headers + _LAST_LINES
+
+
+@functools.lru_cache(maxsize=256)
+def _returned(shape: Shape, is_instance: bool) -> bytes:
+    """Return the lines that come back from the upstream, more of them to the owner of an instance."""
+    status = shape.status
+    lines = [b"HTTP/1.1 %d OK" % status if status != 204 else b"HTTP/1.1 204 No Content"]
+    lines += [
+        name + b": " + value
+        for name, value in shape.headers.items()
+        if name in _RETURNED or (is_instance and name.startswith(_RETURNED_TO_OWNER))
+    ]
+    return b"\r\n".join(lines) + b"\r\n"

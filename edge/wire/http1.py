@@ -22,6 +22,12 @@ _MAX_NAME_BYTES: Final = 256
 _fields: dict[bytes, tuple[bytes, bytes]] = {}
 _MAX_FIELDS: Final = 1024
 _MAX_REMEMBERED_BYTES: Final = 256
+_shapes: "dict[tuple[bytes, bytes, bytes], Shape]" = {}  # by what stands around the digits of a length
+_MAX_SHAPES: Final = 256
+_MAX_SHAPE_BYTES: Final = 2048
+_LENGTH_BEGINS: Final = b"content-l"
+_LENGTH: Final = b"ength: "  # however the name is written
+_MAX_LENGTH_DIGITS: Final = 15
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _LAST_CHUNK = re.compile(rb"0{1,15}\r\n\r\n")
 _PARTIAL = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}\r|0{1,15}\r\n\r?")
@@ -33,22 +39,55 @@ class Malformed(Exception):
     """The upstream sent what RFC 9112 does not allow."""
 
 
-@dataclass(slots=True)
-class ResponseHead:
-    """The head of a response; `headers` has lower-case names, each value as it came (RFC 9110 section 5)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What a head says besides the length of the body; heads that differ in nothing else have the same one.
+
+    `headers` has lower-case names, each value as it came (RFC 9110 section 5).
+    """
 
     status: int
     headers: dict[bytes, bytes]
-    framing: "Framing"
+    framing: "type[Framing]"
     keep_alive: bool
     idle_s: float
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The head of a response: its shape, how its body ends, and whether the connection can serve again."""
+
+    shape: Shape
+    framing: "Framing"
+    keep_alive: bool
 
 
 def parse_head(block: bytes) -> ResponseHead:
     """Return the head of `block`, which is what stands before the empty line.
 
+    A server's heads are alike but for a length and the second of the day: they are remembered without the length.
     Raises: `Malformed`, also for what two recipients could frame differently (RFC 9112 section 6.3).
     """
+    before, name, rest = block.partition(_LENGTH)
+    digits, line_end, after = rest.partition(b"\r\n")
+    key = before, line_end, after
+    is_whole = not name or (digits.isdigit() and len(digits) <= _MAX_LENGTH_DIGITS)
+    shape = _shapes.get(key) if is_whole else None
+    if shape is not None:
+        length = int(digits or 0)
+    else:
+        shape, length = _parse(block)
+        is_length = not name or before[before.rfind(b"\n") + 1 :].lower() == _LENGTH_BEGINS
+        if is_whole and is_length and len(block) <= _MAX_SHAPE_BYTES:
+            if len(_shapes) >= _MAX_SHAPES:
+                _shapes.clear()
+            _shapes[key] = shape
+    framing = Length(length) if shape.framing is Length else shape.framing()
+    return ResponseHead(shape, framing, shape.keep_alive)
+
+
+def _parse(block: bytes) -> tuple[Shape, int]:
+    """Return the shape of a head, and the length that it gives to the body, 0 for none."""
     first, *lines = block.split(b"\r\n")
     minor_version, status = _status_line(first)
     headers: dict[bytes, bytes] = {}
@@ -59,7 +98,8 @@ def parse_head(block: bytes) -> ResponseHead:
                 raise Malformed("framing header given twice")
             value = headers[name] + b", " + value
         headers[name] = value
-    framing = _framing(status, minor_version, headers)
+    framing, length = _framing(status, minor_version, headers)
+    headers.pop(b"content-length", None)
     keep_alive = minor_version == 1
     if b"connection" in headers:
         options = headers[b"connection"].lower()
@@ -67,7 +107,7 @@ def parse_head(block: bytes) -> ResponseHead:
     idle_s = DEFAULT_IDLE_S
     if b"keep-alive" in headers and (promised := _KEEP_ALIVE_TIMEOUT.search(headers[b"keep-alive"])):
         idle_s = min(int(promised[1]) * _KEEP_ALIVE_SHARE, _LONGEST_IDLE_S)
-    return ResponseHead(status, headers, framing, keep_alive, idle_s)
+    return Shape(status, headers, framing, keep_alive, idle_s), length
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,19 +132,19 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     return field
 
 
-def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "Framing":
-    """Return how the body ends (RFC 9112 section 6.3)."""
+def _framing(status: int, minor_version: int, headers: dict[bytes, bytes]) -> "tuple[type[Framing], int]":
+    """Return how the body ends, and its length (RFC 9112 section 6.3)."""
     coding = headers.get(b"transfer-encoding")
     length = headers.get(b"content-length")
     if coding is not None:
         if length is not None or minor_version == 0 or coding.lower() != b"chunked":
             raise Malformed("transfer coding")
-        return NoBody() if status in (204, 304) else Chunked()
+        return NoBody if status in (204, 304) else Chunked, 0
     if length is not None:
-        if not length.isdigit() or len(length) > 15:
+        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
             raise Malformed("content length")
-        return NoBody() if status in (204, 304) else Length(int(length))
-    return NoBody() if status < 200 or status in (204, 304) else UntilClose()
+        return NoBody if status in (204, 304) else Length, int(length)
+    return NoBody if status < 200 or status in (204, 304) else UntilClose, 0
 
 
 class Framing:

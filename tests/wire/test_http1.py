@@ -38,8 +38,8 @@ def test_head_shows_how_its_body_ends(lines: str, framing: type[Framing], keep_a
 
 def test_head_is_read_by_name_and_repeated_headers_are_joined() -> None:
     head = parse_head(b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nVia: a\r\nvia:b\r\nX-Empty:")
-    assert head.status == 429
-    assert head.headers == {b"retry-after": b"7", b"via": b"a, b", b"x-empty": b""}
+    assert head.shape.status == 429
+    assert head.shape.headers == {b"retry-after": b"7", b"via": b"a, b", b"x-empty": b""}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_head_of_any_bytes_is_read_or_malformed(block: bytes) -> None:
         head = parse_head(b"HTTP/1.1 200 OK\r\n" + block)
     except Malformed:
         return
-    assert all(name == name.lower() for name in head.headers)
+    assert all(name == name.lower() for name in head.shape.headers)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_head_of_any_bytes_is_read_or_malformed(block: bytes) -> None:
 )
 def test_connection_may_be_idle_for_most_of_what_the_upstream_promised(header: str, idle_s: float) -> None:
     head = parse_head(f"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{header}".encode())
-    assert head.idle_s == pytest.approx(idle_s)
+    assert head.shape.idle_s == pytest.approx(idle_s)
 
 
 # --- framings
