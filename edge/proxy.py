@@ -171,7 +171,9 @@ class Proxy:
             exchange.phase = _ADMISSION
             head = forwarded_head(request, content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
-            metering = metering_of(route, operation, envelope, continuous=route.name in generation.continuous)
+            continuous = route.name in generation.continuous
+            context_length = self._catalogue.context_length_of(envelope.model, match)
+            metering = metering_of(route, operation, envelope, continuous=continuous, context_length=context_length)
             timeouts = generation.timeouts[route.name]
             work = Work(asked, query, envelope, body, head, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)
@@ -187,12 +189,12 @@ class Proxy:
 
     async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str | None]:
         """Return what a body asks for, and the member that alone can answer, None for any."""
-        data, form = body.data, asked.operation.form
-        path_model = own_answers.model_in_path(asked.model) if asked.model else ""
+        data, form, limits = body.data, asked.operation.form, asked.operation.limits
+        named = own_answers.model_in_path(asked.model) if asked.model else ""
         if len(data) <= LONG_BODY_BYTES:
-            envelope = read_multipart(data, content_type, path_model) if form else read_json(data, path_model)
+            envelope = read_multipart(data, content_type, named) if form else read_json(data, named, limits)
         else:
-            long = read_long_multipart(data, content_type, path_model) if form else read_long_json(data, path_model)
+            long = read_long_multipart(data, content_type, named) if form else read_long_json(data, named, limits)
             async with self._long_body:
                 envelope = await long
         if not envelope.previous_response_id or not asked.operation.keeps:
@@ -217,7 +219,7 @@ class Proxy:
         permit = UNLIMITED
         if route.instance is None and (route.limit is not None or principal.limit is not None):
             permit = self._admission.admit(
-                route.name, (route.limit, principal.limit), principal.user, principal.id, work.reservation()
+                route.name, (route.limit, principal.limit), principal.user, principal.id, *work.reservation()
             )
             exchange.limit_headers = permit.headers
         try:
