@@ -508,7 +508,7 @@ def test_of_several_refusals_the_longest_is_told() -> None:
     assert "requests per minute" in str(refused(of, "places", "standard"))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     allowed=st.integers(1, 200),
     previous=st.integers(0, 1000),
