@@ -171,7 +171,12 @@ class Admission:
                 self._dirty.append(counter)
             reserved = tokens
             if answers:
-                reserved += answers * _expected(counter.answer_tokens, max_tokens, limit.reserve_at_most)
+                each = counter.answer_tokens
+                if limit.reserve_at_most is not None:
+                    each = min(limit.reserve_at_most, each if max_tokens is None else max_tokens)
+                elif max_tokens is not None and max_tokens < each:
+                    each = max_tokens
+                reserved += answers * each
             if reserved > limit.tokens:
                 reserved = limit.tokens
             if counter.remote_running and counter.remote_running_until <= now:
@@ -291,13 +296,6 @@ class Admission:
         now = self._now()
         for counter, counts in zip(counters, remote, strict=True):
             counter.update_remote(counts, now)
-
-
-def _expected(usual: int, max_tokens: int | None, at_most: int | None) -> int:
-    """Return what one answer reserves: as much as is usual, or up to a setting, and never more than it may have."""
-    expected = usual if max_tokens is None else max_tokens
-    bound = usual if at_most is None else at_most
-    return expected if expected < bound else bound
 
 
 # --- headers and refusals

@@ -83,8 +83,9 @@ class Counter:
 
     def learn(self, answer_tokens: int) -> None:
         """Let an answer count in what the next ones are expected to take."""
-        mean = self.answer_tokens + (answer_tokens - self.answer_tokens) // _LATEST_SHARE
-        self.answer_tokens = max(ASSUMED_ANSWER_TOKENS, mean)
+        mean = self.answer_tokens
+        mean += (answer_tokens - mean) // _LATEST_SHARE
+        self.answer_tokens = mean if mean > ASSUMED_ANSWER_TOKENS else ASSUMED_ANSWER_TOKENS
 
     def uncount(self, minute: int) -> None:
         """Take one request back."""
