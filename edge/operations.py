@@ -46,7 +46,8 @@ class Operation:
 
     `name` is the path behind `/v1`, here and upstream. `protocol` words errors, error events and heartbeats. `form`:
     the body is multipart/form-data, else JSON. `last_events` end a stream, by their `type`, or as data that is no JSON;
-    without one nothing marks the end. `is_cached`: an engine answers sooner where it has read the beginning of the
+    without one nothing marks the end. `limits` are the members of the body that may limit an answer, the one first that
+    engines obey where there are several. `is_cached`: an engine answers sooner where it has read the beginning of the
     prompt before, so that a conversation is kept with one member.
     """
 
@@ -55,6 +56,7 @@ class Operation:
     reads: Reads = Reads.ANY
     reserves: Reserves = Reserves.PROMPT
     last_events: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     is_cached: bool = False
     form: bool = False
     takes_usage_options: bool = False  # `stream_options` makes its streams tell their usage
@@ -71,10 +73,24 @@ UNKNOWN_MESSAGES: Final = Operation("", MESSAGES, reads=Reads.NOTHING, reserves=
 STORED_RESPONSE: Final = Operation("responses/{id}", RESPONSES, Reads.STORED, Reserves.NOTHING, _RESPONSE_ENDS)
 _ROWS: Final = (
     Operation(
-        "chat/completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+        "chat/completions",
+        OPENAI,
+        Reads.CHUNKS,
+        Reserves.ANSWER,
+        ("[DONE]",),
+        ("max_completion_tokens", "max_tokens"),
+        is_cached=True,
+        takes_usage_options=True,
     ),
     Operation(
-        "completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+        "completions",
+        OPENAI,
+        Reads.CHUNKS,
+        Reserves.ANSWER,
+        ("[DONE]",),
+        ("max_tokens",),
+        is_cached=True,
+        takes_usage_options=True,
     ),
     Operation(
         "responses",
@@ -82,12 +98,20 @@ _ROWS: Final = (
         Reads.RESPONSE,
         Reserves.ANSWER,
         _RESPONSE_ENDS,
+        ("max_output_tokens",),
         is_cached=True,
         always_ends=True,
         keeps=True,
     ),
     Operation(
-        "messages", MESSAGES, Reads.MESSAGE, Reserves.ANSWER, ("message_stop",), is_cached=True, always_ends=True
+        "messages",
+        MESSAGES,
+        Reads.MESSAGE,
+        Reserves.ANSWER,
+        ("message_stop",),
+        ("max_tokens",),
+        is_cached=True,
+        always_ends=True,
     ),
     Operation("messages/count_tokens", MESSAGES, Reads.NOTHING, Reserves.NOTHING),
     Operation("embeddings", reads=Reads.READING),

@@ -65,5 +65,5 @@ class MessageEvents(Events):
         if self._usage is None or self._is_last:
             return used
         # The beginning of a message counts the prompt, and nothing of what came since.
-        counted = max(used.completion_tokens, self._frames + self.passed)
+        counted = max(used.completion_tokens, self._tokens_seen())
         return msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)

@@ -196,6 +196,11 @@ def timings_in(raw: msgspec.Raw) -> Usage | None:
     return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n, source=_FINAL)
 
 
+def at_most(tokens: int, most: int | None) -> int:
+    """Return an estimate, or its bound where that is less; None is no bound."""
+    return tokens if most is None or tokens < most else most
+
+
 def occurrences(key: bytes, before: bytes, content: bytes) -> int:
     """Return how often a key ends within `content`; `before` is what came in front of it, so that none is cut."""
     return (before[1 - len(key) :] + content).count(key)
