@@ -2,25 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from edge.client.body import Body
 from edge.config.settings import RouteConfig
 from edge.envelope.form import rewrite_multipart
 from edge.envelope.json import Envelope, conversation_start
+from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
 from edge.ids import new_upstream_id
 from edge.metering.meters import Metering
-from edge.operations import STORED_RESPONSE, Asked, Operation, Reserves
+from edge.operations import STORED_RESPONSE, Asked, Operation, Reads, Reserves
 from edge.relay.terms import Attempt, Timeouts
 from edge.routing import Match
 from edge.upstream.endpoints import Member
 from edge.upstream.pools import Pool
 
-_ANSWER, _NOTHING = Reserves.ANSWER, Reserves.NOTHING
-# Reserved for an answer whose length the request leaves open. It bounds nothing: what is used beyond it is charged.
-_ASSUMED_ANSWER_TOKENS: Final = 256
+_SPEECH, _ANSWER, _NOTHING = Reads.SPEECH, Reserves.ANSWER, Reserves.NOTHING
 
 
 @dataclass(slots=True)
@@ -47,12 +45,11 @@ class Work:
         """How many tokens the prompt may have that count."""
         return 0 if self.asked.operation.reserves is _NOTHING else self.envelope.prompt_tokens
 
-    def reservation(self) -> int:
-        """Return how many tokens the request may use, as far as can be known before."""
-        if self.asked.operation.reserves is not _ANSWER:
-            return self.prompt_tokens
+    def reservation(self) -> tuple[int, int, int | None]:
+        """Return how many tokens the prompt may have, how many answers are asked for, and the most each may have."""
         envelope = self.envelope
-        return envelope.prompt_tokens + (envelope.max_tokens or _ASSUMED_ANSWER_TOKENS) * envelope.n
+        answers = envelope.n * envelope.prompts if self.asked.operation.reserves is _ANSWER else 0
+        return self.prompt_tokens, answers, envelope.max_tokens
 
     def affinity_key(self, user: str) -> bytes:
         """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""
@@ -96,14 +93,36 @@ class Work:
         return member.head_of(method, f"responses/{asked.stored}{self.query}", asked.operation)
 
 
-def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *, continuous: bool) -> Metering:
+def metering_of(
+    route: RouteConfig,
+    operation: Operation,
+    envelope: Envelope,
+    body: Body,
+    *,
+    continuous: bool,
+    context_length: int | None,
+) -> Metering:
     """Return how the answer is read, and what of its usage is not for the client, who did not ask for it.
 
-    `continuous` says that the route's pool or instance is asked for usage in every frame.
+    `continuous` says that the route's pool or instance is asked for usage in every frame; `context_length` is how many
+    tokens the model takes, prompt and answer together, None where that is not known.
     """
+    if operation.reads is _SPEECH:
+        return Metering(operation, prompt_estimate=spoken_characters(body.data))
+    most = envelope.max_tokens
+    if context_length is not None and (most is None or context_length < most):
+        most = context_length
+    if most is not None:
+        most *= envelope.n * envelope.prompts
     is_asked = route.metered or route.usage is not None
     if not (is_asked and envelope.stream and operation.takes_usage_options):
-        return Metering(operation, envelope.continuous_usage, prompt_estimate=envelope.prompt_tokens, n=envelope.n)
+        return Metering(
+            operation,
+            envelope.continuous_usage,
+            prompt_estimate=envelope.prompt_tokens,
+            n=envelope.n,
+            most=most,
+        )
     return Metering(
         operation,
         continuous or envelope.continuous_usage,
@@ -111,4 +130,5 @@ def metering_of(route: RouteConfig, operation: Operation, envelope: Envelope, *,
         hide_running=continuous and not envelope.continuous_usage,
         prompt_estimate=envelope.prompt_tokens,
         n=envelope.n,
+        most=most,
     )

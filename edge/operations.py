@@ -25,6 +25,8 @@ class Reads(enum.Enum):
     RESPONSE = "response"  # the response with which a stream ends
     READING = "reading"  # a model that only reads: the document's `usage`, else the prompt is estimated
     IMAGES = "images"  # the document's `usage`, and the images in it
+    SPEECH = "speech"  # the document's `usage`, else the characters of the text that is spoken
+    TRANSCRIPT = "transcript"  # the document's `usage`, else the seconds of sound that it tells
     ANY = "any"  # the document's `usage`, where there is one
     STORED = "stored"  # of a response that was counted when it was made
     NOTHING = "nothing"
@@ -44,7 +46,8 @@ class Operation:
 
     `name` is the path behind `/v1`, here and upstream. `protocol` words errors, error events and heartbeats. `form`:
     the body is multipart/form-data, else JSON. `last_events` end a stream, by their `type`, or as data that is no JSON;
-    without one nothing marks the end. `is_cached`: an engine answers sooner where it has read the beginning of the
+    without one nothing marks the end. `limits` are the members of the body that may limit an answer, the one first that
+    engines obey where there are several. `is_cached`: an engine answers sooner where it has read the beginning of the
     prompt before, so that a conversation is kept with one member.
     """
 
@@ -53,6 +56,7 @@ class Operation:
     reads: Reads = Reads.ANY
     reserves: Reserves = Reserves.PROMPT
     last_events: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     is_cached: bool = False
     form: bool = False
     takes_usage_options: bool = False  # `stream_options` makes its streams tell their usage
@@ -69,10 +73,24 @@ UNKNOWN_MESSAGES: Final = Operation("", MESSAGES, reads=Reads.NOTHING, reserves=
 STORED_RESPONSE: Final = Operation("responses/{id}", RESPONSES, Reads.STORED, Reserves.NOTHING, _RESPONSE_ENDS)
 _ROWS: Final = (
     Operation(
-        "chat/completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+        "chat/completions",
+        OPENAI,
+        Reads.CHUNKS,
+        Reserves.ANSWER,
+        ("[DONE]",),
+        ("max_completion_tokens", "max_tokens"),
+        is_cached=True,
+        takes_usage_options=True,
     ),
     Operation(
-        "completions", OPENAI, Reads.CHUNKS, Reserves.ANSWER, ("[DONE]",), is_cached=True, takes_usage_options=True
+        "completions",
+        OPENAI,
+        Reads.CHUNKS,
+        Reserves.ANSWER,
+        ("[DONE]",),
+        ("max_tokens",),
+        is_cached=True,
+        takes_usage_options=True,
     ),
     Operation(
         "responses",
@@ -80,12 +98,20 @@ _ROWS: Final = (
         Reads.RESPONSE,
         Reserves.ANSWER,
         _RESPONSE_ENDS,
+        ("max_output_tokens",),
         is_cached=True,
         always_ends=True,
         keeps=True,
     ),
     Operation(
-        "messages", MESSAGES, Reads.MESSAGE, Reserves.ANSWER, ("message_stop",), is_cached=True, always_ends=True
+        "messages",
+        MESSAGES,
+        Reads.MESSAGE,
+        Reserves.ANSWER,
+        ("message_stop",),
+        ("max_tokens",),
+        is_cached=True,
+        always_ends=True,
     ),
     Operation("messages/count_tokens", MESSAGES, Reads.NOTHING, Reserves.NOTHING),
     Operation("embeddings", reads=Reads.READING),
@@ -97,9 +123,9 @@ _ROWS: Final = (
     Operation("detokenize", reads=Reads.NOTHING, at_root=True),
     Operation("images/generations", reads=Reads.IMAGES),
     Operation("images/edits", reads=Reads.IMAGES, form=True),
-    Operation("audio/speech", reads=Reads.NOTHING),
-    Operation("audio/transcriptions", form=True),
-    Operation("audio/translations", form=True),
+    Operation("audio/speech", reads=Reads.SPEECH),
+    Operation("audio/transcriptions", reads=Reads.TRANSCRIPT, form=True),
+    Operation("audio/translations", reads=Reads.TRANSCRIPT, form=True),
 )
 OPERATIONS: Final[Mapping[str, Operation]] = {row.name: row for row in _ROWS}
 
@@ -116,6 +142,7 @@ _ANTHROPIC: Final = "/anthropic"
 _DEPLOYMENTS: Final = "/openai/deployments/"
 _BASES: Final = ("", "/v1", "/openai", "/openai/v1")
 _MODEL_PATH = re.compile(r"(?:/v1|/openai|/openai/v1|(/anthropic|/anthropic/v1))?/models/(.+)")
+_MESSAGES_LINE = re.compile(rb"[\r\n]*[A-Z]+ (?:/anthropic/|(?:/v1|/openai|/openai/v1)?/messages[ /?])")
 _STORED_PATH = re.compile(
     r"(?:/v1|/openai|/openai/v1)?/responses/"
     r"(?!(?:compact|input_tokens)(?:/|\Z))([A-Za-z0-9_.-]{1,128}(?:/(cancel|input_items))?)"
@@ -172,6 +199,11 @@ def asked_at(path: str, paths: Mapping[str, Asked]) -> Asked:
         return Asked(STORED_RESPONSE, methods, stored=stored[1])
     is_messages = path.startswith(_ANTHROPIC) or "/messages" in path
     return Asked(UNKNOWN_MESSAGES if is_messages else UNKNOWN, ())
+
+
+def protocol_of_line(line: bytes) -> Protocol:
+    """Return the protocol of a request line, or of how one begins, where no more of a request can be read."""
+    return MESSAGES if _MESSAGES_LINE.match(line) else OPENAI
 
 
 def _of_deployment(rest: str, paths: Mapping[str, Asked]) -> Asked:

@@ -93,20 +93,10 @@ class Models:
             "display_name": name,
             "created_at": _rfc_3339(self.created),
         }
-        context_length = self._context_length(name, match)
+        context_length = self.catalogue.context_length_of(name, match)
         if context_length is not None:
             document |= {"context_length": context_length, "max_model_len": context_length}
         return document
-
-    def _context_length(self, name: str, match: Match) -> int | None:
-        """Return how many tokens a model takes: as its route says, else as the server of its pool does."""
-        route = match.route
-        if route.context_length is not None or route.pool is None:
-            return route.context_length
-        members = self.generation.pools[route.pool].members
-        upstream_model = next((each.config.model for each in members if each.config.model is not None), None)
-        upstream_model = upstream_model or (name if route.model is None else match.filled(route.model))
-        return self.catalogue.context_length(route.pool, upstream_model)
 
 
 @functools.lru_cache(maxsize=1)

@@ -151,7 +151,6 @@ class Proxy:
             models = Models(generation, self._catalogue, self._started_at)
             await self._show_models(request, exchange, asked, models, caller, table)
             return
-
         exchange.phase = _BODY
         is_stored = operation is STORED_RESPONSE
         content_type = "" if is_stored else head.content_type or head.read_content_type()
@@ -175,11 +174,13 @@ class Proxy:
                     param="background",
                 )
             exchange.phase = _ADMISSION
-            forwarded = head.forwarded or head.read_forwarded(content_type)
+            sent = head.forwarded or head.read_forwarded(content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
-            metering = metering_of(route, operation, envelope, continuous=route.name in generation.continuous)
+            continuous = route.name in generation.continuous
+            length = self._catalogue.context_length_of(envelope.model, match)
+            metering = metering_of(route, operation, envelope, body, continuous=continuous, context_length=length)
             timeouts = generation.timeouts[route.name]
-            work = Work(asked, query, envelope, body, forwarded, metering, match, pool, timeouts, keeper)
+            work = Work(asked, query, envelope, body, sent, metering, match, pool, timeouts, keeper)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
                 exchange.phase = _LEASE
@@ -193,12 +194,12 @@ class Proxy:
 
     async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str | None]:
         """Return what a body asks for, and the member that alone can answer, None for any."""
-        data, form = body.data, asked.operation.form
-        path_model = own_answers.model_in_path(asked.model) if asked.model else ""
+        data, form, limits = body.data, asked.operation.form, asked.operation.limits
+        named = own_answers.model_in_path(asked.model) if asked.model else ""
         if len(data) <= LONG_BODY_BYTES:
-            envelope = read_multipart(data, content_type, path_model) if form else read_json(data, path_model)
+            envelope = read_multipart(data, content_type, named) if form else read_json(data, named, limits)
         else:
-            long = read_long_multipart(data, content_type, path_model) if form else read_long_json(data, path_model)
+            long = read_long_multipart(data, content_type, named) if form else read_long_json(data, named, limits)
             async with self._long_body:
                 envelope = await long
         if not envelope.previous_response_id or not asked.operation.keeps:
@@ -223,7 +224,7 @@ class Proxy:
         permit = UNLIMITED
         if route.instance is None and (route.limit is not None or principal.limit is not None):
             permit = self._admission.admit(
-                route.name, (route.limit, principal.limit), principal.user, principal.id, work.reservation()
+                route.name, (route.limit, principal.limit), principal.user, principal.id, *work.reservation()
             )
             exchange.limit_headers = permit.headers
         try:

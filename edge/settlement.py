@@ -38,5 +38,5 @@ class Settlement:
         tokens = usage.prompt_tokens + usage.completion_tokens
         if exchange.phase is _WAIT and exchange.end in _UNHEARD:
             tokens = self._prompt_tokens
-        permit.charge(tokens)
+        permit.charge(tokens, usage.completion_tokens)
         self._journal.close_record(exchange, self._record_id)

@@ -31,6 +31,9 @@ _STATUS_OF_TYPE: Final = {
     "timeout_error": 504,
 }  # fmt: skip
 _LONGEST_OPENING: Final = max(map(len, _ERROR_OPENINGS))
+_LINE_OPENINGS: Final = (b":", b"data:", b"event:", b"id:", b"retry:")  # a comment, and the fields that there are
+_LONGEST_LINE_OPENING: Final = max(map(len, _LINE_OPENINGS))
+_BOM: Final = b"\xef\xbb\xbf"  # which a stream may begin with
 _ERROR_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
 
@@ -42,6 +45,19 @@ def event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
         return end + 2 if end >= 0 else 0
     found = _EVENT_END.search(data, at)
     return found.end() if found is not None else 0
+
+
+def opens_stream(content: bytes, whole: bool) -> bool | None:
+    """Return whether content is a stream of events, by its first line; None: not certain yet.
+
+    Nothing at all, when that is the whole, is a stream without an event.
+    """
+    opening = content.removeprefix(_BOM).lstrip(b"\r\n")[:_LONGEST_LINE_OPENING]
+    if opening.startswith(_LINE_OPENINGS):
+        return True
+    if any(each.startswith(opening) for each in (_BOM, *_LINE_OPENINGS)):
+        return None if not whole else not opening
+    return False
 
 
 def opens_with_error(content: bytes, whole: bool) -> bool | None:

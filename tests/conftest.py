@@ -323,11 +323,9 @@ class ScriptedUpstream:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(line.split(b":")[1])
-                    for line in head.lower().split(b"\r\n")
-                    if line.startswith(b"content-length:")
-                )
+                lines = head.lower().split(b"\r\n")
+                lengths = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
+                length = lengths[0] if lengths else 0
                 request = head + await reader.readexactly(length)
                 self.requests.append(request)
                 self.asked.set()

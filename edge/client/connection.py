@@ -13,26 +13,24 @@ import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import StreamReader, hdrs
-from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
 from edge.client.answers import error_response
+from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
 from edge.client.repeats import Repeats
-from edge.errors import EdgeError, HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout, UriTooLong
+from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
 from edge.ids import new_request_id
+from edge.operations import protocol_of_line
 from edge.sockets import notices_of_death
 from edge.stage import Stage
 
 if TYPE_CHECKING:
     from edge.client.server import ClientServer
 
-MAX_REQUEST_LINE_BYTES: Final = 8190
-MAX_FIELD_BYTES: Final = 16_384  # of one header; unlike the request line's, so that an error tells which it was
-MAX_FIELDS: Final = 100  # Envoy's default
-MAX_HEAD_BYTES: Final = 64 * 1024
+_LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
@@ -84,9 +82,9 @@ class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_due_bytes", "_head_bytes", "_header_timer", "_parked", "_parser_full", "_parser_reads",
-        "_repeated", "_repeats", "_server", "_to_keep", "_wire", "answering", "bare", "is_secure", "last", "loop",
-        "peer",
+        "_drop_timer", "_due_bytes", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full",
+        "_parser_reads", "_repeated", "_repeats", "_server", "_to_keep", "_wire", "answering", "bare", "is_secure",
+        "last", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
@@ -106,6 +104,7 @@ class ClientConnection(RequestHandler):
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._parked = b""
         self._head_bytes = 0  # received since the last whole head
+        self._line = b""  # how they begin: the request line, or so much of it
         self._repeats = Repeats()
         self._repeated: Request | None = None  # the next request, when its head was known
         self._to_keep = b""  # the read of the next request, when its head may come again
@@ -261,6 +260,8 @@ class ClientConnection(RequestHandler):
         current = self._current_request
         is_body = current is not None and not current.payload.is_eof()
         if data != b"\r\n":  # which old clients send behind a body, and which begins no head (RFC 9112 section 2.2)
+            if self._head_bytes < _LINE_BYTES:
+                self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
         super().data_received(data)
         if self._due_bytes is not None:
@@ -303,7 +304,7 @@ class ClientConnection(RequestHandler):
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
         if self._head_bytes > MAX_HEAD_BYTES:
-            self.refuse(_head_too_large())
+            self.refuse(head_too_large())
         elif self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.header_timeout_s, self._head_too_slow)
 
@@ -316,7 +317,7 @@ class ClientConnection(RequestHandler):
             if isinstance(message, RawRequestMessage):
                 size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
                 if size > MAX_HEAD_BYTES:
-                    self._messages[index] = (_head_too_large(), EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
+                    self._messages[index] = (head_too_large(), EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -329,8 +330,9 @@ class ClientConnection(RequestHandler):
             self.refuse(RequestTimeout("The head of the request took too long."))
 
     def refuse(self, error: EdgeError) -> None:
-        """Answer outside of any request, and close."""
-        self.send(error_response(error, request_id=new_request_id(), last=True))
+        """Answer outside of any request, and close; in the protocol of the path, where a request line came."""
+        protocol = protocol_of_line(self._line)
+        self.send(error_response(error, request_id=new_request_id(), last=True, protocol=protocol))
         self._close_lingering()
 
     async def start(self) -> None:
@@ -391,7 +393,7 @@ class ClientConnection(RequestHandler):
             self._message_taken()
         if not isinstance(message, RawRequestMessage):
             self._server.malformed_requests += 1
-            self.refuse(message if isinstance(message, EdgeError) else _parser_error(message.exc))
+            self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
             return None
         head = Head(message)
         if self._to_keep:
@@ -431,18 +433,3 @@ class ClientConnection(RequestHandler):
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
-
-
-def _head_too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"the head of the request is over {MAX_HEAD_BYTES} bytes")
-
-
-def _parser_error(error: BaseException | None) -> EdgeError:
-    """Return what the parser refused as an error of ours; nothing quotes the input, which may hold a key."""
-    if isinstance(error, LineTooLong):
-        if error.args[1] == MAX_REQUEST_LINE_BYTES:
-            return UriTooLong(f"the request line is over {MAX_REQUEST_LINE_BYTES} bytes")
-        return HeadersTooLarge(f"a header is over {MAX_FIELD_BYTES} bytes")
-    if "Too many headers" in str(error):
-        return HeadersTooLarge(f"the request has more than {MAX_FIELDS} headers")
-    return InvalidRequest("the request is not valid HTTP/1.1")

@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from edge.client import connection
+from edge.client import bounds, connection
 from edge.client.connection import ClientConnection, Request
 from edge.config.settings import ServerConfig
 from edge.stage import Lifecycle
@@ -39,9 +39,9 @@ class ClientServer(web.Server):
             "lingering_time": connection.LINGER_S,
             "access_log": None,
             "auto_decompress": False,
-            "max_line_size": connection.MAX_REQUEST_LINE_BYTES,
-            "max_field_size": connection.MAX_FIELD_BYTES,
-            "max_headers": connection.MAX_FIELDS,
+            "max_line_size": bounds.MAX_REQUEST_LINE_BYTES,
+            "max_field_size": bounds.MAX_FIELD_BYTES,
+            "max_headers": bounds.MAX_FIELDS,
         }
         self.reconfigure(config, max_connections)
         self.clients: set[ClientConnection] = set()

@@ -21,12 +21,13 @@ import orjson
 from edge.commands.arguments import add_config, add_json, checked
 from edge.config.reading import load
 from edge.config.values import seconds
-from edge.exchange import UsageSource
+from edge.exchange import Unit, UsageSource
 from edge.journal.files import lines_in
 from edge.journal.records import CRASHED, VERSION
 
 By = Literal["key", "user", "model", "day"]
 
+_FIRST_UNIT: Final = "images"  # of lines without `unit`, of the edge before units had kinds
 _CLOCK_SLACK_S: Final = 3600  # by how much clocks are corrected
 
 
@@ -44,6 +45,7 @@ class _Ended(msgspec.Struct, gc=False):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     units: int = 0
+    unit: Unit | None = None
     usage_source: str = ""
 
 
@@ -52,7 +54,11 @@ _decoder: Final = msgspec.json.Decoder(_Ended)
 
 @dataclass(slots=True)
 class Row:
-    """The sums of one key, user, model or day (UTC); `estimated` and `crashed` say how many of the requests were so."""
+    """The sums of one key, user, model or day (UTC).
+
+    `images`, `seconds` and `characters` are the `units` of records, each kind for itself. `estimated` and `crashed` say
+    how many of the requests were so.
+    """
 
     name: str
     requests: int = 0
@@ -60,7 +66,9 @@ class Row:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-    units: int = 0
+    images: int = 0
+    seconds: int = 0
+    characters: int = 0
     estimated: int = 0
     crashed: int = 0
 
@@ -118,7 +126,9 @@ def _count(row: Row, ended: _Ended) -> None:
     row.completion_tokens += ended.completion_tokens
     row.cached_tokens += ended.cached_tokens
     row.reasoning_tokens += ended.reasoning_tokens
-    row.units += ended.units
+    if ended.units:
+        unit = ended.unit or _FIRST_UNIT
+        setattr(row, unit, getattr(row, unit) + ended.units)
     row.estimated += ended.usage_source == UsageSource.ESTIMATED.value
     row.crashed += ended.end == CRASHED
 

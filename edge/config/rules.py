@@ -73,10 +73,13 @@ def _as_given(table: Table, name: str) -> str:
 
 
 def check_limit(limit: settings.LimitConfig, table: Table) -> None:
-    """Refuse a limit of nothing."""
+    """Refuse a limit of nothing, and a reservation that nothing is reserved from."""
     limiting = [setting.key for setting in settings_of(settings.LimitConfig) if setting.among]
     if not table.data.keys() & set(limiting):
         table.reader.problem(table.at, f"limits nothing: write one of {', '.join(limiting)}")
+    elif "reserve_at_most" in table.data and "tokens_per_minute" not in table.data:
+        message = "does nothing without tokens_per_minute: write tokens_per_minute too, or remove it"
+        table.problem("reserve_at_most", message)
 
 
 def check_pool(pool: settings.PoolConfig, table: Table) -> None:

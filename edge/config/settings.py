@@ -196,8 +196,13 @@ class LimitConfig:
         "Requests in a sliding minute. Absent: no limit. Each retry of a client counts.",
         10**9, example=60, among="some")] = None
     tokens_per_minute: Annotated[int | None, kinds.count(
-        "Tokens of prompts and answers in a sliding minute. Absent: no limit. An answer may use more than was "
-        "reserved for it when its request names no max_tokens.", 10**12, example=100_000, among="some")] = None
+        "Tokens of prompts and answers in a sliding minute. Absent: no limit. They are reserved when a request begins "
+        "and corrected when it ends: an answer may use more than was reserved for it, and the next ones wait for that.",
+        10**12, example=100_000, among="some")] = None
+    reserve_at_most: Annotated[int | None, kinds.count(
+        "Tokens reserved for an answer at most, however large its max_tokens is. Absent: as many as the latest answers "
+        "took on average, at least 256. Too large a number refuses agents that ask for much and use little; too small "
+        "a one lets more run at once than the limit has tokens for.", 10**12, example=2000)] = None
     concurrent_requests: Annotated[int | None, kinds.count(
         "Requests at once. Absent: no limit. A stream counts for as long as it runs.", 10**6, example=8, among="some"
     )] = None
@@ -209,8 +214,8 @@ _EngineChoice = Annotated[Engine, kinds.choice(
     Engine)]
 _ConnectTimeout = Annotated[float, kinds.duration("For a connection, TLS included.")]
 _MaxConnectionAge = Annotated[float, kinds.duration(
-    "How long a connection is used again, less up to a fifth at random. Too long a time leaves a server that was added "
-    "behind a name idle; too short a one costs a handshake a request.")]
+    "How long a connection is used again, less up to a fifth at random; a twelfth of it after 64 requests. Too long a "
+    "time leaves a server that was added behind a name idle; too short a one costs a handshake a request.")]
 _FirstByteTimeout = Annotated[float, kinds.duration(
     "To the first byte of the answer's body. Long prompts queue: too short a time cuts good answers.")]
 _IdleTimeout = Annotated[float, kinds.duration(

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from edge.errors import InvalidRequest, ModelNotFound
+from edge.metering.estimating import estimated, estimated_in_steps
 from edge.names import is_model_name
 
 _T = TypeVar("_T")
@@ -22,11 +23,8 @@ STEP_BYTES: Final = 1 << 18
 _START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
 _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
-_BYTES_PER_TOKEN: Final = 4
-_IMAGE: Final = b"data:image/"
-_SMALL_BODY_BYTES: Final = 4096  # of a body in which an image would not matter
 _MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
-_MAX_IMAGES: Final = 100  # that are not taken for text; each is looked for
+_MAX_PROMPTS: Final = 50_000  # that are counted one by one
 MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
 # A member with a text, by the six letters of its key in every spelling that JSON allows (RFC 8259 section 7). Within a
@@ -54,12 +52,12 @@ class Envelope(msgspec.Struct, frozen=True):
 
     `model` is the name that is asked, `written` the one in the body, which is another, or "", only where the path names
     the model. `span` is where it stands, where that was found; `one_spelling`: JSON names no other `model`.
-    `prompt_tokens` is a guess (`prompt_estimate`), and 0 for a form: it holds sound or an image, whose size says
-    nothing of tokens. `max_tokens` is the smallest limit of the answer, `n` the number of answers. `stream_options` is
-    the client's own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in
-    there. `previous_response_id` is the response that is gone on with, "" for none, `background` asks for one that is
-    written while nobody waits, and `stored` that it is kept. What is of a wrong type counts as not said: the upstream
-    will judge it.
+    `prompt_tokens` is a guess (`metering/estimating.py`), at least 1, and 0 for a form: it holds sound or an image,
+    whose size says nothing of tokens. `max_tokens` is the limit of an answer, None where there is none, `n` the number
+    of answers to each of `prompts`. `stream_options` is the client's own value, b"" when there is none, and
+    `include_usage` and `continuous_usage` are what it asks for in there. `previous_response_id` is the response that is
+    gone on with, "" for none, `background` asks for one that is written while nobody waits, and `stored` that it is
+    kept. What is of a wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
@@ -76,6 +74,7 @@ class Envelope(msgspec.Struct, frozen=True):
     previous_response_id: str = ""
     background: bool = False
     stored: bool = True
+    prompts: int = 1
 
 
 class _Members(msgspec.Struct):
@@ -85,6 +84,7 @@ class _Members(msgspec.Struct):
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
     n: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
     stream_options: msgspec.Raw = _ABSENT
     previous_response_id: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
@@ -98,13 +98,15 @@ class _OnlyModel(msgspec.Struct):
 _members = msgspec.json.Decoder(_Members)
 _only_model = msgspec.json.Decoder(_OnlyModel)
 _text = msgspec.json.Decoder(str)
+_elements = msgspec.json.Decoder(list[msgspec.Raw])
 top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read_json(body: bytes, path_model: str = "") -> Envelope:
+def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Envelope:
     """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
 
-    `path_model` is the model that the path names, which counts before that of the body.
+    `path_model` is the model that the path names, which counts before that of the body. `limits` are the members that
+    may limit the answer, of which the first one that is there does.
     Raises: `InvalidRequest`, naming what to change.
     """
     if not body.isascii():
@@ -118,11 +120,11 @@ def read_json(body: bytes, path_model: str = "") -> Envelope:
         b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
     )
     span = None if one_spelling or not written else _at_once(_place_of_model(body, written))
-    return _envelope(members, path_model or written, written, span, one_spelling, prompt_estimate(body))
+    return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits)
 
 
 @types.coroutine
-def read_long_json(body: bytes, path_model: str = "") -> Generator[None, None, Envelope]:
+def read_long_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps.
 
     10 MB would keep all streams waiting for 20 to 40 ms; their longest step takes 3, or 12 where they are built to be
@@ -144,11 +146,12 @@ def read_long_json(body: bytes, path_model: str = "") -> Generator[None, None, E
     members = _decode(body)
     written = _model_in(members, path_model)
     yield
-    prompt_tokens = prompt_estimate(body)
+    prompt_tokens = yield from estimated_in_steps(body)
     yield
     one_spelling = models == 1 and not escaped and b"\\" not in bytes(members.model)
     span = None if one_spelling or not written else (yield from _place_of_model(body, written))
-    return _envelope(members, path_model or written, written, span, one_spelling, prompt_tokens)
+    yield
+    return _envelope(members, path_model or written, written, span, one_spelling, prompt_tokens, limits)
 
 
 def _at_once(steps: Generator[None, None, _T]) -> _T:
@@ -175,24 +178,34 @@ def _model_in(members: _Members, path_model: str) -> str:
 
 
 def _envelope(
-    members: _Members, model: str, written: str, span: tuple[int, int] | None, one_spelling: bool, prompt_tokens: int
+    members: _Members,
+    model: str,
+    written: str,
+    span: tuple[int, int] | None,
+    one_spelling: bool,
+    prompt_tokens: int,
+    limits: tuple[str, ...],
 ) -> Envelope:
     options, include_usage, continuous_usage = b"", False, False
     if members.stream_options:
         options, include_usage, continuous_usage = _asked_of_usage(members.stream_options)
     max_tokens = None
-    if members.max_tokens or members.max_completion_tokens or members.max_output_tokens:
-        max_tokens = _smallest(members.max_tokens, members.max_completion_tokens, members.max_output_tokens)
-    n = (_smallest(members.n) or 1) if members.n else 1
+    for name in limits:
+        limit = getattr(members, name)
+        if limit and limit != _NULL:
+            max_tokens = _number(limit)
+            break
+    n = (_number(members.n) or 1) if members.n else 1
+    prompts = max(1, _prompts_in(members.prompt)) if members.prompt else 1
     previous, background, stored = "", False, True
     if members.previous_response_id or members.background or members.store:
         previous = _text_in(members.previous_response_id)
         background = bytes(members.background) not in _NO  # engines take 1 and "yes" for true
         stored = members.store != _FALSE
     return Envelope(
-        model, members.stream is True, span, one_spelling, prompt_tokens, max_tokens, n,
+        model, members.stream is True, span, one_spelling, prompt_tokens or 1, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, previous, background, stored,
+        written, previous, background, stored, prompts,
     )  # fmt: skip
 
 
@@ -218,37 +231,27 @@ def options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
-def _smallest(*members: msgspec.Raw) -> int | None:
-    """Return the smallest of the members that are whole numbers above 0."""
-    smallest = None
-    for raw in members:
-        if raw:
-            digits = bytes(raw)
-            if digits.isdigit() and len(digits) <= _MAX_DIGITS:
-                number = int(digits)
-                if number and (smallest is None or number < smallest):
-                    smallest = number
-    return smallest
+def _number(raw: msgspec.Raw) -> int | None:
+    """Return a whole number above 0; None for what is no such number."""
+    digits = bytes(raw)
+    return int(digits) or None if digits.isdigit() and len(digits) <= _MAX_DIGITS else None
 
 
-def prompt_estimate(body: bytes) -> int:
-    """Return how many tokens a body may ask a model to read, at least 1: a guess from its size.
+def _prompts_in(raw: msgspec.Raw) -> int:
+    """Return how many prompts a member asks to be completed: a list holds texts, lists of tokens, or tokens of one.
 
-    Four bytes are taken for a token, which suits English and Chinese in UTF-8. Escaped text counts for up to twice as
-    much, and sound in base64 as if it were text; an image in a `data:` URL counts for nothing, in a body over 4 KiB.
+    Of more than can be counted one by one it is the most that there can be.
     """
-    size = len(body)
-    if size <= _SMALL_BODY_BYTES:
-        return max(1, size // _BYTES_PER_TOKEN)
-    at = 0
-    for _ in range(_MAX_IMAGES):
-        at = body.find(_IMAGE, at)
-        end = body.find(b'"', at) if at >= 0 else -1
-        if end < 0:
-            break
-        size -= end - at
-        at = end
-    return max(1, size // _BYTES_PER_TOKEN)
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return 1
+    prompts = bytes(raw)
+    kind = prompts[1:_START_BYTES].lstrip()[:1]
+    if kind == b"[":
+        return prompts.count(b"[") - 1
+    if kind != b'"':
+        return 1
+    most = prompts.count(b'"') // 2
+    return len(_elements.decode(prompts)) if most <= _MAX_PROMPTS and b"\\" in prompts else most
 
 
 class _Message(msgspec.Struct):

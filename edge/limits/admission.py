@@ -2,7 +2,9 @@
 
 A counter belongs to a limit, a route, and a user or a key. It counts requests and tokens over a sliding minute
 (`limits/counters.py`), and the requests that run. All limits are checked before any is charged, so a refusal charges
-nothing. Tokens are reserved when a request starts and corrected when it ends, in the minute they were reserved in.
+nothing. Tokens are reserved when a request starts and corrected when it ends, in the minute they were reserved in. An
+answer reserves what the latest ones of its counter took on average, or `reserve_at_most`, and never more than it may
+have: agents ask for 32,000 and use 100.
 
 Processes share what they counted (`limits/shared.py`), and none waits for it: a counter knows what the others had used
 at the last merge. All of them together use at most
@@ -47,15 +49,16 @@ class Permit(msgspec.Struct, eq=False):
     _held: Sequence[tuple[Counter, int]]
     _minute: int
     headers: bytes
+    _answers: int = 0
 
-    def charge(self, tokens: int) -> None:
+    def charge(self, tokens: int, answer_tokens: int = 0) -> None:
         """Charge the tokens that were really used in place of the reserved ones, and run no more.
 
-        A second call does nothing.
+        `answer_tokens` are those of all answers to the request. A second call does nothing.
         """
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.correct(self._held, self._minute, tokens)
+            admission.correct(self._held, self._minute, tokens, answer_tokens // self._answers if self._answers else 0)
 
     def cancel(self) -> None:
         """Take back all that was charged, in place of `charge`: the request was refused after all."""
@@ -70,7 +73,9 @@ UNLIMITED: Final = Permit(None, (), 0, b"")
 class _Limit:
     """A `LimitConfig` that is quickly compared with: plain numbers, and header lines that want two more."""
 
-    __slots__ = ("name", "per", "per_user", "request_lines", "requests", "running", "token_lines", "tokens")
+    __slots__ = (
+        "name", "per", "per_user", "request_lines", "requests", "reserve_at_most", "running", "token_lines", "tokens",
+    )  # fmt: skip
 
     def __init__(self, config: LimitConfig) -> None:
         self.name = config.name
@@ -79,6 +84,7 @@ class _Limit:
         requests, tokens = config.requests_per_minute, config.tokens_per_minute
         self.requests = _EVERYTHING if requests is None else requests
         self.tokens = _EVERYTHING if tokens is None else tokens
+        self.reserve_at_most = config.reserve_at_most
         self.running = _EVERYTHING if config.concurrent_requests is None else config.concurrent_requests
         self.request_lines = b"" if requests is None else _lines(b"requests", requests)
         self.token_lines = b"" if tokens is None else _lines(b"tokens", tokens)
@@ -125,11 +131,21 @@ class Admission:
 
     # --- requests
 
-    def admit(self, route: str, names: tuple[str | None, ...], user: str, key_id: str, tokens: int) -> Permit:
-        """Charge one request, the `tokens` that it may use and one place, to each of the named limits (None: none).
+    def admit(
+        self,
+        route: str,
+        names: tuple[str | None, ...],
+        user: str,
+        key_id: str,
+        tokens: int,
+        answers: int = 0,
+        max_tokens: int | None = None,
+    ) -> Permit:
+        """Charge one request, the tokens that it may use and one place, to each of the named limits (None: none).
 
-        More tokens than a limit has are taken for all of it: such a request runs when nothing else was used. Raises:
-        `RateLimited`.
+        It uses `tokens` for its prompt, and what an answer takes for each of its `answers`, which have `max_tokens` at
+        most each (None: no limit). More than a limit has is taken for all of it: such a request runs when nothing else
+        was used. Raises: `RateLimited`.
         """
         limits = self._applying.get(names)
         if limits is None:
@@ -153,7 +169,16 @@ class Admission:
             if not counter.is_dirty:
                 counter.is_dirty = True
                 self._dirty.append(counter)
-            reserved = tokens if tokens < limit.tokens else limit.tokens
+            reserved = tokens
+            if answers:
+                each = counter.answer_tokens
+                if limit.reserve_at_most is not None:
+                    each = min(limit.reserve_at_most, each if max_tokens is None else max_tokens)
+                elif max_tokens is not None and max_tokens < each:
+                    each = max_tokens
+                reserved += answers * each
+            if reserved > limit.tokens:
+                reserved = limit.tokens
             if counter.remote_running and counter.remote_running_until <= now:
                 counter.remote_running = 0
             if (
@@ -169,10 +194,13 @@ class Admission:
             counter.requests += 1
             counter.tokens += reserved
             counter.running += 1
-        return Permit(self, held, minute, _headers(limits, held, elapsed_s))
+        return Permit(self, held, minute, _headers(limits, held, elapsed_s), answers)
 
-    def correct(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int) -> None:
-        """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit."""
+    def correct(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int, answer_tokens: int) -> None:
+        """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit.
+
+        `answer_tokens` is what an answer took, 0 where there was none.
+        """
         self._now()
         for counter, reserved in held:
             if counter.minute != self._minute:
@@ -180,6 +208,8 @@ class Admission:
             if tokens != reserved:
                 counter.correct(minute, tokens - reserved)
             counter.running -= 1
+            if answer_tokens:
+                counter.learn(answer_tokens)
             if not counter.is_dirty:
                 counter.is_dirty = True
                 self._dirty.append(counter)

@@ -8,6 +8,8 @@ Source of the window: https://blog.cloudflare.com/counting-things-a-lot-of-diffe
 from typing import Final, NamedTuple
 
 MINUTE_S: Final = 60
+ASSUMED_ANSWER_TOKENS: Final = 256  # of one of which nothing is known
+_LATEST_SHARE: Final = 4  # of the mean, the latest answer has a quarter: four answers show what an agent does now
 RUNNING_EXPIRES_S: Final = 3.0  # when a process that reports no more is taken for dead
 
 
@@ -26,13 +28,14 @@ class Counter:
     """What was used of one limit at one route by one user or key.
 
     The counts are those of all processes; `remote_` is the part of them that others reported. What runs elsewhere is
-    kept apart, since it expires.
+    kept apart, since it expires. `answer_tokens` is what an answer may be expected to take: the mean of the latest ones
+    that were settled here, at least `ASSUMED_ANSWER_TOKENS`.
     """
 
     __slots__ = (
-        "is_dirty", "key", "minute", "previous_requests", "previous_tokens", "remote_previous_requests",
-        "remote_previous_tokens", "remote_requests", "remote_running", "remote_running_until", "remote_tokens",
-        "requests", "running", "tokens",
+        "answer_tokens", "is_dirty", "key", "minute", "previous_requests", "previous_tokens",
+        "remote_previous_requests", "remote_previous_tokens", "remote_requests", "remote_running",
+        "remote_running_until", "remote_tokens", "requests", "running", "tokens",
     )  # fmt: skip
 
     def __init__(self, key: tuple[str, str, str], minute: int) -> None:
@@ -42,6 +45,7 @@ class Counter:
         self.remote_requests = self.remote_tokens = self.remote_previous_requests = self.remote_previous_tokens = 0
         self.running = self.remote_running = 0
         self.remote_running_until = 0.0
+        self.answer_tokens = ASSUMED_ANSWER_TOKENS
         self.is_dirty = False  # used since the last report
 
     def __repr__(self) -> str:
@@ -76,6 +80,12 @@ class Counter:
             self.previous_tokens = max(self.remote_previous_tokens, self.previous_tokens + tokens)
         elif tokens > 0:
             self.tokens += tokens
+
+    def learn(self, answer_tokens: int) -> None:
+        """Let an answer count in what the next ones are expected to take."""
+        mean = self.answer_tokens
+        mean += (answer_tokens - mean) // _LATEST_SHARE
+        self.answer_tokens = mean if mean > ASSUMED_ANSWER_TOKENS else ASSUMED_ANSWER_TOKENS
 
     def uncount(self, minute: int) -> None:
         """Take one request back."""

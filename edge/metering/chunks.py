@@ -281,3 +281,16 @@ class OtherEvents(ChunkEvents):
 
     def _estimate(self) -> Usage:
         return NO_USAGE
+
+
+class SpeechEvents(OtherEvents):
+    """A text that is spoken in events, by its characters where they tell no usage; as `SpeechDocument` counts it.
+
+    Source: platform.openai.com, "Create speech", `stream_format`.
+    """
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        if used.source is not UsageSource.NONE or not self._answers:
+            return used
+        return with_units(used, self.prompt_estimate, "characters", whole=whole)

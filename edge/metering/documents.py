@@ -1,19 +1,30 @@
-"""Meters of answers that are no streams: what they used, parsed when they are whole, or scanned as they pass."""
+"""Meters of answers that are no streams: what they used, parsed when they are whole, or scanned as they pass.
 
+Where an answer tells no usage its length is a guess at it, in the dialects of models that write. An error under a
+status of success is no answer, and neither is a response that failed, or that is only to be written.
+
+Sources: platform.openai.com, "Responses", for `status`; docs.anthropic.com, "Errors"; vLLM before 0.9 for `object`.
+"""
+
+import re
 from typing import Final
 
 import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering.estimating import estimated
 from edge.metering.scanning import Scanner
 from edge.metering.usage_objects import (
     ABSENT,
+    NULL,
     UNREADABLE,
     Response,
     Tokens,
+    at_most,
     occurrences,
     raw_of,
     read_as,
+    seconds_in,
     timings_in,
     tokens_in,
     usage_of,
@@ -23,7 +34,12 @@ from edge.metering.usage_objects import (
 from edge.protocols import NOTHING_BEGUN, Begun
 
 MAX_DOCUMENT_BYTES: Final = 2**18  # of an answer that is no stream, kept to be parsed; to scan it takes 3 ms
-_BYTES_PER_TOKEN: Final = 4
+_JSON_OPENINGS: Final = tuple(b"{%c" % each for each in b'"} \t\r\n')  # that sound begins so is unlikely
+_ERROR: Final = b'"error"'  # of `type` or `object`
+_FAILED: Final = b'"failed"'  # of `status`
+_OUTCOME: Final = (b"error", b"type", b"object", b"status")
+_UNWRITTEN: Final = (b'"queued"', b'"in_progress"')
+_BEGINS_WITH_ERROR: Final = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"error"[ \t\r\n]*+:[ \t\r\n]*+["{]')
 _IMAGE_KEYS: Final = (b'"b64_json"', b'"url"')
 _LONGEST_KEY: Final = max(map(len, _IMAGE_KEYS))
 
@@ -37,6 +53,17 @@ class _Timed(msgspec.Struct):
     timings: msgspec.Raw = ABSENT
 
 
+class _Sound(msgspec.Struct):
+    duration: msgspec.Raw = ABSENT
+
+
+class _Outcome(msgspec.Struct):
+    error: msgspec.Raw = ABSENT
+    type: msgspec.Raw = ABSENT
+    object: msgspec.Raw = ABSENT
+    status: msgspec.Raw = ABSENT
+
+
 class _Images(msgspec.Struct):
     data: list[msgspec.Raw] = []
 
@@ -44,6 +71,8 @@ class _Images(msgspec.Struct):
 _response = msgspec.json.Decoder(Response)
 _used = msgspec.json.Decoder(_Used)
 _timed = msgspec.json.Decoder(_Timed)
+_sound = msgspec.json.Decoder(_Sound)
+_outcome = msgspec.json.Decoder(_Outcome)
 _images = msgspec.json.Decoder(_Images)
 
 
@@ -51,6 +80,7 @@ class Unmetered(msgspec.Struct):
     """Reads nothing of an answer without usage: sound, the tokens of a text."""
 
     prompt_estimate: int
+    most: int | None = None
     ending: bytes = b""
     passed: int = 0
     failed: bool = False
@@ -109,10 +139,37 @@ class Document(Unmetered):
     def usage(self, whole: bool) -> Usage:
         if not self._size:
             return NO_USAGE
-        return self._found(whole) or self._estimate()
+        used = self._found(whole)
+        if used is not None:
+            return used
+        return self._estimate() if self._is_answer() else NO_USAGE
+
+    def _is_answer(self) -> bool:
+        """Return whether a model has written or read something, and note a failure."""
+        outcome = self._outcome()
+        self.failed = (
+            (bool(outcome.error) and outcome.error != NULL)
+            or _ERROR in (bytes(outcome.type), bytes(outcome.object))
+            or bytes(outcome.status) == _FAILED
+        )
+        return not self.failed and bytes(outcome.status) not in _UNWRITTEN
+
+    def _outcome(self) -> _Outcome:
+        """Return what a document without usage says of how it went."""
+        scanner = self._scanner
+        if scanner is None:
+            document = b"".join(self._parts)
+            try:
+                return _outcome.decode(document)
+            except UNREADABLE:
+                if _BEGINS_WITH_ERROR.match(document):
+                    return _Outcome(error=msgspec.Raw(document))
+                scanner = self._new_scanner()
+                scanner.feed(document)
+        return _Outcome(*(raw_of(scanner.found, name) for name in _OUTCOME))
 
     def _new_scanner(self) -> Scanner:
-        return Scanner(b"usage", b"timings")
+        return Scanner(b"usage", b"timings", *_OUTCOME)
 
     def _scan(self, content: bytes) -> None:
         """Read a piece of what is too long to be kept."""
@@ -156,18 +213,25 @@ def _by_timings(document: bytes) -> Usage | None:
 class TextDocument(Document):
     """The answer of a model that writes."""
 
+    _tokens: int = 0  # in what is no longer kept
+
+    def _scan(self, content: bytes) -> None:
+        self._tokens += estimated(content)
+        super()._scan(content)
+
     def _count(self, tokens: Tokens) -> Usage | None:
         return usage_of(tokens)
 
     def _estimate(self) -> Usage:
-        return Usage(self.prompt_estimate, self._size // _BYTES_PER_TOKEN, source=UsageSource.ESTIMATED)
+        tokens = self._tokens + estimated(b"".join(self._parts))
+        return Usage(self.prompt_estimate, at_most(tokens, self.most), source=UsageSource.ESTIMATED)
 
 
 class ResponseDocument(TextDocument):
     """The answer of `responses`, which is kept and asked for by its id."""
 
     def _new_scanner(self) -> Scanner:
-        return Scanner(b"usage", b"id")
+        return Scanner(b"usage", b"id", *_OUTCOME)
 
     def response_id(self, whole: bool) -> str:
         if not whole:
@@ -185,6 +249,65 @@ class ReadingDocument(Document):
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_estimate, source=UsageSource.ESTIMATED)
+
+
+class TranscriptDocument(Document):
+    """The text of a sound: its `usage`, else its `duration` in seconds, which vLLM writes as a text.
+
+    Source: platform.openai.com, "Create transcription", `verbose_json`.
+    """
+
+    def usage(self, whole: bool) -> Usage:
+        used = super().usage(whole)
+        return (
+            used if used.source is not UsageSource.NONE else with_units(used, self._seconds(), "seconds", whole=whole)
+        )
+
+    def _new_scanner(self) -> Scanner:
+        return Scanner(b"usage", b"timings", b"duration")
+
+    def _seconds(self) -> int:
+        scanner = self._scanner
+        if scanner is None:
+            document = b"".join(self._parts)
+            try:
+                return seconds_in(_unquoted(_sound.decode(document).duration))
+            except UNREADABLE:  # as in `_found`
+                scanner = self._new_scanner()
+                scanner.feed(document)
+        return seconds_in(_unquoted(raw_of(scanner.found, b"duration")))
+
+
+def _unquoted(raw: msgspec.Raw) -> msgspec.Raw:
+    return msgspec.Raw(bytes(raw).strip(b'"'))
+
+
+class SpeechDocument(Document):
+    """A text that is spoken, by its characters: `prompt_estimate` counts them, and vendors bill them.
+
+    They count as soon as there is sound, all of them: the engine has read the text, and who leaves behind the first
+    second would else hear any text for nothing, piece by piece. JSON is no sound, so that an error counts nothing; what
+    its `usage` tells counts alone.
+    """
+
+    _opening: bytes = b""
+
+    def feed(self, content: bytes) -> bytes:
+        if len(self._opening) < 2:
+            self._opening += content[:2]
+        if self._is_json:
+            return super().feed(content)
+        self._size += len(content)
+        return content
+
+    def usage(self, whole: bool) -> Usage:
+        if self._is_json or not self._size:
+            return super().usage(whole)
+        return with_units(NO_USAGE, self.prompt_estimate, "characters", whole=whole)
+
+    @property
+    def _is_json(self) -> bool:
+        return self._opening[:2] in _JSON_OPENINGS or self._opening == b"{"
 
 
 class ImageDocument(Document):

@@ -10,7 +10,7 @@ import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.scanning import Scanner
-from edge.metering.usage_objects import NULL, UNREADABLE, raw_of, usage_in
+from edge.metering.usage_objects import NULL, UNREADABLE, at_most, raw_of, usage_in
 from edge.protocols import NOTHING_BEGUN, Begun
 from edge.sse import EVENT_DATA, event_end, opens_with_error
 
@@ -51,6 +51,7 @@ class Events(msgspec.Struct):
     hide_running: bool
     last_events: tuple[str, ...] = ()
     n: int = 1
+    most: int | None = None
     ending: bytes = b""
     passed: int = 0
     failed: bool = False
@@ -111,7 +112,11 @@ class Events(msgspec.Struct):
         return ""
 
     def _estimate(self) -> Usage:
-        return Usage(self.prompt_estimate, self._frames + self.passed, source=UsageSource.ESTIMATED)
+        return Usage(self.prompt_estimate, self._tokens_seen(), source=UsageSource.ESTIMATED)
+
+    def _tokens_seen(self) -> int:
+        """Return how many tokens passed, of which each event that carries one is taken for one."""
+        return at_most(self._frames + self.passed, self.most)
 
     def _cut(self, content: bytes, most: int) -> bytes:
         """Read the events that `content` completes and return what goes on; `most` is as much as is kept of one."""

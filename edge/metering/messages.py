@@ -65,7 +65,7 @@ class MessageEvents(Events):
         if self._usage is None:
             return used
         if not self._is_last:  # the beginning of a message counts the prompt, and nothing of what came since
-            counted = max(used.completion_tokens, self._frames + self.passed)
+            counted = max(used.completion_tokens, self._tokens_seen())
             used = msgspec.structs.replace(used, completion_tokens=counted, source=UsageSource.ESTIMATED)
         if not used.prompt_tokens:  # llama.cpp leaves the beginning out where the first token is half a character
             used = msgspec.structs.replace(used, prompt_tokens=self.prompt_estimate, source=UsageSource.ESTIMATED)

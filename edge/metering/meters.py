@@ -15,13 +15,15 @@ from typing import Final, Protocol
 import msgspec
 
 from edge.exchange import Usage
-from edge.metering.chunks import ChunkEvents, OtherEvents
+from edge.metering.chunks import ChunkEvents, OtherEvents, SpeechEvents
 from edge.metering.documents import (
     Document,
     ImageDocument,
     ReadingDocument,
     ResponseDocument,
+    SpeechDocument,
     TextDocument,
+    TranscriptDocument,
     Unmetered,
 )
 from edge.metering.events import Events
@@ -89,8 +91,9 @@ class Metering(msgspec.Struct, frozen=True):
     did not ask for what we asked for: the frame with usage and no choices, which may be absent, null or empty, with the
     nulls that announce it in the other frames; and the usage on frames with choices. That on the last frame of a choice
     is shown to who asked for usage where an engine has it nowhere else.
-    `prompt_estimate` is what counts for the prompt where the upstream counts nothing, in tokens. `n` is the
-    number of choices to each prompt that was asked for.
+    `prompt_estimate` is what counts for the prompt where the upstream counts nothing: tokens, or the characters of a
+    text that is spoken. `n` is the number of choices to each prompt that was asked for, `most` how many tokens all of
+    them together may have, None where nothing limits them: what is estimated is never more.
     """
 
     operation: Operation
@@ -99,6 +102,7 @@ class Metering(msgspec.Struct, frozen=True):
     hide_running: bool = False
     prompt_estimate: int = 0
     n: int = 1
+    most: int | None = None
 
     @property
     def changes(self) -> bool:
@@ -110,12 +114,12 @@ class Metering(msgspec.Struct, frozen=True):
         kind = _METERS[self.operation.reads][0]
         return kind(
             self.prompt_estimate, not self.continuous, self.hide_usage, self.hide_running, self.operation.last_events,
-            self.n,
+            self.n, self.most,
         )  # fmt: skip
 
     def document(self) -> Meter:
         """Return a meter for any other answer."""
-        return _METERS[self.operation.reads][1](self.prompt_estimate)
+        return _METERS[self.operation.reads][1](self.prompt_estimate, self.most)
 
 
 _METERS: Final[dict[Reads, tuple[type[Events], type[Unmetered]]]] = {
@@ -124,6 +128,8 @@ _METERS: Final[dict[Reads, tuple[type[Events], type[Unmetered]]]] = {
     Reads.RESPONSE: (ResponseEvents, ResponseDocument),
     Reads.READING: (OtherEvents, ReadingDocument),
     Reads.IMAGES: (OtherEvents, ImageDocument),
+    Reads.SPEECH: (SpeechEvents, SpeechDocument),
+    Reads.TRANSCRIPT: (OtherEvents, TranscriptDocument),
     Reads.ANY: (OtherEvents, Document),
     Reads.STORED: (StoredEvents, Unmetered),
     Reads.NOTHING: (OtherEvents, Unmetered),

@@ -165,7 +165,7 @@ def usage_or_units_of(tokens: Tokens) -> Usage | None:
     """
     used = usage_of(tokens)
     unit: Unit = "seconds"
-    units = _seconds_in(tokens.seconds)
+    units = seconds_in(tokens.seconds)
     if not units:
         unit, units = "characters", _number(tokens.characters)
     return with_units(used or NO_USAGE, units, unit, whole=True) if units else used
@@ -177,7 +177,8 @@ def usage_or_units_in(raw: msgspec.Raw) -> Usage | None:
     return usage_or_units_of(tokens) if tokens is not None else None
 
 
-def _seconds_in(raw: msgspec.Raw) -> int:
+def seconds_in(raw: msgspec.Raw) -> int:
+    """Return a number of seconds, of which one that began counts whole; 0 for what is none."""
     try:
         return math.ceil(_seconds.decode(raw)) if raw else 0
     except UNREADABLE:
@@ -193,6 +194,11 @@ def timings_in(raw: msgspec.Raw) -> Usage | None:
     except UNREADABLE:
         return None
     return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n, source=_FINAL)
+
+
+def at_most(tokens: int, most: int | None) -> int:
+    """Return an estimate, or its bound where that is less; None is no bound."""
+    return tokens if most is None or tokens < most else most
 
 
 def occurrences(key: bytes, before: bytes, content: bytes) -> int:

@@ -28,14 +28,16 @@ from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, echo_json
 from edge.relay.framed import Framed
+from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
-from edge.sse import EVENT_ENDS, error_in, event_end, opens_with_error
+from edge.sse import EVENT_ENDS, error_in, event_end
 from edge.wire import http1
 from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
 _STATUS_LINE: Final = b"HTTP/1."
+_NO_STREAM: Final = "did not answer with a stream"
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
 HEAD, OPENING, COLLECTING, REFUSED, VERBATIM, FRAMED, ENDED = State
@@ -68,7 +70,7 @@ class Answer:
         self._interim = 0
         self._parts: list[bytes] = []  # of what is collected
         self._body: Verbatim | Framed | None = None
-        self.streams = False
+        self.streams: bool | None = False  # None: the first bytes decide
         # what passed
         self.meter: Meter | None = None
         self.unmetered = 0  # events that the meter did not have to see
@@ -113,39 +115,37 @@ class Answer:
         if not 200 <= head.shape.status < 300:
             self._enter(REFUSED, self.refused)
         else:
-            self.streams = head.shape.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
-            if self.sent_bytes and not heads.takes_events(head, self.streams):
-                self._refuse("did not answer with a stream")
+            streams = head.shape.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+            self.streams = None if not streams and self._exchange.stream and heads.may_stream(head) else streams
+            if self.sent_bytes and not heads.takes_events(head, self.streams is not False):
+                self._refuse(_NO_STREAM)
                 return
-            if self._attempt.echo is not None and heads.takes_model(head):
+            if self.streams is not None and self._attempt.echo is not None and heads.takes_model(head):
                 self._enter(COLLECTING, self.collecting)
             else:
                 # Only where there is framing can bytes come that are no content, and only events can be errors.
-                plain = not self.streams and not head.framing.chunked
+                plain = self.streams is False and not head.framing.chunked
                 self._enter(OPENING, self._begin if plain else self.opening)
         if data or head.framing.done:
             self.connection.receive(data)
 
     def opening(self, data: bytes) -> None:
-        """Hold the head until it is certain that the body has begun and does not begin with an error."""
-        head = self._head
-        assert head is not None
+        """Hold the head until it is certain that the body has begun, as what, and that it is no error."""
+        head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
         data = self._held + data if self._held else data
-        content, whole = heads.content_of(head.framing, data)
-        if not content and not whole:
+        opening = heads.opening_of(head.framing, data, self.streams)
+        if opening is UNCERTAIN:
             self._held = data
             if len(data) > http1.MAX_HEAD_BYTES:
                 self._refuse()
             return
-        if whole and not content and self.streams and self._exchange.operation.last_events:
-            self._refuse("answered with an empty stream")  # as some engines refuse a prompt
-            return
-        is_error = opens_with_error(content, whole) if self.streams else False
-        if is_error is None:
-            self._held = data
-            return
         self._held = b""
-        if is_error:
+        self.streams = opening is not DOCUMENT
+        if self.sent_bytes and not self.streams:
+            self._refuse(_NO_STREAM)
+        elif opening is NO_EVENT and self._exchange.operation.last_events:
+            self._refuse("answered with an empty stream")  # as some engines refuse a prompt
+        elif opening is ERROR:
             self._enter(REFUSED, self.refused)
             self.refused(data)
         else:
@@ -225,7 +225,7 @@ class Answer:
         head = self._head
         assert head is not None
         exchange, client, attempt = self._exchange, self._client, self._attempt
-        framing, streams, metering, before = head.framing, self.streams, attempt.metering, b""
+        framing, streams, metering, before = head.framing, bool(self.streams), attempt.metering, b""
         meter = self.meter = metering.events() if streams and heads.is_identity(head) else metering.document()
         if self.sent_bytes:
             framing.tail = exchange.operation.protocol.heartbeat[-http1.EVENT_END_BYTES :]
@@ -433,7 +433,7 @@ class Answer:
         if self.state is REFUSED:  # it may still become a status, or another endpoint's answer
             return False
         if self.state in WAITING:
-            return head is None or heads.takes_events(head, self.streams)
+            return head is None or heads.takes_events(head, self.streams or self.sent_bytes > 0)
         return head is not None and self.takes_event_now() and heads.is_identity(head)
 
     def beat(self) -> None:

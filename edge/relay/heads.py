@@ -1,5 +1,6 @@
 """The head of an upstream's answer: what it allows to be done with the body, and how the client gets it."""
 
+import enum
 import functools
 from typing import Final
 
@@ -8,6 +9,7 @@ from edge.exchange import Exchange
 from edge.operations import Operation
 from edge.relay.echo import MAX_JSON_BYTES
 from edge.relay.terms import Attempt, Client
+from edge.sse import opens_stream, opens_with_error
 from edge.upstream_errors import ACCOUNT_HEADERS
 from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead, Shape
 
@@ -19,9 +21,23 @@ _RETURNED: Final = frozenset({
 _RETURNED_TO_OWNER: Final = (*ACCOUNT_HEADERS, b"retry-after", b"x-should-retry")
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.
+_JSON: Final = (b"/json", b"+json")
 STREAM: Final = Shape(200, {b"content-type": b"text/event-stream; charset=utf-8"}, Chunked, True, 0.0)
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 _LAST_LINES: Final = CORS + b"\r\n"
+
+
+class Opening(enum.Enum):
+    """What a body begins with."""
+
+    UNCERTAIN = "uncertain"
+    DOCUMENT = "document"
+    EVENTS = "events"
+    NO_EVENT = "no event"  # a stream that is over
+    ERROR = "error"  # in a stream
+
+
+UNCERTAIN, DOCUMENT, EVENTS, NO_EVENT, ERROR = Opening
 
 
 def is_identity(head: ResponseHead) -> bool:
@@ -29,12 +45,23 @@ def is_identity(head: ResponseHead) -> bool:
     return head.shape.headers.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
-def takes_events(head: ResponseHead, streams: bool) -> bool:
+def may_stream(head: ResponseHead) -> bool:
+    """Whether an answer that is not said to be events may be a stream of them all the same.
+
+    Some servers give events no type, that of a file or of plain text, or a list of types. One type that is JSON's is
+    believed.
+    """
+    content_type = head.shape.headers.get(b"content-type", b"").lower()
+    is_json = content_type.partition(b";")[0].rstrip().endswith(_JSON) and b"," not in content_type
+    return not is_json and is_identity(head) and not isinstance(head.framing, NoBody)
+
+
+def takes_events(head: ResponseHead, streams: bool | None) -> bool:
     """Whether the answer is a stream that events of ours can stand in."""
-    return streams and not isinstance(head.framing, NoBody) and is_identity(head)
+    return bool(streams) and not isinstance(head.framing, NoBody) and is_identity(head)
 
 
-def has_to_end(operation: Operation, head: ResponseHead | None, streams: bool, *, framed: bool) -> bool:
+def has_to_end(operation: Operation, head: ResponseHead | None, streams: bool | None, *, framed: bool) -> bool:
     """Whether an answer is a stream with an event that ends it, to which an event of ours can be added."""
     if not operation.always_ends or head is None or not takes_events(head, streams):
         return False
@@ -62,6 +89,28 @@ def content_of(framing: Framing, data: bytes) -> tuple[bytes, bool]:
             return data, True  # to be found out again, and refused, by who passes it on
         return b"".join(payload), ahead.done
     return data, framing.done or (isinstance(framing, Length) and len(data) >= framing.left)
+
+
+def opening_of(framing: Framing, data: bytes, streams: bool | None) -> Opening:
+    """Return what the beginning of a body is; `streams` is what its head says, None where it does not say.
+
+    JSON under the type of events is a document: some servers answer so whoever asked for a stream.
+    """
+    content, whole = content_of(framing, data)
+    if not content and not whole:
+        return UNCERTAIN
+    if streams is False:
+        return DOCUMENT
+    if streams is None or content[:1] == b"{":
+        streams = opens_stream(content, whole)
+        if not streams:
+            return UNCERTAIN if streams is None else DOCUMENT
+    if not content:
+        return NO_EVENT
+    is_error = opens_with_error(content, whole)
+    if is_error is None:
+        return UNCERTAIN
+    return ERROR if is_error else EVENTS
 
 
 def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:

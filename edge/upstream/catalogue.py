@@ -17,6 +17,7 @@ import orjson
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
 from edge.outage import Outage
+from edge.routing import Match
 from edge.upstream.endpoints import Endpoint, Member
 from edge.upstream.engines import ENGINES
 from edge.upstream.pools import Pool
@@ -87,6 +88,17 @@ class Catalogue:
         """Return how many tokens a model of a pool can take, by the name that is sent upstream; None: not known."""
         known = self._pools[pool].lengths if pool in self._pools else None
         return known.by_id.get(model, known.only) if known is not None else None
+
+    def context_length_of(self, name: str, match: Match) -> int | None:
+        """Return how many tokens a model takes by its own name: as its route says, else as the server of its pool."""
+        route = match.route
+        known = self._pools.get(route.pool or "")
+        if route.context_length is not None or known is None or known.lengths is None:
+            return route.context_length
+        members = known.pool.members
+        upstream_model = next((each.config.model for each in members if each.config.model is not None), None)
+        upstream_model = upstream_model or (name if route.model is None else match.filled(route.model))
+        return self.context_length(known.pool.config.name, upstream_model)
 
     async def _refresh(self, pool: "_Pool") -> None:
         member = _choose(pool.pool, pool.failed, self._loop.time())

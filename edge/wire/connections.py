@@ -28,6 +28,10 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
 _YOUNGEST_SHARE: Final = 0.8  # of the age, at random, so that connections that were made together do not end together
+# One that was used so often is made anew after a part of its age: of short requests one in so many pays a handshake, at
+# most, and a server that was added behind a name gets its share at once.
+_MANY_USES: Final = 64
+_BUSY_SHARE: Final = 1 / 12
 _ATTEMPT_DELAY_S: Final = 0.25  # before the next address of a name is tried beside the ones before (RFC 8305 section 5)
 _PASSED_OVER_S: Final = 600.0  # how long an address that did not answer is tried last (RFC 6555 section 4.2)
 
@@ -57,7 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_deadline", "_fresh_until", "_pool", "_receiver", "_timer", "_timer_at",
-        "closed", "eof", "receive", "retire_at", "transport", "uses",
+        "closed", "eof", "receive", "retire_at", "retire_busy_at", "transport", "uses",
     )  # fmt: skip
 
     def __init__(self, pool: "ConnectionPool") -> None:
@@ -65,7 +69,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
         self._fresh_until = 0.0
-        self.retire_at = math.inf  # when it is too old to be used again
+        self.retire_at = math.inf  # when it is too old to be used again, and when it is after many uses
+        self.retire_busy_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline = 0.0
@@ -139,7 +144,8 @@ class UpstreamConnection(asyncio.Protocol):
     def free(self, idle_s: float) -> None:
         """Give the connection back to its pool, where it may be idle for `idle_s` if it does not become too old."""
         self._receiver = self.receive = None
-        self._fresh_until = min(self._pool.loop.time() + idle_s, self.retire_at)
+        retire_at = self.retire_at if self.uses < _MANY_USES else self.retire_busy_at
+        self._fresh_until = min(self._pool.loop.time() + idle_s, retire_at)
         self._pool.keep(self)
 
     def is_fresh(self, now: float) -> bool:
@@ -235,7 +241,7 @@ class ConnectionPool:
         return None
 
     async def connect(self, timeout_s: float, max_age_s: float = math.inf) -> UpstreamConnection:
-        """Return a new connection, which may be used again for `max_age_s`, less a share of it.
+        """Return a new connection, which may be used again for `max_age_s`, less a share of it, or many times.
 
         Balancers behind a name, as those of Kubernetes, choose for a connection, not for a request: one that is kept
         for ever stays with the servers that were there when it was made.
@@ -253,7 +259,8 @@ class ConnectionPool:
             sock = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_DEATH:
                 sock.setsockopt(level, option, value)
-            connection.retire_at = self.loop.time() + max_age_s * random.uniform(_YOUNGEST_SHARE, 1)
+            now, age_s = self.loop.time(), max_age_s * random.uniform(_YOUNGEST_SHARE, 1)
+            connection.retire_at, connection.retire_busy_at = now + age_s, now + age_s * _BUSY_SHARE
         except TimeoutError:
             raise _failed("The model's server did not accept a connection in time.") from None
         except ssl.SSLError:
@@ -280,12 +287,16 @@ class ConnectionPool:
     async def _first_to_answer(self) -> socket.socket:
         """Return a connection to the first address of the name that accepts one (RFC 8305).
 
-        An address that was passed over for another is tried last from then on: it costs its delay once.
+        The addresses of a family are tried in any order: a resolver may give them in the same one every time (RFC 6724
+        section 6, rule 9), and the first would get all connections. An address that was passed over for another is
+        tried last from then on: it costs its delay once.
         """
         now = self.loop.time()
         self._passed_over = {address: until for address, until in self._passed_over.items() if until > now}
         found = await self.loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
-        found.sort(key=lambda info: info[4] in self._passed_over)
+        families = [info[0] for info in found]
+        random.shuffle(found)
+        found.sort(key=lambda info: (info[4] in self._passed_over, families.index(info[0])))
         sock = await start_connection(found, happy_eyeballs_delay=_ATTEMPT_DELAY_S, loop=self.loop)
         first = found[0][4]
         if sock.getpeername() != first:

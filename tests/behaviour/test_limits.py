@@ -98,6 +98,94 @@ async def test_prompt_that_is_left_before_a_word_is_charged_to_the_limit(
     await edge.consistent()
 
 
+async def test_four_agents_that_ask_for_much_and_use_little_run_at_once(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    """Each has `max_tokens` 32,000, as coding agents send it; all of it reserved, three would fill the minute."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100_000\nconcurrent_requests = 8"))
+    for _ in range(2):
+        agents = [await edge.connect() for _ in range(4)]
+        simulated = {"tokens": 200, "fault": "stall", "after": 100}
+        for agent in agents:
+            agent.send(edge.request(ask(True, max_tokens=32_000, simulate=simulated)))
+        await simulator.wait_for(lambda: simulator.active == 4)
+        for agent in agents:
+            agent.abort()
+        await simulator.wait_for(lambda: simulator.active == 0)
+        await edge.consistent()
+    large = ask(max_tokens=131_072, simulate={"tokens": 100, "context_length": 200_000})
+    statuses = [(await edge.ask(large))[0] for _ in range(3)]
+    assert statuses == [200] * 3
+
+
+async def remaining(edge: Edge, path: str = "chat/completions", **members: Any) -> int:
+    """What is left of a minute's tokens while a request of this body runs."""
+    asked = {"messages": [], "prompt": "", **members, "model": MODEL}
+    status, headers, _ = await edge.ask(asked, path=f"/v1/{path}")
+    assert status == 200
+    return int(headers["x-ratelimit-remaining-tokens"]) + len(json.dumps(asked)) // 4
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "reserved"),
+    [
+        ("chat/completions", {}, 256),
+        ("chat/completions", {"max_tokens": 9}, 9),
+        ("chat/completions", {"max_tokens": 9000}, 256),
+        ("chat/completions", {"max_tokens": 9, "max_completion_tokens": 64}, 64),
+        ("chat/completions", {"max_completion_tokens": 9, "max_tokens": 64}, 9),
+        ("chat/completions", {"max_tokens": 9, "n": 3}, 27),
+        ("completions", {"max_tokens": 9, "max_completion_tokens": 64}, 9),
+        ("completions", {"max_tokens": 9, "prompt": ["a", "b", "c"]}, 27),
+        ("completions", {"max_tokens": 9, "prompt": [[1, 2], [3]], "n": 2}, 36),
+    ],
+)
+async def test_each_answer_reserves_as_much_as_it_may_have_or_as_is_usual(
+    start_edge: StartEdge, simulator: Simulator, path: str, members: dict[str, Any], reserved: int
+) -> None:
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100_000"))
+    left = await remaining(edge, path, **members)
+    assert abs(100_000 - reserved - left) < 8, "but for how the prompt is written"
+
+
+async def test_answers_that_are_long_reserve_more_and_a_setting_bounds_them(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 1000_000"))
+    for _ in range(6):
+        await edge.ask(ask(max_tokens=32_000, simulate={"tokens": 2000, "prompt_tokens": 0}))
+    unused = {"tokens": 0, "prompt_tokens": 0}
+    left = [await remaining(edge, max_tokens=most, simulate=unused) for most in (32_000, 40, 10)]
+    first, second = left[2] - left[0], left[2] - left[1]
+    assert 1500 < first < 2000
+    assert abs(second - 30) < 4
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 1000_000\nreserve_at_most = 5000"))
+    assert abs(1_000_000 - 5000 - await remaining(edge, max_tokens=32_000)) < 8
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("chat/completions", {"type": "image_url", "image_url": {"url": "data:image/png;base64,BLOB"}}),
+        ("chat/completions", {"type": "input_audio", "input_audio": {"data": "BLOB", "format": "wav"}}),
+        ("chat/completions", {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,BLOB"}}),
+        ("messages", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "BLOB"}}),
+        ("messages", {"type": "document", "source": {"media_type": "application/pdf", "data": "BLOB"}}),
+        ("responses", {"type": "input_file", "file_data": "data:application/pdf;base64,BLOB"}),
+    ],
+)
+async def test_second_turn_of_a_conversation_with_a_picture_is_not_refused(
+    start_edge: StartEdge, simulator: Simulator, path: str, part: dict[str, Any]
+) -> None:
+    """As text, 1.2 MB of base64 would be three times the minute; it is sent again with each turn."""
+    edge = await start_edge(limited(simulator.url, "tokens_per_minute = 100_000"))
+    turns = [{"role": "user", "content": [part]}]
+    body = json.dumps({"model": MODEL, "max_tokens": 50, "messages": turns, "input": turns})
+    asked = body.replace("BLOB", "iVBORw0KGgo" * 110_000).encode()
+    statuses = [(await edge.ask(asked, path=f"/v1/{path}"))[0] for _ in range(2)]
+    assert statuses == [200, 200]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_parallel_callers_stay_within_the_limit(
     start_edge: StartEdge, simulator: Simulator, stream: bool

@@ -351,7 +351,7 @@ async def test_stream_without_an_event_is_no_answer_where_answers_need_events(
 
 
 def test_table_in_the_manual_is_the_table() -> None:
-    written = {line[0].strip("`"): line[1:] for line in rows(OPERATING, "Operations") if len(line) == 7}
+    written = {line[0].strip("`"): line[1:] for line in rows(OPERATING, "Operations") if len(line) == 8}
     for name, operation in OPERATIONS.items():
         assert written[name] == [
             f"`{NAMES[operation.protocol]}`",
@@ -359,6 +359,7 @@ def test_table_in_the_manual_is_the_table() -> None:
             ", ".join(f"`{each}`" for each in operation.last_events),
             f"`{operation.reads.value}`",
             operation.reserves.value,
+            ", ".join(f"`{each}`" for each in operation.limits),
             "yes" if operation.is_cached else "no",
         ], name
     assert written.keys() == OPERATIONS.keys()

@@ -16,7 +16,7 @@ from edge.simulator.chat import FINGERPRINT
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
-from tests.streams import chunk
+from tests.streams import chunk, document
 
 METERED = """
 [pools.r1]
@@ -322,6 +322,50 @@ async def test_images_are_counted_in_units(start_edge: StartEdge, simulator: Sim
     assert [record["units"] for record in edge.records()] == [3]
 
 
+@pytest.mark.parametrize(
+    "line", ["", "content-type: text/plain\r\n", "content-type: application/json, text/event-stream\r\n"]
+)
+async def test_stream_that_its_type_does_not_name_is_metered_as_any_other(
+    start_edge: StartEdge, start_upstream: StartUpstream, line: str
+) -> None:
+    token = b'data: {"model":"r1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    usage = b'data: {"model":"r1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n'
+    head = f"HTTP/1.1 200 OK\r\n{line}transfer-encoding: chunked\r\n\r\n".encode()
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(head, *map(chunk, (token, token, usage, b"data: [DONE]\n\n")), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url, route='model = "r1"\nmodel_echo = true'))
+    _, headers, body = await edge.ask(ask(stream=True))
+    assert f"content-type: {headers['content-type']}\r\n" == line if line else "content-type" not in headers
+    assert [each["model"] for each in events(body)] == [MODEL] * 2
+    assert body.endswith(b"data: [DONE]\n\n")
+    [record] = edge.records()
+    assert (record["prompt_tokens"], record["completion_tokens"], record["usage_source"]) == (7, 2, "final")
+
+
+async def test_sound_is_counted_in_characters_and_seconds(
+    start_edge: StartEdge, start_upstream: StartUpstream, simulator: Simulator
+) -> None:
+    edge = await start_edge(metered(simulator.url))
+    speak = {"model": MODEL, "input": "你好 Hello", "voice": "alloy"}
+    await edge.ask(speak, path="/v1/audio/speech")
+    status, _, _ = await edge.ask(speak | {"simulate": {"fault": "error", "status": 400}}, path="/v1/audio/speech")
+    assert status == 400
+    client = await edge.connect()
+    client.send(edge.request(speak | {"simulate": {"fault": "stall", "after": 1}}, path="/v1/audio/speech"))
+    await client.head()
+    client.close()
+    await edge.consistent()
+    counted = [(each["units"], each["unit"], each["usage_source"], each["end"]) for each in edge.records()]
+    assert counted == [
+        (8, "characters", "final", "complete"),
+        (0, None, "none", "upstream_error"),
+        (8, "characters", "running", "client_gone"),
+    ]
+
+
 async def test_usage_is_metered_with_the_name_put_in(start_edge: StartEdge, simulator: Simulator) -> None:
     """`model_echo`, a heartbeat and a meter change the same events."""
     edge = await start_edge(metered(simulator.url, route='model = "r1"\nmodel_echo = true\nheartbeat = "15s"'))
@@ -358,6 +402,98 @@ async def test_behaviour_without_usage_is_estimated_and_says_so(
     (record,) = edge.records()
     assert (record["completion_tokens"], record["usage_source"], record["end"]) == (7, "estimated", "complete")
     assert record["prompt_tokens"] > 0
+
+
+FRAME = b'data: {"choices":[{"index":0,"text":"a","delta":{"content":"a"},"finish_reason":null}]}\n\n'
+LOGPROBS = {"id": "x", "choices": [{"text": "a", "logprobs": [{"token": "a", "logprob": -0.25}] * 400}]}
+
+
+async def recorded(edge: Edge, **members: Any) -> tuple[int, str, str]:
+    await edge.ask(ask(**members))
+    await edge.consistent()
+    record = edge.records()[-1]
+    return record["completion_tokens"], record["usage_source"], record["end"]
+
+
+@pytest.mark.parametrize("settings", ["", "context_length = 20"])
+async def test_estimate_is_no_more_than_the_request_or_the_model_allows(
+    start_edge: StartEdge, start_upstream: StartUpstream, settings: str
+) -> None:
+    """The engine tells no usage: neither log probabilities nor frames that are cut make more of an answer."""
+
+    async def script(connection: ScriptedConnection) -> None:
+        if b'"stream":true' in connection.request.replace(b": ", b":"):
+            await connection.send(SSE + b"".join(map(chunk, [FRAME] * 30)))
+            connection.reset()
+        else:
+            await connection.send(document(LOGPROBS))
+
+    edge = await start_edge(metered((await start_upstream(script)).url, route=settings))
+    size = len(json.dumps(LOGPROBS)) // 4
+    most = 20 if settings else size
+    assert await recorded(edge) == (most, "estimated", "complete")
+    assert await recorded(edge, max_tokens=5) == (5, "estimated", "complete")
+    assert await recorded(edge, max_tokens=5, n=2) == (10, "estimated", "complete")
+    assert await recorded(edge, max_tokens=4, max_completion_tokens=6) == (6, "estimated", "complete")
+    assert await recorded(edge, max_tokens=10**6) == (most, "estimated", "complete")
+    assert await recorded(edge, stream=True, max_tokens=5) == (5, "estimated", "upstream_cut")
+    assert await recorded(edge, stream=True) == (min(most, 30), "estimated", "upstream_cut")
+
+
+async def test_context_that_the_server_of_the_pool_tells_bounds_an_estimate(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    async def script(connection: ScriptedConnection) -> None:
+        models = {"data": [{"id": "m", "max_model_len": 40}]}
+        await connection.send(document(models if connection.request.startswith(b"GET ") else LOGPROBS))
+
+    edge = await start_edge(metered((await start_upstream(script)).url))
+    await edge.ask(path="/v1/models", method="GET")
+    assert await recorded(edge) == (40, "estimated", "complete")
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "end"),
+    [
+        ("chat/completions", {"error": {"message": "a" * 4000, "type": "server_error", "code": 500}}, "upstream_error"),
+        ("completions", {"object": "error", "message": "a" * 4000, "code": 400}, "upstream_error"),
+        ("messages", {"type": "error", "error": {"type": "api_error", "message": "a" * 4000}}, "upstream_error"),
+        ("responses", {"id": "r", "status": "failed", "usage": None, "instructions": "a" * 4000}, "upstream_error"),
+        ("responses", {"id": "r", "status": "queued", "usage": None, "instructions": "a" * 4000}, "complete"),
+    ],
+)
+@pytest.mark.parametrize("route", ["", "model_echo = true"])
+async def test_what_is_no_answer_counts_as_none(
+    start_edge: StartEdge, start_upstream: StartUpstream, path: str, answer: dict[str, Any], end: str, route: str
+) -> None:
+    """A status of success that carries an error, a response that failed or waits: its client gets it as it came."""
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(document(answer))
+
+    edge = await start_edge(metered((await start_upstream(script)).url, route=route))
+    status, _, body = await edge.ask(ask(path), path=f"/v1/{path}")
+    await edge.consistent()
+    record = edge.records()[-1]
+    assert (status, json.loads(body)) == (200, answer)
+    assert (record["prompt_tokens"], record["completion_tokens"], record["usage_source"]) == (0, 0, "none")
+    assert record["end"] == end
+
+
+async def test_sound_in_a_prompt_is_not_billed_as_text_where_its_answer_is_cut(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(SSE + chunk(FRAME) * 3)
+        connection.reset()
+
+    edge = await start_edge(metered((await start_upstream(script)).url))
+    sound = {"type": "input_audio", "input_audio": {"data": "UklGRiQA" * 66_667, "format": "wav"}}
+    await edge.ask(ask(stream=True, messages=[{"role": "user", "content": [sound]}]))
+    await edge.consistent()
+    record = edge.records()[-1]
+    assert 600 < record["prompt_tokens"] < 800
+    assert (record["completion_tokens"], record["usage_source"]) == (3, "estimated")
 
 
 def test_behaviour_of_the_simulator_is_what_is_counted_against() -> None:

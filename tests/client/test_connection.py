@@ -9,6 +9,7 @@ import ssl
 import sys
 import tomllib
 from http.client import responses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from aiohttp import http_parser
 
 from edge.client.answers import response
 from edge.client.body import BodyMemory
-from edge.client.connection import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES, ClientConnection
+from edge.client.bounds import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES
+from edge.client.connection import ClientConnection
 from edge.client.server import ClientServer
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
@@ -88,6 +90,69 @@ async def test_what_the_parser_refuses_is_our_json_and_quotes_nothing(
     assert SECRET not in caplog.text
     assert SECRET not in json.dumps(await edge.log())
     await edge.consistent()
+
+
+REFUSED_HEADS = {
+    431: "{path} HTTP/1.1\r\nHost: x\r\nX: " + "x" * MAX_FIELD_BYTES + "y\r\n\r\n",
+    414: "{path}?" + "x" * MAX_REQUEST_LINE_BYTES + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    400: "{path} HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+}
+OF_MESSAGES = [
+    "/v1/messages",
+    "/messages",
+    "/v1/messages/count_tokens",
+    "/openai/v1/messages",
+    "/anthropic/v1/models/x",
+]
+OF_OTHERS = ["/v1/chat/completions", "/v1/responses", "/v1/messages_of_others", "/openai/deployments/messages/x", "/"]
+
+
+async def refusal(client: RawClient, path: str, status: int) -> None:
+    """Read a refusal, which has to be in the protocol of the path."""
+    got, headers, body = await client.response()
+    said = json.loads(body)
+    assert (got, headers["connection"]) == (status, "close")
+    if path in OF_MESSAGES:
+        assert list(said) == ["type", "error", "request_id"]
+        assert (said["type"], list(said["error"])) == ("error", ["type", "message"])
+        assert said["error"]["type"] == "invalid_request_error"
+        assert said["request_id"] == headers["request-id"] == headers["x-request-id"]
+    else:
+        assert list(said) == ["error"]
+        assert "request-id" not in headers
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("status", REFUSED_HEADS)
+@pytest.mark.parametrize("path", [*OF_MESSAGES, *OF_OTHERS])
+async def test_head_that_is_refused_is_told_so_in_the_protocol_of_its_path(edge: Edge, path: str, status: int) -> None:
+    """Read whole, in pieces, and behind a request of before."""
+    data = f"POST {REFUSED_HEADS[status].format(path=path)}".encode()
+    for places in ((), (3, 9, 40, len(data) // 2), (len(data) - 3,)):
+        client = await edge.connect()
+        at = [0, *places, len(data)]
+        for low, high in pairwise(at):
+            client.send(data[low:high])
+            await asyncio.sleep(0)
+        await refusal(client, path, status)
+    client = await edge.connect()
+    other = "/v1/models" if path in OF_MESSAGES else "/anthropic/v1/models"
+    client.send(edge.request(path=other, method="GET"))
+    assert (await client.response())[0] == 200
+    client.send(data)
+    await refusal(client, path, status)
+
+
+async def test_head_that_is_too_slow_or_too_large_is_told_so_in_the_protocol_of_its_path(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server='header_timeout = "100ms"\n')
+    for path in (OF_MESSAGES[0], OF_OTHERS[0]):
+        begun = f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode()
+        for more, status in ((b"", 408), (b"X: " + b"x" * 10_000 + b"\r\n", 431)):
+            client = await edge.connect()
+            client.send(begun + more * 9)
+            await refusal(client, path, status)
 
 
 async def test_request_before_a_malformed_one_is_still_answered(edge: Edge, simulator: Simulator) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 
 from edge.commands import usage as usage_report
 from edge.commands.usage import Row, parse_time, render, totals
-from edge.exchange import End, Principal, Usage, UsageSource
+from edge.exchange import End, Principal, Unit, Usage, UsageSource
 from edge.journal.journal import Journal
 from tests.records import STARTED_AT, close, ends_of, journal_files, opened
 
 NOW = 1_763_000_000.25
 DAY_S = 86_400
-COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "units")
+COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+UNITS = get_args(Unit)
 
 counts = st.integers(0, 10**9)
-usages = st.builds(Usage, counts, counts, counts, counts, counts, st.sampled_from(UsageSource))
+usages = st.builds(Usage, counts, counts, counts, counts, counts, st.sampled_from(UsageSource), st.sampled_from(UNITS))
 requests = st.fixed_dictionaries(
     {
         "principal": st.builds(Principal, st.sampled_from(["key_1", "key_2"]), st.sampled_from(["u-a", "u-b", "u-c"])),
@@ -71,16 +72,20 @@ def test_sums_agree_with_what_was_recorded(
         sums = expected.setdefault(NAME[by](facts), Counter())
         usage: Usage = Usage() if facts["crashes"] else facts["usage"]
         sums.update({name: getattr(usage, name) for name in COUNTED})
+        sums[usage.unit or "images"] += usage.units
         sums["requests"] += 1
         sums["crashed"] += facts["crashes"]
         sums["estimated"] += usage.source is UsageSource.ESTIMATED
-    names = [*COUNTED, "requests", "crashed", "estimated"]
+    names = [*COUNTED, *UNITS, "requests", "crashed", "estimated"]
     assert {row.name: {name: getattr(row, name) for name in names} for row in found.rows} == {
         name: {each: sums[each] for each in names} for name, sums in expected.items()
     }
     records = ends_of(directory).values()
     for name in COUNTED:
         assert sum(getattr(row, name) for row in found.rows) == sum(each[name] for each in records)
+    for unit in UNITS:
+        of_kind = sum(each["units"] for each in records if each["unit"] == unit)
+        assert sum(getattr(row, unit) for row in found.rows) == of_kind
     shutil.rmtree(directory)
 
 
@@ -97,6 +102,16 @@ def test_every_request_is_before_a_time_or_from_it_on(
     assert sum(row.requests for row in before) == sum(facts["started_at"] < at for facts in made)
     assert sum(row.requests for row in after) == sum(facts["started_at"] >= at for facts in made)
     shutil.rmtree(directory)
+
+
+def test_units_of_before_they_had_a_kind_are_images_and_those_of_no_known_kind_are_said(tmp_path: Path) -> None:
+    record(tmp_path, [REQUEST])
+    [path] = journal_files(tmp_path)
+    line = path.read_bytes().splitlines(keepends=True)[-1]
+    assert b'"units":1,"unit":"images"' in line
+    path.write_bytes(line.replace(b',"unit":"images"', b"") + line.replace(b'"images"', b'"bananas"'))
+    found = totals(tmp_path, None, None, "user")
+    assert ([(row.images, row.requests) for row in found.rows], found.unreadable) == ([(1, 1)], 1)
 
 
 def test_file_that_ended_long_before_is_not_read(tmp_path: Path) -> None:
@@ -116,7 +131,7 @@ def test_file_that_ended_long_before_is_not_read(tmp_path: Path) -> None:
 
 REQUEST: dict[str, Any] = {
     "principal": Principal("key_1", "u-a"), "model": "public/a", "started_at": STARTED_AT,
-    "usage": Usage(100, 20, 5, 3, 1, UsageSource.ESTIMATED), "end": End.COMPLETE, "crashes": False,
+    "usage": Usage(100, 20, 5, 3, 1, UsageSource.ESTIMATED, "images"), "end": End.COMPLETE, "crashes": False,
 }  # fmt: skip
 
 
@@ -156,12 +171,12 @@ def test_largest_comes_first_but_days_come_in_order(tmp_path: Path) -> None:
 
 
 def test_table_is_aligned_and_ends_in_a_total() -> None:
-    rows = [Row("u-1100a15812cc", 3, 1_000_000, 20, 7, 0, 0, 1, 0), Row("", 1, 5, 5, 0, 0, 2, 0, 1)]
+    rows = [Row("u-1100", 3, 1_000_000, 20, 7, 0, 0, 9, 40, 1, 0), Row("", 1, 5, 5, 0, 0, 2, 1, 0, 0, 1)]
     assert render(rows, "user").splitlines() == [
-        "USER            REQUESTS   PROMPT  COMPLETION  CACHED  REASONING  UNITS  ESTIMATED  CRASHED",
-        "u-1100a15812cc         3  1000000          20       7          0      0          1        0",
-        "-                      1        5           5       0          0      2          0        1",
-        "TOTAL                  4  1000005          25       7          0      2          1        1",
+        "USER    REQUESTS   PROMPT  COMPLETION  CACHED  REASONING  IMAGES  SECONDS  CHARACTERS  ESTIMATED  CRASHED",
+        "u-1100         3  1000000          20       7          0       0        9          40          1        0",
+        "-              1        5           5       0          0       2        1           0          0        1",
+        "TOTAL          4  1000005          25       7          0       2       10          40          1        1",
     ]
 
 
@@ -210,7 +225,7 @@ def test_json_is_an_array_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == [
         {
             "key": "key_1", "requests": 2, "prompt_tokens": 200, "completion_tokens": 40, "cached_tokens": 10,
-            "reasoning_tokens": 6, "units": 2, "estimated": 2, "crashed": 0,
+            "reasoning_tokens": 6, "images": 2, "seconds": 0, "characters": 0, "estimated": 2, "crashed": 0,
         }
     ]  # fmt: skip
     assert usage_report.main(tmp_path, parse("--json", "--until", "2025-11-13")) == 0

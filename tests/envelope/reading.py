@@ -14,21 +14,21 @@ from edge.errors import EdgeError
 MIB = 2**20
 
 
-def read_json(body: bytes) -> Envelope:
-    """Read a body at once, and in steps: both must say the same."""
+def read_json(body: bytes, *limits: str) -> Envelope:
+    """Read a body at once, and in steps: both must say the same. `limits` are the members that limit an answer."""
     try:
-        at_once = envelopes.read_json(body)
+        at_once = envelopes.read_json(body, "", limits)
     except EdgeError as error:
         with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
-            in_steps(body)
+            in_steps(body, limits)
         raise
-    assert in_steps(body) == at_once
+    assert in_steps(body, limits) == at_once
     return at_once
 
 
-def in_steps(body: bytes) -> Envelope:
+def in_steps(body: bytes, limits: tuple[str, ...]) -> Envelope:
     async def read() -> Envelope:
-        return await read_long_json(body)
+        return await read_long_json(body, "", limits)
 
     reading = read()
     while True:

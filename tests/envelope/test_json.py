@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from edge.envelope.json import STEP_BYTES, conversation_start, prompt_estimate, read_long_json
+from edge.envelope.json import STEP_BYTES, conversation_start, read_long_json
 from edge.envelope.splices import rewrite_json
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.names import MAX_MODEL_LENGTH
+from edge.operations import OPERATIONS
 from tests.envelope.reading import MIB, memory_below, read_json
 
 # --- what is read
@@ -126,33 +127,86 @@ def test_a_name_that_no_model_can_have_is_not_found_and_not_repeated(name: str) 
 # --- limits, and what is asked of usage
 
 
+CHAT, TEXT, MESSAGES, RESPONSES = (
+    OPERATIONS[name].limits for name in ("chat/completions", "completions", "messages", "responses")
+)
+
+
 @pytest.mark.parametrize(
-    ("members", "max_tokens"),
+    ("value", "max_tokens"),
     [
-        (b"", None),
-        (b',"max_tokens":256', 256),
-        (b',"max_completion_tokens": 64', 64),
-        (b',"max_output_tokens":1', 1),
-        (b',"max_tokens":256,"max_completion_tokens":64,"max_output_tokens":128', 64),
-        (b',"max_tokens":null,"max_completion_tokens":64', 64),
-        (b',"max_tok\\u0065ns":5', 5),
-        (b',"max_tokens":0', None),
-        (b',"max_tokens":0,"max_output_tokens":9', 9),
-        (b',"max_tokens":-1', None),
-        (b',"max_tokens":-0', None),
-        (b',"max_tokens":1.0', None),
-        (b',"max_tokens":1e3', None),
-        (b',"max_tokens":"12"', None),
-        (b',"max_tokens":true', None),
-        (b',"max_tokens":[1]', None),
-        (b',"max_tokens":{"max_tokens":1}', None),
-        (b',"max_tokens":' + b"9" * 5000, None),
-        (b',"x":{"max_tokens":1}', None),
+        (b"256", 256),
+        (b" 64", 64),
+        (b"null", None),
+        (b"0", None),
+        (b"-1", None),
+        (b"-0", None),
+        (b"1.0", None),
+        (b"1e3", None),
+        (b'"12"', None),
+        (b"true", None),
+        (b"[1]", None),
+        (b'{"max_tokens":1}', None),
+        (b"9" * 5000, None),
     ],
 )
-def test_smallest_limit_that_is_a_number_counts(members: bytes, max_tokens: int | None) -> None:
+def test_limit_of_an_answer_is_a_number_above_zero(value: bytes, max_tokens: int | None) -> None:
     """What else stands there is for the upstream to refuse."""
-    assert read_json(b'{"model":"m"' + members + b"}").max_tokens == max_tokens
+    assert read_json(b'{"model":"m","max_tokens":%b}' % value, *TEXT).max_tokens == max_tokens
+    assert read_json(b'{"model":"m","max_tok\\u0065ns":%b}' % value, *TEXT).max_tokens == max_tokens
+    assert read_json(b'{"model":"m","x":{"max_tokens":%b}}' % value, *TEXT).max_tokens is None
+    assert read_json(b'{"model":"m","max_tokens":%b}' % value).max_tokens is None, "an operation that has no limit"
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (b"", [None, None, None, None]),
+        (b',"max_tokens":256', [256, 256, 256, None]),
+        (b',"max_completion_tokens":64', [64, None, None, None]),
+        (b',"max_output_tokens":128', [None, None, None, 128]),
+        (b',"max_tokens":16,"max_completion_tokens":64', [64, 16, 16, None]),
+        (b',"max_completion_tokens":64,"max_tokens":256', [64, 256, 256, None]),
+        (b',"max_tokens":256,"max_completion_tokens":null', [256, 256, 256, None]),
+        (b',"max_tokens":256,"max_completion_tokens":-1', [None, 256, 256, None]),  # without end to llama.cpp
+        (b',"max_tokens":1,"max_completion_tokens":2,"max_output_tokens":4000', [2, 1, 1, 4000]),
+    ],
+)
+def test_limit_that_counts_is_the_one_that_engines_obey(members: bytes, expected: list[int | None]) -> None:
+    """A smaller one that an engine does not know must not bound what it wrote."""
+    body = b'{"model":"m"' + members + b"}"
+    assert [read_json(body, *limits).max_tokens for limits in (CHAT, TEXT, MESSAGES, RESPONSES)] == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        (b'"a"', 1),
+        (b'"[\\"a\\",\\"b\\"]"', 1),
+        (b"null", 1),
+        (b"[]", 1),
+        (b"[1,2,3]", 1),
+        (b"[[1,2],[3]]", 2),
+        (b" [ [ 1 , 2 ] , [3],[4] ] ", 3),
+        (b'["a"]', 1),
+        (b'["a","b","c"]', 3),
+        (b'[ "a" ,\n"b" ]', 2),
+        (b'["say \\"a\\"","b","\\\\","\\\\\\""]', 4),
+        (b'["[1]","[\\"a\\",2]"]', 2),
+        (b'[{"a":1}]', 1),
+        (b'["a"' + b',"b"' * 999 + b"]", 1000),
+        (b'["' + b'\\"' * 200_000 + b'"]', 100_001),  # of more than can be looked at, the most that there can be
+    ],
+)
+def test_each_prompt_of_a_batch_is_counted(prompt: bytes, prompts: int) -> None:
+    assert read_json(b'{"model":"m","prompt":%b}' % prompt).prompts == prompts
+    assert read_json(b'{"model":"m","x":{"prompt":%b}}' % prompt).prompts == 1
+
+
+def test_batch_of_millions_of_prompts_is_not_built() -> None:
+    body = b'{"model":"m","prompt":["\\\\"' + b',"a"' * (2 * MIB) + b"]}"
+    with memory_below(3 * len(body)):
+        assert read_json(body).prompts == 2 * MIB + 1
 
 
 @pytest.mark.parametrize(
@@ -193,21 +247,11 @@ def test_what_is_asked_of_usage_is_known_and_nothing_else_is_refused(
 # --- the size of the prompt
 
 
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        (b"", 1),
-        (b"{}", 1),
-        (b"x" * 400, 100),
-        (b'{"text":"%b"}' % (b"x" * 4000), 1002),
-        (b'{"url":"data:image/png;base64,%b","b":"%b"}' % (b"A" * 10**6, b"x" * 4000), 1004),
-        (b'["data:image/png;base64,AAAA","data:image/png;base64,BBBB"]', 14),  # too small to be looked through
-        (b"x" * 400 + b"data:image/png", 103),
-        (b'"data:image/' * 1_000_000, 2_999_725),
-    ],
-)
-def test_size_of_the_prompt_is_guessed_from_text_and_not_from_images(body: bytes, tokens: int) -> None:
-    assert prompt_estimate(body) == tokens
+def test_prompt_is_guessed_from_its_size_and_is_never_nothing() -> None:
+    assert read_json(b'{"model":"m"}').prompt_tokens == 3
+    assert read_json(b'{"model":"m","x":"%b"}' % (b"some words " * 40_000)).prompt_tokens == 110_005
+    sound = b'{"model":"m","input_audio":{"data":"%b","format":"wav"}}' % (b"QUJD" * 100_000)
+    assert 400 < read_json(sound).prompt_tokens < 1000
 
 
 # --- long bodies

@@ -229,6 +229,140 @@ def test_more_than_was_reserved_holds_up_the_next() -> None:
     assert dict(error.headers)["x-ratelimit-remaining-tokens"] == "0"
 
 
+# --- what an answer reserves
+
+
+def reserved(of: Admission, *names: str, answers: int = 1, max_tokens: int | None = None, user: str = USER) -> int:
+    """What a request without a prompt would reserve now, which it does not do."""
+    permit = of.admit(ROUTE, names or ("standard",), user, "key_1", 0, answers, max_tokens)
+    counter = counters(of)[(names or ("standard",))[0], ROUTE, user]
+    tokens = counter.tokens
+    permit.cancel()
+    return tokens - counter.tokens
+
+
+def used(of: Admission, *answers: int, user: str = USER) -> None:
+    """Take back what these answers were charged, but for what they taught."""
+    for tokens in answers:
+        permit = of.admit(ROUTE, ("standard",), user, "key_1", 0, 1)
+        permit.charge(tokens, tokens)
+    counters(of)["standard", ROUTE, user].tokens = 0
+
+
+TOKENS_OF = limit(tokens_per_minute=100_000)
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 256), (32_000, 256), (131_072, 256), (256, 256), (9, 9)])
+def test_first_answer_reserves_little_however_much_it_may_have(max_tokens: int | None, expected: int) -> None:
+    of = admission(Clock(), TOKENS_OF)
+    assert reserved(of, max_tokens=max_tokens) == expected
+    assert reserved(of, max_tokens=max_tokens, answers=3) == 3 * expected
+    assert reserved(of, max_tokens=max_tokens, answers=0) == 0
+
+
+def test_four_agents_that_ask_for_much_and_use_little_run_at_once() -> None:
+    of = admission(Clock(), limit(tokens_per_minute=100_000, concurrent_requests=8))
+    for _ in range(5):
+        permits = [of.admit(ROUTE, ("standard",), USER, "key_1", 21, 1, 32_000) for _ in range(4)]
+        for permit in permits:
+            permit.charge(121, 100)
+    assert only(of).tokens == 20 * 121
+
+
+def test_answer_reserves_what_the_latest_ones_took() -> None:
+    of = admission(Clock(), TOKENS_OF)
+    used(of, *[4000] * 20)
+    assert 3900 < reserved(of) == reserved(of, max_tokens=32_000) <= 4000
+    assert reserved(of, max_tokens=1000) == 1000
+    used(of, 100)
+    assert 2900 < reserved(of) < 3100, "the latest has a quarter"
+    used(of, *[100] * 20)
+    assert reserved(of) == 256
+
+
+def test_answer_that_did_not_come_teaches_nothing() -> None:
+    of = admission(Clock(), TOKENS_OF)
+    used(of, *[4000] * 20)
+    before = reserved(of)
+    for _ in range(20):
+        of.admit(ROUTE, ("standard",), USER, "key_1", 50, 1).charge(0)
+    assert reserved(of) == before
+
+
+def test_each_of_several_answers_counts_as_one() -> None:
+    of = admission(Clock(), TOKENS_OF)
+    for _ in range(20):
+        of.admit(ROUTE, ("standard",), USER, "key_1", 0, 10, 1000).charge(5000, 5000)
+    only(of).tokens = 0
+    assert 490 < reserved(of) <= 500
+    assert 4900 < reserved(of, answers=10) <= 5000
+
+
+def test_what_is_usual_is_known_of_each_user_and_route_and_only_for_as_long_as_it_counts() -> None:
+    clock = Clock()
+    of = admission(clock, TOKENS_OF)
+    used(of, *[4000] * 20)
+    assert reserved(of, user="u-2") == 256
+    clock.now += 60
+    assert reserved(of) > 3900
+    clock.now += 180
+    assert reserved(of) == 256
+
+
+@pytest.mark.parametrize(
+    ("at_most", "max_tokens", "expected"),
+    [
+        (2000, 32_000, 2000),
+        (2000, 500, 500),
+        (2000, None, 256),
+        (100, None, 100),
+        (10**6, 32_000, 32_000),
+        (10**6, 131_072, 100_000),  # all that there is
+    ],
+)
+def test_setting_bounds_what_an_answer_reserves(at_most: int, max_tokens: int | None, expected: int) -> None:
+    of = admission(Clock(), limit(tokens_per_minute=100_000, reserve_at_most=at_most))
+    assert reserved(of, max_tokens=max_tokens) == expected
+    used(of, *[4000] * 20)
+    assert reserved(of, max_tokens=max_tokens) == (expected if max_tokens else min(at_most, only(of).answer_tokens))
+
+
+def test_setting_of_a_reload_holds_for_the_next_request() -> None:
+    of = admission(Clock(), limit(tokens_per_minute=100_000, reserve_at_most=10))
+    assert reserved(of, max_tokens=5000) == 10
+    of.reconfigure({"standard": limit(tokens_per_minute=100_000, reserve_at_most=1000)})
+    assert reserved(of, max_tokens=5000) == 1000
+
+
+def test_what_an_answer_uses_beyond_its_reservation_is_charged() -> None:
+    of = admission(Clock(), limit(tokens_per_minute=1000))
+    permits = [of.admit(ROUTE, ("standard",), USER, "key_1", 0, 1, 32_000) for _ in range(3)]
+    for permit in permits:
+        permit.charge(900, 900)
+    assert "used 2700" in str(refused(of, tokens=1))
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 500), st.integers(0, 5), st.none() | st.integers(1, 5000), st.integers(0, 9000)),
+        max_size=30,
+    ),
+    st.none() | st.integers(1, 3000),
+)
+def test_reservation_is_never_above_what_a_request_may_use(
+    asked: list[tuple[int, int, int | None, int]], at_most: int | None
+) -> None:
+    of = admission(Clock(), limit(tokens_per_minute=10**12, reserve_at_most=at_most))
+    for tokens, answers, max_tokens, took in asked:
+        before = only(of).tokens if counter_count(of) else 0
+        permit = of.admit(ROUTE, ("standard",), USER, "key_1", tokens, answers, max_tokens)
+        each = min((bound for bound in (max_tokens, at_most) if bound is not None), default=9000)
+        assert tokens <= only(of).tokens - before <= tokens + answers * each
+        permit.charge(took, took)
+        assert only(of).tokens == before + took
+
+
 @pytest.mark.parametrize("step_s", [-0.05, -59.0])
 def test_shared_clock_that_is_set_back_a_little_does_not_end_the_minute(step_s: float) -> None:
     clock = Clock(BEGIN - 1)
@@ -374,7 +508,7 @@ def test_of_several_refusals_the_longest_is_told() -> None:
     assert "requests per minute" in str(refused(of, "places", "standard"))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     allowed=st.integers(1, 200),
     previous=st.integers(0, 1000),

@@ -373,7 +373,8 @@ def test_no_bytes_make_a_meter_fail(parts: list[bytes]) -> None:
             meter = events(operation, **mode)
             given = b"".join(map(meter.feed, parts)) + meter.close()
             assert given == b"".join(parts)
-            assert meter.usage(False) == meter.usage(True)
+            cut, whole = (msgspec.structs.replace(meter.usage(each), source=NONE) for each in (False, True))
+            assert cut == whole
         meter = document(operation)
         assert b"".join(map(meter.feed, parts)) + meter.close() == b"".join(parts)
         assert meter.usage(True).prompt_tokens in (0, 7)
@@ -388,7 +389,8 @@ def test_depth_costs_no_stack(value: str) -> None:
         bomb = f'{{"{member}":{value}}}'.encode()
         for operation in (CHAT, MESSAGES, RESPONSES):
             assert read([b"data: " + bomb + b"\n\n", last()], operation).completion_tokens in (0, 1, 5)
-            assert fed(document(operation), [bomb]).usage(True).source is ESTIMATED
+            used = fed(document(operation), [bomb]).usage(True)
+            assert used.source is (NONE if (member, value[0]) == ("error", "{") else ESTIMATED)
 
 
 # --- errors
@@ -773,9 +775,7 @@ def test_nothing_is_used_by_a_document_that_did_not_come(operation: str) -> None
         assert fed(document(operation), [b""]).usage(whole) == NO_USAGE
 
 
-@pytest.mark.parametrize(
-    "operation", ["audio/speech", "tokenize", "detokenize", "audio/transcriptions", "new/operation"]
-)
+@pytest.mark.parametrize("operation", ["tokenize", "detokenize", "audio/transcriptions", "new/operation"])
 def test_other_answers_use_nothing_that_they_do_not_tell_of(operation: str) -> None:
     for content in (b"\xff\xfb\x90", b'{"text":"a","usage":{"seconds":null}}', b'a "usage":{"total_tokens":1}'):
         for whole in (True, False):

@@ -98,10 +98,13 @@ class Running:
         heartbeat_s: float = 0,
         echo: str | None = None,
         metering: Metering = Metering(OPERATIONS["chat/completions"]),  # noqa: B008  # frozen
+        stream: bool = False,
     ) -> None:
         self.client = Client(last=old_client or not keep_alive, bare=old_client)
         self.upstream = Transport()
-        self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
+        self.exchange = Exchange("req_1", "POST", 0.0, 0.0, stream=stream)
+        if stream:
+            self.exchange.operation = metering.operation
         self.pool = ConnectionPool(parse_url("http://10.0.0.1:8000"), None, asyncio.get_running_loop())
         self.connection = UpstreamConnection(self.pool)
         self.connection.connection_made(cast(Any, self.upstream))
@@ -322,7 +325,7 @@ def test_head_tells_the_framing(framing: bytes, old_client: bool, keep_alive: bo
         assert CORS.strip() in got.head
         assert b"\r\nx-request-id: req_1\r\n" in got.head
         unbuffered = [line in lines_of(got) for line in (b"cache-control: no-cache", b"x-accel-buffering: no")]
-        assert unbuffered == [media_type is SSE] * 2
+        assert unbuffered == [media_type is SSE and b"{}" not in framing] * 2
 
 
 # --- streams that open with an error

@@ -18,8 +18,9 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.config.settings import EndpointConfig, PoolConfig
+from edge.config.settings import EndpointConfig, PoolConfig, RouteConfig
 from edge.config.values import Url, parse_dns, parse_url
+from edge.routing import Match
 from edge.upstream import catalogue as module
 from edge.upstream.catalogue import Catalogue, NotListed, lengths_of
 from edge.upstream.endpoints import Endpoints, Lease
@@ -220,6 +221,24 @@ async def test_nobody_is_asked_until_models_are_listed_and_then_as_requests_are(
     request, *headers = server.asked[0].strip().split("\r\n")
     assert request == "GET /api/v3/models HTTP/1.1"
     assert {f"Host: {url.authority}", "Authorization: Bearer sk-123", "Accept-Encoding: identity"} <= set(headers)
+
+
+async def test_context_of_a_model_is_that_of_its_route_or_of_its_pools_server(
+    endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
+) -> None:
+    server = await listing(LISTED)
+    url = parse_url(server.url)
+    config = PoolConfig("p", (EndpointConfig(url),))
+    catalogue.apply([Pool(config, [endpoints.member(url, config)])])
+    named, said, asked, other = (
+        Match(RouteConfig("public/r1", "public/r1", pool="p", **each), "", "")
+        for each in ({"model": MODEL}, {"model": MODEL, "context_length": 99}, {}, {"model": "x"})
+    )
+    instance = Match(RouteConfig("u-*", "u-*", instance="http://{service}"), "", "")
+    matches = (named, said, asked, other, instance)
+    assert [catalogue.context_length_of(MODEL, each) for each in matches] == [None, 99, None, None, None]
+    await catalogue.learn(["p"])
+    assert [catalogue.context_length_of(MODEL, each) for each in matches] == [163840, 99, 163840, 163840, None]
 
 
 async def test_api_that_is_at_the_root_lists_its_models_there(

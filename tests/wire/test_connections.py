@@ -16,7 +16,7 @@ import pytest
 
 from edge.config.values import parse_url
 from edge.errors import ConnectFailed, EdgeError, OutOfPorts, Overloaded
-from edge.wire.connections import ConnectionPool, Shortage, UpstreamConnection
+from edge.wire.connections import _MANY_USES, ConnectionPool, Shortage, UpstreamConnection
 
 
 class Clock:
@@ -80,6 +80,67 @@ async def test_connection_is_reused_only_until_it_is_old_however_busy_it_is(
     clock.ahead_s += 1
     assert (pool.take() is connection) is kept
     connection.abort()
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("uses", "age_s", "kept"), [(_MANY_USES - 1, 47.0, True), (_MANY_USES, 3.9, True), (_MANY_USES, 5.1, False)]
+)
+async def test_connection_that_was_used_often_is_made_anew_after_a_part_of_its_age(
+    listening: str, uses: int, age_s: float, kept: bool
+) -> None:
+    """Where requests are short the handshake is a small share, and a new server gets its own within seconds."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    connection = await pool.connect(5, 60)
+    connection.uses = uses
+    clock.ahead_s = age_s
+    connection.free(4.0)
+    assert (pool.take() is connection) is kept
+    connection.abort()
+    pool.close()
+
+
+@pytest.mark.parametrize("request_s", [0.05, 0.7, 5.0, 20.0])
+async def test_server_that_is_added_behind_a_name_gets_its_share_within_90_s_of_steady_traffic(
+    listening: str, request_s: float
+) -> None:
+    """Each new connection goes to the next server, as balancers of connections do; six requests run at all times."""
+    clock = Clock()
+    pool = new_pool(listening, clock)
+    servers, made = ["old"], 0
+    server_of: dict[UpstreamConnection, str] = {}
+    lent: list[UpstreamConnection] = []
+    asked: list[str] = []
+
+    async def turn() -> None:
+        nonlocal made
+        if len(lent) == 6:
+            lent.pop(0).free(4.0)
+        connection = pool.take()
+        if connection is None:
+            connection = await pool.connect(5, 60)
+            server_of[connection] = servers[made % len(servers)]
+            made += 1
+        connection.uses += 1
+        lent.append(connection)
+        asked.append(server_of[connection])
+        clock.ahead_s += request_s / 6
+
+    while clock.ahead_s < 100:
+        await turn()
+    before = made
+    servers.append("new")
+    begun = len(asked)
+    while clock.ahead_s < 160:
+        await turn()
+    seen = len(asked)
+    while clock.ahead_s < 190:
+        await turn()
+    assert asked[seen:].count("new") >= 0.8 * len(asked[seen:]) / 2
+    assert made - before <= 2 * 6 + (len(asked) - begun) / _MANY_USES
+    for connection in lent:
+        connection.abort()
     pool.close()
 
 
@@ -266,9 +327,10 @@ def refusing() -> Iterator[Address]:
 
 @pytest.mark.parametrize("dead", ["silent", "refusing"])
 async def test_dead_address_of_a_name_is_passed_over_and_tried_last_for_some_minutes(
-    listening: str, dead: str, request: pytest.FixtureRequest
+    listening: str, dead: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it costs its delay once, and not the whole time to connect (RFC 8305 section 5, RFC 6555 section 4.2)."""
+    monkeypatch.setattr("edge.wire.connections.random.shuffle", lambda found: None)
     gone: Address = request.getfixturevalue(dead)
     live = ("127.0.0.1", parse_url(listening).port)
     loop = Resolving(gone, live)
@@ -280,15 +342,30 @@ async def test_dead_address_of_a_name_is_passed_over_and_tried_last_for_some_min
         assert loop.tried == tried
 
 
-async def test_while_all_addresses_of_a_name_answer_the_first_of_each_look_up_is_taken(listening: str) -> None:
-    """Name services turn their answers, so that all addresses get their share."""
+async def test_while_all_addresses_of_a_name_answer_each_gets_connections(listening: str) -> None:
+    """Also where the name service gives them in the same order every time."""
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as other:
         addresses: list[Address] = [("127.0.0.1", parse_url(listening).port), other.sockets[0].getsockname()]
         loop = Resolving(*addresses)
         pool = new_pool("http://model.test", loop)
-        for _ in range(4):
-            assert await loop.connect(pool) == loop.addresses[0]
-            loop.addresses.reverse()
+        went = [await loop.connect(pool) for _ in range(60)]
+        assert min(went.count(address) for address in addresses) >= 10
+
+
+async def test_family_that_the_resolver_prefers_is_tried_first(listening: str) -> None:
+    """RFC 6724: it knows which one this machine can use."""
+    port = parse_url(listening).port
+
+    class OfTwoFamilies(Resolving):
+        async def getaddrinfo(self, host: str, port: int, **options: Any) -> Any:
+            families = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
+            return [(families[each[0]], socket.SOCK_STREAM, 0, "", each) for each in self.addresses]
+
+    loop = OfTwoFamilies(("127.0.0.1", port), ("::1", port))
+    pool = new_pool("http://model.test", loop)
+    for _ in range(12):
+        assert await loop.connect(pool) == ("127.0.0.1", port)
+    assert {address[0] for address in loop.tried} == {"127.0.0.1"}
 
 
 async def test_name_of_which_no_address_answers_in_time_cannot_be_connected_to(silent: Address) -> None:
