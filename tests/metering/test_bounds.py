@@ -231,7 +231,7 @@ def cut_at_random(draw: Any, content: bytes) -> list[bytes]:
     return cut(content, draw(st.lists(st.integers(0, len(content)), max_size=6)))
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, database=None)
 @given(st.data())
 def test_no_record_is_more_than_was_allowed_whatever_an_answer_says(draws: st.DataObject) -> None:
     """And no object of that name outside its place counts: each of those here has a billion tokens."""
