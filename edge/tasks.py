@@ -11,7 +11,7 @@ from typing import Any, Final
 
 PATIENCE_S: Final = 1.5  # for tasks that are cancelled; what is of any use then takes milliseconds
 _AGAIN_S: Final = 0.1  # between two cancellations
-_UNNAMED: Final = re.compile(r"Task-\d+")  # as asyncio calls them; here they are those of aiohttp's connections
+_UNNAMED: Final = re.compile(r"Task-\d+")  # as asyncio calls them: those of connections, and the loop's own
 
 
 class Hung(Exception):
@@ -42,6 +42,6 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]], patience_s: float = PATI
 
 
 def names_of(tasks: Iterable[asyncio.Task[Any]]) -> tuple[str, ...]:
-    """Return the names of tasks for the log, each once; those without one of their own answer clients."""
+    """Return the names of tasks for the log, each once."""
     names = (task.get_name() for task in tasks)
-    return tuple(sorted({"a client's connection" if _UNNAMED.fullmatch(name) else name for name in names}))
+    return tuple(sorted({"an unnamed task" if _UNNAMED.fullmatch(name) else name for name in names}))
