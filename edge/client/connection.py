@@ -36,6 +36,10 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
+_LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
+# A request that crosses the end of its connection is lost. So one that may still get a request stays so long, once the
+# listeners are closed or its last answer is over: a balancer's pool has used it by then, or does not need it.
+LAST_REQUEST_S: Final = 2.0
 LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
 # Within 45 s: else the answer of a client that vanished would go on, and its engine's place with it. The kernel counts
 # as vanished also who keeps its window shut for so long.
@@ -155,12 +159,22 @@ class ClientConnection(RequestHandler):
         if self.answering is None or not self.answering.begun:
             self.last = True
 
+    def leave_soon(self) -> None:
+        """Close when no request comes for `LAST_REQUEST_S`, counted anew behind every answer."""
+        self._keepalive_timeout = LAST_REQUEST_S
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = 0.0
+        self._keepalive_handle = None if self.busy else self._loop.call_later(LAST_REQUEST_S, self._process_keepalive)
+
     # --- aiohttp's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let the kernel notice when the client vanishes; refuse the connection when there are too many."""
         super().connection_made(transport)
         self._wire = self.transport
+        if self._server.lifecycle.stage >= _CLOSING:  # the kernel had accepted it before
+            self.leave_soon()
         self.is_secure = transport.get_extra_info("ssl_object") is not None
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
@@ -338,7 +352,7 @@ class ClientConnection(RequestHandler):
                     return
                 if not is_whole:
                     self._message_taken()
-                if self.last or self._close or self._server.lifecycle.stage >= _CLOSING:
+                if self.last or self._close:
                     break
                 if self._messages:  # pipelined: whoever else is ready comes first
                     await asyncio.sleep(0)
@@ -367,7 +381,7 @@ class ClientConnection(RequestHandler):
         """Close; a client that does not read what is still queued is dropped when it has been idle for long."""
         super().force_close()
         if self._wire is not None and self._drop_timer is None and self._wire.get_write_buffer_size():
-            self._drop_timer = self._loop.call_later(self._keepalive_timeout, self._wire.abort)
+            self._drop_timer = self._loop.call_later(self._server.client_idle_timeout_s, self._wire.abort)
 
     def _message_taken(self) -> None:
         """Make room for one more pipelined request, once the parser has counted this one; take what it held back."""
@@ -390,11 +404,24 @@ class ClientConnection(RequestHandler):
         self._loop.call_later(LINGER_S, self.force_close)
 
     def _process_keepalive(self) -> None:
-        """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever."""
+        """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever.
+
+        Whose request has begun to arrive, or waits in the kernel because the loop is busy, is not idle.
+        """
         transport = self.transport
+        has_begun = self._header_timer is not None
+        if transport is not None and (has_begun or (not self._reading_paused and _has_input(transport))):
+            self._keepalive_handle = self._loop.call_later(_LOOK_AGAIN_S, self._process_keepalive)
+            return
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
+
+
+def _has_input(transport: asyncio.Transport) -> bool:
+    """Return whether bytes of the client wait in the kernel."""
+    descriptor = transport.get_extra_info("socket").fileno()
+    return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 def _head_too_large() -> HeadersTooLarge:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
-from edge.client.connection import Answering
+from edge.client.connection import LAST_REQUEST_S
 from edge.client.server import ClientServer
 from edge.config.settings import ServerConfig
 from edge.stage import Lifecycle, Stage
@@ -57,9 +57,10 @@ class Drain:
         self._lifecycle.stage = Stage.CLOSING
         for listener in listeners:
             listener.close()
-        for client in list(clients.clients):
-            if not client.busy:
-                client.force_close()
+        for client in clients.clients:
+            client.leave_soon()
+        if server.tls is not None:  # until the end of its handshake a client is not counted
+            await self.until(asyncio.sleep(LAST_REQUEST_S), server.drain_timeout_s)
         if await self.until(clients.wait_empty(), server.drain_timeout_s):
             return
         self._hurried.clear()
@@ -88,7 +89,10 @@ class Drain:
 
 
 def _cut(clients: ClientServer) -> None:
-    """End every answer that is being passed on."""
-    answers: list[Answering] = [client.answering for client in clients.clients if client.answering is not None]
-    for answer in answers:
-        answer.cut()
+    """End every answer that is being passed on, and what waits for another request."""
+    for client in list(clients.clients):
+        client.last = True  # whatever its head promised
+        if client.answering is not None:
+            client.answering.cut()
+        elif not client.busy:
+            client.force_close()
