@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jwt
-from aiohttp import http_parser, web
+from aiohttp import web
 
 from edge.client.body import BodyMemory
 from edge.client.server import ClientServer
@@ -39,6 +39,7 @@ from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
 from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
 from edge.process.reloading import Reloader
+from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.tasks import Hung
@@ -82,10 +83,7 @@ class Server:
         log_to: int = 1,
         within: Callable[[float], None] = lambda patience_s: None,
     ) -> None:
-        if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-            raise Unusable(
-                "aiohttp runs without its C parser, which is lenient where an edge must not be: reinstall it"
-            )
+        check_interpreter()
         self._loop = asyncio.get_running_loop()
         self.lifecycle = Lifecycle()
         self.readiness = Readiness(self.lifecycle)
