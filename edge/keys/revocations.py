@@ -65,7 +65,8 @@ class RevocationChannel:
 
     async def publish(self, invalidation: Invalidation) -> int:
         """Notify every process, this one too; return how many listen. Raises what the client raises."""
-        listeners = [int(await self._client.publish(CHANNEL, message)) for message in messages_of(invalidation)]
+        messages = messages_of(invalidation)
+        listeners = [int(await answer_of(self._client.publish(CHANNEL, message))) for message in messages]
         return max(listeners, default=0)
 
     async def _listen(self) -> None:
