@@ -97,8 +97,10 @@ class Shipper:
 
     async def _deliver_rest(self) -> None:
         """Deliver until nothing is left."""
-        while await self._deliver_some(lambda failures: _POLL_INTERVAL_S) or self.outage:
-            if self.outage:
+        while True:
+            if not await self._deliver_some(lambda failures: _POLL_INTERVAL_S):
+                if not self.outage:
+                    break
                 await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def _deliver_some(self, pause: Callable[[int], float]) -> bool:
