@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +35,13 @@ from loadtest.target import at_least, positive
 from loadtest.upstream import Wish
 from loadtest.workload import SCENARIOS, Answer, numbered, raw_request
 
-_DRAIN_TIMEOUT_S: Final = 5
+_DRAIN_TIMEOUT_S: Final = 5  # of drains; in restarts nothing is to be cut, however busy the machine is
+_RESTART_DRAIN_TIMEOUT_S: Final = 120
 _GRACE_S: Final = 10.0  # what a stop may take beyond it
 _READY_PATIENCE_S: Final = 300.0  # an interpreter that imports beside all the rest
 _ANSWER_PATIENCE_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 0.5  # of a client between two requests: a pool in front has idle connections then
+_CODE: Final = re.compile(rb'"code":"([a-z_]+)"')
 _PASS_ON: Final = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -199,6 +203,19 @@ class _Edge:
             self._running.wait()
 
 
+@dataclass(slots=True)
+class _Told(Answer):
+    """An answer that keeps the code of an error."""
+
+    code: str = ""
+
+    def body(self, body: bytes) -> None:
+        """Take the body of an answer that is no stream."""
+        found = _CODE.search(body)
+        self.code = found[1].decode() if found else ""
+        Answer.body(self, body)
+
+
 class _Load:
     """Clients in a closed loop, half of them streams; counts what became of their requests."""
 
@@ -219,11 +236,12 @@ class _Load:
         members = {"max_tokens": 32, "user": wish.text()}
         raw = raw_request(scenario.kind, scenario.body(peers.MODEL, members), host=peers.HOST, key=key)
         while not self._over.is_set():
-            answer = Answer(stream=is_stream, exact=32 if is_stream else None)
+            answer = _Told(stream=is_stream, exact=32 if is_stream else None)
             self.requests += 1
             request = numbered(raw, self.requests)
             sample = await self._connections.request(request, answer, timeout_s=_ANSWER_PATIENCE_S)
-            if problem := sample.error or ("" if sample.status == 200 else f"status {sample.status}") or answer.end():
+            refusal = "" if sample.status == 200 else f"status {sample.status} {answer.code}"
+            if problem := sample.error or refusal or answer.end():
                 self.lost[problem] += 1
             await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_S))
 
@@ -266,9 +284,9 @@ def _front(name: str, directory: Path, port: int, edge_port: int) -> list[str]:
     return [program, "-db", "-f", str(config)]
 
 
-def _configure(root: Path, directory: Path, upstream: int, delay: str, sink: str = "") -> str:
+def _configure(root: Path, directory: Path, upstream: int, delay: str, drain_timeout_s: int, sink: str = "") -> str:
     """Write the file of the edges, and return a key."""
-    text = _EDGE.format(delay=delay, drain=_DRAIN_TIMEOUT_S, upstream=upstream, sink=sink)
+    text = _EDGE.format(delay=delay, drain=drain_timeout_s, upstream=upstream, sink=sink)
     (directory / "routes.toml").write_text(text)
     made = subprocess.run(
         [sys.executable, "-m", "edge", "keys", "create", "--user", "u-loadtest", "--json"],
@@ -285,7 +303,8 @@ async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -
     in_thread = asyncio.to_thread
     with ExitStack() as stack:
         upstream = stack.enter_context(_upstream(directory))
-        key = _configure(arguments.edge, directory, upstream, arguments.shutdown_delay)
+        delay, drain = arguments.shutdown_delay, _RESTART_DRAIN_TIMEOUT_S
+        key = _configure(arguments.edge, directory, upstream, delay, drain)
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         edges = [_Edge(number, arguments.edge, directory, listening) for number in (1, 2)]
         for edge in edges:
@@ -298,7 +317,7 @@ async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -
         await asyncio.sleep(1.0)
         for number in range(arguments.restarts):
             edge = edges[number % 2]
-            code, stop_s = await in_thread(edge.stop, _DRAIN_TIMEOUT_S + _GRACE_S + 60)
+            code, stop_s = await in_thread(edge.stop, _RESTART_DRAIN_TIMEOUT_S + _GRACE_S + 60)
             codes.add(code)
             longest_s = max(longest_s, stop_s)
             await in_thread(edge.start)
@@ -336,7 +355,8 @@ async def _drains(directory: Path, arguments: argparse.Namespace) -> bool:
         command = [_redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", ""]
         redis = stack.enter_context(_process("redis", command, directory, redis_port))
         url = f'"redis://127.0.0.1:{redis_port}/0"'
-        key = _configure(arguments.edge, directory, upstream, "0s", f"sink = {url}\n[shared]\nredis = {url}")
+        shared = f"sink = {url}\n[shared]\nredis = {url}"
+        key = _configure(arguments.edge, directory, upstream, "0s", _DRAIN_TIMEOUT_S, shared)
         for _ in range(arguments.busy):
             stack.callback(_busy())
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))

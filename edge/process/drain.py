@@ -47,6 +47,12 @@ class Drain:
 
     async def run(self, server: ServerConfig, clients: ClientServer, listeners: Iterable[asyncio.Server]) -> None:
         """Stop without hurting anybody, and return when no client is connected, or none that can be got rid of."""
+        try:
+            await self._run(server, clients, listeners)
+        finally:
+            self._hurried.clear()  # the parts have their time all the same
+
+    async def _run(self, server: ServerConfig, clients: ClientServer, listeners: Iterable[asyncio.Server]) -> None:
         self._within(server.shutdown_delay_s + server.drain_timeout_s + GRACE_S)
         self._lifecycle.stage = Stage.DRAINING
         for client in clients.clients:
@@ -59,9 +65,12 @@ class Drain:
             listener.close()
         for client in clients.clients:
             client.leave_soon()
+        patience_s = server.drain_timeout_s
         if server.tls is not None:  # until the end of its handshake a client is not counted
-            await self.until(asyncio.sleep(LAST_REQUEST_S), server.drain_timeout_s)
-        if await self.until(clients.wait_empty(), server.drain_timeout_s):
+            handshakes_s = min(LAST_REQUEST_S, patience_s)
+            patience_s -= handshakes_s
+            await self.until(asyncio.sleep(handshakes_s))
+        if await self.until(clients.wait_empty(), patience_s):
             return
         self._hurried.clear()
         _log.warning("drain: %d connections are cut", len(clients.clients))

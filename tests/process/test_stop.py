@@ -215,6 +215,27 @@ async def test_further_signal_ends_the_wait_for_parts_and_records(
     await soon(edge._task)
 
 
+async def test_parts_have_their_time_behind_a_drain_that_a_signal_ended(
+    start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    closed = False
+    close = SqliteKeyStore.close
+
+    async def close_slowly(self: SqliteKeyStore) -> None:
+        nonlocal closed
+        await asyncio.sleep(0.05)
+        await close(self)
+        closed = True
+
+    monkeypatch.setattr(SqliteKeyStore, "close", close_slowly)
+    edge = await started(start_edge, simulator, shutdown_delay="1h")
+    edge.server.stop()
+    await heard.until("draining")
+    edge.server.stop()
+    await soon(edge._task)
+    assert closed
+
+
 # --- the last moment
 
 
@@ -335,9 +356,10 @@ async def test_process_that_cannot_end_says_what_hangs_and_fails(
 ) -> None:
     async with broken(tmp_path, how, grace_s) as running:
         assert running.stderr is not None
-        while "listening on" not in (line := (await soon(running.stderr.readline())).decode()):
-            assert line
-        running.send_signal(signal.SIGTERM)
-        rest = (await soon(running.stderr.read())).decode()
-        assert await soon(running.wait()) == 1
+        async with asyncio.timeout(90):  # an interpreter that imports, beside all other tests
+            while "listening on" not in (line := (await running.stderr.readline()).decode()):
+                assert line
+            running.send_signal(signal.SIGTERM)
+            rest = (await running.stderr.read()).decode()
+            assert await running.wait() == 1
         assert told in rest
