@@ -63,6 +63,7 @@ journal = "usage"
 requests_per_minute = 1_000_000_000
 [pools.r1]
 endpoints = ["http://127.0.0.1:{upstream}"]
+connect_timeout = "30s"  # of a model server that shares the cores
 [routes."public/deepseek-r1"]
 pool = "r1"
 metered = true
