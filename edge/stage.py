@@ -9,7 +9,7 @@ class Stage(enum.IntEnum):
 
     RUNNING = 0
     DRAINING = 1  # not ready; each answer that begins is the last of its connection, and its head says so
-    CLOSING = 2  # the listeners are closed, and no connection stays, whatever its last head promised
+    CLOSING = 2  # the listeners are closed; a connection that may still get a request stays for two seconds
     CUTTING = 3  # the drain is over: who is cut now did not leave by itself
 
 

@@ -1,8 +1,10 @@
 """The one client of a Redis or Valkey: the key store, the usage sink and what processes share go through it."""
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge.errors import Unusable
 
@@ -10,6 +12,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _MAX_CONNECTIONS: Final = 32
+_CLOSE_PATIENCE_S: Final = 0.5  # a server that says nothing does not end its TLS either
+
+T = TypeVar("T")
 
 
 def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
@@ -40,16 +45,27 @@ def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
 
 
 async def disconnect(client: "Redis") -> None:
-    """Close every connection of a client."""
-    await client.aclose()
-    await client.connection_pool.disconnect()
+    """Close every connection of a client; of one that does not close in order nothing is lost."""
+    from redis.exceptions import RedisError
+
+    with contextlib.suppress(RedisError, OSError):
+        async with asyncio.timeout(_CLOSE_PATIENCE_S):
+            await client.aclose()
+            await client.connection_pool.disconnect()
 
 
-def raise_cancellation() -> None:
-    """Raise `CancelledError` when this task is cancelled: redis-py takes that for a failure while it connects."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError from None
+async def answer_of(command: Awaitable[T]) -> T:
+    """Return what a command of the client returns, raise what it raises; a task that is cancelled ends here.
+
+    redis-py loses cancellations. One that comes while it connects it takes for a failure to connect, and one that comes
+    when it has just sent does nothing at all (see `tasks.py`): the task would go on for ever.
+    """
+    try:
+        return await command
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 def reason_of(error: Exception) -> str:

@@ -12,7 +12,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from aiohttp import StreamReader, hdrs
+from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
@@ -34,6 +34,10 @@ _LINE_BYTES: Final = 64  # of a request line, in which every path stands that ha
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
+_LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
+# A request that crosses the end of its connection is lost. So one that may still get a request stays so long, once the
+# listeners are closed or its last answer is over: a balancer's pool has used it by then, or does not need it.
+LAST_REQUEST_S: Final = 2.0
 LINGER_S: Final = 2.0  # an early answer is read by a client that still sends; nginx lingers 5 s a read
 # Within 45 s: else the answer of a client that vanished would go on, and its engine's place with it. The kernel counts
 # as vanished also who keeps its window shut for so long.
@@ -82,8 +86,8 @@ class ClientConnection(RequestHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_due_bytes", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full",
-        "_parser_reads", "_repeated", "_repeats", "_server", "_to_keep", "_wire", "answering", "bare", "is_secure",
+        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full",
+        "_parser_reads", "_repeated", "_repeats", "_server", "_wire", "answering", "bare", "is_secure",
         "last", "loop", "peer",
     )  # fmt: skip
 
@@ -107,8 +111,6 @@ class ClientConnection(RequestHandler):
         self._line = b""  # how they begin: the request line, or so much of it
         self._repeats = Repeats()
         self._repeated: Request | None = None  # the next request, when its head was known
-        self._to_keep = b""  # the read of the next request, when its head may come again
-        self._due_bytes: int | None = 0  # of the body that the parser is at; None: it is not known where it stands
 
     # --- what the proxy uses
 
@@ -161,12 +163,22 @@ class ClientConnection(RequestHandler):
         if self.answering is None or not self.answering.begun:
             self.last = True
 
+    def leave_soon(self) -> None:
+        """Close when no request comes for `LAST_REQUEST_S`, counted anew behind every answer."""
+        self._keepalive_timeout = LAST_REQUEST_S
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = 0.0
+        self._keepalive_handle = None if self.busy else self._loop.call_later(LAST_REQUEST_S, self._process_keepalive)
+
     # --- aiohttp's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let the kernel notice when the client vanishes; refuse the connection when there are too many."""
         super().connection_made(transport)
         self._wire = self.transport
+        if self._server.lifecycle.stage >= _CLOSING:  # the kernel had accepted it before
+            self.leave_soon()
         self.is_secure = transport.get_extra_info("ssl_object") is not None
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
@@ -252,10 +264,10 @@ class ClientConnection(RequestHandler):
             self._park(data)
             return
         waiter, parsed = self._waiter, len(self._messages)
-        is_expected = self._due_bytes == 0 and waiter is not None and not waiter.done()
-        if is_expected and (known := self._repeats.find(data)) is not None:
+        waits = waiter is not None and not waiter.done()
+        if waits and (known := self._repeats.find(data)) is not None:
             self._repeated = Request(known[0], EMPTY_PAYLOAD, self, known[1])
-            waiter.set_result(None)  # type: ignore[union-attr]  # expected by one
+            waiter.set_result(None)  # type: ignore[union-attr]  # it waits
             return
         current = self._current_request
         is_body = current is not None and not current.payload.is_eof()
@@ -264,10 +276,7 @@ class ClientConnection(RequestHandler):
                 self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._due_bytes is not None:
-            self._due_bytes = self._due_after(data, parsed)
-            if is_expected and self._due_bytes == 0:
-                self._to_keep = data
+        self._repeats.follow(data, self._messages[-1][0] if len(self._messages) > parsed else None, waits=waits)
         if self._messages:
             self._stop_header_timer()
             self._check_head_sizes()
@@ -284,22 +293,6 @@ class ClientConnection(RequestHandler):
             self._head_bytes = 0
         elif self._waiter is not None and self._head_bytes:
             self._watch_head()
-
-    def _due_after(self, data: bytes, parsed: int) -> int | None:
-        """Return how many bytes of a body are due after a read, None where that is not certain.
-
-        A read that began between two requests must have the head of one, beside the `parsed` ones before it. Whatever
-        else it has makes the count too small, so that it ends below 0: then only the parser knows where it stands.
-        """
-        if self._due_bytes:
-            due = self._due_bytes - len(data)
-        elif len(self._messages) > parsed and isinstance(message := self._messages[-1][0], RawRequestMessage):
-            if message.chunked or message.upgrade:
-                return None
-            due = data.find(b"\r\n\r\n") + 4 + int(message.headers.get(hdrs.CONTENT_LENGTH, 0)) - len(data)
-        else:
-            return None
-        return due if due >= 0 else None
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
@@ -370,7 +363,7 @@ class ClientConnection(RequestHandler):
                     return
                 if not is_whole:
                     self._message_taken()
-                if self.last or self._close or self._server.lifecycle.stage >= _CLOSING:
+                if self.last or self._close:
                     break
                 if self._messages:  # pipelined: whoever else is ready comes first
                     await asyncio.sleep(0)
@@ -396,16 +389,14 @@ class ClientConnection(RequestHandler):
             self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
             return None
         head = Head(message)
-        if self._to_keep:
-            self._repeats.keep(self._to_keep, head)
-            self._to_keep = b""
+        self._repeats.keep(head)
         return Request(head, payload, self)
 
     def force_close(self) -> None:
         """Close; a client that does not read what is still queued is dropped when it has been idle for long."""
         super().force_close()
         if self._wire is not None and self._drop_timer is None and self._wire.get_write_buffer_size():
-            self._drop_timer = self._loop.call_later(self._keepalive_timeout, self._wire.abort)
+            self._drop_timer = self._loop.call_later(self._server.client_idle_timeout_s, self._wire.abort)
 
     def _message_taken(self) -> None:
         """Make room for one more pipelined request, once the parser has counted this one; take what it held back."""
@@ -428,8 +419,21 @@ class ClientConnection(RequestHandler):
         self._loop.call_later(LINGER_S, self.force_close)
 
     def _process_keepalive(self) -> None:
-        """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever."""
+        """Drop a client that neither asks nor reads: closing in order would wait for its buffer for ever.
+
+        Whose request has begun to arrive, or waits in the kernel because the loop is busy, is not idle.
+        """
         transport = self.transport
+        has_begun = self._header_timer is not None
+        if transport is not None and (has_begun or (not self._reading_paused and _has_input(transport))):
+            self._keepalive_handle = self._loop.call_later(_LOOK_AGAIN_S, self._process_keepalive)
+            return
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
+
+
+def _has_input(transport: asyncio.Transport) -> bool:
+    """Return whether bytes of the client wait in the kernel."""
+    descriptor = transport.get_extra_info("socket").fileno()
+    return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)

@@ -3,13 +3,14 @@
 To parse a head costs more than to answer what it asks for. So what the parser made of one is kept for its connection,
 and a read that is the same head with another length, and so many bytes behind it, needs no parser. Only what the parser
 accepted is kept, and only a read that holds exactly one request is looked for; all else goes to the parser. Here bytes
-are compared; `connection.py` knows when the parser stands between two requests.
+are compared, and counted, to know when the parser stands between two requests.
 """
 
 import re
 from typing import Final
 
 from aiohttp import hdrs
+from aiohttp.http_parser import RawRequestMessage
 
 from edge.client.head import Head
 
@@ -18,20 +19,25 @@ _MAX_HEAD_BYTES: Final = 4096
 _MAX_STRANGE: Final = 8  # heads in a row kept in vain: such a client writes a new one each time
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})\r\n", re.IGNORECASE)
 _MAX_DIGITS: Final = 15
+_BLANK_LINE: Final = b"\r\n\r\n"
 
 
 class Repeats:
     """The heads that one connection has shown, each as what stands before the digits of its length and behind them."""
 
-    __slots__ = ("_known", "_oldest", "_strange")
+    __slots__ = ("_known", "_oldest", "_read", "_strange", "due_bytes")
 
     def __init__(self) -> None:
+        self.due_bytes: int | None = 0  # of the body that the parser is at; None: it is not known where it stands
+        self._read = b""  # which held the next request, when its head may come again
         self._known: list[tuple[bytes, bytes, Head]] = []
         self._oldest = 0
         self._strange = 0
 
     def find(self, data: bytes) -> tuple[Head, bytes] | None:
         """Return the head that a read repeats and the body behind it, None for what is not just that."""
+        if self.due_bytes != 0:
+            return None
         for before, after, head in self._known:
             if not data.startswith(before):
                 continue
@@ -44,9 +50,31 @@ class Repeats:
                     return head, body
         return None
 
-    def keep(self, data: bytes, head: Head) -> None:
-        """Keep the head of a read that the parser found to be one whole request."""
-        end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
+    def follow(self, data: bytes, parsed: object, *, waits: bool) -> None:
+        """Note where the parser stands after a read, of which it made the message `parsed`, None for none.
+
+        A read that begins between two requests must have the head of one. Whatever else it has makes the count too
+        small, so that it ends below 0: then only the parser knows where it stands. `waits`: no other request is there.
+        """
+        due = self.due_bytes
+        if due is None:
+            return
+        if due:
+            due -= len(data)
+        elif isinstance(parsed, RawRequestMessage) and not parsed.chunked and not parsed.upgrade:
+            due = (
+                data.find(_BLANK_LINE) + len(_BLANK_LINE) + int(parsed.headers.get(hdrs.CONTENT_LENGTH, 0)) - len(data)
+            )
+            if waits and due == 0:
+                self._read = data
+        else:
+            due = -1
+        self.due_bytes = due if due >= 0 else None
+
+    def keep(self, head: Head) -> None:
+        """Keep the head of the request that is taken now, if it may come again."""
+        data, self._read = self._read, b""
+        end = data.find(_BLANK_LINE, 0, _MAX_HEAD_BYTES) + len(_BLANK_LINE)
         length = _LENGTH.search(data, 0, end)
         if length is None or head.method != "POST" or hdrs.EXPECT in head.headers or self._strange >= _MAX_STRANGE:
             return

@@ -11,6 +11,7 @@ from edge.commands.event_loop import run_to_end
 from edge.config.settings import Config, KeysConfig, SharedConfig, UsageConfig
 from edge.config.values import Address, KeyStoreAddress, parse_url
 from edge.keys.stores.registry import KeyRegistry
+from edge.process.deadline import Deadline
 from edge.process.server import Server, listening_on
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
@@ -46,7 +47,7 @@ async def _demonstrate(path: Path, listen: Address, directory: Path) -> None:
             config = listening_on(listen, _NO_PREFERENCE)(config)
             return _simulated(config, models.url, directory)
 
-        await Server(path, adapt).run(lambda server: _invite(server, key))
+        await Server(path, adapt, within=Deadline().within).run(lambda server: _invite(server, key))
     finally:
         await models.close()
 

@@ -4,6 +4,7 @@ import argparse
 
 from edge.commands.arguments import add_config, address, checked
 from edge.commands.event_loop import run_to_end
+from edge.process.deadline import Deadline
 from edge.process.server import Server, listening_on
 from edge.telemetry.process_log import log_to_stderr
 
@@ -20,7 +21,8 @@ def run(parsed: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
 
     async def serve() -> None:
-        await Server(parsed.config, listening_on(parsed.listen, parsed.admin)).run()
+        adapt = listening_on(parsed.listen, parsed.admin)
+        await Server(parsed.config, adapt, within=Deadline().within).run()
 
     with log_to_stderr():
         return run_to_end(serve())

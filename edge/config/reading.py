@@ -80,7 +80,7 @@ def _config(root: Table) -> settings.Config:
         keys=_keys(root),
         jwt=None if jwt is None else _checked(settings.JwtConfig, jwt, rules.check_jwt),
         usage=_checked(settings.UsageConfig, root.section("usage"), rules.check_usage),
-        shared=_checked(settings.SharedConfig, root.section("shared")),
+        shared=_checked(settings.SharedConfig, root.section("shared"), rules.check_shared),
         limits=limits,
         pools=pools,
         routes=tuple(routes.values()),

@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv6Address, ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from edge.config import settings
 from edge.config.kinds import settings_of
 from edge.config.problems import dotted, nearest
 from edge.config.tables import Reader, Table
-from edge.names import PLACEHOLDERS, check_model_name, exclusion_of, hosts_overlap, is_instance_name
+from edge.names import PLACEHOLDERS, check_model_name, exclusion_of, fill, hosts_overlap, is_instance_name
 
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
 _IS_TLS: Final = ("https", "rediss")
+# Not link-local, and the same thing all the same: the metadata service of Amazon EC2 over IPv6.
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
+_METADATA: Final = IPv6Address("fd00:ec2::254")
 
 
 def check_server(server: settings.ServerConfig, table: Table) -> None:
@@ -31,6 +36,7 @@ def check_keys(keys: settings.KeysConfig, table: Table) -> None:
     """Refuse settings that the key store has no use for, and half a pair."""
     if not table.is_sound("store"):  # what is wrong itself is not measured by
         return
+    _warn_of_metadata(table, ("store",), keys.store.url)
     scheme = keys.store.scheme
     for name in ("store_token", "store_client_id", "store_client_secret", "store_ca_file"):
         used_with = _IS_TLS if name == "store_ca_file" else _TAKES_CREDENTIALS
@@ -49,6 +55,7 @@ def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
         key = setting.key
         if setting.is_required and not getattr(jwt, setting.field) and table.is_sound(key):
             table.reader.problem(table.at, f'{key} is missing: write {key} = "{setting.example}"')
+    _warn_of_metadata(table, ("jwks",), str(jwt.jwks or ""))
     if jwt.ca_file is not None and jwt.jwks and not str(jwt.jwks).startswith("https:"):
         table.problem("ca_file", "does nothing without a jwks at https: remove it")
 
@@ -56,9 +63,30 @@ def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
 def check_usage(usage: settings.UsageConfig, table: Table) -> None:
     """Refuse settings that the sink has no use for."""
     if table.is_sound("sink"):
+        _warn_of_metadata(table, ("sink",), usage.sink)
         scheme = usage.sink.partition(":")[0] or "no sink"
         _refuse_unused(table, "sink_token", usage.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
         _refuse_unused(table, "sink_ca_file", usage.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
+
+
+def check_shared(shared: settings.SharedConfig, table: Table) -> None:
+    """Warn of a place that no Redis is at."""
+    _warn_of_metadata(table, ("redis",), shared.redis)
+
+
+def _warn_of_metadata(table: Table, key: tuple[str | int, ...], url: str) -> None:
+    """Warn of a URL in whose place clouds give a machine's credentials to whoever asks from it.
+
+    A proxy that is led there gives them to its callers (OWASP: server-side request forgery).
+    """
+    try:
+        address = ip_address(urlsplit(url).hostname or "")
+    except ValueError:  # a name, or none
+        return
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    if (mapped or address).is_link_local or address == _METADATA:
+        what = f"{address} is a link-local address, at which clouds keep the credentials of a machine"
+        table.reader.warn((*table.at, *key), f"{what}: write the server's own address")
 
 
 def _refuse_unused(table: Table, name: str, value: object, is_used: bool, what: str) -> None:
@@ -93,6 +121,10 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
     for other in ("endpoints", "ca_file") if "dns" in table.data else ():
         if table.is_given(other):
             table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
+    for index, endpoint in enumerate(pool.endpoints):
+        _warn_of_metadata(table, ("endpoints", index), str(endpoint.url))
+    if pool.dns is not None:
+        _warn_of_metadata(table, ("dns",), str(pool.dns))
 
 
 def check_route(
@@ -109,6 +141,8 @@ def check_route(
     _check_instance_settings(route, table)
     _check_instance_names(route, table)
     _check_list(route, table)
+    if route.instance is not None:
+        _warn_of_metadata(table, ("instance",), fill(route.instance, "x", "x"))
     if "model_echo" not in table.data:
         _warn_of_rewriting(route, table, pools)
 

@@ -22,6 +22,7 @@ from edge.journal import files
 from edge.journal.records import Head, head_of
 from edge.journal.sinks.protocol import Sink, SinkUnavailable
 from edge.outage import Outage
+from edge.tasks import end_tasks
 
 _log = logging.getLogger(__name__)
 
@@ -84,15 +85,23 @@ class Shipper:
         """Deliver what is left, in at most `patience_s`, when `run` has ended."""
         for spool in self._spools:
             spool.due_at = 0.0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                while True:
-                    if not await self._deliver_some(lambda failures: _POLL_INTERVAL_S):
-                        if not self.outage:
-                            break
-                        await asyncio.sleep(_POLL_INTERVAL_S)
-        if self.lag_bytes:
-            _log.warning("usage sink: %d bytes of the journal are left to the next start", self.lag_bytes)
+        rest = asyncio.get_running_loop().create_task(self._deliver_rest(), name="deliver the last records")
+        try:
+            await asyncio.wait((rest,), timeout=patience_s)
+            if rest.done():
+                rest.result()
+        finally:
+            await end_tasks((rest,))
+            if self.lag_bytes:
+                _log.warning("usage sink: %d bytes of the journal are left to the next start", self.lag_bytes)
+
+    async def _deliver_rest(self) -> None:
+        """Deliver until nothing is left."""
+        while True:
+            if not await self._deliver_some(lambda failures: _POLL_INTERVAL_S):
+                if not self.outage:
+                    break
+                await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def _deliver_some(self, pause: Callable[[int], float]) -> bool:
         """Deliver a batch of each token that has one and is not paused; return whether there was any.

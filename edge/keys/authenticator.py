@@ -26,6 +26,7 @@ from edge.keys.credential import wrong_key
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed
 from edge.keys.tokens import TokenRefused, TokenVerifier
 from edge.outage import Outage
+from edge.tasks import end_tasks
 
 _log = logging.getLogger(__name__)
 
@@ -308,7 +309,4 @@ class Authenticator:
 
     async def close(self) -> None:
         """End the look-ups that run."""
-        tasks = [look_up.task for look_up in self._look_ups.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([look_up.task for look_up in self._look_ups.values()])

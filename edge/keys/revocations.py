@@ -16,7 +16,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.keys.stores.protocol import Invalidation, ignore
 from edge.outage import Outage
-from edge.valkey import reason_of
+from edge.tasks import end_tasks
+from edge.valkey import answer_of, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -59,13 +60,13 @@ class RevocationChannel:
     async def close(self) -> None:
         """Stop listening."""
         task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()  # more than once: redis-py takes a cancellation while it connects for a failure to connect
-            await asyncio.wait((task,), timeout=_FIRST_PAUSE_S)
+        if task is not None:
+            await end_tasks((task,))
 
     async def publish(self, invalidation: Invalidation) -> int:
         """Notify every process, this one too; return how many listen. Raises what the client raises."""
-        listeners = [int(await self._client.publish(CHANNEL, message)) for message in messages_of(invalidation)]
+        messages = messages_of(invalidation)
+        listeners = [int(await answer_of(self._client.publish(CHANNEL, message))) for message in messages]
         return max(listeners, default=0)
 
     async def _listen(self) -> None:
@@ -88,13 +89,13 @@ class RevocationChannel:
         """Yield what was changed, everything first; raises when the subscription does not answer any more."""
         subscription = self._client.pubsub()
         async with contextlib.aclosing(subscription):
-            await subscription.subscribe(CHANNEL)
+            await answer_of(subscription.subscribe(CHANNEL))
             unanswered, subscribed = 0, False
             while unanswered < 2:
-                message = await subscription.get_message(timeout=_PING_INTERVAL_S)
+                message = await answer_of(subscription.get_message(timeout=_PING_INTERVAL_S))
                 if message is None:
                     unanswered += 1
-                    await subscription.ping()
+                    await answer_of(subscription.ping())
                     continue
                 unanswered = 0
                 match message["type"]:
@@ -119,7 +120,7 @@ class RevocationChannel:
         await asyncio.sleep(_GATHER_S)
         with contextlib.suppress(Exception):  # the next read fails again; what has arrived must be reported
             for _ in range(_MAX_GATHERED):
-                message = await subscription.get_message(timeout=0)
+                message = await answer_of(subscription.get_message(timeout=0))
                 if message is None:
                     break
                 if message["type"] == "message":

@@ -27,6 +27,7 @@ from edge.config.settings import JwtConfig
 from edge.keys.stores.protocol import Invalidation, StoreFailed, TokenPrincipal, ignore
 from edge.names import is_dns_label, is_pattern
 from edge.outage import Outage
+from edge.tasks import end_tasks
 from edge.tls import client_tls
 
 _log = logging.getLogger(__name__)
@@ -111,9 +112,7 @@ class TokenVerifier:
         """Stop fetching."""
         if self._next is not None:
             self._next.cancel()
-        for fetching in self._fetches:
-            fetching.cancel()
-        await asyncio.gather(*self._fetches, return_exceptions=True)
+        await end_tasks(self._fetches)
         if self._session is not None:
             await self._session.close()
 

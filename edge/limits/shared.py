@@ -24,7 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from edge.limits.admission import Admission
 from edge.limits.counters import RUNNING_EXPIRES_S, Counter, Counts
 from edge.outage import Outage
-from edge.valkey import raise_cancellation, reason_of
+from edge.valkey import answer_of, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 PREFIX: Final = "edge:limit:"
 _INTERVAL_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0  # between two tries
-_LEAVE_TIMEOUT_S: Final = 2.0
+_LEAVE_TIMEOUT_S: Final = 1.0
 _BATCH: Final = 200  # counters in a call: what the server and the loop are held up by
 _HASH_EXPIRES_S: Final = 180  # two minutes are counted, and clocks differ
 _CLOCKS_DIFFER_S: Final = 0.05  # less is not worth a step
@@ -99,35 +99,37 @@ class SharedLimits:
         self._joined = False  # whether all that was counted here has been reported
 
     async def run(self) -> None:
-        """Merge until cancelled, then report that nothing runs here any more."""
+        """Merge until cancelled; `leave` follows."""
         from redis.exceptions import RedisError
 
         pause_s = _INTERVAL_S
-        try:
-            while True:
-                try:
-                    await self.merge()
-                    self.outage.up()
-                    pause_s = _INTERVAL_S
-                except (RedisError, OSError) as error:
-                    raise_cancellation()
-                    self.outage.down(reason_of(error))
-                    # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
-                    with contextlib.suppress(RedisError, OSError):
-                        await self._client.connection_pool.disconnect(inuse_connections=False)
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                await asyncio.sleep(pause_s)
-        finally:
-            if not self.outage:
+        while True:
+            try:
+                await self.merge()
+                self.outage.up()
+                pause_s = _INTERVAL_S
+            except (RedisError, OSError) as error:
+                self.outage.down(reason_of(error))
+                # The others that the pool keeps are dead too, and one would fail the first merge with a new server.
                 with contextlib.suppress(RedisError, OSError):
-                    async with asyncio.timeout(_LEAVE_TIMEOUT_S):
-                        await self._leave()
+                    await answer_of(self._client.connection_pool.disconnect(inuse_connections=False))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    async def leave(self) -> None:
+        """Report that nothing runs here any more, when `run` has ended; not to a Redis that is down or slow."""
+        from redis.exceptions import RedisError
+
+        if not self.outage:
+            with contextlib.suppress(RedisError, OSError):
+                async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                    await self._leave()
 
     async def merge(self) -> None:
         """Report what was counted since the last merge, and read what others did; raises what the client raises."""
         joined, self._joined = self._joined, False
         if not joined:
-            await self._client.script_load(_SCRIPT)
+            await answer_of(self._client.script_load(_SCRIPT))
             await self._exchange([])  # for its time: reports are in its minutes
         counters = self._admission.collect(everything=not joined)
         for first in range(0, max(len(counters), 1), _BATCH):
@@ -154,7 +156,7 @@ class SharedLimits:
             str(_HASH_EXPIRES_S),
             *(" ".join(map(str, each)) for each in local),
         )
-        time, *lines = (await reply).split(b"\n")
+        time, *lines = (await answer_of(reply)).split(b"\n")
         self._keep_time(float(time), asked_at, self._admission.clock())
         remote = [Counts(each.minute, *map(int, line.split())) for each, line in zip(local, lines, strict=True)]
         self._admission.merge(counters, remote)

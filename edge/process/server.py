@@ -7,14 +7,14 @@ import resource
 import signal
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jwt
-from aiohttp import http_parser, web
+from aiohttp import web
 
 from edge.client.body import BodyMemory
 from edge.client.server import ClientServer
@@ -35,11 +35,14 @@ from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
 from edge.process import status
 from edge.process.admin import Readiness, admin_handler
-from edge.process.drain import Drain
+from edge.process.drain import GRACE_S, Drain
+from edge.process.ending import Ending
 from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
 from edge.process.reloading import Reloader
+from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
+from edge.tasks import Hung
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
 from edge.upstream.catalogue import Catalogue
@@ -60,17 +63,27 @@ _SHARED_TIMEOUT_S: Final = 2.0
 _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
 _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is shipped by the next start
+_LOG_PATIENCE_S: Final = 2.0  # for the last lines of the access log, when its reader is stuck
+_PART_PATIENCE_S: Final = 2.5  # for parts to close
+_HANDLER_PATIENCE_S: Final = 1.0  # for requests to take their closing step
 _RESTART_PAUSE_S: Final = 1.0  # of a part that failed
 
 
 class Server:
-    """One edge process, from its file to its end."""
+    """One edge process, from its file to its end.
 
-    def __init__(self, path: Path, adapt: Callable[[Config], Config] = lambda config: config, log_to: int = 1) -> None:
-        if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-            raise Unusable(
-                "aiohttp runs without its C parser, which is lenient where an edge must not be: reinstall it"
-            )
+    `adapt` is what the command line changes of the file, `log_to` the descriptor of the access log, `within` sets the
+    last moment of the process, in seconds from the call.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        adapt: Callable[[Config], Config] = lambda config: config,
+        log_to: int = 1,
+        within: Callable[[float], None] = lambda patience_s: None,
+    ) -> None:
+        check_interpreter()
         self._loop = asyncio.get_running_loop()
         self.lifecycle = Lifecycle()
         self.readiness = Readiness(self.lifecycle)
@@ -78,7 +91,9 @@ class Server:
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
         self._reloader = Reloader(path, adapt, self.endpoints, self.readiness)
-        self._drain = Drain(self.lifecycle)
+        self._within = within
+        self._drain = Drain(self.lifecycle, within)
+        self._owned: list[asyncio.Task[None]] = []  # the background parts of the process
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
         self._shared_client: Redis | None = None
@@ -88,6 +103,7 @@ class Server:
         self._sink: Sink | None = None
         self._shipper: Shipper | None = None
         self._listeners: list[asyncio.Server] = []
+        self._admin: asyncio.Server | None = None
         self.addresses: list[str] = []
         self.admin_address = ""
 
@@ -99,7 +115,7 @@ class Server:
     async def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
         """Serve until `stop`.
 
-        Raises: `ConfigError`, `Unusable` when it cannot start.
+        Raises: `ConfigError`, `Unusable` when it cannot start, `Hung` when something of it does not end.
         """
         self._descriptors = _raise_descriptor_limit()
         generation = self._reloader.first()
@@ -135,42 +151,55 @@ class Server:
         for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             self._loop.add_signal_handler(name, act)
         try:
-            await store.open()
-            await self._share(config)
-            if self._tokens is not None:
-                await self._tokens.open()
-            self._report()
-            await self.discovery.learn(generation.pools.values())
-            await self._listen(config)
-            _spare_the_collector()
-            self.discovery.apply(generation.pools.values())
-            self.probes.apply(generation.pools.values())
-            self.catalogue.apply(generation.pools.values())
-            await self._serve(ready)
+            if await self._starts(generation):
+                await self._serve(ready)
         finally:
-            await self._end()
+            hung = await self._end()
+        if hung:
+            raise Hung(hung)
+
+    async def _starts(self, generation: Generation) -> bool:
+        """Open every part and listen; return whether that was done before the process was asked to stop."""
+        starting = self._loop.create_task(self._start(generation), name="start")
+        asked = self._loop.create_task(self._drain.asked(), name="wait for SIGTERM")
+        self._owned += (starting, asked)
+        await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        return starting.done()
+
+    async def _start(self, generation: Generation) -> None:
+        config, pools = generation.config, generation.pools.values()
+        await self._store.open()
+        await self._share(config)
+        if self._tokens is not None:
+            await self._tokens.open()
+        self._report()
+        await self.discovery.learn(pools)
+        await self._listen(config)
+        _spare_the_collector()
+        self.discovery.apply(pools)
+        self.probes.apply(pools)
+        self.catalogue.apply(pools)
 
     def _most_connections(self, server: ServerConfig) -> int:
         """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
         return server.max_connections or max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
-            if self._shipper is not None:
-                parts["shipper"] = self._shipper.run
-            if self.shared_limits is not None:
-                parts |= {"shared limits": self.shared_limits.run, "kept responses": self.kept_responses.run}
-            owned = [tasks.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
-            _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
-            ready(self)
-            await self._drain.asked()
-            await self._drain.run(self.generation.config.server, self.clients, self._listeners)
-            for task in owned:
-                task.cancel()
+        parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
+        if self._shipper is not None:
+            parts["shipper"] = self._shipper.run
+        if self.shared_limits is not None:
+            parts |= {"shared limits": self.shared_limits.run, "kept responses": self.kept_responses.run}
+        self._owned += [self._loop.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
+        _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
+        ready(self)
+        await self._drain.asked()
+        await self._drain.run(self.generation.config.server, self.clients, self._listeners)
 
     def stop(self) -> None:
-        """Begin to drain; a second call hurries."""
+        """Begin to drain; each further call ends what is waited for."""
         self._drain.stop()
 
     def reload(self) -> None:
@@ -265,15 +294,6 @@ class Server:
             await asyncio.to_thread(self.journal.sync)
             self.journal.retry()
 
-    async def _end_journal(self) -> None:
-        """Deliver what is left, as far as that goes quickly, and close the journal: the last thing that is done."""
-        self.journal.retry()
-        if self._shipper is not None:
-            await self._shipper.flush(_SHIP_PATIENCE_S)
-        if self._sink is not None:
-            await self._sink.close()
-        self.journal.close()
-
     # --- what is shared
 
     async def _share(self, config: Config) -> None:
@@ -320,27 +340,47 @@ class Server:
 
     # --- the end
 
-    async def _end(self) -> None:
+    async def _end(self) -> Sequence[str]:
+        """Close every part, the journal last; return what hung."""
+        self._within(GRACE_S)
         for listener in self._listeners:
             listener.close()
-        await self.authenticator.close()
+        ending = Ending(self._drain)
+        await ending.end(self._owned)
+        parts = {
+            "key look-ups": self.authenticator.close(),
+            "key store": self._store.close(),
+            "dns": self.discovery.close(),
+            "probes": self.probes.close(),
+            "catalogue": self.catalogue.close(),
+            "kept responses": self.kept_responses.close(),
+        }
         if self._tokens is not None:
-            await self._tokens.close()
+            parts["tokens"] = self._tokens.close()
         if self._channel is not None:
-            await self._channel.close()
-        if self._shared_client is not None:
-            await disconnect(self._shared_client)
-        await self._store.close()
-        await self.discovery.close()
-        await self.probes.close()
-        await self.catalogue.close()
-        self.endpoints.close()
-        if hasattr(self, "_admin"):
+            parts["revocations"] = self._channel.close()
+        if self.shared_limits is not None:
+            parts["shared limits"] = self.shared_limits.leave()
+        if self._admin is not None:
             self._admin.close()
-            await self._admin_server.shutdown(0.1)
-        await self.proxy.wait_idle()  # cancelled handlers take their closing step
-        await self._access_log.close()
-        await self._end_journal()
+            parts["admin"] = self._admin_server.shutdown(0.1)
+        await ending.close(_PART_PATIENCE_S, parts)
+        self.endpoints.close()
+        parts = {"requests": self.proxy.wait_idle()}  # cancelled handlers take their closing step
+        if self._shared_client is not None:
+            parts["shared.redis"] = disconnect(self._shared_client)
+        await ending.close(_HANDLER_PATIENCE_S, parts)
+        self.journal.retry()
+        parts = {"access log": self._access_log.close(_LOG_PATIENCE_S)}
+        if self._shipper is not None:
+            parts["usage sink"] = self._shipper.flush(_SHIP_PATIENCE_S)
+        await ending.close(_PART_PATIENCE_S, parts)
+        if self._sink is not None:
+            await ending.close(_HANDLER_PATIENCE_S, {"usage sink": self._sink.close()})
+        self.journal.close()
+        if ending.hung:
+            _log.error("stop: these do not end and are left behind: %s", ", ".join(ending.hung))
+        return ending.hung
 
 
 async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:

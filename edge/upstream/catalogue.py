@@ -18,6 +18,7 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
 from edge.outage import Outage
 from edge.routing import Match
+from edge.tasks import end_tasks
 from edge.upstream.endpoints import Endpoint, Member
 from edge.upstream.engines import ENGINES
 from edge.upstream.pools import Pool
@@ -148,9 +149,7 @@ class Catalogue:
     async def close(self) -> None:
         """End every question."""
         tasks = [pool.asking for pool in self._pools.values() if pool.asking is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         if self._session is not None:
             await self._session.close()
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from edge.config.values import Url
 from edge.outage import Outage
+from edge.tasks import end_tasks
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.pools import Pool
 
@@ -102,9 +103,7 @@ class Discovery:
         """End every look-up; a thread that still waits for its resolver is left behind."""
         tasks = [*self._tasks.values(), *self._asking.values()]
         self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
 
 
 def _by_name(pools: Iterable[Pool]) -> dict[Url, list[Pool]]:

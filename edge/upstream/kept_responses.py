@@ -22,7 +22,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.errors import UpstreamUnavailable
 from edge.outage import Outage
-from edge.valkey import raise_cancellation, reason_of
+from edge.tasks import end_tasks
+from edge.valkey import answer_of, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -145,24 +146,29 @@ class KeptResponses:
             self._wanted.set()
 
     async def run(self) -> None:
-        """Write to Redis what is queued until cancelled, and then what is left if that goes quickly."""
+        """Write to Redis what is queued until cancelled; `close` follows."""
         pause_s = _FIRST_PAUSE_S
-        try:
-            while True:
-                if not await self._write():
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                    continue
-                pause_s = _FIRST_PAUSE_S
-                if not self._queued:
-                    self._wanted.clear()
-                    await self._wanted.wait()
-        finally:  # the last responses of a process that is replaced are asked for at another one
-            if not self.outage:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TIMEOUT_S):
-                        while self._queued and await self._write():
-                            pass
+        while True:
+            if not await self._write():
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            pause_s = _FIRST_PAUSE_S
+            if not self._queued:
+                self._wanted.clear()
+                await self._wanted.wait()
+
+    async def close(self) -> None:
+        """Write what is left if that goes quickly, when `run` has ended, and end every command.
+
+        The last responses of a process that is replaced are asked for at another one.
+        """
+        if not self.outage:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TIMEOUT_S):
+                    while self._queued and await self._write():
+                        pass
+        await end_tasks(self._asking, _TIMEOUT_S)
 
     async def _write(self) -> bool:
         """Write some of what is queued, or only look whether Redis is there; return whether it is."""
@@ -191,7 +197,8 @@ class KeptResponses:
     async def _ask(self, command: Callable[[], Any]) -> Any:
         """Return what Redis answers to a command; raises what the client raises, and `TimeoutError`.
 
-        It is a task of its own, since redis-py can lose a cancellation: who waits here leaves at once.
+        It is a task of its own, since redis-py can lose a cancellation: who waits here leaves at once. What is left
+        of it ends by itself, with the client's timeout at the latest.
         """
         task = asyncio.get_running_loop().create_task(self._try(command), name="kept responses")
         self._asking.add(task)
@@ -212,10 +219,9 @@ class KeptResponses:
         from redis.exceptions import ConnectionError as RedisConnectionError
 
         try:
-            return await command()
+            return await answer_of(command())
         except RedisConnectionError:
-            raise_cancellation()
-            return await command()
+            return await answer_of(command())
 
     def _asked(self, task: "asyncio.Task[Any]") -> None:
         self._asking.discard(task)

@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from edge.outage import Outage
+from edge.tasks import end_tasks
 from edge.upstream.endpoints import Endpoint
 from edge.upstream.engines import ENGINES
 from edge.upstream.pools import Pool
@@ -95,8 +96,6 @@ class HealthProbes:
         """End every probe."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         if self._session is not None:
             await self._session.close()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from edge.client.connection import ClientConnection
 from edge.keys.stores.registry import KeyRegistry
@@ -25,7 +27,9 @@ from tests.conftest import (
     ScriptedConnection,
     StartEdge,
     StartUpstream,
+    Watch,
     WatchMethod,
+    tls_setting,
 )
 
 LONG_S = 30  # a patience that no test uses up
@@ -48,6 +52,30 @@ async def sent(edge: Edge, simulator: Simulator, body: dict[str, Any], **kwargs:
     client.send(edge.request(body, **kwargs))
     await simulator.wait_for(lambda: len(simulator.requests) > before)
     return client
+
+
+async def connected(edge: Edge, count: int) -> None:
+    """Wait until the edge has so many clients."""
+    async with asyncio.timeout(LONG_S):
+        while len(edge.server.clients.clients) < count:
+            await asyncio.sleep(0)
+
+
+async def closed_listeners(edge: Edge, closing: Watch, clients: int) -> None:
+    """Ask the edge to stop, and wait until its listeners are closed and each of its clients knows."""
+    await connected(edge, clients)
+    edge.server.stop()
+    await closing.until(lambda: len(closing.calls) >= clients)
+
+
+async def refused(edge: Edge) -> None:
+    """Wait until nobody can connect any more."""
+    async with asyncio.timeout(LONG_S):
+        while True:
+            try:
+                (await edge.connect()).abort()
+            except ConnectionRefusedError:
+                return
 
 
 DRAINING = "draining: "  # logged when the drain has begun; stop() only asks for it
@@ -164,6 +192,131 @@ async def test_listeners_are_closed_and_idle_connections_too(start_edge: StartEd
         await edge.connect()
     running.abort()
     assert (await ended(edge))["end"] == "client_gone"
+
+
+async def test_kept_connection_answers_what_comes_when_the_listeners_are_closed(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
+    """A balancer that sends on a connection of its pool at that moment would get nothing, and its client a 502."""
+    closing = watch(ClientConnection, "leave_soon")
+    edge = await start(start_edge, simulator)
+    kept, fresh = await edge.connect(), await edge.connect()
+    kept.send(edge.request(BODY))
+    assert "connection" not in (await kept.response())[1]
+    await closed_listeners(edge, closing, 2)
+    for client in (kept, fresh):
+        client.send(edge.request(stream()))
+        status, headers, body = await client.response()
+        assert (status, headers["connection"]) == (200, "close")
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert await client.rest() == b""
+    assert (await ended(edge))["end"] == "complete"
+
+
+async def test_connection_whose_head_promised_another_request_answers_it_after_the_drain_began(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
+    closing = watch(ClientConnection, "leave_soon")
+    edge = await start(start_edge, simulator)
+    client = await sent(edge, simulator, stream(tokens=40, interval_ms=10))
+    head = await client.head()
+    assert b"connection" not in head
+    await closed_listeners(edge, closing, 1)
+    await client.reader.readuntil(b"\r\n0\r\n\r\n")
+    client.send(edge.request(BODY))
+    status, headers, _ = await client.response()
+    assert (status, headers["connection"]) == (200, "close")
+    assert await client.rest() == b""
+    assert (await ended(edge))["end"] == "complete"
+
+
+async def test_request_that_waits_in_the_kernel_when_its_connection_is_due_is_answered(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
+    """The loop is busy with others, and the time is up before it has read."""
+    closing = watch(ClientConnection, "leave_soon")
+    edge = await start(start_edge, simulator)
+    with socket.create_connection(("127.0.0.1", edge.port)) as sock:
+        await closed_listeners(edge, closing, 1)
+        [connection] = edge.server.clients.clients
+        sock.sendall(edge.request(BODY))
+        connection._process_keepalive()
+        sock.setblocking(False)
+        client = RawClient(*await asyncio.open_connection(sock=sock))
+        status, headers, _ = await client.response()
+        assert (status, headers["connection"]) == (200, "close")
+        client.close()
+    assert (await ended(edge))["end"] == "complete"
+
+
+async def test_request_that_has_begun_when_its_connection_is_due_is_answered(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
+) -> None:
+    closing, received = watch(ClientConnection, "leave_soon"), watch(ClientConnection, "data_received")
+    edge = await start(start_edge, simulator)
+    client = await edge.connect()
+    await closed_listeners(edge, closing, 1)
+    [connection] = edge.server.clients.clients
+    request = edge.request(BODY)
+    client.send(request[:20])
+    await received.called()
+    connection._process_keepalive()
+    client.send(request[20:])
+    status, headers, _ = await client.response()
+    assert (status, headers["connection"]) == (200, "close")
+    assert await client.rest() == b""
+    assert (await ended(edge))["end"] == "complete"
+
+
+async def test_further_signal_ends_the_wait_for_a_last_request(
+    start_edge: StartEdge, simulator: Simulator, watch: WatchMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.client.connection.LAST_REQUEST_S", 3600)
+    closing = watch(ClientConnection, "leave_soon")
+    edge = await start(start_edge, simulator)
+    idle = await edge.connect()
+    await connected(edge, 1)
+    await closed_listeners(edge, closing, 1)
+    edge.server.stop()
+    assert await idle.rest() == b""
+    await asyncio.wait_for(edge._task, LONG_S - 5)
+
+
+async def test_tls_client_in_its_handshake_when_the_listeners_close_is_answered(
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path
+) -> None:
+    """No other connection is open, so nothing else keeps the process."""
+    authority = trustme.CA()
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server=tls_setting(tmp_path, authority))
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    handshake = tls.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    client = await edge.connect()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    client.send(outgoing.read())
+    incoming.write(await client.reader.read(2**16))  # accepted, and half way
+    edge.server.stop()
+    await refused(edge)
+    while True:
+        try:
+            handshake.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            client.send(outgoing.read())
+            incoming.write(await client.reader.read(2**16))
+    handshake.write(edge.request(BODY))
+    client.send(outgoing.read())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        incoming.write(await client.reader.read(2**16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            answer += handshake.read(2**16)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    client.close()
+    assert (await ended(edge))["end"] == "complete"
 
 
 async def test_running_stream_finishes(start_edge: StartEdge, simulator: Simulator) -> None:

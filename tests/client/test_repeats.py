@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge.client.answers import response
 from edge.client.body import BodyMemory, read_body, whole_body
-from edge.client.connection import ClientConnection, Request
+from edge.client.connection import Request
 from edge.client.server import ClientServer
 from edge.config.settings import ServerConfig
 from edge.errors import EdgeError
@@ -70,7 +70,7 @@ class Served:
         server = ClientServer(self._answer, Lifecycle(), config, 10)
         connection = server()
         if not self.remembers:
-            connection._due_bytes = None
+            connection._repeats.due_bytes = None
         connection.connection_made(self.wire)
         await _settled()
         for read in reads:
@@ -225,8 +225,3 @@ async def test_head_that_asks_for_more_than_its_body_is_parsed_each_time(other: 
 async def test_half_a_request_behind_a_whole_one_leaves_it_to_the_parser() -> None:
     served = await Served().take([USUAL[0], USUAL[1] + USUAL[2][:40], USUAL[2][40:], USUAL[3]])
     assert (len(served.asked), served.known) == (4, 0)
-
-
-def test_connection_can_be_told_from_one_that_forgets() -> None:
-    """The tests above switch off by one name: it has to be there."""
-    assert "_due_bytes" in ClientConnection.__slots__

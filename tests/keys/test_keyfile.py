@@ -69,10 +69,15 @@ async def test_newer_schema_is_refused(path: Path, open_and_close: OpenAndClose)
         await open_and_close(path)
 
 
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 99])
 @both_sides
-async def test_another_programs_database_is_refused_and_left_alone(path: Path, open_and_close: OpenAndClose) -> None:
-    """A wrong path must not put tables into somebody's data, nor change how it is stored."""
+async def test_another_programs_database_is_refused_and_left_alone(
+    path: Path, open_and_close: OpenAndClose, version: int
+) -> None:
+    """A wrong path must not put tables into somebody's data, nor change how it is stored; versions are no proof."""
     replace_by_another_database(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
 
     with pytest.raises(KeyFileError, match="is not a key store"):

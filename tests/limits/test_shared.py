@@ -23,6 +23,7 @@ from edge.errors import RateLimited
 from edge.limits.admission import Admission, Permit
 from edge.limits.counters import Counter
 from edge.limits.shared import PREFIX, SharedLimits
+from edge.tasks import end_tasks
 from edge.valkey import connect, disconnect
 from tests.keybackends import PATIENCE_S, ValkeyServer
 from tests.limits.test_admission import overshoot_bound
@@ -122,14 +123,15 @@ async def processes(
 
 @asynccontextmanager
 async def merging(*members: Process) -> AsyncIterator[None]:
-    """The loop of each process runs; all are cancelled at the end, as a server does."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each.shared.run()) for each in members]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    """The loop of each process runs; all are ended and leave, as a server does."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(each.shared.run()) for each in members]
+    try:
+        yield
+    finally:
+        await end_tasks(tasks)
+        for each in members:
+            await each.shared.leave()
 
 
 async def all_agree(*members: Process) -> None:
@@ -506,10 +508,9 @@ async def test_client_that_cannot_even_disconnect_is_an_outage_like_any_other() 
     client, disconnected = Stuck(), asyncio.Event()
     client.connection_pool = client
     shared = SharedLimits(client, Admission({}, time.time))  # type: ignore[arg-type]  # what it uses of one
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(shared.run())
-        for _ in range(2):
-            await disconnected.wait()
-            disconnected.clear()
-        assert shared.outage
-        running.cancel()
+    running = asyncio.get_running_loop().create_task(shared.run())
+    for _ in range(2):
+        await disconnected.wait()
+        disconnected.clear()
+    assert shared.outage
+    await end_tasks((running,))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from edge.errors import UpstreamUnavailable
+from edge.tasks import end_tasks
 from edge.upstream import kept_responses
 from edge.upstream.kept_responses import LIFETIME_S, PREFIX, Keeper, KeptResponses
 from edge.valkey import connect, disconnect
@@ -221,9 +222,8 @@ async def processes(url: str, count: int, timeout_s: float = 2.0, *, run: bool =
             yield made
     finally:
         for process in made:
-            for task in process.tasks:
-                task.cancel()
-            await asyncio.gather(*process.tasks, return_exceptions=True)
+            await end_tasks(process.tasks)
+            await process.kept.close()
             await disconnect(process.client)
 
 
@@ -408,9 +408,8 @@ async def test_the_last_responses_of_a_process_are_written_at_its_end(valkey: Va
     async with processes(valkey.url, 2) as (one, other):
         await one.kept.until(lambda: one.kept.writes)
         one.kept.remember(USER, ID, KEEPER)
-        one.tasks[0].cancel()
-        await asyncio.wait(one.tasks)
-        assert one.tasks[0].cancelled()
+        await end_tasks(one.tasks)
+        await one.kept.close()
         assert await other.kept.find(USER, ID) == KEEPER
 
 
@@ -429,9 +428,8 @@ async def test_a_write_that_is_cancelled_half_way_is_done_again(
         one.kept.remember(USER, ID, KEEPER)
         task = one.run()
         await soon(asking.wait())
-        task.cancel()
-        await asyncio.wait((task,))
-        assert task.cancelled()
+        await end_tasks((task,))
+        await one.kept.close()
         assert await other.kept.find(USER, ID) == KEEPER
 
 

@@ -10,10 +10,10 @@ from typing import Final
 from edge.config.settings import UsageConfig
 from edge.journal.records import head_decoder
 from edge.journal.sinks.protocol import SinkUnavailable, place_of
-from edge.valkey import connect, disconnect, raise_cancellation, reason_of
+from edge.valkey import answer_of, connect, disconnect, reason_of
 
 STREAM: Final = "edge:usage"
-_TIMEOUT_S: Final = 3.0  # also how long a cancellation may take, see below
+_TIMEOUT_S: Final = 3.0
 
 
 class RedisSink:
@@ -34,9 +34,8 @@ class RedisSink:
             async with self._client.pipeline(transaction=True) as pipeline:
                 for line in lines:
                     pipeline.xadd(STREAM, {"id": head_decoder.decode(line).id, "record": line})
-                await pipeline.execute()
+                await answer_of(pipeline.execute())
         except (RedisError, OSError) as error:
-            raise_cancellation()
             raise SinkUnavailable(self._reason_of(error)) from None
 
     def _reason_of(self, error: Exception) -> str:

@@ -83,7 +83,12 @@ _FIELDS: Final = (
     "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit", "created_at",
 )  # fmt: skip
 
-_VERSION: Final = "PRAGMA user_version"
+_VERSION: Final = "PRAGMA user_version"  # which any program may use
+_OWN_COLUMNS: Final = """
+    SELECT (SELECT count(*) FROM pragma_table_info('keys') WHERE name IN ('id', 'digest', 'user', 'revision'))
+         + (SELECT count(*) FROM pragma_table_info('users') WHERE name IN ('user', 'suspended', 'revision'))
+"""
+_OWN_COLUMN_COUNT: Final = 7
 _BUSY_RETRY_INTERVAL_S: Final = 0.01
 _CHECKPOINT_PATIENCE_MS: Final = 250  # readers of this package are done in a fraction of it; a backup may take minutes
 
@@ -138,8 +143,9 @@ def _prepare_patiently(connection: sqlite3.Connection, path: Path, busy_timeout_
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, blank: str) -> None:
-    version = known_version(connection, path)
-    if version == 0 and (blank == "refuse" or not _is_blank(connection)):
+    is_foreign = _is_foreign(connection)  # asked first, as another program's version means nothing
+    version = 0 if is_foreign else known_version(connection, path)
+    if is_foreign or (version == 0 and (blank == "refuse" or not _is_blank(connection))):
         raise KeyFileError(f"{path} is not a key store: change keys.store, or move the file away")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -187,6 +193,13 @@ def empty_wal(connection: sqlite3.Connection) -> None:
 def number(connection: sqlite3.Connection, question: str) -> int:
     """Return the one number that answers a question in SQL."""
     return int(connection.execute(question).fetchone()[0])
+
+
+def _is_foreign(connection: sqlite3.Connection) -> bool:
+    """Return whether a version is that of another program, which has tables of its own."""
+    with transaction(connection, "DEFERRED"):
+        has_tables = number(connection, _VERSION) and number(connection, "SELECT count(*) FROM sqlite_master")
+        return bool(has_tables) and number(connection, _OWN_COLUMNS) < _OWN_COLUMN_COUNT
 
 
 def _is_blank(connection: sqlite3.Connection) -> bool:

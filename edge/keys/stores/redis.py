@@ -17,7 +17,7 @@ from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed, UserState
 from edge.keys.stores.records import principal_of, user_state_of
 from edge.tls import client_tls
-from edge.valkey import connect, disconnect, reason_of
+from edge.valkey import answer_of, connect, disconnect, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -88,7 +88,7 @@ class RedisKeyStore(KeyStore):
         if self._client is None:
             raise StoreFailed("the store is closed")
         try:
-            fields = await self._client.hgetall(name)
+            fields = await answer_of(self._client.hgetall(name))
             return {_decoded(field): _decoded(value) for field, value in fields.items()}
         except UnicodeDecodeError:
             raise AnswerUnusable("a record that is not UTF-8") from None

