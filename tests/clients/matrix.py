@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     clients = [client for client in CLIENTS if not asked.client or client.name in asked.client]
     with tempfile.TemporaryDirectory(prefix="clients-") as temporary:
         cache = Path(asked.cache or temporary)
-        rows = _rows(clients, cache, asked.edge, asked.jobs)
+        rows = _rows(clients, cache, asked.edge.absolute(), asked.jobs)
     print(f"\n{summary(rows)}\n\n{worse(rows)}")
     if asked.write:
         _DOCUMENT.write_text(document(rows))
