@@ -63,6 +63,9 @@ def whole_body(request: Request, max_body_bytes: int, memory: BodyMemory) -> Bod
             return None
         # What its `read_nowait` would return, for 2 us less.
         body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
+        if body:
+            payload._buffer.clear()
+    request.body = b""  # else the connection would hold it beyond its answer
     if len(body) > max_body_bytes:
         raise _too_large(max_body_bytes)
     memory.reserve(len(body))

@@ -291,7 +291,7 @@ class ClientConnection(RequestHandler):
                     before.set_exception(InvalidRequest("the framing of the request's body is malformed"))
         elif is_body or self._force_close:
             self._head_bytes = 0
-        elif self._waiter is not None and self._head_bytes:
+        elif waits and self._head_bytes:
             self._watch_head()
 
     def _watch_head(self) -> None:

@@ -178,7 +178,7 @@ class Admission:
                     each = max_tokens
                 reserved += answers * each
             if reserved > limit.tokens:
-                reserved = limit.tokens
+                reserved = limit.tokens if limit.token_lines else 0
             if counter.remote_running and counter.remote_running_until <= now:
                 counter.remote_running = 0
             if (

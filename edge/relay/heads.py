@@ -1,7 +1,6 @@
 """The head of an upstream's answer: what it allows to be done with the body, and how the client gets it."""
 
 import enum
-import functools
 from typing import Final
 
 from edge.client.answers import CORS
@@ -21,6 +20,7 @@ _RETURNED: Final = frozenset({
 _RETURNED_TO_OWNER: Final = (*ACCOUNT_HEADERS, b"retry-after", b"x-should-retry")
 _NO_BUFFERING: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # The head of a stream whose upstream has sent nothing yet; vLLM and SGLang send the same content type.
+_MEDIA: Final = (b"audio/", b"image/", b"video/")
 _JSON: Final = (b"/json", b"+json")
 STREAM: Final = Shape(200, {b"content-type": b"text/event-stream; charset=utf-8"}, Chunked, True, 0.0)
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
@@ -48,12 +48,14 @@ def is_identity(head: ResponseHead) -> bool:
 def may_stream(head: ResponseHead) -> bool:
     """Whether an answer that is not said to be events may be a stream of them all the same.
 
-    Some servers give events no type, that of a file or of plain text, or a list of types. One type that is JSON's is
+    Some servers give events no type, that of a file or of plain text, or a list of types. JSON's and those of media are
     believed.
     """
-    content_type = head.shape.headers.get(b"content-type", b"").lower()
-    is_json = content_type.partition(b";")[0].rstrip().endswith(_JSON) and b"," not in content_type
-    return not is_json and is_identity(head) and not isinstance(head.framing, NoBody)
+    types = head.shape.headers.get(b"content-type", b"").lower().split(b",")
+    is_told = all(
+        each.endswith(_JSON) or each.startswith(_MEDIA) for each in (each.partition(b";")[0].strip() for each in types)
+    )
+    return not is_told and is_identity(head) and not isinstance(head.framing, NoBody)
 
 
 def takes_events(head: ResponseHead, streams: bool | None) -> bool:
@@ -124,7 +126,7 @@ def client_head(
     exchange: Exchange, client: Client, attempt: Attempt, shape: Shape, framing: bytes, *, streams: bool
 ) -> bytes:
     """Return the head that a client gets; `framing` says how the body ends, `streams` keeps proxies from buffering."""
-    lines = _returned(shape, attempt.is_instance) + framing
+    lines = (shape.returned.get(attempt.is_instance) or _returned(shape, attempt.is_instance)) + framing
     if client.last:
         lines += b"connection: close\r\n"
     if streams:
@@ -132,7 +134,6 @@ def client_head(
     return lines + exchange.operation.protocol.id_lines(exchange.request_id) + exchange.limit_headers + _LAST_LINES
 
 
-@functools.lru_cache(maxsize=256)
 def _returned(shape: Shape, is_instance: bool) -> bytes:
     """Return the lines that come back from the upstream, more of them to the owner of an instance."""
     status = shape.status
@@ -142,4 +143,5 @@ def _returned(shape: Shape, is_instance: bool) -> bytes:
         for name, value in shape.headers.items()
         if name in _RETURNED or (is_instance and name.startswith(_RETURNED_TO_OWNER))
     ]
-    return b"\r\n".join(lines) + b"\r\n"
+    shape.returned[is_instance] = b"\r\n".join(lines) + b"\r\n"
+    return shape.returned[is_instance]

@@ -5,7 +5,7 @@ What is understood is the little that vLLM and its like send; whatever is malfor
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
@@ -43,7 +43,8 @@ class Malformed(Exception):
 class Shape:
     """What a head says besides the length of the body; heads that differ in nothing else have the same one.
 
-    `headers` has lower-case names, each value as it came (RFC 9110 section 5).
+    `headers` has lower-case names, each value as it came (RFC 9110 section 5). `returned` are the lines that a client
+    gets of them, once they were worked out, by whether it owns the server.
     """
 
     status: int
@@ -51,6 +52,7 @@ class Shape:
     framing: "type[Framing]"
     keep_alive: bool
     idle_s: float
+    returned: dict[bool, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -70,15 +72,16 @@ def parse_head(block: bytes) -> ResponseHead:
     """
     before, name, rest = block.partition(_LENGTH)
     digits, line_end, after = rest.partition(b"\r\n")
-    key = before, line_end, after
+    key = before, name + line_end, after
     is_whole = not name or (digits.isdigit() and len(digits) <= _MAX_LENGTH_DIGITS)
     shape = _shapes.get(key) if is_whole else None
     if shape is not None:
         length = int(digits or 0)
     else:
         shape, length = _parse(block)
-        is_length = not name or before[before.rfind(b"\n") + 1 :].lower() == _LENGTH_BEGINS
-        if is_whole and is_length and len(block) <= _MAX_SHAPE_BYTES:
+        # Without the name a length may be written in another way, and is then not what was cut out.
+        is_cut = before[before.rfind(b"\n") + 1 :].lower() == _LENGTH_BEGINS if name else shape.framing is not Length
+        if is_whole and is_cut and len(block) <= _MAX_SHAPE_BYTES:
             if len(_shapes) >= _MAX_SHAPES:
                 _shapes.clear()
             _shapes[key] = shape

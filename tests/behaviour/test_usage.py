@@ -366,6 +366,22 @@ async def test_sound_is_counted_in_characters_and_seconds(
     ]
 
 
+@pytest.mark.parametrize("sound", [b": ping", b"id:", b"data: x", b"\xff\xf3"])
+async def test_sound_that_begins_as_an_event_does_is_sound(
+    start_edge: StartEdge, start_upstream: StartUpstream, sound: bytes
+) -> None:
+    async def script(connection: ScriptedConnection) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n"
+        await connection.send(head, chunk(sound), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url))
+    _, headers, body = await edge.ask({"model": MODEL, "input": "Hello", "stream": True}, path="/v1/audio/speech")
+    assert (body, "x-accel-buffering" in headers) == (sound, False)
+    [record] = edge.records()
+    assert (record["units"], record["unit"], record["end"]) == (5, "characters", "complete")
+
+
 async def test_usage_is_metered_with_the_name_put_in(start_edge: StartEdge, simulator: Simulator) -> None:
     """`model_echo`, a heartbeat and a meter change the same events."""
     edge = await start_edge(metered(simulator.url, route='model = "r1"\nmodel_echo = true\nheartbeat = "15s"'))

@@ -300,3 +300,16 @@ async def test_body_over_the_memory_of_all_bodies_is_503_and_leaves_nothing(
     waiting.send(request[-10:])
     assert (await waiting.response())[0] == 200
     await edge.consistent()
+
+
+@pytest.mark.parametrize("size", [100, 200_000], ids=["one read", "several reads"])
+async def test_connection_that_waits_for_its_next_request_holds_no_body(edge: Edge, size: int) -> None:
+    client = await edge.connect()
+    for _ in range(2):  # the second has a head that is known
+        client.send(edge.request({"model": "public/deepseek-r1", "user": "x" * size}))
+        assert (await client.response())[0] == 200
+    await edge.consistent()
+    [connection] = edge.server.clients.clients
+    request = connection._task_handler.get_coro().cr_frame.f_locals["request"]  # type: ignore[union-attr]
+    assert not request.body
+    assert not getattr(request.payload, "_buffer", None)

@@ -101,6 +101,13 @@ def test_tokens_are_reserved_when_a_request_starts() -> None:
     admit(of, tokens=400)
 
 
+def test_what_an_answer_may_take_is_no_matter_where_tokens_have_no_limit() -> None:
+    of = admission(Clock(), limit(requests_per_minute=10))
+    first = of.admit(ROUTE, ("standard",), USER, "key_1", 10, 10**15, 1)
+    admit(of, tokens=10)
+    first.charge(30, 20)
+
+
 def test_places_are_given_back_when_a_request_is_settled_and_only_once() -> None:
     of = admission(Clock(), limit(concurrent_requests=2))
     first, _ = admit(of), admit(of)

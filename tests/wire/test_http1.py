@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.wire import http1
 from edge.wire.http1 import Chunked, Framing, Irregular, Length, Malformed, NoBody, UntilClose, parse_head
 from tests.streams import cut as parts_of
 
@@ -290,3 +291,49 @@ def test_no_body_takes_nothing_and_the_close_ends_the_rest() -> None:
         True,
         False,
     ]
+
+
+# --- heads that were seen before
+
+LINES = st.sampled_from([
+    *(b"Content-Length: %d" % each for each in (0, 5, 17)), b"content-length: 5", b"CONTENT-LENGTH: 5",
+    b"Content-Length:5", b"Content-Length:\t5", b"content-length: 05", b"content-length: 5 ", b"content-length: +5",
+    b"content-length: 5x", b"content-length: \xb2", b"content-length:", b"Content-Length", b"content-l",
+    b"content-length: ", b"X-Length: 5", b"Strength: 7", b"x: ength: 5", b"Transfer-Encoding: chunked",
+    b"Connection: close", b"Connection: keep-alive", b"Keep-Alive: timeout=3", b"date: today", b"",
+])  # fmt: skip
+BLOCKS = st.builds(
+    lambda first, lines: b"\r\n".join([first, *lines]),
+    st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 204 No", b"HTTP/1.1 500 e", b"HTTP/1.1 100 C"]),
+    st.lists(LINES, max_size=3),
+)
+
+
+def seen(block: bytes) -> object:
+    try:
+        head = parse_head(block)
+    except Malformed:
+        return Malformed
+    shape = head.shape
+    total = head.framing.total if isinstance(head.framing, Length) else 0
+    return shape.status, shape.headers, type(head.framing), total, head.keep_alive, shape.idle_s
+
+
+@settings(max_examples=1000)
+@given(st.lists(BLOCKS, min_size=1, max_size=12))
+def test_head_is_read_alike_whatever_was_read_before(blocks: list[bytes]) -> None:
+    http1._shapes.clear()
+    warm = [seen(block) for block in (*blocks, *blocks)]
+    cold = []
+    for block in (*blocks, *blocks):
+        http1._shapes.clear()
+        cold.append(seen(block))
+    assert warm == cold
+
+
+@pytest.mark.parametrize("name", [b"Content-Length:", b"CONTENT-LENGTH: ", b"content-length:\t", b"Content-Length: "])
+def test_length_is_that_of_each_answer_however_it_is_written(name: bytes) -> None:
+    for length in (b"5", b"5", b"7", b"7"):
+        framing = parse_head(b"HTTP/1.1 200 OK\r\n" + name + length).framing
+        assert isinstance(framing, Length)
+        assert framing.total == int(length)
