@@ -114,19 +114,12 @@ def metering_of(
         most = context_length
     if most is not None:
         most *= envelope.n * envelope.prompts
-    is_asked = route.metered or route.usage is not None
-    if not (is_asked and envelope.stream and operation.takes_usage_options):
-        return Metering(
-            operation,
-            envelope.continuous_usage,
-            prompt_estimate=envelope.prompt_tokens,
-            n=envelope.n,
-            most=most,
-        )
+    is_asked = (route.metered or route.usage is not None) and envelope.stream and operation.takes_usage_options
+    continuous = continuous and is_asked
     return Metering(
         operation,
         continuous or envelope.continuous_usage,
-        hide_usage=not envelope.include_usage,
+        hide_usage=is_asked and not envelope.include_usage,
         hide_running=continuous and not envelope.continuous_usage,
         prompt_estimate=envelope.prompt_tokens,
         n=envelope.n,

@@ -32,12 +32,16 @@ _MAX_CONNECTIONS: Final = 8000
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a peer runs: a directory of its own, its port, one more for what it wants beside it, the upstream's."""
+    """Where a peer runs: a directory of its own, its port, one more for what it wants beside it, the upstream's.
+
+    nginx and HAProxy send the upstream a key of its own, unless they `keep_key`, the client's.
+    """
 
     directory: Path
     port: int
     second_port: int
     upstream_port: int
+    keep_key: bool = False
 
     @property
     def upstream(self) -> str:
@@ -138,7 +142,7 @@ http {{
       proxy_pass http://u;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
-      proxy_set_header Authorization "Bearer up";
+      {"" if scene.keep_key else 'proxy_set_header Authorization "Bearer up";'}
       proxy_buffering off;
       proxy_read_timeout 600s;
     }}
@@ -165,7 +169,7 @@ frontend f
   bind 127.0.0.1:{scene.port}
   default_backend b
 backend b
-  http-request set-header Authorization "Bearer up"
+  {"" if scene.keep_key else 'http-request set-header Authorization "Bearer up"'}
   server s 127.0.0.1:{scene.upstream_port}
 """
         return Launch([program, "-db", "-f", scene.file("haproxy.cfg", config)])

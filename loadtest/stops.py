@@ -69,49 +69,6 @@ pool = "r1"
 metered = true
 limit = "standard"
 """
-_NGINX: Final = """
-worker_processes 1;
-daemon off;
-pid nginx.pid;
-error_log nginx.err;
-events {{ worker_connections 4000; }}
-http {{
-  access_log off;
-  keepalive_requests 100000000;
-  client_body_temp_path body;
-  proxy_temp_path proxy;
-  fastcgi_temp_path fastcgi;
-  uwsgi_temp_path uwsgi;
-  scgi_temp_path scgi;
-  upstream u {{ server 127.0.0.1:{edge}; keepalive 500; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=4096;
-    location / {{
-      proxy_pass http://u;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_buffering off;
-    }}
-  }}
-}}
-"""
-_HAPROXY: Final = """
-global
-  maxconn 4000
-  nbthread 1
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 600s
-  timeout server 600s
-  http-reuse always
-  option http-no-delay
-frontend f
-  bind 127.0.0.1:{port}
-  default_backend b
-backend b
-  server s 127.0.0.1:{edge}
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,12 +234,8 @@ def _front(name: str, directory: Path, port: int, edge_port: int) -> list[str]:
     program = peers.PEERS[name].find(())
     if program is None:
         raise processes.ProcessError(f"{name} is missing: {peers.PEERS[name].install}")
-    config = directory / f"{name}.conf"
-    config.write_text({"nginx": _NGINX, "haproxy": _HAPROXY}[name].format(port=port, edge=edge_port))
-    if name == "nginx":
-        user = ["-g", "user root;"] if os.geteuid() == 0 else []
-        return [program, "-p", str(directory), "-e", "nginx.err", "-c", str(config), *user]
-    return [program, "-db", "-f", str(config)]
+    scene = peers.Scene(directory, port, processes.free_port(), edge_port, keep_key=True)
+    return peers.PEERS[name].launch(program, scene).command
 
 
 def _configure(root: Path, directory: Path, upstream: int, delay: str, drain_timeout_s: int, sink: str = "") -> str:

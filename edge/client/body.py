@@ -4,7 +4,7 @@ import asyncio
 import io
 from typing import Final
 
-from aiohttp import HttpVersion11, hdrs
+from aiohttp import hdrs
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
@@ -85,7 +85,7 @@ async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) 
     if length is not None and (len(length) > 15 or int(length) > max_body_bytes):  # announced as too large
         raise _too_large(max_body_bytes)
     expects = headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-    if expects and request.head.message.version == HttpVersion11 and not payload.total_bytes:  # RFC 9110 section 10.1.1
+    if expects and not request.head.bare and not payload.total_bytes:  # RFC 9110 section 10.1.1
         request.connection.send(_CONTINUE)
     content = io.BytesIO()  # grows in place; to join 10 MB of parts at the end would take 6 ms in one go
     count = 0

@@ -6,6 +6,7 @@ status of success is no answer, and neither is a response that failed, or that i
 Sources: platform.openai.com, "Responses", for `status`; docs.anthropic.com, "Errors"; vLLM before 0.9 for `object`.
 """
 
+import contextlib
 import re
 from typing import Final
 
@@ -156,17 +157,23 @@ class Document(Unmetered):
 
     def _outcome(self) -> _Outcome:
         """Return what a document without usage says of how it went."""
-        scanner = self._scanner
-        if scanner is None:
+        if self._scanner is None:
             document = b"".join(self._parts)
             try:
                 return _outcome.decode(document)
             except UNREADABLE:
                 if _BEGINS_WITH_ERROR.match(document):
                     return _Outcome(error=msgspec.Raw(document))
-                scanner = self._new_scanner()
-                scanner.feed(document)
-        return _Outcome(*(raw_of(scanner.found, name) for name in _OUTCOME))
+        found = self._members()
+        return _Outcome(*(raw_of(found, name) for name in _OUTCOME))
+
+    def _members(self) -> dict[bytes, bytes]:
+        """Return the members that a scan finds: of what was not kept, was cut, or has what a decoder refuses."""
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self._new_scanner()
+            scanner.feed(b"".join(self._parts))
+        return scanner.found
 
     def _new_scanner(self) -> Scanner:
         return Scanner(b"usage", b"timings", *_OUTCOME)
@@ -177,8 +184,7 @@ class Document(Unmetered):
         self._scanner.feed(content)
 
     def _found(self, whole: bool) -> Usage | None:
-        scanner = self._scanner
-        if scanner is None:
+        if self._scanner is None:
             document = b"".join(self._parts)
             try:
                 members = _used.decode(document)
@@ -186,10 +192,9 @@ class Document(Unmetered):
                 return used or timings_in(members.timings)
             except msgspec.ValidationError:  # the usage is nonsense, or all of it is
                 return _by_timings(document)
-            except UNREADABLE:  # it was cut, or has what this decoder refuses
-                scanner = self._new_scanner()
-                scanner.feed(document)
-        found = scanner.found
+            except UNREADABLE:
+                pass
+        found = self._members()
         tokens = tokens_in(raw_of(found, b"usage"))
         usage = (self._count(tokens) if tokens is not None else None) or timings_in(raw_of(found, b"timings"))
         if usage is None or whole:
@@ -267,15 +272,10 @@ class TranscriptDocument(Document):
         return Scanner(b"usage", b"timings", b"duration")
 
     def _seconds(self) -> int:
-        scanner = self._scanner
-        if scanner is None:
-            document = b"".join(self._parts)
-            try:
-                return seconds_in(_unquoted(_sound.decode(document).duration))
-            except UNREADABLE:  # as in `_found`
-                scanner = self._new_scanner()
-                scanner.feed(document)
-        return seconds_in(_unquoted(raw_of(scanner.found, b"duration")))
+        if self._scanner is None:
+            with contextlib.suppress(*UNREADABLE):
+                return seconds_in(_unquoted(_sound.decode(b"".join(self._parts)).duration))
+        return seconds_in(_unquoted(raw_of(self._members(), b"duration")))
 
 
 def _unquoted(raw: msgspec.Raw) -> msgspec.Raw:

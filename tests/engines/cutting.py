@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from tests.engines.processes import free_port
+from loadtest.processes import free_port
 
 _LEAST_BYTES: Final = 1000  # the head of an answer, and a frame or two
 _MOST_BYTES: Final = 6000

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.engines.processes import free_port, running
+from loadtest.processes import free_port
+from tests.engines.processes import running
 
 MODES: Final = ("final", "continuous")
 _READY_WITHIN_S: Final = 60.0

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import aiohttp
 
+from loadtest.processes import free_port
 from tests.engines.cases import CASES, Case
 from tests.engines.cutting import cutting
 from tests.engines.edge_process import MODES, Edge, edge
 from tests.engines.engine import Counts, Engine, Server
-from tests.engines.processes import free_port, running
+from tests.engines.processes import running
 from tests.engines.told import told
 
 _AT_ONCE: Final = 4
