@@ -1,4 +1,4 @@
-"""Benchmarks of the edge and of what else could stand in its place: `python -m loadtest {run,compare,soak,budget}`.
+"""Benchmarks of the edge and of what else could stand in its place: `python -m loadtest COMMAND`.
 
 | module | its one job |
 |---|---|
@@ -6,6 +6,7 @@
 | `arrivals` | When requests are sent: an open-loop schedule, drawn up front. |
 | `alarm` | Wake at an exact time. |
 | `workload` | What is sent: scenarios as raw requests; and the check of what comes back. |
+| `generator` | Send the requests of a run from processes of its own. |
 | `client` | Send raw requests and time their answers, on bare protocols. |
 | `results` | From timed answers to the numbers of `vllm bench serve`. |
 | `upstream` | The cheap, paced model server of the benchmarks; its events carry the time they were sent. |
@@ -19,5 +20,5 @@
 | `comparison` | From a comparison's raw rounds to its figures. |
 | `comparison_report` | Those figures for people: tables and plots. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops` | The commands. |
 """

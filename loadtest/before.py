@@ -14,7 +14,7 @@ import orjson
 
 from loadtest import compare, peers
 from loadtest.compare import Plan
-from loadtest.comparison import FIGURES, discarded, values
+from loadtest.comparison import FIGURES, told_discarded, values
 from loadtest.measures import Scale
 from loadtest.pairing import estimate, ratios
 
@@ -70,11 +70,10 @@ def text(document: Mapping[str, Any]) -> str:
             old = estimate([each for each in before if each is not None])
             new = estimate([each for each in now if each is not None])
             ratio = estimate(found)
-            rows.append(
-                f"{figure.key:24} {old.median:9.2f} {new.median:9.2f}  "
-                f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of {ratio.rounds} rounds"
-            )
-    rows.append(f"discarded: {len(discarded(document))} of {len(document['rounds'])}")
+            span = ratio.span or "too few for an interval,"
+            medians = f"{figure.key:24} {old.median:9.2f} {new.median:9.2f}  {ratio.median:.3f}"
+            rows.append(f"{medians} {span} of {ratio.rounds} rounds")
+    rows.append(told_discarded(document))
     for name, about in document["peers"].items():
         rows += [f"FAILED: {name}: {problem}" for problem in about["problems"]]
     return "\n".join(rows)

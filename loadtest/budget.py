@@ -1,16 +1,18 @@
-"""`budget`: whether the edge costs what it may cost; a short comparison with nginx, exit 1 when a limit is missed.
+"""`budget`: whether the edge costs what it may cost, by a short comparison with nginx; a gate by its exit code.
 
 The limits are those of the design (its section 11): ratios to nginx in the same rounds on the same machine, and a few
-absolute ones. With py-spy installed, a flame graph says where the edge's time went.
+absolute ones. A limit is met where the whole interval is below it, missed where the whole interval is above it, and
+else more rounds are wanted. With py-spy installed, a flame graph says where the edge's time went.
 """
 
 import argparse
+import enum
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,30 +23,53 @@ import uvloop
 
 from loadtest import compare, measures, peers
 from loadtest.compare import Plan, Session
+from loadtest.comparison import BASELINE, DIRECT, FIGURES, told_discarded, values
 from loadtest.measures import Scale
 from loadtest.meter import Meter
+from loadtest.pairing import MIN_ROUNDS, Estimate, differences, estimate, ratios
 
 _PEERS: Final = ("edge", "nginx", "envoy", "vllm-router")
-_ROUNDS: Final = 4
+_ROUNDS: Final = 9  # one of which may be far off on either side
 _FLAME_S: Final = 6
 _SAMPLES_PER_S: Final = 250
 _FLAME_SCALE: Final = Scale(requests=20_000, event_counts=(20, 40))
 
 
+class Verdict(enum.Enum):
+    """Whether a limit holds."""
+
+    OK = "ok"
+    MISSED = "MISSED"
+    CANNOT_TELL = "CANNOT TELL"
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One limit: what was measured, None when there is no number and why."""
+    """One limit, and what was measured: None where there is no number; `missing` says why."""
 
     text: str
-    measured: float | None
+    measured: Estimate | None
     limit: float
     unit: str
-    missing: str = ""
+    missing: str = "not measured"
 
     @property
-    def met(self) -> bool:
-        """Whether the limit holds; what could not be measured is not met."""
-        return self.measured is not None and self.measured <= self.limit
+    def verdict(self) -> Verdict:
+        """Whether the limit holds."""
+        if self.measured is None or self.measured.low is None or self.measured.high is None:
+            return Verdict.CANNOT_TELL
+        if self.measured.high <= self.limit:
+            return Verdict.OK
+        return Verdict.MISSED if self.measured.low > self.limit else Verdict.CANNOT_TELL
+
+    @property
+    def why(self) -> str:
+        """Why nothing can be told, or "" where it can."""
+        if self.verdict is not Verdict.CANNOT_TELL:
+            return ""
+        if self.measured is None:
+            return self.missing
+        return "more rounds are wanted" if self.measured.low is not None else f"needs {MIN_ROUNDS} rounds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure; return 0, or 1 when a limit is missed."""
+    """Measure; return 0, 1 when a limit is missed or a proxy failed, 2 for wrong usage, 3 when not all can be told."""
     plan = Plan(
         [peers.PEERS[name] for name in _PEERS],
         peers.directories(arguments.peer_dir),
@@ -77,52 +102,64 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     found = lines(document)
     print(text(found))
+    print(told_discarded(document))
     for name, hint in document["missing"].items():
         print(f"missing: {name} ({hint})")
     for name, about in document["peers"].items():
         for problem in about["problems"]:
             print(f"FAILED: {name}: {problem}")
-    return 0 if all(line.met for line in found) else 1
+    verdicts = {line.verdict for line in found}
+    if Verdict.MISSED in verdicts or any(about["problems"] for about in document["peers"].values()):
+        return 1
+    return 3 if Verdict.CANNOT_TELL in verdicts else 0
 
 
 def lines(document: Mapping[str, Any]) -> list[Line]:
-    """Return every limit and what was measured."""
-    summary = document["summary"]
-    edge = summary.get("edge", {})
+    """Return every limit and what was measured: within the same rounds, but for what is a size or happens once."""
+    figures = {figure.key: figure for figure in FIGURES}
 
-    def of(key: str, *parts: str) -> tuple[float | None, str]:
-        figure = edge.get(key, {"instead": "not measured"})
-        for part in parts:
-            figure = figure.get(part, {"instead": figure.get("instead") or "no nginx to compare with"})
-        return figure.get("median"), figure.get("instead", "")
+    def of(key: str, peer: str = "edge") -> list[float | None]:
+        return values(document, peer, figures[key])
 
-    def line(text: str, limit: float, unit: str, key: str, *parts: str) -> Line:
-        measured, missing = of(key, *parts)
-        return Line(text, measured, limit, unit, missing)
+    def line(text: str, limit: float, unit: str, found: Sequence[float | None], missing: str = "not measured") -> Line:
+        told = [each for each in found if each is not None]
+        return Line(text, estimate(told) if told else None, limit, unit, missing)
 
-    found = [
-        line("CPU of an event", 1.3, "x nginx", "cpu_per_event_us", "ratio"),
-        line("CPU of a small request", 3.5, "x nginx", "cpu_per_request_us", "ratio"),
-    ]
-    for name in ("envoy", "vllm-router"):
-        other = summary.get(name, {}).get("cpu_per_request_us", {}).get("median")
-        if other is not None:  # a peer that is not there sets no limit; it is named as missing
-            found.append(line(f"CPU of a small request, {name}'s", other, "µs", "cpu_per_request_us"))
-    served, refused = of("cpu_per_request_us")[0], of("cpu_per_refusal_us")[0]
-    share = refused / served if served and refused is not None else None
+    def once(text: str, limit: float, unit: str, value: float | None) -> Line:
+        return Line(text, None if value is None else Estimate(value, value, value, 1), limit, unit)
+
+    def to(peer: str, text: str, limit: float, key: str) -> Line:
+        return line(text, limit, f"x {peer}", ratios(of(key), of(key, peer)), f"no {peer} to compare with")
+
+    def over_nginx(text: str, limit: float, key: str) -> Line:
+        return line(text, limit, "ms", differences(of(key), of(key, BASELINE)), f"no {BASELINE} to compare with")
+
     return [
-        *found,
-        line("TTFT over nginx, p50", 0.2, "ms", "ttft_p50_ms", "minus"),
-        line("TTFT over nginx, p99", 1.0, "ms", "ttft_p99_ms", "minus"),
-        line("256 streams together, p99", 1.5, "x nginx", "together_p99_ms", "ratio"),
-        line("memory of a live stream", 22.0, "kB", "memory_per_stream_kb"),
-        line("memory without streams", 60.0, "MB", "base_mb"),
-        line("CPU of a 1 MB body", 2.0, "ms", "cpu_per_megabyte_ms"),
-        line("worst event lag beside 10 MB bodies, over direct", 10.0, "ms", "worst_beside_big_ms", "over_direct"),
-        Line("CPU of a repeated bad key", share, 0.5, "of a request", "" if share else "not measured"),
-        line("a client's leaving reaches the upstream, p50", 5.0, "ms", "abort_p50_ms"),
-        Line("from start to listening", document["peers"].get("edge", {}).get("start_s"), 1.0, "s", "did not start"),
-    ]
+        to(BASELINE, "CPU of an event", 1.3, "cpu_per_event_us"),
+        to(BASELINE, "CPU of a small request", 3.5, "cpu_per_request_us"),
+        # A peer that is not there sets no limit; it is named as missing.
+        *(
+            to(peer, "CPU of a small request", 1.0, "cpu_per_request_us")
+            for peer in ("envoy", "vllm-router")
+            if peer in document["summary"]
+        ),
+        over_nginx("TTFT over nginx, p50", 0.2, "ttft_p50_ms"),
+        over_nginx("TTFT over nginx, p99", 1.0, "ttft_p99_ms"),
+        to(BASELINE, "256 streams together, p99", 1.5, "together_p99_ms"),
+        once("memory of a live stream", 22.0, "kB", of("memory_per_stream_kb")[0]),
+        once("memory without streams", 60.0, "MB", of("base_mb")[0]),
+        line("CPU of a 1 MB body", 2.0, "ms", of("cpu_per_megabyte_ms")),
+        line(
+            "worst event lag beside 10 MB bodies, over direct", 10.0, "ms",
+            differences(of("worst_beside_big_ms"), of("worst_beside_big_ms", DIRECT)),
+        ),
+        line(
+            "CPU of a repeated bad key", 0.5, "of a request",
+            ratios(of("cpu_per_refusal_us"), of("cpu_per_request_us")),
+        ),
+        line("a client's leaving reaches the upstream, p50", 5.0, "ms", of("abort_p50_ms")),
+        once("from start to listening", 1.0, "s", document["peers"].get("edge", {}).get("start_s")),
+    ]  # fmt: skip
 
 
 def text(found: list[Line]) -> str:
@@ -130,17 +167,19 @@ def text(found: list[Line]) -> str:
     shown = [
         (
             line.text,
-            "-" if line.measured is None else f"{line.measured:.2f}",
+            "-" if line.measured is None else f"{line.measured.median:.2f}",
+            "" if line.measured is None else line.measured.span,
             f"{line.limit:.2f}",
             line.unit,
-            "ok" if line.met else "MISSED" + (f" ({line.missing})" if line.measured is None and line.missing else ""),
+            line.verdict.value + (f" ({line.why})" if line.why else ""),
         )
         for line in found
     ]
-    rows = [("", "measured", "limit", "", ""), *shown]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows = [("", "measured", "95 %", "limit", "", ""), *shown]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
-        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<12}  {row[4]}".rstrip()
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:>{widths[3]}}"
+        f"  {row[4]:<13}  {row[5]}".rstrip()
         for row in rows
     )
 

@@ -91,13 +91,16 @@ def _instead(document: Mapping[str, Any], peer: str, figure: Figure) -> str:
     return next((word for reason, word in words.items() if any(each[reason] for each in tried)), "")
 
 
-def discarded(document: Mapping[str, Any]) -> list[str]:
-    """Return why each round that does not count was discarded."""
-    return [
+def told_discarded(document: Mapping[str, Any]) -> str:
+    """Return how many measurements do not count, and why each."""
+    thrown = [
         f"{each['measure']} of {each['peer']}, round {each['round'] + 1}: {each['unfit']}"
         for each in document["rounds"]
         if each["unfit"]
     ]
+    return f"{len(thrown)} of {len(document['rounds'])} measurements discarded" + (
+        f": {'; '.join(thrown)}." if thrown else "."
+    )
 
 
 def order(document: Mapping[str, Any]) -> Sequence[str]:

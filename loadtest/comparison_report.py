@@ -1,10 +1,10 @@
 """A comparison for people: tables for a terminal, which are Markdown too, and a page with plots."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from loadtest import report
-from loadtest.comparison import BASELINE, DIRECT, discarded, order
+from loadtest.comparison import BASELINE, DIRECT, order, told_discarded
 from loadtest.measures import PERCENTILES
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ def _median(document: Mapping[str, Any], peer: str, key: str, part: str = "") ->
 
 
 def _ratio(document: Mapping[str, Any], peer: str, key: str) -> str:
-    """Return a figure's ratio to the baseline with its interval."""
+    """Return a figure's ratio to the baseline with its interval, where there were rounds enough for one."""
     ratio = document["summary"][peer][key].get("ratio")
     if peer == BASELINE or not ratio:
         return "1" if peer == BASELINE and ratio else _ABSENT
+    if ratio["low"] is None:
+        return _number(ratio["median"])
     return f"{_number(ratio['median'])} [{_number(ratio['low'])}, {_number(ratio['high'])}]"
 
 
@@ -127,9 +129,7 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
-    thrown = discarded(document)
-    notes = [f"{len(thrown)} of {len(document['rounds'])} measurements discarded" + (": " if thrown else ".")]
-    notes[0] += "; ".join(thrown)
+    notes = [told_discarded(document)]
     notes += [f"missing: {name}" + (f" ({hint})" if hint else "") for name, hint in document["missing"].items()]
     return notes
 
@@ -201,8 +201,7 @@ def _ratios(document: Mapping[str, Any], key: str, unit: str) -> "Callable[[Axes
     shown = {peer: ratio for peer, ratio in told.items() if ratio}
 
     def draw(axes: "Axes") -> None:
-        spans = [(each["low"], each["high"]) for each in shown.values()]
-        report.bars(axes, list(shown), [each["median"] for each in shown.values()], spans)
+        report.bars(axes, list(shown), [each["median"] for each in shown.values()], _spans(shown.values()))
         _logarithmic(axes)
         axes.set_xlabel(f"{unit}, x {BASELINE}")
         axes.axvline(1, color="#1a1a1a", linewidth=0.8, linestyle=":")
@@ -215,11 +214,17 @@ def _plain(document: Mapping[str, Any], key: str, unit: str) -> "Callable[[Axes]
     shown = {peer: figure for peer, figure in told.items() if "median" in figure}
 
     def draw(axes: "Axes") -> None:
-        spans = [(each["low"], each["high"]) for each in shown.values()]
-        report.bars(axes, list(shown), [each["median"] for each in shown.values()], spans)
+        report.bars(axes, list(shown), [each["median"] for each in shown.values()], _spans(shown.values()))
         axes.set_xlabel(unit)
 
     return draw
+
+
+def _spans(figures: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Return the intervals, each empty where there were too few rounds for one."""
+    return [
+        (each["median"], each["median"]) if each["low"] is None else (each["low"], each["high"]) for each in figures
+    ]
 
 
 def _logarithmic(axes: "Axes") -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -46,12 +46,22 @@ def tree(pid: int) -> list[int]:
 
 def cpu_s(pids: Sequence[int]) -> float:
     """Return the seconds of CPU, user and system, that all threads of the processes have used so far."""
+    return _scheduled_s(pids, 0)
+
+
+def waited_s(pids: Sequence[int]) -> float:
+    """Return the seconds that the threads of the processes have waited for a core that somebody else had."""
+    return _scheduled_s(pids, 1)
+
+
+def _scheduled_s(pids: Sequence[int], column: int) -> float:
+    """Return the sum of a column of schedstat (Linux, sched-stats.rst): 0 on a core, 1 waiting for one."""
     total_ns = 0
     for pid in pids:
         with contextlib.suppress(OSError):
             for task in (_PROC / str(pid) / "task").iterdir():
                 with contextlib.suppress(OSError):
-                    total_ns += int((task / "schedstat").read_text().split()[0])
+                    total_ns += int((task / "schedstat").read_text().split()[column])
     return total_ns / 1e9
 
 
@@ -89,6 +99,23 @@ def steal_and_total_s() -> tuple[float, float]:
     ticks = [int(each) for each in (_PROC / "stat").read_text().splitlines()[0].split()[1:9]]
     hz = os.sysconf("SC_CLK_TCK")
     return ticks[7] / hz, sum(ticks) / hz
+
+
+def busy_s(cores: Iterable[int]) -> float:
+    """Return the seconds that programs, also the kernel for them, have run on the cores since the machine's start."""
+    wanted = {f"cpu{core}" for core in cores}
+    lines = [line.split() for line in (_PROC / "stat").read_text().splitlines()]
+    ticks = sum(int(each) for line in lines if line[0] in wanted for each in line[1:4])  # user, nice, system
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cores_of(pids: Iterable[int]) -> set[int]:
+    """Return the cores that the processes may run on."""
+    cores: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            cores |= os.sched_getaffinity(pid)
+    return cores
 
 
 class Process:

@@ -153,7 +153,12 @@ def run_page(
         over_time.append(plot(_first_tokens(outcomes, intervals, width_s), height=3.0))
     sections.append(section("Over time", *over_time))
     lags = " / ".join(f"{numbers[f'generator_lag_{each}_ms']:.2f}" for each in ("p50", "p99", "max"))
-    rig = {"generator lag p50 / p99 / max (ms)": lags, "generator busy (of a core)": f"{numbers['generator_busy']:.0%}"}
+    rig = {
+        "generator lag p50 / p99 / max (ms)": lags,
+        "generator busy (of a core)": f"{numbers['generator_busy']:.0%}",
+        "generator waited for a core": f"{numbers['generator_waited']:.1%}",
+        "taken by the hypervisor": f"{numbers['machine_steal']:.1%}",
+    }
     sections.append(section("The run", facts({**about, **rig})))
     return page(f"Load test of {about['target']}", sections)
 

@@ -6,73 +6,32 @@ times to keep, so latency counts from the send. A run in which the generator was
 """
 
 import argparse
-import asyncio
-import contextlib
 import errno
-import itertools
 import math
-import multiprocessing
 import os
-import queue
-import resource
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 import uvloop
 
 from loadtest import report, results, target
-from loadtest.alarm import Alarm
 from loadtest.arrivals import schedule
-from loadtest.client import Connections, Sample
-from loadtest.results import Outcome
+from loadtest.client import Connections
+from loadtest.generator import GeneratorDied, Plan, generate
 from loadtest.target import Target, at_least, positive
 from loadtest.upstream import Wish
-from loadtest.workload import SCENARIOS, Answer, Kept, Scenario, numbered, refusal
+from loadtest.workload import SCENARIOS, Kept, refusal
 
 MAX_LAG_P99_MS: Final = 10.0  # a generator later than this measures itself
 MAX_BUSY: Final = 0.9  # of a core, by one generator process
+MAX_WAITED: Final = 0.02  # of the time, by one generator process, for a core that somebody else has
+MAX_STEAL: Final = 0.02  # of the machine, by its hypervisor
 _OWN_ERRORS: Final = {f"connect: {os.strerror(each)}" for each in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)}
 _MIN_JUDGED_S: Final = 2.0  # a shorter burst always fills the generator's core
-_PROGRESS_INTERVAL_S: Final = 0.2
-_START_IN_S: Final = 0.1
-_READY_INTERVAL_S: Final = 0.002
-_CONNECT_AT_ONCE: Final = 100  # fewer than any listener's backlog
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run sends; `times` None asks for all at once. `equal`: every answer must be the first one's copy."""
-
-    target: Target
-    scenario: Scenario
-    body: bytes
-    count: int
-    times: Sequence[float] | None
-    seed: int
-    warmups: int
-    max_concurrency: int | None
-    timeout_s: float | None
-    exact: bool
-    equal: bool
-
-
-@dataclass(slots=True)
-class Generated:
-    """What became of the requests, by their start; `busy`: the share of its core that the busiest generator used."""
-
-    outcomes: list[Outcome]
-    busy: float
-
-
-class GeneratorDied(Exception):
-    """A generator process ended before its work was done."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +94,11 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     outcomes = generated.outcomes
     numbers = results.summary(outcomes, percentiles, goodput)
-    numbers["generator_busy"] = generated.busy
+    numbers |= {
+        "generator_busy": generated.busy,
+        "generator_waited": generated.waited,
+        "machine_steal": generated.steal,
+    }
     numbers["void"] = void(numbers)
     facts = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -192,8 +155,14 @@ def void(numbers: dict[str, Any]) -> list[str]:
         reasons.append("the generator ran out of descriptors or ports")
     if numbers["generator_lag_p99_ms"] > MAX_LAG_P99_MS:
         reasons.append(f"the generator was over {MAX_LAG_P99_MS:g} ms late for one request in a hundred")
-    if numbers["generator_busy"] > MAX_BUSY and numbers["duration"] > _MIN_JUDGED_S:
-        reasons.append(f"a generator process used {numbers['generator_busy']:.0%} of its core")
+    if numbers["duration"] > _MIN_JUDGED_S:
+        if numbers["generator_busy"] > MAX_BUSY:
+            reasons.append(f"a generator process used {numbers['generator_busy']:.0%} of its core")
+        if numbers["generator_waited"] > MAX_WAITED:
+            waited = f"{numbers['generator_waited']:.0%} of the time for a core"
+            reasons.append(f"a generator process waited {waited}: the server or another program had it")
+        if numbers["machine_steal"] > MAX_STEAL:
+            reasons.append(f"a hypervisor took {numbers['machine_steal']:.0%} of the machine")
     return reasons
 
 
@@ -222,83 +191,12 @@ def table(numbers: dict[str, Any], shown: Sequence[str], percentiles: Sequence[f
         if key == "generator_lag" or numbers[f"{key}_max_ms"]:
             rows.append((f"{name} p50 / p99 / max (ms)", three))
     rows.append(("Generator busy (of a core)", f"{numbers['generator_busy']:.0%}"))
+    rows.append(("Generator waited for a core", f"{numbers['generator_waited']:.1%}"))
     lines = [f"{name + ':':<40} {value:>12}" for name, value in rows]
-    lines += [f"VOID: {reason}. Lower the rate or add workers." for reason in numbers["void"]]
+    lines += [f"VOID: {reason}." for reason in numbers["void"]]
+    if numbers["void"]:
+        lines.append("Lower the rate, add workers, or leave the machine to the benchmark and its server.")
     return "\n".join(lines)
-
-
-def generate(plan: Plan, workers: int) -> Generated:
-    """Send the requests from so many processes; raises `GeneratorDied`."""
-    _allow_descriptors()
-    context = multiprocessing.get_context("spawn")
-    workers = min(workers, plan.count, plan.max_concurrency or workers)
-    shared = _Shared(
-        context.Value("q", 0), context.Value("q", 0), context.Value("q", 0), context.Value("d", 0.0), context.Event()
-    )
-    answers: multiprocessing.Queue[tuple[list[Outcome], float]] = context.Queue()
-    processes = [
-        context.Process(target=_work, args=(plan, index, workers, shared, answers), daemon=True)
-        for index in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    outcomes: list[Outcome] = []
-    busy, waiting = 0.0, workers
-    while waiting:
-        if not shared.begun.is_set() and shared.ready.value == workers:
-            shared.begin_at.value = time.monotonic() + _START_IN_S
-            shared.begun.set()
-        try:
-            some, share = answers.get(timeout=_PROGRESS_INTERVAL_S if shared.begun.is_set() else _READY_INTERVAL_S)
-        except queue.Empty:
-            if any(process.exitcode for process in processes):
-                raise GeneratorDied("a generator process died; what it wrote stands above") from None
-            _progress(shared, plan.count)
-        else:
-            outcomes += some
-            busy = max(busy, share)
-            waiting -= 1
-    _progress(shared, plan.count, last=True)
-    for process in processes:
-        process.join()
-    return Generated(sorted(outcomes, key=lambda each: each.start), busy)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What the processes of a run tell each other; `begin_at` counts once `begun` is set."""
-
-    ready: "Synchronized[int]"
-    finished: "Synchronized[int]"
-    failed: "Synchronized[int]"
-    begin_at: "Synchronized[float]"
-    begun: Event
-
-
-def _progress(shared: _Shared, total: int, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        done, failed = shared.finished.value, shared.failed.value
-        filled = 40 * done // total
-        bar = "#" * filled + "." * (40 - filled)
-        text = f"\r[{bar}] {done}/{total}" + (f", {failed} failed" if failed else "")
-        print(text, end="\n" if last else "", file=sys.stderr, flush=True)
-
-
-def _work(
-    plan: Plan, index: int, workers: int, shared: _Shared, answers: "multiprocessing.Queue[tuple[list[Outcome], float]]"
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its daemons
-    _allow_descriptors()
-    answers.put(uvloop.run(_send_share(plan, index, workers, shared)))
-
-
-async def _send_share(plan: Plan, index: int, workers: int, shared: _Shared) -> tuple[list[Outcome], float]:
-    return await _Worker(plan, index, workers, shared).send_all()
-
-
-def _allow_descriptors() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _try(plan: Plan) -> str:
@@ -311,111 +209,6 @@ async def _try(plan: Plan) -> str:
     if sample.error or sample.ok:
         return sample.error
     return f"{refusal(sample.status, kept.whole)}: {(kept.whole or b'')[:500].decode(errors='replace')}"
-
-
-class _Worker:
-    """One process's part of a run: every `workers`th request, from `index` on."""
-
-    def __init__(self, plan: Plan, index: int, workers: int, shared: _Shared) -> None:
-        self._plan = plan
-        self._shared = shared
-        self._numbers = range(index, plan.count, workers)
-        self._warmups = len(range(index, plan.warmups, workers))
-        self._raw = plan.target.request(plan.scenario.kind, plan.body)
-        self._connections = Connections(plan.target.address())
-        self._places: asyncio.Semaphore | None = None
-        if plan.max_concurrency:
-            self._places = asyncio.Semaphore(len(range(index, plan.max_concurrency, workers)))
-        self._outcomes: list[Outcome] = []
-        self._digest: int | None = None
-        self._begun = 0.0
-
-    async def send_all(self) -> tuple[list[Outcome], float]:
-        """Return what became of the requests, and the share of a core that sending them took."""
-        plan, shared = self._plan, self._shared
-        alarm = Alarm()
-        await self._warm()
-        with shared.ready.get_lock():
-            shared.ready.value += 1
-        await asyncio.to_thread(shared.begun.wait)
-        self._begun = shared.begin_at.value
-        cpu_s = time.process_time()
-        async with asyncio.TaskGroup() as group:
-            for number in self._numbers:
-                # Made before its time has come: numbering a body of 10 MB takes a millisecond.
-                raw = self._raw if plan.equal else numbered(self._raw, (plan.seed << 20) + number)
-                at = self._begun + (plan.times[number] if plan.times is not None else 0.0)
-                await alarm.until(at)
-                group.create_task(self._one(raw, at))
-        elapsed_s = time.monotonic() - self._begun
-        busy = (time.process_time() - cpu_s) / elapsed_s
-        alarm.close()
-        self._connections.close()
-        return self._outcomes, busy
-
-    async def _warm(self) -> None:
-        if self._warmups:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._warmups):
-                    group.create_task(self._warm_up(), name="warm-up")
-        if self._plan.times is None:  # or a thousand handshakes would be the first thing that is measured
-            wanted = min(len(self._numbers), self._plan.max_concurrency or len(self._numbers))
-            for first in range(self._warmups, wanted, _CONNECT_AT_ONCE):
-                try:
-                    await self._connections.warm(min(_CONNECT_AT_ONCE, wanted - first))
-                except OSError:
-                    return  # its requests will tell
-
-    async def _warm_up(self) -> None:
-        async with self._places or contextlib.nullcontext():
-            await self._connections.request(self._raw, timeout_s=self._plan.timeout_s)
-
-    async def _one(self, raw: bytes, at: float) -> None:
-        plan, places = self._plan, self._places
-        ready = time.monotonic()
-        if places is not None:
-            await places.acquire()
-        queued = time.monotonic() - ready if places is not None else 0.0
-        kept = Kept()
-        try:
-            sample = await self._connections.request(raw, kept, at, timeout_s=plan.timeout_s)
-        finally:
-            if places is not None:
-                places.release()
-        outcome = self._outcome(sample, kept, at, queued)
-        self._outcomes.append(outcome)
-        with self._shared.finished.get_lock():
-            self._shared.finished.value += 1
-            self._shared.failed.value += bool(outcome.error)
-
-    def _outcome(self, sample: Sample, kept: Kept, at: float, queued: float) -> Outcome:
-        plan = self._plan
-        open_loop = plan.times is not None
-        begun = sample.sent - sample.connect_s
-        since = at if open_loop else begun
-        lag = max(0.0, sample.sent - at - queued - sample.connect_s) if open_loop else 0.0
-        outcome = Outcome(
-            since - self._begun, sample.finished - self._begun, begun - self._begun, lag, queued, sample.error
-        )
-        if sample.error:
-            return outcome
-        if not sample.ok:
-            outcome.error = refusal(sample.status, kept.whole)
-            return outcome
-        answer = Answer(plan.scenario.stream, plan.scenario.output_len if plan.exact else None)
-        kept.tell(answer)
-        outcome.error = answer.end()
-        if plan.equal and not outcome.error:
-            self._digest = answer.digest if self._digest is None else self._digest
-            outcome.error = "" if answer.digest == self._digest else "an answer differs from the first"
-        if answer.content_times:
-            outcome.ttft = answer.content_times[0] - since
-            outcome.e2el = answer.content_times[-1] - since
-            outcome.itls = [after - before for before, after in itertools.pairwise(answer.content_times)]
-        else:
-            outcome.e2el = sample.finished - since
-        outcome.input_tokens, outcome.output_tokens = answer.input_tokens, answer.output_tokens
-        return outcome
 
 
 def _timeout_s(text: str) -> float:

