@@ -242,11 +242,14 @@ class _Worker:
         if plan.equal and not outcome.error:
             self._digest = answer.digest if self._digest is None else self._digest
             outcome.error = "" if answer.digest == self._digest else "an answer differs from the first"
-        if answer.content_times:
-            outcome.ttft = answer.content_times[0] - since
-            outcome.e2el = answer.content_times[-1] - since
-            outcome.itls = [after - before for before, after in itertools.pairwise(answer.content_times)]
+        if answer.choice_times:
+            outcome.vllm_ttft = answer.choice_times[0] - since
+            outcome.e2el = answer.choice_times[-1] - since
         else:
             outcome.e2el = sample.finished - since
+        if answer.content_times:
+            outcome.ttft = answer.content_times[0] - since
+            outcome.itls = [after - before for before, after in itertools.pairwise(answer.content_times)]
+            outcome.is_counted = answer.is_counted
         outcome.input_tokens, outcome.output_tokens = answer.input_tokens, answer.output_tokens
         return outcome

@@ -171,9 +171,9 @@ async def _warm(connections: Connections, target: Target, count: int) -> None:
 
 
 def _percentiles(name: str, seconds: Sequence[float]) -> Numbers:
-    made = histogram(seconds)
-    numbers: Numbers = {f"{name}_p{each:g}_ms": percentile_ms(made, each) for each in PERCENTILES}
-    return numbers | {f"{name}_hdr": made.encode().decode()}
+    ordered = sorted(seconds)
+    numbers: Numbers = {f"{name}_p{each:g}_ms": percentile_ms(ordered, each) for each in PERCENTILES}
+    return numbers | {f"{name}_hdr": histogram(seconds).encode().decode()}
 
 
 async def _closed_loop(connections: Connections, raw: bytes, count: int, workers: int, status: int = 200) -> None:
@@ -262,7 +262,7 @@ async def arrivals(target: Target, scale: Scale, meter: Meter, draw: Random) -> 
         numbers = {name: None for name in numbers}
     return numbers | {
         "live": live,
-        "generator_lag_p99_ms": percentile_ms(histogram(max(0.0, each) for each in late), 99),
+        "generator_lag_p99_ms": percentile_ms(sorted(max(0.0, each) for each in late), 99),
     }
 
 

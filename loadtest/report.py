@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.results import METRICS, Interval, Outcome, timeline, values
+from loadtest.results import METRICS, Interval, Outcome, label, shown_ms, timeline, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,8 @@ dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; co
 COLOURS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#57534e")
 _GREY: Final = "#9aa5b5"
 _LONG_NAMES: Final = {
-    "ttft": "TTFT: to the first token",
+    "ttft": "TTFT: to the first content",
+    "vllm_ttft": "vLLM's TTFT: to the first event",
     "tpot": "TPOT: per token after it",
     "itl": "ITL: between two events",
     "e2el": "E2EL: to the last token, or the end",
@@ -122,12 +123,8 @@ def run_page(
     """Return the page of one run."""
     shown = [metric for metric in shown if f"mean_{metric}_ms" in numbers]
     colours = {metric: COLOURS[METRICS.index(metric)] for metric in shown}
-    header = ("", "mean", "std", *(f"p{each:g}" for each in percentiles))
-    rows = [
-        [_LONG_NAMES[metric], *(f"{numbers[f'{each}_{metric}_ms']:,.2f}" for each in ("mean", "std")), *each]
-        for metric in shown
-        for each in [[f"{numbers[f'p{percentile:g}_{metric}_ms']:,.2f}" for percentile in percentiles]]
-    ]
+    columns = ("mean", "std", *(f"p{each:g}" for each in percentiles))
+    rows = [[_LONG_NAMES[metric], *(shown_ms(numbers[f"{each}_{metric}_ms"]) for each in columns)] for metric in shown]
     sections = [tiles(_run_tiles(numbers))]
     sections += [note(f"Void: {reason}. These are not the target's numbers.", bad=True) for reason in numbers["void"]]
     if numbers["error_counts"]:
@@ -136,7 +133,7 @@ def run_page(
     if shown:
         from_text = "the send" if about["request_rate"] == "inf" else "the intended send time"
         sections += [
-            section("Latency", note(f"In milliseconds, from {from_text}."), table(header, rows)),
+            section("Latency", note(f"In milliseconds, from {from_text}."), table(("", *columns), rows)),
             section(
                 "Distribution",
                 plot(_distribution(outcomes, colours), height=3.2),
@@ -196,7 +193,7 @@ def _distribution(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "C
     def draw(axes: "Axes") -> None:
         for metric, colour in colours.items():
             milliseconds = _ranked(values(outcomes, metric), shares)
-            axes.plot(milliseconds, [each * 100 for each in shares], label=metric.upper(), color=colour)
+            axes.plot(milliseconds, [each * 100 for each in shares], label=label(metric), color=colour)
         axes.set_xscale("log")
         axes.set_ylim(0, 102)
         axes.set_xlabel("milliseconds")
@@ -215,7 +212,7 @@ def _tails(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "Callable
             nines = math.log10(len(seconds))  # as far as the values reach: beyond, there is less than one
             most = max(most, nines)
             places = [nines * each / _POINTS for each in range(_POINTS + 1)]
-            axes.plot(places, _ranked(seconds, [1 - 10**-each for each in places]), label=metric.upper(), color=colour)
+            axes.plot(places, _ranked(seconds, [1 - 10**-each for each in places]), label=label(metric), color=colour)
         ticks = range(int(most) + 1)
         axes.set_xticks(list(ticks), ["0" if each == 0 else f"{100 - 10.0 ** (2 - each):g}" for each in ticks])
         axes.set_yscale("log")
@@ -257,9 +254,9 @@ def _first_tokens(
             rasterized=len(seen) > _MAX_VECTORS,
         )
         filled = [each for each in intervals if each.ttfts]
-        for share, label, colour in ((0.5, "p50", COLOURS[0]), (0.99, "p99", COLOURS[1])):
+        for share, name, colour in ((0.5, "p50", COLOURS[0]), (0.99, "p99", COLOURS[1])):
             heights = [_ranked(each.ttfts, [share])[0] for each in filled]
-            axes.plot([each.at + width_s / 2 for each in filled], heights, ".-", label=label, color=colour)
+            axes.plot([each.at + width_s / 2 for each in filled], heights, ".-", label=name, color=colour)
         axes.set_xlim(0, intervals[-1].at + width_s)
         axes.set_yscale("log")
         axes.set_xlabel("seconds since the start")

@@ -1,10 +1,12 @@
-"""From timed answers to numbers, under the names and definitions of `vllm bench serve`.
+"""From timed answers to numbers, under the names of `vllm bench serve` (vllm/benchmarks/serve.py of 0.32).
 
-TTFT: to the first event with content. ITL: between two such events. TPOT: (E2EL - TTFT) / (tokens - 1). E2EL: to the
-last event with content, or to the end of an answer that is no stream; such an answer has only this one. All from the
+TTFT: to the first event with something that a model wrote. vLLM's own: to the first event with a choice, though it may
+have a role and no text. ITL: between two events with content. TPOT: (E2EL - TTFT) / (tokens - 1). E2EL: to the last
+event with a choice, or to the end of an answer that is no stream; such an answer has only this one. All from the
 *intended* send time: what waits for a late generator or server is part of what a user waits.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any, Final
 
 from hdrh.histogram import HdrHistogram
 
-METRICS: Final = ("ttft", "tpot", "itl", "e2el")
+METRICS: Final = ("ttft", "vllm_ttft", "tpot", "itl", "e2el")
 _GOODPUT_METRICS: Final = ("ttft", "tpot", "e2el")
 _MAX_US: Final = 3_600_000_000  # an hour
 _DIGITS: Final = 3
@@ -24,7 +26,8 @@ class Outcome:
     """One finished request; times in seconds, `start` and `end` from the beginning of the run.
 
     `start` is the intended send time, `begun` when the request or the connection for it was, `queued` the wait for
-    `--max-concurrency`, `lag` what of the rest of the delay was the generator's own.
+    `--max-concurrency`, `lag` what of the rest of the delay was the generator's own. `is_counted`: the tokens are those
+    of the usage, not of events that were counted.
     """
 
     start: float
@@ -38,6 +41,8 @@ class Outcome:
     itls: list[float] = field(default_factory=list)
     input_tokens: int = 0
     output_tokens: int = 0
+    vllm_ttft: float | None = None
+    is_counted: bool = True
 
     @property
     def tpot(self) -> float | None:
@@ -78,6 +83,16 @@ def parse_metrics(text: str) -> list[str]:
     return metrics
 
 
+def label(metric: str) -> str:
+    """Return what a metric is called in a table."""
+    return "vLLM's TTFT" if metric == "vllm_ttft" else metric.upper()
+
+
+def shown_ms(number: float | None) -> str:
+    """Return a percentile for a table."""
+    return "-" if number is None else f"{number:,.2f}"
+
+
 def values(outcomes: Sequence[Outcome], metric: str) -> list[float]:
     """Return every value of a metric among the requests that succeeded, in seconds."""
     good = [each for each in outcomes if not each.error]
@@ -95,9 +110,18 @@ def histogram(seconds: Iterable[float]) -> HdrHistogram:
     return made
 
 
-def percentile_ms(made: HdrHistogram, percentile: float) -> float:
-    """Return a percentile in milliseconds."""
-    return float(made.get_value_at_percentile(percentile)) / 1e3
+def percentile_ms(ordered: Sequence[float], percentile: float) -> float | None:
+    """Return a percentile in milliseconds, exact, of seconds that are in order, between two of them by a straight line.
+
+    None where so few values have no such percentile: p99 wants 100 of them, p99.9 a thousand.
+    """
+    count = len(ordered)
+    if not count or (percentile > 50 and percentile < 100 and count * (100 - percentile) < 100):
+        return None
+    place = (count - 1) * percentile / 100
+    below = math.floor(place)
+    above = min(below + 1, count - 1)
+    return (ordered[below] + (ordered[above] - ordered[below]) * (place - below)) * 1e3
 
 
 def summary(
@@ -105,7 +129,9 @@ def summary(
 ) -> dict[str, Any]:
     """Return the numbers of a run; keys as `vllm bench serve` writes them.
 
-    Beside those: `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64);
+    Beside those: `tokens`, whether they are those of the `usage`, or, in at least one answer, `events` that were
+    counted; `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64); a
+    percentile that so few values do not have is None;
     `queue_time_*` for the wait that `--max-concurrency` made; `generator_lag_*` for the rig itself.
     """
     good = [each for each in outcomes if not each.error]
@@ -126,26 +152,27 @@ def summary(
         "total_token_throughput": (input_tokens + output_tokens) / duration_s,
         "max_output_tokens_per_s": max((each.tokens for each in timeline(outcomes, 1.0)), default=0.0),
         "max_concurrent_requests": most_at_once(outcomes),
+        "tokens": "usage" if all(each.is_counted for each in good) else "events",
         "error_counts": dict(Counter(each.error for each in outcomes if each.error).most_common()),
     }
     for metric in METRICS:
         seconds = values(outcomes, metric)
         if not seconds:
             continue
-        made = histogram(seconds)
+        ordered = sorted(seconds)
         result[f"mean_{metric}_ms"] = statistics.fmean(seconds) * 1e3
         result[f"median_{metric}_ms"] = statistics.median(seconds) * 1e3
         result[f"std_{metric}_ms"] = statistics.pstdev(seconds) * 1e3
         for percentile in percentiles:
-            result[f"p{percentile:g}_{metric}_ms"] = percentile_ms(made, percentile)
-        result[f"{metric}_hdr"] = made.encode().decode()
+            result[f"p{percentile:g}_{metric}_ms"] = percentile_ms(ordered, percentile)
+        result[f"{metric}_hdr"] = histogram(seconds).encode().decode()
     result |= _spread("queue_time", [each.queued for each in outcomes])
     return result | _spread("generator_lag", [each.lag for each in outcomes])
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
-    made = histogram(seconds or [0.0])
-    numbers = {f"{name}_p{each}_ms": percentile_ms(made, each) for each in (50, 99)}
+    made = histogram(seconds or [0.0])  # of any count: what is judged is the worst that was seen
+    numbers = {f"{name}_p{each}_ms": float(made.get_value_at_percentile(each)) / 1e3 for each in (50, 99)}
     return numbers | {f"{name}_max_ms": max(seconds, default=0.0) * 1e3}
 
 
@@ -199,7 +226,7 @@ def detailed(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "start_times": [each.start for each in outcomes],
         "ttfts": [each.ttft or 0.0 for each in outcomes],
         "itls": [each.itls for each in outcomes],
-        "e2els": [each.e2el for each in outcomes],
+        "latencies": [each.e2el for each in outcomes],
         "output_lens": [each.output_tokens for each in outcomes],
         "input_lens": [each.input_tokens for each in outcomes],
         "queue_times": [each.queued for each in outcomes],

@@ -175,15 +175,17 @@ def table(numbers: dict[str, Any], shown: Sequence[str], percentiles: Sequence[f
         ("Benchmark duration (s)", f"{numbers['duration']:.2f}"),
         ("Request throughput (req/s)", f"{numbers['request_throughput']:.2f}"),
         ("Output token throughput (tok/s)", f"{numbers['output_throughput']:.2f}"),
+        ("Tokens are those of", "the usage" if numbers["tokens"] == "usage" else "events, counted"),
         ("Peak concurrent requests", f"{numbers['max_concurrent_requests']}"),
     ]
     if numbers["request_goodput"] is not None:
         rows.append(("Request goodput (req/s)", f"{numbers['request_goodput']:.2f}"))
     for metric in shown:
         if f"mean_{metric}_ms" in numbers:
-            rows.append((f"Mean {metric.upper()} (ms)", f"{numbers[f'mean_{metric}_ms']:.2f}"))
+            name = results.label(metric)
+            rows.append((f"Mean {name} (ms)", f"{numbers[f'mean_{metric}_ms']:.2f}"))
             rows += [
-                (f"P{each:g} {metric.upper()} (ms)", f"{numbers[f'p{each:g}_{metric}_ms']:.2f}") for each in percentiles
+                (f"P{each:g} {name} (ms)", results.shown_ms(numbers[f"p{each:g}_{metric}_ms"])) for each in percentiles
             ]
     spread = {"Queue time": "queue_time", "Generator lag": "generator_lag"}
     for name, key in spread.items():

@@ -12,6 +12,8 @@ from loadtest.upstream import DONE, read_event, usage_event
 _PATHS: Final = {"chat": "chat/completions", "completions": "completions", "embeddings": "embeddings"}
 _NUMBER: Final = b"[number]"  # as long as what takes its place, so that the length of the body stays
 _SSE_FIELDS: Final = (b"event", b"id", b"retry")
+# What a model writes, in a delta of any engine; the first frame of many has a role and an empty text.
+_CONTENT: Final = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,14 @@ def numbered(raw: bytes, number: int) -> bytes:
 class Answer:
     """A reader that checks an answer as it comes: any OpenAI-compatible server's, or `exact` tokens of our upstream.
 
-    `content_times`: when each event with a choice came; `last_at`: when the last one with data did. `digest` is that of
-    all content. `problem`: what was wrong first, empty while nothing is; complete only after `end`.
+    `choice_times`: when each event with a choice came, `content_times`: of those, when each with something that a model
+    wrote did; `last_at`: when the last one with data did. `digest` is that of all content. `problem`: what was wrong
+    first, empty while nothing is; complete only after `end`.
     """
 
     stream: bool
     exact: int | None = None
+    choice_times: list[float] = field(default_factory=list)
     content_times: list[float] = field(default_factory=list)
     usage: dict[str, int] = field(default_factory=dict)
     digest: int = 0
@@ -98,6 +102,11 @@ class Answer:
     def output_tokens(self) -> int:
         """How many tokens the usage tells, else how many events had content."""
         return self.usage.get("completion_tokens", len(self.content_times))
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the usage tells the tokens of the answer; else events are counted, however many tokens each has."""
+        return "completion_tokens" in self.usage
 
     @property
     def input_tokens(self) -> int:
@@ -133,7 +142,7 @@ class Answer:
         """Return what was wrong, now that the answer has come to its end."""
         if self.stream and not self.done:
             self._wrong("a stream without [DONE]")
-        elif self.stream and not self.content_times:
+        elif self.stream and not self.choice_times:
             self._wrong("a stream without content")
         elif self.exact is not None and not self.usage:
             self._wrong("a stream without usage")
@@ -157,8 +166,10 @@ class Answer:
             if document.get("error") or document.get("object") == "error":
                 self._wrong("an error inside the stream")
             self.usage = _usage_in(document) or self.usage
-            if document.get("choices"):
-                self.content_times.append(now)
+            if choices := document.get("choices"):
+                self.choice_times.append(now)
+                if any(map(_has_content, choices)):
+                    self.content_times.append(now)
         except orjson.JSONDecodeError:
             self._wrong("an event whose data is no JSON")
         except (AttributeError, TypeError):
@@ -178,6 +189,7 @@ class Answer:
             else:
                 if number != count:
                     self._wrong("events lost, doubled or swapped")
+            self.choice_times.append(now)
             self.content_times.append(now)
         elif not self.usage:
             if event + b"\n\n" != usage_event(exact):
@@ -222,6 +234,12 @@ def refusal(status: int, body: bytes | None) -> str:
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         code = ""
     return f"status {status} {code}".strip()
+
+
+def _has_content(choice: dict[str, Any]) -> bool:
+    """Return whether a choice of an event has something that a model wrote."""
+    delta = choice.get("delta") or {}
+    return bool(choice.get("text")) or any(delta.get(name) for name in _CONTENT)
 
 
 def _usage_in(document: dict[str, Any]) -> dict[str, int]:

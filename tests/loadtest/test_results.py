@@ -2,7 +2,9 @@
 
 import errno
 import os
+import random
 
+import numpy
 import pytest
 from hdrh.histogram import HdrHistogram
 
@@ -44,7 +46,8 @@ def test_the_summary_has_the_keys_and_definitions_of_vllm_bench_serve() -> None:
     assert numbers["mean_ttft_ms"] == pytest.approx(300)
     assert numbers["median_ttft_ms"] == pytest.approx(300)
     assert numbers["std_ttft_ms"] == pytest.approx(100)
-    assert numbers["p99.9_ttft_ms"] == pytest.approx(400, rel=2e-3)
+    assert numbers["p50_ttft_ms"] == pytest.approx(300)
+    assert numbers["tokens"] == "usage"
     assert numbers["mean_itl_ms"] == pytest.approx(20)
     assert numbers["mean_tpot_ms"] == pytest.approx(20)
     assert numbers["mean_e2el_ms"] == pytest.approx(500)
@@ -89,10 +92,25 @@ def test_metrics_and_percentiles_are_checked() -> None:
         parse_percentiles("101")
 
 
+@pytest.mark.parametrize(("percentile", "enough"), [(50, 1), (90, 10), (99, 100), (99.9, 1000), (100, 1)])
+def test_a_percentile_is_exact_and_none_where_so_few_values_do_not_have_it(percentile: float, enough: int) -> None:
+    for count in (enough, 3 * enough + 1):
+        ordered = sorted(random.Random(count).expovariate(1.0) for _ in range(count))
+        assert percentile_ms(ordered, percentile) == pytest.approx(float(numpy.percentile(ordered, percentile)) * 1e3)
+    assert percentile_ms([1.0] * (enough - 1), percentile) is None
+
+
 def test_the_histogram_in_the_result_gives_the_same_percentiles_to_another_reader() -> None:
-    numbers = summary(RUN, [99])
+    numbers = summary([stream(0.0, 0.1 + each / 1000, 0.02, 11) for each in range(100)], [99, 99.9])
     decoded = HdrHistogram.decode(numbers["ttft_hdr"])
-    assert percentile_ms(decoded, 99) == numbers["p99_ttft_ms"]
+    assert decoded.get_value_at_percentile(99) / 1e3 == pytest.approx(numbers["p99_ttft_ms"], rel=2e-3)
+    assert numbers["p99.9_ttft_ms"] is None
+
+
+def test_tokens_that_no_usage_tells_are_said_to_be_events() -> None:
+    counted = stream(0.0, 0.2, 0.02, 11)
+    counted.is_counted = False
+    assert summary([*RUN, counted], [50])["tokens"] == "events"
 
 
 def test_the_busiest_moment_counts_those_with_the_server_and_not_those_in_the_queue() -> None:

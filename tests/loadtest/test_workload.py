@@ -92,10 +92,35 @@ def test_a_comment_is_no_sign_of_life() -> None:
 
 
 def test_events_of_several_lines_and_of_other_fields_are_understood() -> None:
-    several = b'event: chunk\r\nid: 1\r\ndata:{"choices":\r\ndata: [{}]}'
+    several = b'event: chunk\r\nid: 1\r\ndata:{"choices":\r\ndata: [{"text":"a"}]}'
     answer = told(several, DONE)
     assert answer.problem == ""
     assert len(answer.content_times) == 1
+
+
+@pytest.mark.parametrize(
+    ("delta", "is_content"),
+    [
+        (b'{"role":"assistant","content":""}', False),
+        (b'{"role":"assistant","content":null,"reasoning_content":null}', False),
+        (b"{}", False),
+        (b'{"content":"a"}', True),
+        (b'{"content":"","reasoning_content":"a"}', True),
+        (b'{"reasoning":"a"}', True),
+        (b'{"refusal":"a"}', True),
+        (b'{"tool_calls":[{"index":0}]}', True),
+    ],
+)
+def test_a_frame_with_a_role_and_no_text_is_an_event_and_no_content(delta: bytes, is_content: bool) -> None:
+    answer = told(b'data: {"choices":[{"delta":%b}]}' % delta, CONTENT, DONE)
+    assert answer.problem == ""
+    assert answer.choice_times == [0.0, 1.0]
+    assert answer.content_times == ([0.0, 1.0] if is_content else [1.0])
+
+
+def test_usage_says_how_many_tokens_there_are_and_events_do_where_there_is_none() -> None:
+    assert told(CONTENT, USAGE, DONE).is_counted
+    assert not told(CONTENT, DONE).is_counted
 
 
 @pytest.mark.parametrize(
