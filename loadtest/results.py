@@ -116,7 +116,7 @@ def percentile_ms(ordered: Sequence[float], percentile: float) -> float | None:
     None where so few values have no such percentile: p99 wants 100 of them, p99.9 a thousand.
     """
     count = len(ordered)
-    if not count or (percentile > 50 and percentile < 100 and count * (100 - percentile) < 100):
+    if not count or (50 < percentile < 100 and round(count * (100 - percentile), 6) < 100):
         return None
     place = (count - 1) * percentile / 100
     below = math.floor(place)
