@@ -8,6 +8,7 @@
 | `workload` | What is sent: scenarios as raw requests; and the check of what comes back. |
 | `generator` | Send the requests of a run from processes of its own. |
 | `client` | Send raw requests and time their answers, on bare protocols. |
+| `hints` | What a failure means, and what to do next. |
 | `results` | From timed answers to the numbers of `vllm bench serve`. |
 | `upstream` | The cheap, paced model server of the benchmarks; its events carry the time they were sent. |
 | `processes` | Start, pin and stop a process; read its tree's CPU, memory and descriptors. |

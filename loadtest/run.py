@@ -22,6 +22,7 @@ from loadtest import report, results, target
 from loadtest.arrivals import schedule
 from loadtest.client import Connections
 from loadtest.generator import GeneratorDied, Plan, generate
+from loadtest.hints import hint
 from loadtest.target import Target, at_least, positive
 from loadtest.upstream import Wish
 from loadtest.workload import SCENARIOS, Kept, refusal
@@ -86,6 +87,8 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     if plan.warmups and (problem := uvloop.run(_try(plan))):
         print(f"loadtest run: {arguments.target} does not serve: {problem}", file=sys.stderr)
+        if meaning := hint(problem):
+            print(f"loadtest run: {meaning}", file=sys.stderr)
         return 1
     try:
         generated = generate(plan, arguments.workers)
@@ -195,6 +198,7 @@ def table(numbers: dict[str, Any], shown: Sequence[str], percentiles: Sequence[f
     rows.append(("Generator busy (of a core)", f"{numbers['generator_busy']:.0%}"))
     rows.append(("Generator waited for a core", f"{numbers['generator_waited']:.1%}"))
     lines = [f"{name + ':':<40} {value:>12}" for name, value in rows]
+    lines += [f"{error}: {meaning}." for error in numbers["error_counts"] if (meaning := hint(error))]
     lines += [f"VOID: {reason}." for reason in numbers["void"]]
     if numbers["void"]:
         lines.append("Lower the rate, add workers, or leave the machine to the benchmark and its server.")

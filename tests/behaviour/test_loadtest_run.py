@@ -26,7 +26,7 @@ async def loadtest(*arguments: str | Path) -> Ran:
 
 
 def at(edge: Edge) -> tuple[str, ...]:
-    return "--target", edge.url, "--api-key", edge.key
+    return "--target", edge.url, "--api-key", edge.key, "--model", "public/deepseek-r1"
 
 
 @pytest.fixture
@@ -53,11 +53,15 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert ran.code == bool(numbers["void"]), ran
     assert (numbers["completed"], numbers["failed"], numbers["total_output_tokens"]) == (30, 0, 150)
     assert numbers["request_goodput"] == numbers["request_throughput"]
-    assert numbers["p99_ttft_ms"] > 0
+    assert numbers["p50_ttft_ms"] > 0
+    assert numbers["p99_ttft_ms"] is None  # which 30 requests do not have
+    assert numbers["tokens"] == "usage"
     assert len(numbers["ttfts"]) == len(numbers["itls"]) == len(numbers["start_times"]) == 30
     assert numbers["start_times"] == sorted(numbers["start_times"])
     assert re.search(r"Successful requests: +30\n", ran.out)
-    assert "P99 TTFT (ms)" in ran.out
+    assert re.search(r"P90 TTFT \(ms\): +[0-9.]+\n", ran.out)
+    assert re.search(r"P99 TTFT \(ms\): +-\n", ran.out)
+    assert "P50 vLLM's TTFT (ms)" in ran.out
     assert "Generator lag" in ran.out
     html = page.read_text()
     assert html.count("<svg") == 5
@@ -96,11 +100,12 @@ async def test_failures_are_told_by_kind_and_fail_the_run(edge: Edge) -> None:
 
 
 async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> None:
-    ran = await loadtest("run", "--target", edge.url, "--api-key", "sk-wrong")
+    ran = await loadtest("run", *at(edge), "--api-key", "sk-wrong")
     assert ran.code == 1
     assert ran.out == ""
     assert "does not serve: status 401 invalid_api_key" in ran.err
-    assert ran.err.count("\n") == 1
+    assert "give one with --api-key" in ran.err
+    assert ran.err.count("\n") == 2
 
 
 @pytest.mark.parametrize(
