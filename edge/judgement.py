@@ -12,6 +12,7 @@ from edge.upstream.health import Verdict, judge, may_pass_elsewhere
 from edge.upstream.pools import Pool
 from edge.upstream_errors import from_upstream, logged, pause_of
 
+_FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _VERDICTS: Final[dict[End | None, Verdict]] = {
     End.COMPLETE: Verdict.FINE,
     End.UPSTREAM_CUT: Verdict.FAULT,
@@ -23,8 +24,8 @@ _GENERATES_NOTHING: Final = (Reads.NOTHING, Reads.STORED)  # what a server does 
 
 def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> None:
     """Report what an answer that began showed of its endpoint, and of the one before that had answered 404."""
-    verdict = _VERDICTS.get(exchange.end, Verdict.NOTHING)
-    if verdict is Verdict.FINE:
+    verdict = _VERDICTS.get(exchange.end, _NOTHING)
+    if verdict is _FINE:
         if missing is not None:
             missing.report(Verdict.FAULT)
         if exchange.operation.reads in _GENERATES_NOTHING:
@@ -43,7 +44,7 @@ def judge_failure(
         elsewhere = may_pass_elsewhere(status, exchange.upstream_status)
         exchange.upstream_status, exchange.upstream_error = status, logged(error.headers, error.body)
         is_callers = status >= 500 and failure.origin is errors.Origin.CLIENT
-        lease.report(Verdict.NOTHING if is_callers else judge(status), pause_of(error.headers), status)
+        lease.report(_NOTHING if is_callers else judge(status), pause_of(error.headers), status)
     else:
         failure = error
         elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send

@@ -11,7 +11,8 @@ it met several users with no good answer in between. Only a connection that cann
 | 404                                        | NOTHING       | once               | for the user, if another answers |
 | 409, 502, 504                              | FAULT         | yes                | for the user                     |
 | 408, 500, any other 5xx                    | FAULT         | no                 | for the user                     |
-| no answer, a late or malformed one         | FAULT         | `retry_after_send` | for the user                     |
+| no answer, or a malformed one              | FAULT         | `retry_after_send` | for the user                     |
+| no answer in time                          | FAULT         | no                 | for the user                     |
 | cut, stalled, an error within an answer    | FAULT         | no                 | for the user                     |
 | 429, 503, 529                              | BACKPRESSURE  | yes                | no: it rests                     |
 | another 4xx, 501, a 500 "too large"        | NOTHING       | no                 | no                               |

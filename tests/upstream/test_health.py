@@ -1,7 +1,11 @@
 """What an endpoint's answers make of it."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import edge.upstream.health as health_module
 from edge.upstream.health import Health, Verdict, judge, may_pass_elsewhere
 
 
@@ -16,6 +20,31 @@ from edge.upstream.health import Health, Verdict, judge, may_pass_elsewhere
 )
 def test_every_status_shows_one_thing(verdict: Verdict, statuses: list[int]) -> None:
     assert {status: judge(status) for status in statuses} == dict.fromkeys(statuses, verdict)
+
+
+def table(text: str) -> list[str]:
+    """The rows of the table of verdicts."""
+    return [line for line in text.splitlines() if line.startswith("| ") and line.count(" | ") == 3]
+
+
+def test_the_table_says_of_every_status_what_it_shows_and_whether_it_is_tried_elsewhere() -> None:
+    assert health_module.__doc__ is not None
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(health_module.__doc__)[1:]]
+    given = [re.findall(r"[0-9]{3}|[345]xx", row[0].replace('a 500 "too large"', "")) for row in rows]
+    named = {int(status) for statuses in given for status in statuses if status.isdigit()}
+    said = {}
+    for (_, shows, elsewhere, _), statuses in zip(rows, given, strict=True):
+        for status in statuses:
+            first = int(status[0]) * 100
+            meant = {int(status)} if status.isdigit() else {*range(first, first + 100)} - named
+            said.update(dict.fromkeys(meant, (shows.split(",")[0].lower(), elsewhere in ("yes", "once"))))
+    assert said == {status: (judge(status).value, may_pass_elsewhere(status, 0)) for status in range(300, 600)}
+
+
+def test_the_manual_has_the_same_table() -> None:
+    manual = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    assert health_module.__doc__ is not None
+    assert set(table(health_module.__doc__)) <= set(manual.splitlines())
 
 
 def test_another_endpoint_is_asked_where_one_did_no_work_and_once_after_a_404() -> None:
