@@ -168,3 +168,28 @@ async def test_an_instance_is_asked_whatever_it_answered_and_so_is_that_of_anoth
         assert (await edge.ask(asked(model="u-000000000001/m"), key=other))[0] == 200
     assert len(upstream.requests) >= 4 * 6  # one on a connection that was closed is sent again
     assert not any(each.health.is_tainted for each in edge.server.endpoints.states())
+
+
+async def test_an_error_behind_heartbeats_counts_for_its_user(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    """It is an event by then, since the client has its status, and as much a fault as any."""
+    beaten = asyncio.Event()
+
+    async def late(connection: ScriptedConnection) -> None:
+        await beaten.wait()
+        await connection.send(document(ENGINE_ERROR, 500))
+
+    edge = await start_edge(pool("m", [(await start_upstream(late)).url]) + 'heartbeat = "10ms"\n')
+    [endpoint] = edge.server.endpoints.states()
+    for times in range(1, 4):
+        beaten.clear()
+        client = await edge.connect()
+        client.send(edge.request(asked(b"stream")))
+        assert b" 200 " in await client.head()
+        beaten.set()
+        assert b'"code":"upstream_error"' in await client.reader.readuntil(b"\r\n0\r\n\r\n")
+        await edge.idle()
+        now = edge.server._loop.time()
+        assert endpoint.health.admits(now, USER) == (times < 3)
+        assert endpoint.health.admits(now, "u-000000000001")
