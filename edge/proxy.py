@@ -32,6 +32,7 @@ from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
+from edge.judgement import judge_answer, judge_failure
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
@@ -47,10 +48,8 @@ from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
-from edge.upstream.health import Verdict, judge
 from edge.upstream.kept_responses import Keeper, KeptResponses
 from edge.upstream.pools import Pool
-from edge.upstream_errors import from_upstream, logged, pause_of
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +60,6 @@ _PREFLIGHT: Final = (
 )
 _BODY, _ROUTE, _ADMISSION, _LEASE, _DONE = Phase.BODY, Phase.ROUTE, Phase.ADMISSION, Phase.LEASE, Phase.DONE
 _COMPLETE, _INTERNAL_ERROR = End.COMPLETE, End.INTERNAL_ERROR
-# By another endpoint: the one that answered did no work, or does not know us.
-_RETRIED: Final = frozenset((*range(300, 400), 401, 403, 407, 409, 429, 502, 503, 504, 529))
-_VERDICTS: Final[dict[End | None, Verdict]] = {
-    End.COMPLETE: Verdict.FINE,
-    End.UPSTREAM_CUT: Verdict.FAULT,
-    End.IDLE_TIMEOUT: Verdict.FAULT,
-}  # what an answer that began shows of its endpoint; other ends show nothing of it
 
 
 @dataclass(slots=True, eq=False)
@@ -239,6 +231,7 @@ class Proxy:
         """Pass the request to an endpoint, or to another one while the budget of retries allows."""
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
+        missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         pool = work.pool
         user = exchange.principal.user if exchange.principal is not None else ""
         key = work.affinity_key(user) if pool is not None and pool.config.balance == "prefix-affinity" else b""
@@ -249,9 +242,9 @@ class Proxy:
                     if pool is None:
                         lease = self._instance(work.match, work.asked.operation)
                     elif work.keeper is not None:
-                        lease = _keeper_in(pool, work.keeper, tried)
+                        lease = _keeper_in(pool, work.keeper, tried, user)
                     else:
-                        lease = pool.lease(tried, key)
+                        lease = pool.lease(tried, key, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
                             lease = await pool.wait(user, key)
                 except errors.UpstreamUnavailable as unavailable:
@@ -268,16 +261,17 @@ class Proxy:
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
-                    if (verdict := _VERDICTS.get(exchange.end)) is not None:
-                        lease.report(verdict)
+                    judge_answer(exchange, lease, missing)
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
                         self._kept.forget(user, work.asked.response_id)
                     return
                 except FailedInStream as failed:
-                    _judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
+                    judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
-                    failure, elsewhere = _judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                    failure, elsewhere = judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                    if isinstance(error, UpstreamAnsweredError) and error.status == 404:
+                        missing = lease
                 finally:
                     attempt.body = b""  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
@@ -416,35 +410,11 @@ def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
     return failure
 
 
-def _judge_failure(
-    exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError, took_s: float
-) -> tuple[EdgeError, bool]:
-    """Report what an attempt showed of its endpoint; return the error for the client, and whether to ask another."""
-    config = pool.config if pool is not None else None
-    if isinstance(error, UpstreamAnsweredError):
-        failure = from_upstream(error.status, error.headers, error.body, is_instance=pool is None)
-        exchange.upstream_status, exchange.upstream_error = error.status, logged(error.headers, error.body)
-        is_callers = error.status >= 500 and failure.origin is errors.Origin.CLIENT
-        lease.report(Verdict.FINE if is_callers else judge(error.status), pause_of(error.headers))
-        elsewhere = error.status in _RETRIED
-    else:
-        if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
-            lease.report(Verdict.FAULT)
-        failure = error
-        elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
-    if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
-        elsewhere = pool is not None and pool.may_retry()
-    else:
-        quick = config is not None and took_s <= config.retry_within_s
-        elsewhere = elsewhere and quick and pool is not None and pool.may_retry()
-    return failure, elsewhere
-
-
-def _keeper_in(pool: Pool, name: str, tried: list[Endpoint]) -> Lease:
+def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str) -> Lease:
     """Return a lease of the member that keeps a response; it alone is asked, and once."""
     if tried:
         raise errors.UpstreamUnavailable("The model's server that keeps this response is not reachable right now.")
     try:
-        return pool.lease_of(name)
+        return pool.lease_of(name, user)
     except LookupError:
         raise errors.ResponseNotFound("The model's server that kept this response is not here any more.") from None

@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "limits/counters.py": "limits/test_admission.py and test_shared.py: counters are used through both",
     "own_answers.py": "behaviour/test_paths.py and test_api.py: models, and paths that are not served",
     "sockets.py": "behaviour/test_discovery.py and client/test_connection.py: options that connections have",
+    "judgement.py": "behaviour/test_health.py and test_retries.py: every row of the table of upstream/health.py",
     "metering/documents.py": "metering/test_meters.py: one suite over all meters",
     "metering/events.py": "metering/test_meters.py: one suite over all meters",
     "metering/usage_objects.py": "metering/test_meters.py: usage in every dialect, and nonsense",

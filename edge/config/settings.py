@@ -267,9 +267,9 @@ class PoolConfig:
     ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of https endpoints.", example="tls.crt")] = None
     retry_within_s: Annotated[float, kinds.duration(
-        'A 429, 502, 503, 504 or 529, or an answer that does not take the edge (a 401, 403, 407, 409 or redirect), '
-        'is retried at another endpoint within this time; "0s" never retries. A later one may have cost the engine\'s '
-        "work.", zero=True)] = 2
+        'A 404, 429, 502, 503, 504 or 529, or an answer that does not take the edge (a 401, 402, 403, 407, 409, 421 or '
+        'redirect), is retried at another endpoint within this time; "0s" never retries. A later one may have cost the '
+        "engine's work.", zero=True)] = 2
     retry_after_send: Annotated[bool, kinds.flag(
         "Retries also when a connection was lost with the request on it. A prompt that crashes one engine then goes "
         "to the next.")] = False

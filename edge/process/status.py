@@ -14,6 +14,7 @@ from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
 from edge.proxy import Proxy
 from edge.upstream.endpoints import Endpoints
+from edge.upstream.health import HEALTHY
 
 
 def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:
@@ -44,11 +45,12 @@ def usage_lines(journal: Journal, shipper: Shipper | None) -> Iterator[Line]:
 
 
 def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator[Line]:
-    """Yield the endpoints that get no requests now, and why."""
+    """Yield the endpoints that get no requests now, or not those of everybody, and why."""
     now = clock()
     for endpoint in endpoints.states():
-        if not endpoint.health.admits(now):
-            yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
+        state = endpoint.health.describe(now)
+        if state != HEALTHY:
+            yield f"endpoint {endpoint.authority}", state
 
 
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:

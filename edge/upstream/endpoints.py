@@ -17,15 +17,15 @@ from edge.operations import Operation
 from edge.outage import Outage
 from edge.tls import client_tls
 from edge.upstream.engines import ENGINES
-from edge.upstream.health import Health, Verdict
+from edge.upstream.health import CHECKS, Health, Verdict
 from edge.wire.connections import ConnectionPool, Shortage
 from edge.wire.http1 import request_head
 
 _log = logging.getLogger(__name__)
 
-_FINE: Final = Verdict.FINE
+_FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
-_LOG_INTERVAL_S: Final = 60.0  # between two reports that an endpoint is out: one that comes and goes floods no log
+_LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
@@ -51,7 +51,8 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_log_at", "_outage", "authority", "connections", "health", "in_flight", "is_instance", "url", "waiting",
+        "_log_at", "_outage", "_refusal_log_at", "authority", "connections", "health", "in_flight", "is_instance",
+        "url", "waiting",
     )  # fmt: skip
 
     def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
@@ -63,8 +64,8 @@ class Endpoint:
         self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
         self.is_instance = is_instance
         failed, back = f"{self} failed several times in a row", f"{self} answers again"
-        self._outage = None if is_instance else Outage(_log, failed, back)
-        self._log_at = -math.inf
+        self._outage = Outage(_log, failed, back)
+        self._log_at = self._refusal_log_at = -math.inf
 
     def __str__(self) -> str:
         return f"endpoint {self.authority}"
@@ -78,16 +79,27 @@ class Endpoint:
         """Whether a request or an idle connection is there."""
         return bool(self.in_flight or len(self.connections))
 
-    def log_state(self, now: float) -> None:
-        """Log that its answers took it out, or that it is back; nothing of an instance, which is asked all the same."""
-        if self._outage is None:
-            return
-        left_s = self.health.ejected_until - now
+    def log_state(self, now: float, user: str) -> None:
+        """Log that what requests met took it out, for all or for `user`, or that it is back."""
+        left_s, of_user_s = self.health.ejected_until - now, self.health.out_until(user) - now
         if not self.health.ejected_until:
             self._outage.up(logging.INFO)
-        elif left_s > 0 and not self._outage and now >= self._log_at:
+        if now < self._log_at or self._outage:
+            return
+        if left_s > 0:
             self._log_at = now + _LOG_INTERVAL_S
             self._outage.down(f"ejected for {left_s:.0f} s", logging.WARNING)
+        elif of_user_s > 0:
+            self._log_at = now + _LOG_INTERVAL_S
+            _log.warning(
+                "%s failed user %s several times in a row: not asked by that user for %.0f s", self, user, of_user_s
+            )
+
+    def log_refusal(self, status: int, now: float) -> None:
+        """Log that it refuses the edge itself, and what an operator has to check."""
+        if now >= self._refusal_log_at:
+            self._refusal_log_at = now + _LOG_INTERVAL_S
+            _log.warning("%s answers %d to the edge: check %s", self, status, CHECKS[status])
 
 
 class Member:
@@ -139,18 +151,19 @@ class Member:
 class Lease:
     """One endpoint for one attempt; counted in flight while it is held."""
 
-    __slots__ = ("_era", "endpoint", "member")
+    __slots__ = ("_era", "_user", "endpoint", "member")
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, user: str = "") -> None:
         self.member = member
         self.endpoint = member.endpoint
+        self._user = user
         self._era = -1  # of the endpoint's health; -1 until it is held
 
     def hold(self) -> None:
         """Count it from now on, before it is entered: a place that is given to somebody who is not awake yet."""
         endpoint = self.endpoint
         endpoint.in_flight += 1
-        self._era = endpoint.health.begin()
+        self._era = endpoint.health.begin(self._user)
 
     def __enter__(self) -> Self:
         if self._era < 0:
@@ -160,25 +173,29 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         endpoint = self.endpoint
         endpoint.in_flight -= 1
-        if endpoint.health.ejected_until:
-            endpoint.health.abandon(self._era)
+        if endpoint.health.is_tainted:
+            endpoint.health.abandon(self._era, self._user)
         if endpoint.waiting:
             for pool in tuple(endpoint.waiting):
                 pool.grant()
 
-    def report(self, verdict: Verdict, retry_after_s: float | None = None) -> None:
-        """Report to the endpoint's health what an attempt showed."""
-        health = self.endpoint.health
-        if verdict is _FINE and not health.is_tainted:
-            return
+    def report(self, verdict: Verdict, retry_after_s: float | None = None, status: int = 0) -> None:
+        """Report to the endpoint's health what an attempt showed; `status` is what it answered, 0 for nothing."""
+        health, user = self.endpoint.health, self._user
+        if verdict is _NOTHING or (verdict is _FINE and not health.is_tainted) or self.endpoint.is_instance:
+            return  # an instance is asked whatever it answered
         now = self.endpoint.connections.loop.time()
         if verdict is _FINE:
             health.fine(now, self._era)
         elif verdict is Verdict.FAULT:
-            health.fault(now, self._era)
+            health.fault(now, self._era, user)
+        elif verdict is Verdict.UNREACHABLE:
+            health.unreachable(now, self._era, user)
         else:
-            health.backpressure(now, retry_after_s, self._era)
-        self.endpoint.log_state(now)
+            health.backpressure(now, retry_after_s, self._era, user)
+        if status in CHECKS:
+            self.endpoint.log_refusal(status, now)
+        self.endpoint.log_state(now, user)
 
 
 class Endpoints:
@@ -256,24 +273,27 @@ class Endpoints:
         idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=at)
         ejections = CounterMetricFamily("edge_upstream_ejections", "Times it was ejected.", labels=at)
         out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=at)
+        some = GaugeMetricFamily("edge_upstream_out_for_some", "1 while users it failed leave it.", labels=at)
         waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
         now = self._loop.time()
         totals: dict[str, list[int]] = {}
         for endpoint in self.states():
-            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0, 0, 0, 0])
+            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0] * 5)
             total[0] += endpoint.in_flight
             total[1] += len(endpoint.connections)
             total[2] += endpoint.health.total_ejections
             total[3] |= not endpoint.health.admits(now)
+            total[4] |= endpoint.health.is_out_for_some
         for name, total in totals.items():
             in_flight.add_metric((name,), total[0])
             idle.add_metric((name,), total[1])
-            ejections.add_metric((name,), total[2])
             if name != _INSTANCES:  # which are asked all the same
+                ejections.add_metric((name,), total[2])
                 out.add_metric((name,), total[3])
+                some.add_metric((name,), total[4])
         for name, pool in pools.items():
             waiting.add_metric((name,), pool.waiting)
-        yield from (in_flight, idle, out, ejections, waiting)
+        yield from (in_flight, idle, out, some, ejections, waiting)
 
 
 def _changed_ns(file: Path | None) -> int:

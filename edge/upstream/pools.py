@@ -20,9 +20,10 @@ _LONGEST_RETRY_AFTER_S: Final = 60
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A request that waits; `key` is where `prefix-affinity` sends it."""
+    """A request of a user that waits; `key` is where `prefix-affinity` sends it."""
 
     granted: asyncio.Future[Lease]
+    user: str
     key: bytes
 
 
@@ -58,31 +59,31 @@ class Pool:
         """Requests that wait for a place."""
         return len(self._waiting)
 
-    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"") -> Lease | None:
+    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"", user: str = "") -> Lease | None:
         """Return a lease of an endpoint that was not tried; None: all are full. `prefix-affinity` keeps a `key` at one.
 
         Raises: `UpstreamUnavailable` when there is none.
         """
-        members = self._candidates(tried)
+        members = self._candidates(tried, user)
         if self.config.max_inflight is not None:
             members = self._with_room(members)
             if not members or (self._waiting and not tried):  # nobody overtakes
                 return None
-        return Lease(self._choose(members, key))
+        return Lease(self._choose(members, key), user)
 
-    def lease_of(self, name: str) -> Lease:
+    def lease_of(self, name: str, user: str) -> Lease:
         """Return a lease of the member of that name; raises `LookupError` for none, `UpstreamUnavailable` when full."""
         for member in self.members:
             if member.name == name:
                 if not self._with_room([member]):
                     raise UpstreamUnavailable("The model's server is busy, try again later.", retry_after_s=1)
-                return Lease(member)
+                return Lease(member, user)
         raise LookupError(name)
 
-    def _candidates(self, tried: Iterable[Endpoint]) -> list[Member]:
+    def _candidates(self, tried: Iterable[Endpoint], user: str) -> list[Member]:
         members = self.members
         if len(members) > 1:
-            members = self._admitted(tried)
+            members = self._admitted(tried, user)
             if tried:
                 members = [member for member in members if member.endpoint not in tried]
         elif tried:
@@ -111,7 +112,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         if len(self._waiting) >= self.config.queue:
             raise self._busy(loop.time())
-        place = _Place(loop.create_future(), key)
+        place = _Place(loop.create_future(), user, key)
         if not self._waiting:
             self._drain.begin(loop.time())
             self._poll = loop.call_later(_POLL_S, self._poll_again)
@@ -131,12 +132,14 @@ class Pool:
     def grant(self) -> None:
         """Give the places that are free to those whose turn it is."""
         while self._waiting:
-            members = self._with_room(self._admitted(()))
-            if not members:
+            if not self._with_room(self._admitted(())):
                 return
-            place = self._waiting.pop()
+            place = self._waiting.pop_for(self._has_room)
+            if place is None:
+                return
             if not place.granted.done():  # its request was cancelled, and is about to leave
-                lease = Lease(self._choose(members, place.key))
+                members = self._with_room(self._admitted((), place.user))
+                lease = Lease(self._choose(members, place.key), place.user)
                 lease.hold()
                 place.granted.set_result(lease)
                 self._drain.note(place.granted.get_loop().time())
@@ -145,6 +148,9 @@ class Pool:
             self._poll = None
         for member in self.members:
             member.endpoint.waiting.pop(self, None)
+
+    def _has_room(self, user: str) -> bool:
+        return bool(self._with_room(self._admitted((), user)))
 
     def _poll_again(self) -> None:
         self._poll = asyncio.get_running_loop().call_later(_POLL_S, self._poll_again)
@@ -162,8 +168,8 @@ class Pool:
         wait_s = min(math.ceil(self._drain.wait_s(len(self._waiting), now)), _LONGEST_RETRY_AFTER_S)
         return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
-    def _admitted(self, tried: Iterable[Endpoint]) -> list[Member]:
-        """Return the members that may be asked; so many that no more than a share of the pool is ever out."""
+    def _admitted(self, tried: Iterable[Endpoint], user: str = "") -> list[Member]:
+        """Return the members that a user may ask; so many that no more than a share of the pool is ever out."""
         members = self.members
         for member in members:
             if member.endpoint.health.is_tainted:
@@ -171,11 +177,11 @@ class Pool:
         else:
             return members
         now = members[0].endpoint.connections.loop.time()
-        admitted = [member for member in members if member.endpoint.health.admits(now)]
+        admitted = [member for member in members if member.endpoint.health.admits(now, user)]
         missing = len(members) - int(len(members) * _MAX_OUT_SHARE) - len(admitted)
         if missing > 0:
             out = [member for member in members if member not in admitted]
-            out.sort(key=lambda member: (member.endpoint in tried, member.endpoint.health.back_at()))
+            out.sort(key=lambda member: (member.endpoint in tried, member.endpoint.health.back_at(user)))
             admitted += out[:missing]
         return admitted
 

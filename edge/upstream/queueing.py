@@ -5,6 +5,7 @@ loop's clock.
 """
 
 import heapq
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -36,6 +37,17 @@ class FairQueue(Generic[T]):
         self._turn, _, user, item = heapq.heappop(self._heap)
         self._forget(user)
         return item
+
+    def pop_for(self, may_go: Callable[[str], bool]) -> T | None:
+        """Remove and return the item whose turn it is among the users who may go; None: there is none."""
+        if may_go(self._heap[0][2]):
+            return self.pop()
+        going = {user for user in self._next_turn if may_go(user)}
+        following = min((entry for entry in self._heap if entry[2] in going), default=None)
+        if following is None:
+            return None
+        self.remove(following[3])
+        return following[3]
 
     def remove(self, item: T) -> None:
         """Remove an item that waits no more; one that is not there is no error."""

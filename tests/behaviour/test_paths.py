@@ -301,7 +301,7 @@ async def test_own_instance_is_quoted_and_a_shared_pool_is_not(
 async def test_endpoint_that_does_not_take_the_edge_is_left_for_another(
     start_edge: StartEdge, start_upstream: StartUpstream
 ) -> None:
-    """An upstream's 401 is about the pool's own key: three of them and the endpoint is out."""
+    """An upstream's 401 is about the pool's own key: three of them and the endpoint is left."""
 
     async def refuses(connection: ScriptedConnection) -> None:
         await connection.send(document({"error": "Unauthorized"}, 401))
@@ -314,7 +314,7 @@ async def test_endpoint_that_does_not_take_the_edge_is_left_for_another(
         f'[pools.p]\nendpoints = {urls}\nbalance = "round-robin"\n[routes."public/m"]\npool = "p"\n'
     )
     assert {(await edge.ask({"model": "public/m"}))[0] for _ in range(8)} == {200}
-    [out] = [each for each in edge.server.endpoints.states() if each.health.total_ejections]
+    [out] = [each for each in edge.server.endpoints.states() if each.health.is_out_for_some]
     assert urls[0].endswith(out.authority)
 
 

@@ -30,29 +30,59 @@ async def test_endpoint_that_its_answers_take_out_and_bring_back_is_logged_once_
         (logging.INFO, "endpoint 10.0.0.1:8000 answers again"),
     ]
     for verdicts, lines in (
-        ([Verdict.FAULT] * 2 + [Verdict.FINE, Verdict.BACKPRESSURE], 0),
-        ([Verdict.FAULT] * 5, 1),
+        ([Verdict.UNREACHABLE] * 2 + [Verdict.FINE, Verdict.BACKPRESSURE], 0),
+        ([Verdict.UNREACHABLE] * 5, 1),
         ([Verdict.FINE] * 3, 2),
-        ([Verdict.FAULT] * 3 + [Verdict.FINE] + [Verdict.FAULT] * 3, 2),
+        ([Verdict.UNREACHABLE] * 3 + [Verdict.FINE] + [Verdict.UNREACHABLE] * 3, 2),
     ):
         for verdict in verdicts:
             with Lease(member) as lease:
                 lease.report(verdict)
         assert [(each.levelno, each.getMessage()) for each in caplog.records] == logged[:lines]
     health, later = member.endpoint.health, asyncio.get_running_loop().time() + 60
-    member.endpoint.log_state(later)  # its time is over, and nobody has tried it
+    member.endpoint.log_state(later, "")  # its time is over, and nobody has tried it
     assert len(caplog.records) == 2
-    health.fault(later, health.begin())
-    member.endpoint.log_state(later)
+    health.unreachable(later, health.begin())
+    member.endpoint.log_state(later, "")
     assert len(caplog.records) == 3
 
 
-async def test_instance_that_fails_is_not_logged(endpoints: Endpoints, caplog: pytest.LogCaptureFixture) -> None:
+async def test_endpoint_that_fails_one_user_is_logged_with_that_user(
+    endpoints: Endpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    [member] = pool_of(endpoints, 1).members
+    for _ in range(9):
+        with Lease(member, "u-1") as lease:
+            lease.report(Verdict.FAULT, status=500)
+    assert [each.getMessage() for each in caplog.records] == [
+        "endpoint 10.0.0.1:8000 failed user u-1 several times in a row: not asked by that user for 5 s"
+    ]
+
+
+@pytest.mark.parametrize(("status", "check"), [(401, "its `api_key`"), (307, "its URL: scheme, host, port and path")])
+async def test_endpoint_that_refuses_the_edge_is_logged_with_what_to_check(
+    endpoints: Endpoints, caplog: pytest.LogCaptureFixture, status: int, check: str
+) -> None:
+    """Once a minute, whoever asks and however often."""
+    [member] = pool_of(endpoints, 1).members
+    for at in range(9):
+        with Lease(member, f"u-{at}") as lease:
+            lease.report(Verdict.FAULT, status=status)
+            lease.report(Verdict.FINE)
+    assert [each.getMessage() for each in caplog.records] == [
+        f"endpoint 10.0.0.1:8000 answers {status} to the edge: check {check}"
+    ]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAULT, Verdict.UNREACHABLE, Verdict.BACKPRESSURE])
+async def test_nothing_is_held_against_an_instance(
+    endpoints: Endpoints, caplog: pytest.LogCaptureFixture, verdict: Verdict
+) -> None:
     """It is asked all the same, and its user could fill the log."""
     for _ in range(9):
         with endpoints.instance("http://s.o.svc:8000") as lease:
-            lease.report(Verdict.FAULT)
-    assert lease.endpoint.health.total_ejections
+            lease.report(verdict, status=401)
+    assert not lease.endpoint.health.is_tainted
     assert caplog.records == []
 
 

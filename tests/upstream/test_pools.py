@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from edge.config.settings import Balance
 from edge.errors import UpstreamUnavailable
-from edge.upstream.endpoints import Endpoint, Endpoints
+from edge.upstream.endpoints import Endpoint, Endpoints, Lease, Member
+from edge.upstream.health import Verdict
 from tests.upstream.conftest import pool_of
 
 
@@ -91,3 +93,46 @@ async def test_cancelled_request_gives_its_lease_back(endpoints: Endpoints) -> N
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert pool.members[0].endpoint.in_flight == 0
+
+
+# --- what one user met
+
+
+def failed(member: Member, user: str) -> None:
+    for _ in range(3):
+        with Lease(member, user) as lease:
+            lease.report(Verdict.FAULT)
+
+
+async def test_member_that_failed_one_user_is_asked_by_the_others(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1)
+    failed(pool.members[0], "u-1")
+    assert {number(pool.lease(user="u-1").endpoint) for _ in range(40)} == {2}
+    assert {number(pool.lease(user="u-2").endpoint) for _ in range(40)} == {1, 2}
+
+
+async def test_user_whom_every_member_failed_is_sent_to_half_of_them(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1, 1, 1)
+    for member in pool.members:
+        failed(member, "u-1")
+    assert {number(pool.lease(user="u-1").endpoint) for _ in range(60)} == {1, 2}
+    assert {number(pool.lease(user="u-2").endpoint) for _ in range(60)} == {1, 2, 3, 4}
+
+
+async def test_a_place_that_comes_free_goes_to_the_next_whom_its_member_did_not_fail(endpoints: Endpoints) -> None:
+    """A member that fails one user at once has a place at once, and would get all that this user has waiting."""
+    pool = pool_of(endpoints, 1, 1)
+    pool.config = replace(pool.config, max_inflight=1, queue=9)
+    bad, good = pool.members
+    failed(bad, "u-1")
+    at_bad, at_good = Lease(bad, "u-2"), Lease(good, "u-2")
+    at_bad.hold()
+    at_good.hold()
+    loop = asyncio.get_running_loop()
+    first, second = (loop.create_task(pool.wait(user)) for user in ("u-1", "u-2"))
+    await asyncio.sleep(0)
+    at_bad.__exit__()
+    assert (await second).member is bad
+    assert not first.done()
+    at_good.__exit__()
+    assert (await first).member is good

@@ -80,3 +80,13 @@ def test_drain_rate_is_the_average_of_late_intervals() -> None:
     for step in range(1, 41):
         drain.note(103.0 + step / 2)
     assert 2.0 <= drain.wait_s(4, 123.0) < 2.1
+
+
+def test_who_may_not_go_is_passed_over_and_keeps_the_turn() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for user, item in (("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")):
+        queue.push(user, item)
+    assert queue.pop_for(lambda user: user != "a") == "b1"
+    assert queue.pop_for(lambda user: user == "b") is None
+    assert queue.pop_for(lambda user: True) == "a1"
+    assert drained(queue) == ["c1", "a2"]
