@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edge.keys.stores.protocol import StoreFailed, hash_key
+from edge.config.settings import KeysConfig
+from edge.config.values import KeyStoreAddress
+from edge.keys.stores.protocol import AnswerUnusable, StoreFailed, hash_key
 from edge.keys.stores.redis import EMPTY, FORMAT, KEY_PREFIX, MARKER, USER_PREFIX, RedisKeyStore
-from tests.keybackends import PATIENCE_S, Facts, RedisBackend, attended
+from tests.keybackends import PATIENCE_S, Facts, RedisBackend, attended, saying
 
 KEY, OTHER = "sk-one-0123456789", "sk-two-0123456789"
 FACTS = Facts("key_1", "u-1100a15812cc")
@@ -113,11 +115,17 @@ async def test_replica_of_before_there_was_a_mark_goes_on_and_the_operator_is_to
         await replica.close()
 
 
-@pytest.mark.parametrize("mark", ["2", "", "x" * 10_000])
-async def test_format_that_is_not_known_is_an_outage(redis: RedisBackend, mark: str) -> None:
+@pytest.mark.parametrize("mark", ["2", "", None])
+async def test_format_that_is_not_known_is_an_outage(redis: RedisBackend, mark: str | None) -> None:
+    """None: a value of another type."""
     await redis.create(KEY, FACTS)
     with redis.server.client() as client:
-        client.set(MARKER, mark)
+        if mark is None:
+            client.delete(MARKER)
+            client.hset(MARKER, "version", "2")
+        else:
+            client.set(MARKER, mark)
+        before = client.dump(MARKER)
     store = redis.store()
     async with attended(store) as listener:
         with pytest.raises(StoreFailed) as failed:
@@ -125,13 +133,19 @@ async def test_format_that_is_not_known_is_an_outage(redis: RedisBackend, mark: 
         assert "upgrade" in failed.value.reason
         await listener.until(lambda: "upgrade" in "".join(listener.outages))
     with redis.server.client() as client:
-        assert client.get(MARKER) == mark.encode()
+        assert client.dump(MARKER) == before
 
 
-async def test_member_of_a_cluster_is_an_outage_that_names_it(redis: RedisBackend) -> None:
-    """As no single key is at fault, and the marks of the other members would not be seen."""
-    from redis.exceptions import MovedError
-
-    from edge.valkey import reason_of
-
-    assert "single server" in reason_of(MovedError("1 127.0.0.1:7000"))
+@pytest.mark.parametrize("answer", [b"-MOVED 1 127.0.0.1:1\r\n" * 2, b"-ASK 1 127.0.0.1:1\r\n" * 2])
+async def test_member_of_a_cluster_is_an_outage_that_names_it(answer: bytes) -> None:
+    """No single key is at fault, and the marks of the other members would not be seen."""
+    async with saying(answer) as url:
+        store = RedisKeyStore(KeysConfig(KeyStoreAddress(url=url)))
+        await store.open()
+        with pytest.raises(StoreFailed) as failed:
+            await _owner(store)
+        await store.close()
+    assert not isinstance(failed.value, AnswerUnusable)
+    assert (
+        failed.value.reason == "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server"
+    )

@@ -174,10 +174,11 @@ class RedisKeyStore(KeyStore):
             commands.hgetall(name)
         commands.get(MARKER)
         answers: list[Any] = await answer_of(commands.execute(raise_on_error=False))
+        if _is_of_value(answers[-1]):
+            answers[-1] = b""
         for answer in answers:
             if isinstance(answer, Exception):
-                is_of_value = str(answer).startswith("WRONGTYPE")
-                raise AnswerUnusable(reason_of(answer)) if is_of_value else answer
+                raise AnswerUnusable(reason_of(answer)) if _is_of_value(answer) else answer
         return answers
 
     async def _check(self, client: "Redis", mark: bytes | None) -> None:
@@ -220,6 +221,11 @@ async def any_record(client: "Redis") -> str | None:
                 return name
         if not cursor:
             return None
+
+
+def _is_of_value(answer: object) -> bool:
+    """Return whether an answer is the error of one value, which is of another type."""
+    return isinstance(answer, Exception) and str(answer).startswith("WRONGTYPE")
 
 
 def _decoded(text: bytes | str) -> str:
