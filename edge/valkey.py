@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS: Final = 32
 _CLOSE_PATIENCE_S: Final = 0.5  # a server that says nothing does not end its TLS either
 
+_ADVICE: Final = {  # by the class of an error that a server answers
+    "ReadOnlyError": "it is a read-only replica: name its primary",
+    "MovedError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
+    "AskError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
+}
+
 T = TypeVar("T")
 
 
@@ -73,4 +79,5 @@ def reason_of(error: Exception) -> str:
     from redis.exceptions import ConnectionError as RedisConnectionError
 
     told = isinstance(error, RedisConnectionError | OSError) and str(error)
-    return told or type(error).__name__
+    kind = type(error).__name__
+    return told or _ADVICE.get(kind, kind)

@@ -24,7 +24,7 @@ from edge.config.values import KeyStoreAddress
 from edge.keys.revocations import CHANNEL
 from edge.keys.stores.http import HttpKeyStore
 from edge.keys.stores.protocol import Invalidation, KeyStore, hash_key
-from edge.keys.stores.redis import KEY_PREFIX, USER_PREFIX, RedisKeyStore
+from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER, USER_PREFIX, RedisKeyStore
 from edge.keys.stores.registry import KeyRegistry
 from edge.keys.stores.sqlite import SqliteKeyStore
 
@@ -405,6 +405,12 @@ class RedisBackend(Backend):
 
     async def start(self) -> None:
         self.server.start()
+        self.mark()
+
+    def mark(self) -> None:
+        """Say that the keys are all there."""
+        with self.server.client() as client:
+            client.set(MARKER, FORMAT)
 
     @property
     def setting(self) -> str:
@@ -468,6 +474,7 @@ class RedisBackend(Backend):
             for name, record in self._saved.items():
                 client.delete(name)
                 client.hset(name, mapping=record)  # type: ignore[arg-type]  # bytes are what it gave
+        self.mark()
         self._harm = ""
 
     async def close(self) -> None:

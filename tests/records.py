@@ -70,9 +70,11 @@ def write(journal: Journal, **facts: Any) -> Recorded:
 
 def crash(journal: Journal) -> None:
     """What the kernel does to the journal of a process that is killed."""
+    assert journal._file is not None
     os.close(journal._file._descriptor)
     journal._file._descriptor = -1
     crash_buffer(journal._file.buffer)
+    assert journal.lock is not None
     for lock in (journal.lock, *journal.adopted.locks):
         lock.release()
 

@@ -1,6 +1,7 @@
 """`edge keys`: create, list and revoke API keys."""
 
 import argparse
+import asyncio
 import sys
 import time
 import unicodedata
@@ -13,7 +14,8 @@ import orjson
 from edge.commands.arguments import add_config, add_json, checked
 from edge.config.reading import load, load_keys
 from edge.config.settings import KeysConfig
-from edge.keys.stores.registry import KeyRecord, KeyRegistry, parse_lifetime, restore
+from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.registry import KeyRecord, KeyRegistry, new_key, parse_lifetime, restore
 
 _Act = Callable[[KeyRegistry, argparse.Namespace], None]
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires", type=checked(parse_lifetime), metavar="TIME", help="a lifetime such as 12h or 30d")
     create.add_argument("--limit", metavar="NAME", help="a table of [limits]")
     add_json(create)
+    verb("init", "say that the store is whole as it is: a new one without keys, or a Redis whose keys are back", _init)
     listing = verb("list", "show the keys, never the secrets", _list_keys)
     listing.add_argument("--user", metavar="U", help="of this user only")
     add_json(listing)
@@ -60,14 +63,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Do what the verb says, in the embedded key store that the file names."""
-    path = key_file(load_keys(parsed.config))
+    """Do what the verb says, in the key store that the file names."""
+    config = load_keys(parsed.config)
+    if config.store.scheme in ("redis", "rediss") and parsed.act in (_create_key, _init):
+        return _run_at_redis(config, parsed)
+    path = key_file(config)
     if parsed.act is None:  # a registry would open what is to be replaced
         keys, users = restore(path, parsed.file)
         print(f"{keys} keys of {users} users restored from {parsed.file}; every edge knows within a second")
         return 0
-    with KeyRegistry(path) as registry:
+    with KeyRegistry(path, makes=parsed.act is not _list_keys) as registry:
         parsed.act(registry, parsed)
+    return 0
+
+
+def _run_at_redis(config: KeysConfig, parsed: argparse.Namespace) -> int:
+    """Do one of the two verbs that a Redis needs before others fill it."""
+    from edge.keys.stores import redis_admin
+
+    if parsed.act is _init:
+        asyncio.run(redis_admin.mark(config))
+        print("the key store is whole; every edge knows within a second")
+        return 0
+    key, record = new_key(*_arguments_of(parsed))
+    is_marked = asyncio.run(redis_admin.add_key(config, hash_key(key), record))
+    _show_key(key, record, parsed)
+    if not is_marked:
+        print("Whether all other keys are there is not known. If they are: `edge keys init`", file=sys.stderr)
     return 0
 
 
@@ -106,12 +128,22 @@ def _set_quota(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
     _report_user(parsed.user, keys, "out of quota" if parsed.spent else "within quota")
 
 
+def _init(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    print("the key store is there; every edge knows within a second")
+
+
 def _create_key(registry: KeyRegistry, parsed: argparse.Namespace) -> None:
+    _show_key(*registry.create(*_arguments_of(parsed)), parsed)
+
+
+def _arguments_of(parsed: argparse.Namespace) -> tuple[Any, ...]:
+    """Return what a key is made of; raises `ValueError` for a limit that there is not."""
     if parsed.limit is not None and parsed.limit not in (limits := load(parsed.config).limits):
         raise ValueError(f"there is no limit {parsed.limit!r} in {parsed.config}: use {', '.join(limits) or 'none'}")
-    key, record = registry.create(
-        parsed.user, parsed.name, parsed.allow, parsed.deny, parsed.expires, limit=parsed.limit
-    )
+    return parsed.user, parsed.name, parsed.allow, parsed.deny, parsed.expires, parsed.limit
+
+
+def _show_key(key: str, record: KeyRecord, parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(orjson.dumps({**record.as_json(), "key": key}).decode())
         return

@@ -6,6 +6,7 @@ runs has none yet.
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from edge.commands.arguments import add_config, add_json, checked
 from edge.config.reading import load
 from edge.config.values import seconds
 from edge.exchange import Unit, UsageSource
-from edge.journal.files import lines_in
+from edge.journal.files import LeftAlone, lines_in, open_to_read
 from edge.journal.records import CRASHED, VERSION
 
 By = Literal["key", "user", "model", "day"]
@@ -96,9 +97,14 @@ def totals(directory: Path, since: float | None, until: float | None, by: By) ->
     rows: dict[str, Row] = {}
     unreadable = 0
     for path in sorted(directory.glob("*.jsonl")):
-        if since is not None and path.stat().st_mtime < since - _CLOCK_SLACK_S:
-            continue  # its last line was written before
-        with path.open("rb") as file:
+        try:
+            opened = open_to_read(path)
+        except (LeftAlone, FileNotFoundError):  # a FIFO, say, or a link to nothing
+            unreadable += 1
+            continue
+        with opened as file:
+            if since is not None and os.fstat(file.fileno()).st_mtime < since - _CLOCK_SLACK_S:
+                continue  # its last line was written before
             for line in lines_in(file):
                 try:
                     ended = _decoder.decode(line)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from edge.journal.files import write_whole
+from edge.journal.files import LeftAlone, open_to_read, write_whole
 
-_MARK: Final = int.from_bytes(b"edgebuf1", "big")
+_NAME: Final = b"edgebuf"
+_MARK: Final = int.from_bytes(_NAME + b"1", "big")  # the last byte is the version of the format
 _HEADER_BYTES: Final = 32
+_MAX_LEFT_BYTES: Final = 2**26  # of lines that any edge may have left
 _LINES, _NUMBER, _OFFSET = 1, 2, 3  # words; 0 is the mark
 _UNKNOWN: Final = 0  # a number that no file has
 
@@ -94,11 +96,17 @@ class LineBuffer:
 
 
 def left_lines(path: Path) -> LeftLines | None:
-    """Return what stands in the buffer of a process that is gone; None where that cannot be believed."""
-    content = path.read_bytes()
+    """Return what stands in the buffer of a process that is gone; None where that cannot be believed.
+
+    Raises `OSError`, which is `LeftAlone` for a format that this edge does not know.
+    """
+    with open_to_read(path) as file:
+        content = file.read(_HEADER_BYTES + _MAX_LEFT_BYTES)
     if len(content) < _HEADER_BYTES:
         return None
     mark, state, number, offset = memoryview(content)[:_HEADER_BYTES].cast("Q")
+    if mark != _MARK and mark.to_bytes(8, "big").startswith(_NAME):
+        raise LeftAlone(f"{path.name} is of a format that this edge does not know")
     length, crc = divmod(state, 2**32)
     lines = content[_HEADER_BYTES : _HEADER_BYTES + length]
     if mark != _MARK or len(lines) != length or crc32(lines) != crc:

@@ -17,7 +17,9 @@ without a sink, the lock's file is removed and the token is done with.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,9 +31,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from edge.config.settings import WhenFull
 from edge.errors import Unusable
 from edge.exchange import Exchange
-from edge.journal.files import START, file_path, load_position, lock_new_token
+from edge.journal.files import START, TokenLock, file_path, load_position, lock_new_token, new_token
 from edge.journal.records import first_line, last_line
-from edge.journal.recovery import adopt
+from edge.journal.recovery import Adopted, adopt
 from edge.journal.rotating import RotatingFile
 from edge.outage import Outage
 
@@ -39,6 +41,11 @@ _log = logging.getLogger(__name__)
 
 _MAX_WAITING: Final = 100_000  # lines in memory while the disk is full: some 60 MB
 _RETRY_WRITES: Final = 32  # of a full buffer each, at one retry: some 30 ms of the loop, twenty thousand lines
+
+
+def _put_nowhere(line: bytes) -> bool:
+    """Take no line: there is no buffer yet."""
+    return False
 
 
 class JournalFull(Exception):
@@ -49,8 +56,9 @@ class Journal:
     """The records of this process, and those that crashed processes left.
 
     `ships` says that a `Shipper` will deliver them. `outage` lasts while lines cannot be written, `sync_outage` while
-    what is written may not outlive the machine. `sync` may run in a thread; all else belongs to the loop's. Raises
-    `Unusable`.
+    what is written may not outlive the machine. A disk without room, or that nobody may write, is an outage from the
+    start on where requests are to be served meanwhile. `sync` and `adopt_more` may run in a thread; all else belongs to
+    the loop's. Raises `Unusable`.
     """
 
     def __init__(
@@ -66,8 +74,13 @@ class Journal:
         self.records_open = 0  # opened since the start
         self.records_closed = 0
         self.write_errors = 0
+        self.token = new_token(clock())  # the name of this process in the journal
+        self.lock: TokenLock | None = None
+        self._file: RotatingFile | None = None  # None until the disk takes one
         self._refuses = when_full == "refuse"
         self._ships = ships
+        self._rotate_bytes = rotate_bytes
+        self._clock = clock
         self._open: dict[str, bytes] = {}  # first lines of records whose last does not stand in the file yet
         self._waiting: deque[tuple[bytes, str]] = deque()  # lines, and the id of the record that one closes
         self._failing = False  # the last write did, and the next retry says whether it is over
@@ -76,25 +89,50 @@ class Journal:
         about = f"usage journal: {directory}"
         self.outage = Outage(_log, f"{about} cannot be written, {meanwhile}", f"{about} is written again")
         self.sync_outage = Outage(_log, f"{about} does not reach the disk", f"{about} reaches the disk again")
+        self._put = _put_nowhere
+        self.adopted = Adopted(is_more=True)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as undo:
-                self.lock = lock_new_token(directory, clock())
-                undo.callback(self.lock.finish)
-                self._file = RotatingFile(directory, self.token, rotate_bytes, self._open.values(), clock)
-                undo.pop_all()
+            lock = lock_new_token(directory, clock())
+            self.token = lock.token
+            self._begin(lock)
         except OSError as error:
-            raise Unusable(
-                f"usage.journal: records cannot be kept in {directory} ({error.strerror}): make it a directory in which"
-                " this user may write, on a local disk with room"
-            ) from None
-        self._put = self._file.buffer.put
-        self.adopted = adopt(directory, ships=ships)
+            # What is no directory becomes none by itself: a mistake in the file, which a start has to tell.
+            if self._refuses or isinstance(error, FileExistsError | NotADirectoryError):
+                raise Unusable(
+                    f"usage.journal: records cannot be kept in {directory} ({error.strerror}): make it a directory in"
+                    " which this user may write, on a local disk with room"
+                ) from None
+            self._fail(error)
+        self.adopt_more()
 
-    @property
-    def token(self) -> str:
-        """The name of this process in the journal."""
-        return self.lock.token
+    def _begin(self, lock: TokenLock) -> None:
+        """Begin the first file of the token; raises `OSError`, and nothing is left then."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(lock.finish)
+            self._file = RotatingFile(self.directory, self.token, self._rotate_bytes, self._open.values(), self._clock)
+            undo.pop_all()
+        self.lock = lock
+        self._put = self._file.buffer.put
+
+    def _begin_late(self) -> None:
+        """Begin what could not be begun at the start; raises `OSError`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = TokenLock.take(self.directory, self.token, os.O_CREAT)
+        if lock is None:  # one that starts at the same moment took it for a dead one's, and removes it
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._begin(lock)
+
+    def adopt_more(self) -> list[TokenLock]:
+        """Adopt further tokens where the start left some; return the locks of those that are to be delivered."""
+        if not self.adopted.is_more:
+            return []
+        try:
+            more = adopt(self.directory, ships=self._ships, after=self.adopted.last)
+        except OSError:  # the directory is not there or cannot be read, which is logged already
+            return []
+        self.adopted.add(more)
+        return more.locks
 
     @property
     def lines_waiting(self) -> int:
@@ -107,7 +145,7 @@ class Journal:
         """Write that a request was accepted, and return the id of its record; raises `JournalFull`."""
         if self._refuses and (self._failing or self._waiting or self.sync_outage):
             raise JournalFull(self.outage.reason or self.sync_outage.reason)
-        record_id = f"{self.lock.token}-{self.records_open + 1}"
+        record_id = f"{self.token}-{self.records_open + 1}"
         line = first_line(exchange, record_id)
         if self._waiting or not (self._put(line) or self._write_and_put(line)):
             if self._refuses or len(self._waiting) >= _MAX_WAITING:
@@ -140,14 +178,20 @@ class Journal:
     def _write(self) -> bool:
         """Write what the buffer holds to the file; return whether all of it stands there."""
         try:
-            self._file.write()
+            if self._file is None:
+                self._begin_late()
+            else:
+                self._file.write()
         except OSError as error:
-            self.write_errors += 1
-            self._failing = True
-            self.outage.down(error.strerror or type(error).__name__)
+            self._fail(error)
             return False
         self._failing = False
         return True
+
+    def _fail(self, error: OSError) -> None:
+        self.write_errors += 1
+        self._failing = True
+        self.outage.down(error.strerror or type(error).__name__)
 
     def retry(self) -> None:
         """Write what waits in memory, and end an outage that is over."""
@@ -168,6 +212,8 @@ class Journal:
 
     def sync(self) -> None:
         """Make what was written outlive a crash of the machine."""
+        if self._file is None:  # nothing was written
+            return
         try:
             self._file.sync()
         except OSError as error:
@@ -181,18 +227,22 @@ class Journal:
             pass
         if self._waiting:
             _log.error("usage journal: %d lines could not be written and are lost", len(self._waiting))
+        if self._file is not None and self.lock is not None:
+            self._close_file(self._file, self.lock)
+        for lock in self.adopted.locks:
+            lock.release()
+
+    def _close_file(self, file: RotatingFile, lock: TokenLock) -> None:
         self.sync()
-        self._file.close()
-        end = self._file.end
+        file.close()
+        end = file.end
         empty = end == START
         if empty:
             file_path(self.directory, self.token, end.number).unlink(missing_ok=True)
-        unfinished = self._open or self._file.buffer.length
+        unfinished = self._open or file.buffer.length
         if not unfinished and (empty or not self._ships or load_position(self.directory, self.token) == end):
-            self.lock.finish()
+            lock.finish()
         else:
-            self.lock.release()
-        for lock in self.adopted.locks:
             lock.release()
 
     def metrics(self) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ kept and delivered as it stands. So `v`, `id`, `time`, `end` and `duration_ms` a
 
 import time
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -67,6 +67,7 @@ class Head(msgspec.Struct, gc=False):
     time: str = ""
     end: str | None = None
     duration_ms: float = 0
+    v: Any = VERSION
 
 
 _encoder: Final = msgspec.json.Encoder()

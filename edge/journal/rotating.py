@@ -21,8 +21,8 @@ _DAY_S: Final = 86_400
 class RotatingFile:
     """The files of one token, written through a `LineBuffer`; raises `OSError` when the first cannot begin.
 
-    Each file begins with the lines that `carried` has at that time, is full some `rotate_bytes` after them, and has
-    whole lines only: what could be written in part is undone. `end` is where the next line will stand. `sync` and
+    Each but the first begins with the lines that `carried` has at that time. It is full some `rotate_bytes` later, and
+    has whole lines only: what could be written in part is undone. `end` is where the next line will stand. `sync` and
     `close` may run in a thread; all else belongs to the loop's.
     """
 
@@ -88,7 +88,7 @@ class RotatingFile:
     def _rotate(self) -> None:
         """Begin the next file; it gets its name when it has the carried lines, so that no crash finds half of them."""
         draft = self._directory / f"{self._token}.tmp"
-        lines = b"".join(self._carried)
+        lines = b"".join(self._carried) if self._number else b""
         descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
             self.buffer.move(self._number + 1, len(lines))  # before the file has its name, and so can be shipped

@@ -41,9 +41,9 @@ class _Batch(NamedTuple):
 class Shipper:
     """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
 
-    `locks` are those of adopted tokens; a token that is delivered to its end is finished. One that cannot be delivered
-    is tried again after pauses that grow, and holds up no other. `outage` lasts while the last attempt of any token
-    failed, `note_outage` while a crash would repeat records.
+    `locks` are those of adopted tokens; a token that is delivered to its end is finished. `more` adopts further ones
+    when these are. One that cannot be delivered is tried again after pauses that grow, and holds up no other. `outage`
+    lasts while the last attempt of any token failed, `note_outage` while a crash would repeat records.
     """
 
     def __init__(
@@ -53,8 +53,12 @@ class Shipper:
         locks: Sequence[files.TokenLock],
         sink: Sink,
         clock: Callable[[], float] = time.time,
+        more: Callable[[], Sequence[files.TokenLock]] = tuple,
     ) -> None:
         self.shipped = 0
+        self._directory = directory
+        self._more = more
+        self._finished = False  # an adopted token, since there were more
         self._sink = sink
         self._clock = clock
         down = "usage sink: records are not delivered and wait in the journal"
@@ -80,6 +84,10 @@ class Shipper:
         while True:
             if not await self._deliver_some(lambda failures: pause_s(failures, random.random())):
                 await asyncio.sleep(_POLL_INTERVAL_S)
+            if self._finished and len(self._spools) == 1:
+                self._finished = False
+                locks = await asyncio.to_thread(self._more)
+                self._spools += (_Spool(self._directory, lock.token, lock) for lock in locks)
 
     async def flush(self, patience_s: float) -> None:
         """Deliver what is left, in at most `patience_s`, when `run` has ended."""
@@ -132,6 +140,7 @@ class Shipper:
             if spool.lock is not None:
                 await asyncio.to_thread(spool.lock.finish)
                 self._spools.remove(spool)
+                self._finished = True
         return found
 
     async def _deliver_batch(self, spool: "_Spool") -> bool:
@@ -199,7 +208,7 @@ class _Spool:
         self._pass_removed()
         number, offset = self.position
         found = 0
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # then it cannot be read
             while True:
                 found += max(self._path(number).stat().st_size - offset, 0)
                 number, offset = number + 1, 0
@@ -210,7 +219,7 @@ class _Spool:
         self._pass_removed()
         number, offset = self.position
         complete = self._path(number + 1).exists()  # asked first: what has a successor grows no more
-        with self._path(number).open("rb") as file:
+        with files.open_to_read(self._path(number)) as file:
             file.seek(offset)
             data = file.read(files.MAX_LINE_BYTES)
         lines: list[bytes] = []

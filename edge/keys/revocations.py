@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHANNEL: Final = "edge:keys"
+ALL: Final = "all"
 _PING_INTERVAL_S: Final = 0.5  # a subscription that is silently dead would miss revocations
 _GATHER_S: Final = 0.05
 _MAX_GATHERED: Final = 10_000
@@ -46,6 +47,7 @@ class RevocationChannel:
         self.outage = Outage(_log, "revocations are not received", "revocations are received again")
         self.outage.reason = "not connected yet"
         self._client = client
+        self._is_told = False  # that a message is not understood
         self._task: asyncio.Task[None] | None = None
 
     def metrics(self) -> Iterator[Metric]:
@@ -105,7 +107,7 @@ class RevocationChannel:
                         self.on_outage("")
                         yield Invalidation(everything=True)
                     case "message":
-                        yield await self._with_what_follows(invalidation_of(message["data"]), subscription)
+                        yield await self._with_what_follows(self._read(message["data"]), subscription)
                     case "pong" if subscribed:
                         pass
                     case _:
@@ -124,14 +126,22 @@ class RevocationChannel:
                 if message is None:
                     break
                 if message["type"] == "message":
-                    invalidation |= invalidation_of(message["data"])
+                    invalidation |= self._read(message["data"])
+        return invalidation
+
+    def _read(self, message: bytes) -> Invalidation:
+        """Return what a message names; the first that is not understood is logged, though not its words."""
+        invalidation = invalidation_of(message)
+        if invalidation.everything and message.strip() != ALL.encode() and not self._is_told:
+            self._is_told = True
+            _log.warning("messages on %s are not understood: every key is asked for again at each", CHANNEL)
         return invalidation
 
 
 def messages_of(invalidation: Invalidation) -> list[str]:
     """Return the messages of an invalidation."""
     if invalidation.everything:
-        return ["all"]
+        return [ALL]
     return [
         *(f"digest:{digest.hex()}" for digest in invalidation.digests),
         *(f"key:{each}" for each in invalidation.ids),

@@ -4,8 +4,9 @@
 previous_requests previous_tokens running at`, the last in Redis's own time, whose minutes all processes share. A field
 holds absolute counts and has one writer. Increments would be smaller, but when a reply is lost nobody knows whether
 they were applied; a field that is written again stays right, so a process that cannot be sure, and one that finds the
-server empty, reports everything once more. A process that reports nothing for 3 s is taken for dead: what runs there
-counts no more, what it used goes with its minutes.
+server empty, reports everything once more. What only processes that are gone had counted starts anew then. A field that
+is written in another way is of a newer edge: it is not counted, and left to it. A process that reports nothing for 3 s
+is taken for dead: what runs there counts no more, what it used goes with its minutes.
 
 Source: https://valkey.io/topics/eval-intro/
 """
@@ -43,7 +44,7 @@ _SCRIPT: Final = """
 local process, alive_s, keep_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local lines = {string.format('%.6f', now)}
+local lines, unknown = {}, 0
 for i, key in ipairs(KEYS) do
   local own = ARGV[3 + i]
   redis.call('HSET', key, process, own .. string.format(' %.3f', now))
@@ -55,7 +56,9 @@ for i, key in ipairs(KEYS) do
     if fields[j] ~= process then
       local minute, r, t, pr, pt, n, at =
         string.match(fields[j + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.%d+)$')
-      if not at or now - at > keep_s then
+      if not at then
+        unknown = unknown + 1
+      elseif now - at > keep_s then
         redis.call('HDEL', key, fields[j])
       else
         local age = this - minute
@@ -71,10 +74,10 @@ for i, key in ipairs(KEYS) do
       end
     end
   end
-  lines[i + 1] = string.format('%.0f %.0f %.0f %.0f %.0f',
+  lines[i] = string.format('%.0f %.0f %.0f %.0f %.0f',
     requests, tokens, previous_requests, previous_tokens, running)
 end
-return table.concat(lines, '\\n')
+return string.format('%.6f %d\\n', now, unknown) .. table.concat(lines, '\\n')
 """
 # A reply is one string, since the client reads thousands of numbers slowly.
 _DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -97,6 +100,7 @@ class SharedLimits:
         self._admission = admission
         self._process = secrets.token_hex(8)
         self._joined = False  # whether all that was counted here has been reported
+        self._is_told = False  # that others report in a way that is not known here
 
     async def run(self) -> None:
         """Merge until cancelled; `leave` follows."""
@@ -156,7 +160,11 @@ class SharedLimits:
             str(_HASH_EXPIRES_S),
             *(" ".join(map(str, each)) for each in local),
         )
-        time, *lines = (await answer_of(reply)).split(b"\n")
+        first, *lines = (await answer_of(reply)).rstrip().split(b"\n")
+        time, unknown = first.split()
+        if int(unknown) and not self._is_told:
+            self._is_told = True
+            _log.error("shared.redis: limits of another version of the edge are not counted here: run one version")
         self._keep_time(float(time), asked_at, self._admission.clock())
         remote = [Counts(each.minute, *map(int, line.split())) for each, line in zip(local, lines, strict=True)]
         self._admission.merge(counters, remote)

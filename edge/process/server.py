@@ -283,7 +283,8 @@ class Server:
         self._sink = sink_of(config)
         journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
         if self._sink is not None:
-            self._shipper = Shipper(config.journal, journal.token, journal.adopted.locks, self._sink)
+            adopted = journal.adopted.locks
+            self._shipper = Shipper(config.journal, journal.token, adopted, self._sink, more=journal.adopt_more)
         return journal
 
     async def _keep_journal(self) -> None:
@@ -293,6 +294,8 @@ class Server:
                 self.journal.drain()
             await asyncio.to_thread(self.journal.sync)
             self.journal.retry()
+            if self._shipper is None:  # which else asks for more when it has delivered what there was
+                await asyncio.to_thread(self.journal.adopt_more)
 
     # --- what is shared
 

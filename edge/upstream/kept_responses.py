@@ -76,6 +76,7 @@ class KeptResponses:
         self._queued: OrderedDict[str, Keeper | None] = OrderedDict()  # what Redis has to learn; None: it is forgotten
         self._wanted = asyncio.Event()  # set when there is something to write, or an outage to end
         self._asking: set[asyncio.Task[Any]] = set()
+        self._is_told = False  # that something there cannot be read
 
     def remember(self, user: str, response_id: str, keeper: Keeper) -> None:
         """Note who keeps a response: here at once, in Redis soon; an id that no upstream should give is not noted."""
@@ -113,7 +114,8 @@ class KeptResponses:
     async def find(self, user: str, response_id: str) -> Keeper | None:
         """Return who keeps a response of a user, None when nobody does; it takes a second at most.
 
-        Raises: `UpstreamUnavailable` while Redis, which may know, does not answer.
+        Raises: `UpstreamUnavailable` while Redis, which may know, does not answer, or says it in a way that is not
+        known here.
         """
         name = _name_of(user, response_id)
         if name is None:
@@ -134,8 +136,11 @@ class KeptResponses:
             raise _cannot_look_up() from None
         try:
             return _keeper.decode(value) if isinstance(value, bytes) else None
-        except ValueError:  # both of msgspec's errors are: somebody else wrote it
-            return None
+        except ValueError:  # both of msgspec's errors are: a newer edge wrote it, say, and another process can read it
+            if not self._is_told:
+                self._is_told = True
+                _log.error("shared.redis: who keeps a response is written in a way that this edge does not know")
+            raise _cannot_look_up() from None
 
     def _queue(self, name: str, keeper: Keeper | None) -> None:
         if self._client is not None:

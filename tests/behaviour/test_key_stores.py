@@ -15,11 +15,12 @@ import jwt
 import pytest
 
 from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.redis import EMPTY
 from edge.simulator.server import Simulator
 from tests.behaviour.test_keys import status_of, until_status
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 from tests.issuer import AUDIENCE, ISSUER, OTHER_RSA_KEY, Issuer, public_jwk, token
-from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, HttpBackend, ValkeyServer, running
+from tests.keybackends import HARMS, KINDS, PATIENCE_S, Backend, Facts, HttpBackend, RedisBackend, ValkeyServer, running
 
 BODY = {"model": "public/deepseek-r1", "messages": []}
 KEY = "sk-one-0123456789"
@@ -210,6 +211,27 @@ async def issuer() -> AsyncIterator[Issuer]:
 def jwt_table(issuer: Issuer, more: str = "") -> str:
     algorithms = 'algorithms = ["RS256", "ES256", "EdDSA"]'
     return f'[jwt]\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\njwks = "{issuer.url}"\n{algorithms}\n{more}'
+
+
+async def test_redis_that_comes_back_empty_refuses_no_good_request(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is down, in one line that says what to do. With its mark it is a store that does not know the key."""
+    async with running("redis", tmp_path) as backend:
+        assert isinstance(backend, RedisBackend)
+        await backend.create(KEY, Facts("key_1", USER))
+        edge = await start.over(backend, 'cache_ttl = "1ms"\nnegative_ttl = "1ms"')
+        assert [await status_of(edge, each) for each in (KEY, NEW)] == [200, 401]
+        with backend.server.client() as client:
+            client.flushall()
+        assert {await status_of(edge, KEY) for _ in range(50)} == {200}
+        assert {await status_of(edge, NEW) for _ in range(5)} == {503}
+        assert edge.server.authenticator.outage.reason == EMPTY
+        told = [each.getMessage() for each in caplog.records if "key store" in each.getMessage()]
+        assert told == [f"key store is unavailable: {EMPTY}"]
+        backend.mark()
+        await until_status(edge, 401, (200,), KEY)
+        assert [each.getMessage() for each in caplog.records if "answers again" in each.getMessage()] != []
 
 
 @pytest.mark.parametrize("kind", KINDS)

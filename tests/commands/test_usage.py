@@ -159,6 +159,15 @@ def test_lines_that_cannot_be_read_are_counted_and_said(
     assert "u-a" in printed.out
 
 
+def test_what_is_no_file_is_passed_over_and_said(tmp_path: Path) -> None:
+    """To open a FIFO would wait for its other end."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    (tmp_path / "c.jsonl").symlink_to("nowhere")
+    found = totals(tmp_path, 0.0, None, "user")
+    assert (found.rows, found.unreadable) == ([], 3)
+
+
 def test_largest_comes_first_but_days_come_in_order(tmp_path: Path) -> None:
     made = [
         {**REQUEST, "principal": Principal("k", user), "usage": Usage(tokens), "started_at": NOW - number * DAY_S}

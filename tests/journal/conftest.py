@@ -26,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
 
     yield make
     for journal in started:
-        if journal._file._descriptor >= 0:
+        if journal._file is None or journal._file._descriptor >= 0:
             journal._waiting.clear()
             journal.close()
 

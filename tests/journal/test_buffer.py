@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.journal.buffer import LeftLines, LineBuffer, left_lines
+from edge.journal.files import LeftAlone
 from tests.records import crash_buffer
 
 LINES = st.lists(st.binary(max_size=40).map(lambda content: content + b"\n"), max_size=12)
@@ -96,12 +97,24 @@ def test_content_of_two_moments_is_not_believed(path: Path) -> None:
     crash_buffer(buffer)
     content = path.read_bytes()
     used = 32 + len(b"a line\nanother\n")
-    for at in (*range(16), *range(32, used)):
+    for at in (*range(1, 16), *range(32, used)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         assert left_lines(path) is None, at
     for length in range(used):
         path.write_bytes(content[:length])
         assert left_lines(path) is None, length
+
+
+def test_format_of_another_version_is_left_alone(path: Path) -> None:
+    buffer = LineBuffer(path, 100)
+    buffer.put(b"a line\n")
+    crash_buffer(buffer)
+    content = path.read_bytes()
+    changed = content[:8].replace(b"1", b"2") + content[8:]
+    path.write_bytes(changed)
+    with pytest.raises(LeftAlone):
+        left_lines(path)
+    assert path.read_bytes() == changed
 
 
 def test_disk_without_room_for_the_buffer_is_told_at_once_and_nothing_is_left(

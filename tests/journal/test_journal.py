@@ -225,6 +225,61 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+def test_start_on_a_real_full_disk_serves_and_writes_when_there_is_room(
+    full_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage, ballast = full_disk / "usage", full_disk / "ballast"
+    ballast.write_bytes(bytes(MEGABYTE - 3 * 4096))
+    with pytest.raises(Unusable, match="No space left"):
+        Journal(usage, MEGABYTE, "refuse")
+    journal = Journal(usage, MEGABYTE, "serve")
+    done, running = opened(journal), opened(journal)
+    close(journal, done)
+    journal.drain()
+    journal.sync()
+    journal.retry()
+    assert (journal.outage.reason, journal.lines_waiting) == ("No space left on device", 3)
+    assert (
+        {each.name: each.value for metric in journal.metrics() for each in metric.samples}[
+            "edge_usage_write_errors_total"
+        ]
+        == journal.write_errors
+        > 1
+    )
+    assert list(usage.iterdir()) == []
+    ballast.unlink()
+    journal.retry()
+    journal.retry()
+    assert (journal.outage.reason, journal.lines_waiting) == ("", 0)
+    assert len([each for each in caplog.records if each.name == "edge.journal.journal"]) == 2
+    crash(journal)
+    Journal(usage, MEGABYTE, "serve").close()
+    assert {each: record["end"] for each, record in ends_of(usage).items()} == {
+        done.id: "complete",
+        running.id: "crashed",
+    }
+
+
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_start_without_the_right_to_write_serves_and_what_is_lost_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: int
+) -> None:
+    """As it is where another user made the directory, or the disk was mounted to be read only."""
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "open", refuse)
+    journal = Journal(tmp_path / "usage", MEGABYTE, "serve", ships=True)
+    close(journal, opened(journal))
+    journal.sync()
+    journal.retry()
+    assert journal.outage.reason == os.strerror(fault)
+    journal.close()
+    assert "2 lines could not be written and are lost" in caplog.text
+    assert list((tmp_path / "usage").iterdir()) == []
+
+
 @pytest.mark.parametrize("when_full", ["serve", "refuse"])
 def test_real_full_disk_loses_no_record_and_tears_no_line(full_disk: Path, when_full: WhenFull) -> None:
     usage = full_disk / "usage"
@@ -635,6 +690,6 @@ def test_start_on_a_disk_that_cannot_be_written_leaves_nothing(tmp_path: Path, m
     descriptors = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "write", refuse)
     with pytest.raises(Unusable, match="Read-only"):
-        Journal(tmp_path, MEGABYTE, "serve")
+        Journal(tmp_path, MEGABYTE, "refuse")
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == descriptors

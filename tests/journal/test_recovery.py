@@ -1,22 +1,30 @@
 """What a crash left is ended once, whatever it left."""
 
+import asyncio
+import contextlib
 import fcntl
+import json
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge.journal import rotating
+from edge.journal import recovery, rotating
 from edge.journal.journal import Journal
+from edge.journal.records import CRASHED
 from edge.journal.recovery import Adopted
+from edge.journal.shipping import Shipper
 from tests.journal.conftest import MEGABYTE, FaultyDisk
+from tests.journal.test_shipping import MemorySink
 from tests.records import close, crash, ends_of, journal_files, lines_of, opened, write
 
 WRITER = """
@@ -294,3 +302,101 @@ def test_lock_lasts_as_long_as_the_process(tmp_path: Path, start: Callable[..., 
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         crash(journal)
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- what is none of ours, or of a newer edge
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")  # which can be read without end
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, _device, _socket], ids=["fifo", "directory", "device", "socket"]
+)
+def test_what_is_no_file_neither_holds_nor_fails_a_start(
+    tmp_path: Path, start: Callable[..., Journal], make: Callable[[Path], None]
+) -> None:
+    """To open a FIFO waits for its other end. The token beside is adopted."""
+    for number, suffix in enumerate(("lock", "buffer", "0001.jsonl", "0002.jsonl", "shipped", "tmp")):
+        odd = f"20250101T000000Z-{number:016x}"
+        for name in (f"{odd}.lock", f"{odd}.0001.jsonl"):
+            (tmp_path / name).touch()
+        path = tmp_path / f"{odd}.{suffix}"
+        path.unlink(missing_ok=True)
+        make(path)
+    first = start()
+    running = opened(first)
+    crash(first)
+    second = start(ships=True)
+    assert second.adopted.recovered == 1
+    assert first.token in [lock.token for lock in second.adopted.locks]
+    lines = lines_of_regular(tmp_path)
+    assert [each["end"] for each in lines if each["id"] == running.id and "end" in each] == [CRASHED]
+
+
+def lines_of_regular(directory: Path) -> list[dict[str, Any]]:
+    """The lines of what are files."""
+    found = [path for path in journal_files(directory) if path.is_file() and not path.is_symlink()]
+    return [json.loads(line) for path in found for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["buffer", "shipped", "0001.jsonl"])
+def test_format_of_a_newer_edge_is_left_to_it_and_told(
+    tmp_path: Path, start: Callable[..., Journal], caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Nothing of such a token is removed, and the older edge says so once at each start."""
+    first = start()
+    opened(first)
+    first.drain()
+    opened(first)
+    crash(first)
+    path = tmp_path / f"{first.token}.{name}"
+    match name:
+        case "buffer":
+            path.write_bytes(path.read_bytes().replace(b"1fubegde", b"2fubegde"))
+        case "shipped":
+            path.write_text(f'{{"v":2,"file":"{first.token}.0001.jsonl","at":["a",1]}}')
+        case _:
+            path.write_bytes(path.read_bytes().replace(b'"v":1', b'"v":2'))
+    before = {each: each.read_bytes() for each in tmp_path.iterdir() if name != "0001.jsonl" or each == path}
+    for _ in range(2):
+        caplog.clear()
+        start().close()
+        assert len(caplog.records) == 1
+        assert f"cannot be adopted, and stays as it is: {first.token}" in caplog.text
+    if name == "0001.jsonl":  # the line of our version that stood in the buffer was ended behind it
+        assert path.read_bytes().startswith(before[path])
+        assert (tmp_path / f"{first.token}.lock").exists()
+    else:
+        assert {each: each.read_bytes() for each in before} == before
+
+
+async def test_thousands_of_tokens_are_adopted_a_batch_at_a_time(
+    tmp_path: Path, start: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start waits for one batch, and holds no more locks; those that cannot be adopted hold up no others."""
+    monkeypatch.setattr(recovery, "BATCH", 4)
+    tokens = [f"20250101T000000Z-{number:016x}" for number in range(11)]
+    for token in tokens:
+        (tmp_path / f"{token}.lock").touch()
+        (tmp_path / f"{token}.0001.jsonl").write_text(f'{{"v":1,"id":"{token}-1","time":"","end":"complete"}}\n')
+    os.mkfifo(tmp_path / f"{tokens[1]}.buffer")
+    journal, sink = start(ships=True), MemorySink()
+    assert [lock.token for lock in journal.adopted.locks] == [tokens[0], *tokens[2:4]]
+    adopted = tuple(journal.adopted.locks)
+    shipper = Shipper(tmp_path, journal.token, adopted, sink, more=journal.adopt_more)
+    delivering = asyncio.get_running_loop().create_task(shipper.run())
+    async with asyncio.timeout(20):
+        while len(sink.ids) < 10:
+            await sink.changed.wait()
+            sink.changed.clear()
+    delivering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await delivering
+    assert sink.ids == [f"{token}-1" for token in tokens if token != tokens[1]]
+    assert not journal.adopted.is_more

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edge.keys.stores import keyfile
-from edge.keys.stores.keyfile import STEPS, KeyFileError
-from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.keyfile import STEPS, KeyFileBlank, KeyFileError
+from edge.keys.stores.protocol import StoreFailed, hash_key
 from edge.keys.stores.registry import KeyRegistry
 from tests.keys.keyfiles import make_key, replace_by_another_database, serving
 
@@ -30,10 +30,9 @@ both_sides = pytest.mark.parametrize("open_and_close", [open_and_close_store, op
 OpenAndClose = Callable[[Path], Awaitable[None]]
 
 
-@both_sides
-async def test_missing_file_is_created_for_its_owner_alone(path: Path, open_and_close: OpenAndClose) -> None:
+async def test_missing_file_is_created_for_its_owner_alone(path: Path) -> None:
     """Digests and names of users are nobody else's business."""
-    await open_and_close(path)
+    await open_and_close_registry(path)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -41,15 +40,36 @@ async def test_missing_file_is_created_for_its_owner_alone(path: Path, open_and_
         assert connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
 
 
-@both_sides
-async def test_empty_file_becomes_a_key_store(path: Path, open_and_close: OpenAndClose) -> None:
+async def test_empty_file_becomes_a_key_store(path: Path) -> None:
     """A file that was only touched, or whose maker was killed, is set up as a missing one is."""
     path.touch()
 
-    await open_and_close(path)
+    await open_and_close_registry(path)
 
     with KeyRegistry(path) as registry:
         assert registry.list() == []
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_missing_or_empty_file_is_an_outage_to_who_serves_until_it_has_a_key(path: Path, is_there: bool) -> None:
+    """Its keys may be lost. Whoever only lists makes no file, which would be a store without any."""
+    if is_there:
+        path.touch()
+    async with serving(path) as (store, listener):
+        await listener.until(lambda: listener.outages != [])
+        assert "`edge keys create`" in listener.outages[0]
+        with pytest.raises(StoreFailed) as failed:
+            await store.look_up(hash_key("sk-any"), "sk-any")
+        assert failed.value.reason == listener.outages[0]
+        with pytest.raises(KeyFileBlank), KeyRegistry(path, makes=False):
+            pass
+        assert path.exists() == is_there
+        assert not is_there or not path.read_bytes()
+        key = make_key(path)
+        await listener.hears_of_everything()
+        assert await store.look_up(hash_key(key), key) is not None
+        assert await store.look_up(hash_key("sk-any"), "sk-any") is None
+        assert listener.outages[1:] == [""]
 
 
 @both_sides
@@ -115,6 +135,7 @@ async def test_file_of_an_older_edge_takes_the_steps_that_it_lacks(
     steps = (*keyfile.STEPS, NOTES, ("UPDATE keys SET note = 'old'",))
     monkeypatch.setattr(keyfile, "STEPS", steps)
 
+    await open_and_close_registry(path.with_name("new.db"))
     for each in (path, path.with_name("new.db")):
         await open_and_close(each)
         assert version_of(each) == len(steps)

@@ -131,6 +131,19 @@ async def test_channel_that_stays_away_is_one_reason_to_doubt_and_no_more(valkey
         assert heard.changes.qsize() == 1
 
 
+async def test_message_of_a_newer_edge_is_a_change_of_everything_and_told_once(
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(valkey.url) as heard:
+        assert (await heard.changes.get()).everything
+        with valkey.client() as other:
+            for message in ("all", "v2:digest:secret", "team:7"):
+                other.publish(CHANNEL, message)
+                assert (await heard.changes.get()).everything
+    [line] = [each.getMessage() for each in caplog.records if "not understood" in each.getMessage()]
+    assert "secret" not in line
+
+
 @pytest.mark.parametrize("answer", NO_REDIS)
 async def test_what_speaks_another_protocol_does_not_end_the_listening(answer: bytes) -> None:
     """A listener that ended would miss every revocation from then on, and say nothing."""

@@ -126,7 +126,32 @@ def replace_by_a_directory(path: Path) -> None:
     path.mkdir()
 
 
-FAULTS = [delete, replace_by_garbage, overwrite_with_garbage, replace_by_another_database, replace_by_a_directory]
+def replace_by_an_empty_file(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+def cut_off(path: Path) -> None:
+    """Where it stands, as a full disk or a slip of the shell does."""
+    os.truncate(path, 0)
+
+
+def cut_in_half(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.truncate(path, path.stat().st_size // 2 & ~4095)
+
+
+FAULTS = [
+    delete,
+    replace_by_garbage,
+    overwrite_with_garbage,
+    replace_by_another_database,
+    replace_by_a_directory,
+    replace_by_an_empty_file,
+    cut_off,
+    cut_in_half,
+]
 
 
 @pytest.mark.parametrize("spoil", FAULTS)
@@ -179,6 +204,7 @@ async def test_change_leaves_nothing_that_would_undo_a_revocation_in_a_file_move
 
 
 async def test_new_file_has_no_wal_either(path: Path) -> None:
+    make_key(path)
     async with serving(path):
         assert path.with_name("keys.db-wal").stat().st_size == 0
 
@@ -225,7 +251,7 @@ def test_emptied_wal_is_no_change(path: Path) -> None:
     """SQLite counts it as one; were it told, each change would make every kept answer be asked for anew."""
     key = make_key(path)
     file = _KeyFile(path)
-    file.open(create=False)
+    file.open()
     with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("UPDATE keys SET enabled = 0, revision = 2")
         assert file.changes() == Invalidation(frozenset((hash_key(key),)))
@@ -252,7 +278,7 @@ def test_change_made_by_hand_is_not_lost_behind_a_regular_one(path: Path, statem
     with KeyRegistry(path) as registry:
         registry.disable_user("u-2")
     file = _KeyFile(path)
-    file.open(create=False)
+    file.open()
     with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute(statement)
         make_key(path)
@@ -271,7 +297,7 @@ def test_file_of_the_first_schema_is_brought_up_to_date_with_its_keys(path: Path
             old.execute(f"DROP TRIGGER {name}")
         old.execute("PRAGMA user_version = 1")
     file = _KeyFile(path)
-    file.open(create=False)
+    file.open()
     with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as hand:
         assert file.find(hash_key(key)) is not None
         hand.execute("UPDATE keys SET revoked = 1")
@@ -290,7 +316,7 @@ def test_backup_of_another_history_is_a_change_of_everything_although_it_is_furt
     registry.disable_user("u-y")
     tuesday = back_up(path)
     file = _KeyFile(path)
-    file.open(create=False)
+    file.open()
     with contextlib.closing(file):
         restore(monday, path)
         assert file.changes() == Invalidation(everything=True)
@@ -370,6 +396,7 @@ async def test_store_that_failed_to_open_can_be_opened_later(tmp_path: Path) -> 
     with pytest.raises(KeyFileError):
         await store.open()
     (tmp_path / "later").mkdir()
+    make_key(tmp_path / "later" / "keys.db")
 
     await store.open()
 

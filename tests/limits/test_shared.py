@@ -261,7 +261,27 @@ async def test_script_adds_up_what_is_of_the_minutes_that_count(valkey: ValkeySe
             left = {name.decode() for name in client.hkeys(KEY)}
             assert 120 < int(client.ttl(KEY)) <= 180
         assert left - fields.keys() == {process.shared._process}
-        assert fields.keys() - left == {"gone", "rubbish"}
+        assert fields.keys() - left == {"gone"}
+
+
+async def test_counts_of_a_newer_edge_are_left_alone_and_told_once(
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with processes(valkey.url, 1, requests=10) as (process,):
+        process.admit()
+        await process.shared.merge()
+        newer = {f"p{number}": f"v2 {process.counter.minute} 5 5 5 5 5 5 {time.time():.3f}" for number in range(2)}
+        with valkey.client() as client:
+            client.hset(KEY, mapping=newer)
+            for _ in range(2):
+                process.admit()
+                await process.shared.merge()
+            kept = {name.decode(): value.decode() for name, value in client.hgetall(KEY).items()}
+        assert newer.items() <= kept.items()
+        assert process.counter.remote_running == 0
+        assert [each.getMessage() for each in caplog.records if "another version" in each.getMessage()] == [
+            "shared.redis: limits of another version of the edge are not counted here: run one version"
+        ]
 
 
 # --- what is held

@@ -292,12 +292,17 @@ async def test_more_than_one_batch_is_written(valkey: ValkeyServer) -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"[", b"[1,2]", b'["m"]', b'{"model":"m"}', b'["\xff","m"]', b"null", b"[" * 9999]
 )
-async def test_what_somebody_else_wrote_is_not_known_and_no_outage(valkey: ValkeyServer, value: bytes) -> None:
+async def test_what_somebody_else_wrote_is_left_alone_and_told_and_no_outage(
+    valkey: ValkeyServer, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A newer edge, say: a process of it can tell. That nobody keeps the response would be a guess."""
     async with processes(valkey.url, 1, run=False) as (process,):
         with valkey.client() as client:
             client.set(f'{PREFIX}["{USER}","{ID}"]', value)
-        assert await process.kept.find(USER, ID) is None
+            assert [await not_told(process.kept, ID) for _ in range(2)] == [True, True]
+            assert client.get(f'{PREFIX}["{USER}","{ID}"]') == value
         assert not process.kept.outage
+        assert len(caplog.records) == 1
 
 
 # --- what fails

@@ -104,10 +104,28 @@ class KeyFileBusy(KeyFileError):
         super().__init__(f"{path} is locked by another process: end what holds it and try again")
 
 
-def make_file(path: Path) -> None:
-    """Create a missing file, empty and for its owner alone; SQLite gives its side files the same mode."""
+class KeyFileBlank(KeyFileError):
+    """There is no file, or nothing in it: it is new, or its keys are lost."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is missing or empty: make its first key with `edge keys create`, put a backup back with"
+            " `edge keys restore`, or say with `edge keys init` that there are to be no keys"
+        )
+
+
+def find_file(path: Path) -> None:
+    """Raise `KeyFileBlank` for a missing file, `KeyFileError` where its directory is missing too."""
     if not path.parent.is_dir():
         raise KeyFileError(f"the directory {path.parent} of the key store is missing: create it or change keys.store")
+    if not path.exists():
+        raise KeyFileBlank(path)
+
+
+def make_file(path: Path) -> None:
+    """Create a missing file, empty and for its owner alone; SQLite gives its side files the same mode."""
+    with contextlib.suppress(KeyFileBlank):
+        find_file(path)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
@@ -145,8 +163,10 @@ def _prepare_patiently(connection: sqlite3.Connection, path: Path, busy_timeout_
 def _prepare(connection: sqlite3.Connection, path: Path, blank: str) -> None:
     is_foreign = _is_foreign(connection)  # asked first, as another program's version means nothing
     version = 0 if is_foreign else known_version(connection, path)
-    if is_foreign or (version == 0 and (blank == "refuse" or not _is_blank(connection))):
+    if is_foreign or (version == 0 and not _is_blank(connection)):
         raise KeyFileError(f"{path} is not a key store: change keys.store, or move the file away")
+    if version == 0 and blank == "refuse":
+        raise KeyFileBlank(path)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise KeyFileError(f"the file system of {path} has no shared memory for SQLite's WAL: use a local one")

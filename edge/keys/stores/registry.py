@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from edge.config.values import seconds
 from edge.exchange import Principal
@@ -63,18 +63,23 @@ class KeyRecord(Principal):
 class KeyRegistry:
     """Creates, lists and changes keys; a context manager, safe beside other processes.
 
-    Every method raises `KeyFileError` when the file cannot be used, `KeyFileBusy` when it stays locked for
-    `busy_timeout_s`.
+    A missing file is made if it `makes` one: else it would stand for a store whose keys are all gone. Every method
+    raises `KeyFileError` when the file cannot be used, `KeyFileBusy` when it stays locked for `busy_timeout_s`.
     """
 
-    def __init__(self, path: Path, busy_timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, busy_timeout_s: float = 5.0, *, makes: bool = True) -> None:
         self._path = path
+        self._makes = makes
         self._busy_timeout_s = busy_timeout_s
 
     def __enter__(self) -> Self:
         with key_file_errors(self._path):
-            keyfile.make_file(self._path)
-            self._connection = keyfile.connect(self._path, self._busy_timeout_s)
+            if self._makes:
+                keyfile.make_file(self._path)
+            else:
+                keyfile.find_file(self._path)
+            blank: Literal["set up", "refuse"] = "set up" if self._makes else "refuse"
+            self._connection = keyfile.connect(self._path, self._busy_timeout_s, blank=blank)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,28 +97,17 @@ class KeyRegistry:
     ) -> tuple[str, KeyRecord]:
         """Make a key for a user and return it with its record; the key itself is kept nowhere.
 
-        Raises `ValueError` for a user that is no DNS label, a wrong pattern, or a lifetime out of range.
+        Raises: `ValueError` as `new_key` does.
         """
-        _check_user(user)
-        if not name.isprintable():
-            raise ValueError("a key's name is one line of printable characters")
-        for pattern in (*allow, *deny):
-            check_pattern(pattern)
-        if expires_in_s is not None and not 0 < expires_in_s <= _LONGEST_LIFETIME_S:
-            raise ValueError(
-                "a key lives for more than 0 s and at most 100 years: leave out --expires for one without end"
-            )
-        key = "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH)
-        key_id = "key_" + _random(_ID_ALPHABET, 12)
-        created_at = now()
+        key, record = new_key(user, name, allow, deny, expires_in_s, limit, now)
         with self._write() as revision:
             row = {
-                **{"id": key_id, "digest": hash_key(key), "user": user, "name": name, "limit_name": limit},
-                **{"allow": " ".join(allow), "deny": " ".join(deny), "created_at": created_at, "revision": revision},
-                "expires_at": None if expires_in_s is None else created_at + expires_in_s,
+                **{"id": record.id, "digest": hash_key(key), "user": user, "name": name, "limit_name": limit},
+                **{"allow": " ".join(allow), "deny": " ".join(deny), "expires_at": record.expires_at},
+                **{"created_at": record.created_at, "revision": revision},
             }
             self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-            made = self._connection.execute(keyfile.SELECT_RECORD + "AND keys.id = ?", (key_id,)).fetchone()
+            made = self._connection.execute(keyfile.SELECT_RECORD + "AND keys.id = ?", (record.id,)).fetchone()
         return key, self._record(made)
 
     def list(self) -> builtins.list[KeyRecord]:
@@ -190,6 +184,40 @@ class KeyRegistry:
         with key_file_errors(self._path), keyfile.transaction(self._connection, "IMMEDIATE"):
             yield number(self._connection, keyfile.REVISION) + 1
         keyfile.empty_wal(self._connection)
+
+
+def new_key(
+    user: str,
+    name: str = "",
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    expires_in_s: float | None = None,
+    limit: str | None = None,
+    now: Callable[[], float] = time.time,
+) -> tuple[str, KeyRecord]:
+    """Return a key and its record, which stand nowhere yet.
+
+    Raises `ValueError` for a user that is no DNS label, a wrong pattern, or a lifetime out of range.
+    """
+    _check_user(user)
+    if not name.isprintable():
+        raise ValueError("a key's name is one line of printable characters")
+    for pattern in (*allow, *deny):
+        check_pattern(pattern)
+    if expires_in_s is not None and not 0 < expires_in_s <= _LONGEST_LIFETIME_S:
+        raise ValueError("a key lives for more than 0 s and at most 100 years: leave out --expires for one without end")
+    created_at = now()
+    record = KeyRecord(
+        "key_" + _random(_ID_ALPHABET, 12),
+        user,
+        name,
+        tuple(allow),
+        tuple(deny),
+        expires_at=None if expires_in_s is None else created_at + expires_in_s,
+        limit=limit,
+        created_at=created_at,
+    )
+    return "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH), record
 
 
 def parse_lifetime(text: str) -> float:

@@ -44,8 +44,8 @@ _Question = tuple[Callable[["_KeyFile"], Any], "asyncio.Future[Any]"]
 class SqliteKeyStore(KeyStore):
     """Looks keys up in a thread of its own, and reports every change.
 
-    A file that is locked, damaged or deleted makes look-ups fail until it can be read again; every watch tries, so no
-    restart is needed. Only `open` creates a missing file: one that vanishes later is a fault, not an empty store.
+    A file that is locked, damaged, deleted or emptied makes look-ups fail until it can be read again; every watch
+    tries, so no restart is needed. It makes no file: one that is not there is a fault, not a store without keys.
     """
 
     def __init__(self, config: KeysConfig, watch_interval_s: float = 0.25) -> None:
@@ -55,15 +55,16 @@ class SqliteKeyStore(KeyStore):
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._healthy = True
+        self._reason = ""  # why it is not, in the last attempt
 
     def __repr__(self) -> str:
         state = "closed" if self._thread is None else "open" if self._healthy else "unavailable"
         return f"<SqliteKeyStore {self._file.path} {state}>"
 
     async def open(self) -> None:
-        """Open the file, creating a missing one, and begin to watch it.
+        """Open the file and begin to watch it.
 
-        Raises `KeyFileError` when a person must act first. A file that is merely locked is waited for by the watch.
+        Raises `KeyFileError` when a person must act first. The watch waits for one that is locked, or not there yet.
         """
         self._loop = asyncio.get_running_loop()
         self._healthy = True
@@ -104,8 +105,8 @@ class SqliteKeyStore(KeyStore):
     def _run(self, opened: asyncio.Future[None]) -> None:
         with contextlib.closing(self._file):
             try:
-                self._file.open(create=True)
-            except keyfile.KeyFileBusy as error:
+                self._file.open()
+            except (keyfile.KeyFileBusy, keyfile.KeyFileBlank) as error:
                 self._lost(error)
             except Exception as error:
                 self._post(_fail, opened, error)
@@ -127,7 +128,7 @@ class SqliteKeyStore(KeyStore):
 
     def _answer(self, question: "Callable[[_KeyFile], Any]", answer: asyncio.Future[Any]) -> None:
         if not self._file.is_open:  # the next watch tries again; until then nobody queues behind it
-            self._post(_fail, answer, StoreFailed("the file is not open"))
+            self._post(_fail, answer, StoreFailed(self._reason))
             return
         try:
             if self._file.was_replaced():
@@ -151,7 +152,7 @@ class SqliteKeyStore(KeyStore):
             self._lost(error)
 
     def _reopen(self) -> None:
-        self._file.open(create=False)
+        self._file.open()
         if not self._healthy:
             self._healthy = True
             self._post(self.on_outage, "")
@@ -159,9 +160,10 @@ class SqliteKeyStore(KeyStore):
 
     def _lost(self, error: Exception) -> None:
         self._file.close()
+        self._reason = _reason_of(error)
         if self._healthy:
             self._healthy = False
-            self._post(self.on_outage, _reason_of(error))
+            self._post(self.on_outage, self._reason)
 
     def _post(self, callback: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -179,14 +181,13 @@ class _KeyFile:
     def is_open(self) -> bool:
         return self._connection is not None
 
-    def open(self, *, create: bool) -> None:
+    def open(self) -> None:
         """Open the file anew, for reading only; raises `KeyFileError`."""
         self.close()
         with keyfile.key_file_errors(self.path):
-            if create:
-                keyfile.make_file(self.path)
+            keyfile.find_file(self.path)
             self._identity = self._identify()  # before the file is opened: a replacement in between is noticed later
-            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if create else "refuse")
+            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="refuse")
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
             # SQLite keeps pages while nobody writes by its own rules. Without a cache of its own every look-up reads
