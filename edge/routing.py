@@ -44,9 +44,10 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The route that won and, for an instance, the two halves of the name."""
+    """The route that won, the number of its list of `hosts`, and for an instance the two halves of the name."""
 
     route: RouteConfig
+    hosts: int = 0
     owner: str = ""
     service: str = ""
 
@@ -73,18 +74,20 @@ class HostTable:
     def find(self, model: str) -> Match | None:
         """Return the route of `model`, or None; an instance's owner and service are DNS labels or nothing matches."""
         index = self._index
-        rivals = index.exact.get(model)
-        if rivals is not None and (found := self._first(rivals)) is not None:
-            return found
+        found = index.exact.get(model)
+        if found is not None and (match := self._first(found)) is not None:
+            return match
         for length in index.lengths:
-            rivals = index.prefixes.get(model[:length]) if length <= len(model) else None
-            if rivals is not None and (found := self._first(rivals)) is not None:
-                return _match(found.route, model)
+            found = index.prefixes.get(model[:length]) if length <= len(model) else None
+            if found is not None and (match := self._first(found)) is not None:
+                return _match(match.route, model, match.hosts)
         return None
 
-    def _first(self, rivals: "_Rivals") -> Match | None:
+    def _first(self, rivals: "Match | _Rivals") -> Match | None:
         """Return the one of a pattern's routes that is here; where loopback lets all be, the first in the file wins."""
         lists = self._lists
+        if isinstance(rivals, Match):
+            return rivals if lists is None or rivals.hosts in lists else None
         if lists is None:
             return next(iter(rivals.values()))
         if len(lists) < len(rivals) > _FEW:  # each tenant has its own, at its own host
@@ -101,7 +104,9 @@ class HostTable:
                 yield name
 
 
-_Rivals = dict[int, Match]  # the routes of one pattern, by the number of their list of hosts, as in the file
+_Rivals = dict[int, Match]  # routes of one pattern, by the number of their list of hosts, as in the file
+# Mostly there is one, and one object less for each is less for the garbage collector to walk through at once.
+_Patterns = dict[str, Match | _Rivals]
 
 
 class _Index:
@@ -109,20 +114,29 @@ class _Index:
 
     def __init__(self, routes: Iterable[RouteConfig]) -> None:
         self.numbers: dict[tuple[str, ...], int] = {}  # of the lists of hosts
-        self.exact: dict[str, _Rivals] = {}
-        self.prefixes: dict[str, _Rivals] = {}
-        listed: dict[str, _Rivals] = {}
+        self.exact: _Patterns = {}
+        self.prefixes: _Patterns = {}
+        shown: _Patterns = {}
         for route in routes:
             number = self.numbers.setdefault(route.hosts, len(self.numbers))
             if route.pattern.endswith("*"):
-                self.prefixes.setdefault(route.pattern[:-1], {}).setdefault(number, Match(route))
-            elif match := _match(route, route.pattern):
-                self.exact.setdefault(route.pattern, {}).setdefault(number, match)
-            for name in route.list:
-                listed.setdefault(name, {}).setdefault(number, Match(route))
+                _add(self.prefixes, route.pattern[:-1], Match(route, number))
+                for name in route.list:
+                    _add(shown, name, Match(route, number))
+            elif match := _match(route, route.pattern, number):
+                _add(self.exact, route.pattern, match)
+                _add(shown, route.pattern, match)
         self.lengths = sorted({len(prefix) for prefix in self.prefixes}, reverse=True)
-        names = {name: {**self.exact.get(name, {}), **rivals} for name, rivals in listed.items()}
-        self.names = sorted((self.exact | names).items(), key=lambda item: item[0])
+        self.names = sorted(shown.items(), key=lambda item: item[0])
+
+
+def _add(patterns: _Patterns, pattern: str, match: Match) -> None:
+    """Add a route to those of its pattern, unless there is one with the same hosts."""
+    there = patterns.setdefault(pattern, match)
+    if isinstance(there, dict):
+        there.setdefault(match.hosts, match)
+    elif there.hosts != match.hosts:
+        patterns[pattern] = {there.hosts: there, match.hosts: match}
 
 
 class RouteTable:
@@ -167,11 +181,11 @@ class RouteTable:
         return table
 
 
-def _match(route: RouteConfig, model: str) -> Match | None:
+def _match(route: RouteConfig, model: str, hosts: int) -> Match | None:
     """Return the match of a route whose pattern fits `model`; one with placeholders needs an instance's name."""
     if route.instance is None and (route.model is None or "{" not in route.model):
-        return Match(route)
+        return Match(route, hosts)
     if not is_instance_name(model):
         return None
     owner, _, service = model.partition("/")
-    return Match(route, owner, service)
+    return Match(route, hosts, owner, service)

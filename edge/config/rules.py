@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from edge.config import settings
 from edge.config.kinds import settings_of
-from edge.config.problems import dotted, nearest
+from edge.config.problems import dotted
 from edge.config.tables import Reader, Table
 from edge.names import (
     PLACEHOLDERS,
@@ -23,6 +23,10 @@ from edge.names import (
 
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
 _IS_TLS: Final = ("https", "rediss")
+# What a route has for its instances, and a pool for itself.
+_OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
+    each.key for each in settings_of(settings.PoolConfig)
+}
 # Not link-local, and the same thing all the same: the metadata service of Amazon EC2 over IPv6.
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
 _METADATA: Final = IPv6Address("fd00:ec2::254")
@@ -192,7 +196,7 @@ def _check_target(route: settings.RouteConfig, table: Table, pools: Mapping[str,
 
 def _refuse_unknown(table: Table, kind: str, name: str, known: Mapping[str, object], what: str) -> None:
     """Refuse the name of a pool or limit that is not in the file; `what` such a table would hold."""
-    near = nearest(name, known)
+    near = table.reader.nearest(name, known)
     hint = f'did you mean "{near}"?' if near else f"write [{dotted((f'{kind}s', name))}] with {what}"
     table.problem(kind, f"there is no {kind} {name!r}: {hint}")
 
@@ -201,10 +205,8 @@ def _check_instance_settings(route: settings.RouteConfig, table: Table) -> None:
     """Refuse beside a pool what the pool has as a setting of its own."""
     if route.pool is None or "instance" in table.data:
         return
-    pools = {setting.key for setting in settings_of(settings.PoolConfig)}
-    for setting in settings_of(settings.RouteConfig):
-        key = setting.key
-        if key in pools and table.is_given(key):
+    for key in _OF_INSTANCES & table.data.keys():
+        if table.is_sound(key):
             table.problem(key, f"is a setting of the pool: write it in [{dotted(('pools', route.pool))}]")
 
 

@@ -63,7 +63,7 @@ class Catalogue:
         before, self._pools = self._pools, {}
         for pool in pools:
             known = before.get(pool.config.name)
-            if known is None or known.pool.config != pool.config:
+            if known is None or (known.pool is not pool and known.pool.config != pool.config):
                 known = _Pool(pool)
             known.pool = pool
             self._pools[pool.config.name] = known
