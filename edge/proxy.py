@@ -317,7 +317,8 @@ class Proxy:
             exchange.route = match.route.name
             document = models.document(name, match)
         else:
-            document = await models.listed((name, table.find(name)) for name in table.names() if caller.may_call(name))
+            _send(request, exchange, 200, await models.listed(table, caller))
+            return
         _send(request, exchange, 200, orjson.dumps(document))
 
     # --- the end
