@@ -38,12 +38,13 @@ class Caller:
 
     def _remember(self, model: str, verdict: bool | None) -> None:
         size_bytes = getsizeof(model)
+        if size_bytes > _MAX_REMEMBERED_BYTES // 8:  # a long name drives no other out
+            return
         if self._remembered_bytes + size_bytes > _MAX_REMEMBERED_BYTES:
             self._verdicts = {}
             self._remembered_bytes = 0
-        if size_bytes <= _MAX_REMEMBERED_BYTES // 8:  # no long name drives the others out
-            self._verdicts[model] = verdict
-            self._remembered_bytes += size_bytes
+        self._verdicts[model] = verdict
+        self._remembered_bytes += size_bytes
 
     def judge(self, model: str) -> bool | None:
         """Return what `may_call` does, and remember nothing: a list of all models would drive out those in use."""

@@ -1,6 +1,7 @@
 """What the parts of a process report when they are asked: metrics, and the lines of `/readyz?verbose`."""
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -14,6 +15,8 @@ from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
 from edge.proxy import Proxy
 from edge.upstream.endpoints import Endpoints
+
+_MAX_LINES: Final = 100  # of endpoints that are out
 
 
 def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:
@@ -46,9 +49,11 @@ def usage_lines(journal: Journal, shipper: Shipper | None) -> Iterator[Line]:
 def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator[Line]:
     """Yield the endpoints that get no requests now, and why."""
     now = clock()
-    for endpoint in endpoints.states():
-        if not endpoint.health.admits(now):
-            yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
+    out = [endpoint for endpoint in endpoints.states() if not endpoint.health.admits(now)]
+    for endpoint in out[:_MAX_LINES]:
+        yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
+    if len(out) > _MAX_LINES:
+        yield "endpoints", f"{len(out) - _MAX_LINES} more are out"
 
 
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:

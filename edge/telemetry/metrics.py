@@ -2,7 +2,7 @@
 
 import asyncio
 import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -110,18 +110,21 @@ class Metrics:
             yield from gauges()
 
     async def render(self) -> bytes:
-        """Return the exposition; yields to the loop after each hundred lines, since thousands would hold it up."""
-        parts, name = [], ""
+        """Return the whole exposition."""
+        return b"".join([part async for part in self.parts()])
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yield the exposition; the loop gets its turn after each hundred lines, since thousands would hold it up."""
+        name = ""
         for family in self.families():
             if family is None:
                 await asyncio.sleep(0)
                 continue
             for lines in _rendered(family):
                 # A part that continues its family has the two lines of its head again.
-                parts.append(lines.split(b"\n", 2)[2] if family.name == name else lines)
+                yield lines.split(b"\n", 2)[2] if family.name == name else lines
                 name = family.name
                 await asyncio.sleep(0)
-        return b"".join(parts)
 
 
 def _rendered(family: Metric) -> Iterator[bytes]:
