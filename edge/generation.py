@@ -1,6 +1,6 @@
 """Everything built from one configuration; a request keeps the generation that it began with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edge.config.settings import Config, PoolConfig, RouteConfig
@@ -15,13 +15,14 @@ class Generation:
     """A configuration in force; `loaded_at` is Unix time.
 
     `timeouts` are by the name of a route, those of its pool or of its instance; `continuous` are the routes that are
-    asked for usage in every frame. `paths` is what each raw path asks for.
+    asked for usage in every frame. `paths` is what each raw path asks for. It is made on any thread; `pools` are put
+    in afterwards, where their endpoints are.
     """
 
     number: int
     config: Config
     routes: RouteTable
-    pools: Mapping[str, Pool]
+    pools: dict[str, Pool]
     loaded_at: float
     timeouts: dict[str, Timeouts] = field(init=False)
     continuous: frozenset[str] = field(init=False)
@@ -29,13 +30,8 @@ class Generation:
 
     def __post_init__(self) -> None:
         asked = {route.name: self._asked(route) for route in self.config.routes}
-        floor = self.config.server.min_client_rate_bytes_per_s
-        timeouts = {
-            name: Timeouts(
-                each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor, each.max_connection_age_s
-            )
-            for name, each in asked.items()
-        }
+        known: dict[Timeouts, Timeouts] = {}
+        timeouts = {name: known.setdefault(found, found) for name, found in self._timeouts(asked)}
         continuous = frozenset(name for name, each in asked.items() if each.usage == "continuous")
         object.__setattr__(self, "timeouts", timeouts)
         object.__setattr__(self, "continuous", continuous)
@@ -43,4 +39,15 @@ class Generation:
 
     def _asked(self, route: RouteConfig) -> PoolConfig | RouteConfig:
         """Return the settings with which a route's endpoints are asked: its pool's, or for an instance its own."""
-        return self.pools[route.pool].config if route.pool is not None else route
+        return self.config.pools[route.pool] if route.pool is not None else route
+
+    def _timeouts(self, asked: Mapping[str, PoolConfig | RouteConfig]) -> Iterator[tuple[str, Timeouts]]:
+        floor = self.config.server.min_client_rate_bytes_per_s
+        for name, each in asked.items():
+            yield (
+                name,
+                Timeouts(
+                    each.connect_timeout_s, each.first_byte_timeout_s, each.idle_timeout_s, floor,
+                    each.max_connection_age_s,
+                ),
+            )  # fmt: skip

@@ -4,7 +4,11 @@ Each `check_` raises `ValueError` with a message for the operator: what is wrong
 """
 
 import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import ip_address
+from itertools import chain
+from typing import Any
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -79,51 +83,92 @@ def check_host_pattern(text: str) -> None:
         raise ValueError(f'{text!r} is not a host: write a DNS name such as "chat.d.run" or "*.d.run"')
 
 
+class HostIndex:
+    """Host patterns, each with a number, found by what they match: a few look-ups, however many there are.
+
+    A tree of labels from the last to the first, below their count; a leaf holds the numbers of one pattern.
+    """
+
+    __slots__ = ("_roots",)
+
+    def __init__(self, patterns: Iterable[tuple[str, int]] = ()) -> None:
+        self._roots: dict[int, dict[str, Any]] = {}
+        for pattern, number in patterns:
+            self.add(pattern, number)
+
+    def add(self, pattern: str, number: int) -> None:
+        """Add a pattern without its `!`."""
+        first, *others = pattern.split(".")
+        node = self._roots.setdefault(len(others), {})
+        for label in reversed(others):
+            node = node.setdefault(label, {})
+        node.setdefault(first, []).append(number)
+
+    def covering(self, host: str) -> Iterator[int]:
+        """Yield the numbers of the patterns that match a host, or all hosts of a pattern."""
+        return self._below(host, meets=False)
+
+    def meeting(self, pattern: str) -> Iterator[int]:
+        """Yield the numbers of the patterns that match a host which this pattern matches too."""
+        return self._below(pattern, meets=True)
+
+    def _below(self, host: str, *, meets: bool) -> Iterator[int]:
+        labels = host.split(".")
+        nodes: list[Any] = [self._roots.get(len(labels) - 1, {})]
+        for label in reversed(labels):
+            if meets and label == "*":
+                nodes = [below for node in nodes for below in node.values()]
+            else:
+                nodes = [node[each] for node in nodes for each in {label, "*"} if each in node]
+            if not nodes:
+                break
+        return chain.from_iterable(nodes)
+
+
+@lru_cache(maxsize=256)
+def _exclusions(hosts: tuple[str, ...]) -> HostIndex:
+    """Return the exclusions of a list, each with its place there."""
+    return HostIndex((host[1:], at) for at, host in enumerate(hosts) if host.startswith("!"))
+
+
+def named_hosts(hosts: tuple[str, ...]) -> list[str]:
+    """Return the names in a list of `hosts` without its exclusions."""
+    return [host for host in hosts if not host.startswith("!")]
+
+
 def hosts_overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     """Return whether two lists of `hosts` let through one same host.
 
     A list lets a host through that one of its names matches (any host, when it has only exclusions) and no exclusion
     does. Exact: a fresh label can always stand for a `*`, so exclusions empty a meeting only when one covers it whole.
     """
-    (ours, excluded), (theirs, also_excluded) = _parted(first), _parted(second)
+    ours, theirs = named_hosts(first), named_hosts(second)
     if not ours and not theirs:
         return True
-    meetings = [_meet(one, other) for one in ours for other in theirs] if ours and theirs else ours or theirs
-    return any(meeting and not _any_covers(excluded + also_excluded, meeting) for meeting in meetings)
+    if ours and theirs:
+        index = HostIndex((host, at) for at, host in enumerate(ours))
+        meetings = [_meeting(ours[at], other) for other in theirs for at in index.meeting(other)]
+    else:
+        meetings = ours or theirs
+    return any(exclusion_of(host, first) is None and exclusion_of(host, second) is None for host in meetings)
 
 
 def exclusion_of(host: str, hosts: tuple[str, ...]) -> str | None:
     """Return the exclusion in a list of `hosts` that lets nothing of one of its names through, None when none does."""
-    labels = host.split(".")
-    return next((each for each in hosts if each.startswith("!") and _covers(each[1:].split("."), labels)), None)
+    at = min(_exclusions(hosts).covering(host), default=None)
+    return None if at is None else hosts[at]
 
 
 def host_matches(hosts: tuple[str, ...], host: str) -> bool:
     """Return whether a `hosts` list lets `host` through; no list lets every host through."""
-    names, excluded = _parted(hosts)
-    labels = host.split(".")
-    return not _any_covers(excluded, labels) and (not names or _any_covers(names, labels))
+    names = named_hosts(hosts)
+    is_named = not names or any(True for _ in HostIndex((name, 0) for name in names).covering(host))
+    return is_named and exclusion_of(host, hosts) is None
 
 
-def _parted(hosts: tuple[str, ...]) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the labels of each name that is let through, and of each that is excluded."""
-    names = [host.split(".") for host in hosts if not host.startswith("!")]
-    return names, [host[1:].split(".") for host in hosts if host.startswith("!")]
-
-
-def _meet(one: list[str], other: list[str]) -> list[str] | None:
-    """Return the pattern of the hosts that both patterns match, or None."""
-    if len(one) != len(other) or any(a != b and "*" not in (a, b) for a, b in zip(one, other, strict=True)):
-        return None
-    return [b if a == "*" else a for a, b in zip(one, other, strict=True)]
-
-
-def _any_covers(patterns: list[list[str]], labels: list[str]) -> bool:
-    return any(_covers(pattern, labels) for pattern in patterns)
-
-
-def _covers(pattern: list[str], other: list[str]) -> bool:
-    return len(pattern) == len(other) and all(p in ("*", o) for p, o in zip(pattern, other, strict=True))
+def _meeting(one: str, other: str) -> str:
+    """Return the pattern of the hosts that both of two patterns match, which have some in common."""
+    return ".".join(b if a == "*" else a for a, b in zip(one.split("."), other.split("."), strict=True))
 
 
 def is_model_name(name: str) -> bool:

@@ -2,22 +2,23 @@
 
 import asyncio
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+import orjson
 from aiohttp import hdrs
 
 from edge import errors
 from edge.client.head import Head
 from edge.errors import EdgeError
 from edge.generation import Generation
+from edge.keys.caller import Caller
 from edge.names import is_model_name
 from edge.operations import NOT_SERVED, OPERATIONS, Asked
 from edge.protocols import MESSAGES
-from edge.routing import Match, is_loopback
+from edge.routing import HostTable, Match, is_loopback
 from edge.upstream.catalogue import Catalogue
 
 _A_STEP: Final = 200  # models of a list: ten thousand at once would hold the others up
@@ -69,18 +70,29 @@ class Models:
     catalogue: Catalogue
     created: int
 
-    async def listed(self, found: Iterable[tuple[str, Match | None]]) -> dict[str, object]:
-        """Return a list of models, as OpenAI and Anthropic have it; their servers get some time to describe them."""
-        matches = {name: match for name, match in found if match is not None}
-        routes = [match.route for match in matches.values()]
-        await self.catalogue.learn({route.pool for route in routes if route.pool and route.context_length is None})
-        data = []
-        for name, match in sorted(matches.items(), key=lambda item: item[0]):
-            data.append(self.document(name, match))
-            if not len(data) % _A_STEP:
+    async def listed(self, table: HostTable, caller: Caller) -> bytes:
+        """Return the models that a caller may call at a host, as OpenAI and Anthropic list them; in steps.
+
+        Their servers get some time to describe them.
+        """
+        matches: list[tuple[str, Match]] = []
+        pools: dict[str, None] = {}
+        for at, name in enumerate(table.names()):
+            match = table.find(name) if caller.judge(name) else None
+            if match is not None:
+                matches.append((name, match))
+                if match.route.pool and match.route.context_length is None:
+                    pools[match.route.pool] = None
+            if at % _A_STEP == _A_STEP - 1:
                 await asyncio.sleep(0)
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": data, "has_more": False, **ends}
+        await self.catalogue.learn(pools)
+        parts = []
+        for at in range(0, len(matches), _A_STEP):
+            parts.append(orjson.dumps([self.document(name, match) for name, match in matches[at : at + _A_STEP]])[1:-1])
+            await asyncio.sleep(0)
+        first, last = (matches[0][0], matches[-1][0]) if matches else (None, None)
+        tail = orjson.dumps({"has_more": False, "first_id": first, "last_id": last})
+        return b'{"object":"list","data":[%b],%b' % (b",".join(parts), tail[1:])
 
     def document(self, name: str, match: Match) -> dict[str, object]:
         """Return a model as OpenAI, Anthropic and vLLM describe one, all in one: UIs read this or that of it."""

@@ -309,10 +309,10 @@ class Proxy:
             name = exchange.model = own_answers.model_in_path(asked.model)
             match = decide(table, name, caller)
             exchange.route = match.route.name
-            document = models.document(name, match)
+            document = orjson.dumps(models.document(name, match))
         else:
-            document = await models.listed((name, table.find(name)) for name in table.names() if caller.may_call(name))
-        _send(request, exchange, 200, orjson.dumps(document))
+            document = await models.listed(table, caller)
+        _send(request, exchange, 200, document)
 
     # --- the end
 

@@ -26,7 +26,7 @@ from edge.keys.caller import Caller
 from edge.keys.stores.registry import KeyRegistry
 from edge.names import host_matches
 from edge.proxy import decide, routes_at
-from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
+from edge.routing import Match, RouteTable, host_name, is_loopback
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,7 +280,7 @@ def _standing(route: RouteConfig, winner: RouteConfig | None, fits: bool, model:
     if not fits:
         return "another name" if route.pattern == route.name else f"another name: {route.pattern}"
     if winner is None:
-        alone = HostTable((route,)).find(model)
+        alone = RouteTable((route,)).for_host("", loopback=True).find(model)
         return "behind the route that decides" if alone else "needs an owner/service in DNS labels"
     if winner.pattern == route.pattern:
         return "later in the file than the one that wins"

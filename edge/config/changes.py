@@ -4,15 +4,19 @@ Pure: two configurations in, text out, values written as in the file. A secret's
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from edge.config.kinds import Restart, Section, Setting, sections_of, settings_of
 from edge.config.settings import Config, EndpointConfig
 
+_MAX_NAMED: Final = 100  # on one line of the log
+
 
 def describe_change(old: Config, new: Config) -> str:
-    """Return what a reload adds, removes and changes, by name, on one line."""
-    return ", ".join(f"{sign}{what}" for sign, what, _, _ in _changed(old, new)) or "nothing changed"
+    """Return what a reload adds, removes and changes, by name, on one line; of thousands, the first hundred."""
+    changed = [f"{sign}{what}" for sign, what, _, _ in _changed(old, new)]
+    more = [f"{len(changed) - _MAX_NAMED} more"] if len(changed) > _MAX_NAMED else []
+    return ", ".join([*changed[:_MAX_NAMED], *more]) or "nothing changed"
 
 
 def list_changes(old: Config, new: Config) -> list[str]:

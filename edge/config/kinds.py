@@ -46,7 +46,8 @@ class Setting:
     """One key of a table. `field`, `default` and `is_required` are those of the field it is declared at.
 
     `unit` ends the field's name. `holds` is the class of the table that the value is, or with `is_list` may be a list
-    of. A secret may be in a file of its own, which another key names.
+    of. A secret may be in a file of its own, which another key names. With `reads_absent` it is read also where its key
+    is absent; of all others that means the default, so that a table costs what stands in it.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Setting:
     holds: type | None = None
     is_list: bool = False
     is_secret: bool = False
+    reads_absent: bool = False
     key: str = ""
     example: object = None
     restart: Restart | None = None
@@ -109,7 +111,15 @@ def _declared(table: Any) -> Iterator[tuple[Field[Any], Any]]:
 
 def read_table(kind: Callable[..., T], table: Table, **given: object) -> T:
     """Return the values of a table; one that is missing, or wrong and noted, is its default or None."""
-    return kind(**given, **{setting.field: setting.read(table, setting) for setting in settings_of(kind)})
+    data = table.data
+    table.known.update(_keys_of(kind))
+    read = (each for each in settings_of(kind) if each.key in data or each.reads_absent or each.is_required)
+    return kind(**given, **{each.field: each.read(table, each) for each in read})
+
+
+@cache
+def _keys_of(table: type) -> dict[str, None]:
+    return {setting.key: None for setting in settings_of(table)}
 
 
 def describe(table: type) -> str:
@@ -189,9 +199,9 @@ def name(text: str, check: Callable[[str], object], **about: Unpack[About]) -> S
     """Declare text that is, when it is absent, the name of its table."""
 
     def read(table: Table, it: Setting) -> object:
-        return _checked(check, table, replace(it, default=table.at[-1]))
+        return _checked(check, table, it) if it.key in table.data else table.at[-1]
 
-    return Setting("text", text, read, _like(""), **about)
+    return Setting("text", text, read, _like(""), reads_absent=True, **about)
 
 
 def _checked(check: Callable[[str], object], table: Table, it: Setting) -> object:
@@ -222,7 +232,7 @@ def placed(
         base = table.reader.base
         return table.parsed(it.key, lambda text: parse(text, base), parse(str(it.default), base))
 
-    return Setting(kind, text, read, _like(like), str, **about)
+    return Setting(kind, text, read, _like(like), str, reads_absent=True, **about)
 
 
 def choice(text: str, options: object, **about: Unpack[About]) -> Setting:
@@ -322,7 +332,9 @@ def secret(text: str, **about: Unpack[About]) -> Setting:
         return value
 
     about.setdefault("example", "${SET}")
-    return Setting("secret", text, read, _like(""), lambda value: "(secret)", is_secret=True, **about)
+    return Setting(
+        "secret", text, read, _like(""), lambda value: "(secret)", is_secret=True, reads_absent=True, **about
+    )
 
 
 # --- tables
@@ -383,7 +395,7 @@ def servers(text: str, kind: type, **about: Unpack[About]) -> Setting:
 
     return Setting(
         "list of URLs or tables", text, read, _like("://"), lambda servers: [str(each.url) for each in servers],
-        holds=kind, is_list=True, **about,
+        holds=kind, is_list=True, reads_absent=True, **about,
     )  # fmt: skip
 
 

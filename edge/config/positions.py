@@ -7,6 +7,7 @@ nothing and decodes only keys. Source: TOML 1.0.0 (toml.io/en/v1.0.0), from Keys
 import re
 import tomllib
 from bisect import bisect_left
+from functools import cached_property
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: the keys from the root, and an int for the index of an array's element."""
@@ -25,11 +26,15 @@ _SCALAR = re.compile(r"[^,\]}\n#]*")
 
 
 class Positions:
-    """An index from key path to line, the first line being 1."""
+    """An index from key path to line, the first line being 1; made when a line is asked for, as problems do."""
 
     def __init__(self, text: str) -> None:
-        """Index `text`, which `tomllib.loads` has accepted."""
-        self._lines = _Scanner(text.replace("\r\n", "\n")).scan()
+        """Take `text`, which `tomllib.loads` has accepted."""
+        self._text = text
+
+    @cached_property
+    def _lines(self) -> dict[KeyPath, int]:
+        return _Scanner(self._text.replace("\r\n", "\n")).scan()
 
     def line(self, path: KeyPath) -> int:
         """Return the line of the deepest prefix of `path` that stands in the text, 1 when none does."""
@@ -97,7 +102,10 @@ class _Scanner:
         while True:
             self.skip(_SPACE)
             raw = self.skip(_KEY_PART)
-            parts.append(tomllib.loads(f"key = {raw}")["key"] if raw[0] in "\"'" else raw)
+            if "\\" in raw and raw[0] == '"':
+                parts.append(tomllib.loads(f"key = {raw}")["key"])
+            else:
+                parts.append(raw[1:-1] if raw[0] in "\"'" else raw)
             self.skip(_SPACE)
             if self.text[self.at] != ".":
                 return parts

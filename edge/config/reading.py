@@ -20,12 +20,19 @@ from edge.config.tables import Reader, Table
 T = TypeVar("T")
 
 
-def load(path: Path, env: Mapping[str, str] = os.environ, *, place: Path | None = None) -> settings.Config:
+def load(
+    path: Path,
+    env: Mapping[str, str] = os.environ,
+    *,
+    place: Path | None = None,
+    before_file: Callable[[Path], object] = lambda path: None,
+) -> settings.Config:
     """Return the configuration of the file at `path`, as it would be at `place`.
 
-    Raises: `ConfigError`, also for a file that cannot be read or is not UTF-8.
+    `before_file` is called with each file that it names, before that is read. Raises: `ConfigError`, also for a file
+    that cannot be read or is not UTF-8.
     """
-    return parse(_text_of(path), place or path, env)
+    return _read(_text_of(path), place or path, env, _config, before_file)
 
 
 def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> settings.KeysConfig:
@@ -50,10 +57,16 @@ def _text_of(path: Path) -> str:
         raise ConfigError(path, [Problem(1, "", message)]) from None
 
 
-def _read(text: str, path: Path, env: Mapping[str, str], read: Callable[[Table], T]) -> T:
+def _read(
+    text: str,
+    path: Path,
+    env: Mapping[str, str],
+    read: Callable[[Table], T],
+    before_file: Callable[[Path], object] = lambda path: None,
+) -> T:
     try:
         data = read_toml(text, path)
-        reader = Reader(path, env, Positions(text))
+        reader = Reader(path, env, Positions(text), before_file)
         found = read(Table(reader, (), data))
     except RecursionError:
         raise ConfigError(path, [Problem(1, "", "nested too deeply: write fewer brackets within brackets")]) from None

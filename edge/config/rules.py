@@ -1,6 +1,6 @@
 """What settings mean together: each rule notes, with its line, what a table or two of them cannot mean."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -8,12 +8,25 @@ from urllib.parse import urlsplit
 
 from edge.config import settings
 from edge.config.kinds import settings_of
-from edge.config.problems import dotted, nearest
+from edge.config.problems import dotted
 from edge.config.tables import Reader, Table
-from edge.names import PLACEHOLDERS, check_model_name, exclusion_of, fill, hosts_overlap, is_instance_name
+from edge.names import (
+    PLACEHOLDERS,
+    HostIndex,
+    check_model_name,
+    exclusion_of,
+    fill,
+    hosts_overlap,
+    is_instance_name,
+    named_hosts,
+)
 
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
 _IS_TLS: Final = ("https", "rediss")
+# What a route has for its instances, and a pool for itself.
+_OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
+    each.key for each in settings_of(settings.PoolConfig)
+}
 # Not link-local, and the same thing all the same: the metadata service of Amazon EC2 over IPv6.
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
 _METADATA: Final = IPv6Address("fd00:ec2::254")
@@ -183,7 +196,7 @@ def _check_target(route: settings.RouteConfig, table: Table, pools: Mapping[str,
 
 def _refuse_unknown(table: Table, kind: str, name: str, known: Mapping[str, object], what: str) -> None:
     """Refuse the name of a pool or limit that is not in the file; `what` such a table would hold."""
-    near = nearest(name, known)
+    near = table.reader.nearest(name, known)
     hint = f'did you mean "{near}"?' if near else f"write [{dotted((f'{kind}s', name))}] with {what}"
     table.problem(kind, f"there is no {kind} {name!r}: {hint}")
 
@@ -192,10 +205,8 @@ def _check_instance_settings(route: settings.RouteConfig, table: Table) -> None:
     """Refuse beside a pool what the pool has as a setting of its own."""
     if route.pool is None or "instance" in table.data:
         return
-    pools = {setting.key for setting in settings_of(settings.PoolConfig)}
-    for setting in settings_of(settings.RouteConfig):
-        key = setting.key
-        if key in pools and table.is_given(key):
+    for key in _OF_INSTANCES & table.data.keys():
+        if table.is_sound(key):
             table.problem(key, f"is a setting of the pool: write it in [{dotted(('pools', route.pool))}]")
 
 
@@ -241,12 +252,40 @@ def _warn_of_rewriting(route: settings.RouteConfig, table: Table, pools: Mapping
 
 def refuse_ties(reader: Reader, routes: Sequence[settings.RouteConfig]) -> None:
     """Refuse two routes that could both win: the same pattern on one same host."""
-    by_pattern: dict[str, list[settings.RouteConfig]] = {}
-    for route in (route for route in routes if route.pattern):
-        earlier = by_pattern.setdefault(route.pattern, [])
-        other = next((other for other in earlier if hosts_overlap(other.hosts, route.hosts)), None)
-        if other:
+    rivals: dict[str, _Rivals] = {}
+    for route in routes:
+        if route.pattern and (other := rivals.setdefault(route.pattern, _Rivals()).tie_with(route)):
             line = reader.positions.line(("routes", other.name))
             what = f"could win as well as {dotted(('routes', other.name))} of line {line}"
             reader.problem(("routes", route.name), f"{what}: give the two different names, or hosts that never meet")
-        earlier.append(route)
+
+
+class _Rivals:
+    """The routes of one pattern so far, by the hosts they name: ten thousand are not compared in pairs.
+
+    Of two that tie anyway, for they name the same or none, only the first is known.
+    """
+
+    def __init__(self) -> None:
+        self._routes: list[settings.RouteConfig] = []
+        self._by_name = HostIndex()
+        self._names: set[str] = set()
+        self._nameless: int | None = None  # the first that has exclusions at most
+
+    def tie_with(self, route: settings.RouteConfig) -> settings.RouteConfig | None:
+        """Return the first route that could win as well as this one, None when none could; then know this one too."""
+        names, place = named_hosts(route.hosts), len(self._routes)
+        near: Iterable[int] = range(place)
+        if names:
+            near = {at for name in names for at in self._by_name.meeting(name)}
+            near = sorted(near if self._nameless is None else {*near, self._nameless})
+        others = (self._routes[at] for at in near)
+        tied = next((other for other in others if hosts_overlap(other.hosts, route.hosts)), None)
+        self._routes.append(route)
+        if not names and self._nameless is None:
+            self._nameless = place
+        for name in names:
+            if name not in self._names:
+                self._names.add(name)
+                self._by_name.add(name, place)
+        return tied

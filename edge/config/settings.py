@@ -6,9 +6,10 @@ the declaration. What settings mean together is in `rules.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from edge.config import kinds, values
@@ -88,6 +89,9 @@ class ServerConfig:
     operations: Annotated[tuple[str, ...], kinds.texts(
         "Further operations, by their path behind /v1: JSON with a `model`, passed on as it comes, with what usage its "
         "answer reports.", values.check_operation, example=["classify"])] = ()
+    max_metric_labels: Annotated[int, kinds.count(
+        'Routes, endpoints and pools that have series of their own in `/metrics`, 40 lines a route; what others count '
+        'is summed under "(other)". Many make every scrape long.', 10**6)] = 1000
     trusted_proxies: Annotated[tuple[Network, ...], kinds.texts(
         "Networks whose X-Forwarded-For is believed. Anyone there can claim any client address.",
         values.parse_network, kind="list of networks", example=["10.0.0.0/8"])] = ()
@@ -372,3 +376,12 @@ class Config:
     routes: Annotated[tuple[RouteConfig, ...], kinds.Section(RouteConfig, is_named=True)]
     watched: tuple[Path, ...] = ()
     warnings: tuple[Problem, ...] = ()
+
+    def keeping(self, before: "Config") -> "Config":
+        """Return the same with the pools and routes of another that are equal: a reload then makes what it changes."""
+        known = {route.name: route for route in before.routes}
+        routes = tuple(known[each.name] if known.get(each.name) == each else each for each in self.routes)
+        pools = {
+            name: before.pools[name] if before.pools.get(name) == each else each for name, each in self.pools.items()
+        }
+        return replace(self, routes=routes, pools=MappingProxyType(pools))

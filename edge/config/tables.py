@@ -3,9 +3,9 @@
 The kinds of values are `kinds.py`'s, the notations inside strings `values.py`'s.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from edge.config.positions import KeyPath, Positions
 from edge.config.problems import Problem, dotted, nearest
@@ -13,12 +13,21 @@ from edge.config.values import expand
 
 T = TypeVar("T")
 
+_MAX_GUESSES: Final = 100_000  # names a misspelt one is compared with, some microseconds each: ten thousand pools once
+
 
 class Reader:
     """What one reading has found: problems, warnings, and the files that were named."""
 
-    def __init__(self, path: Path, env: Mapping[str, str], positions: Positions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        env: Mapping[str, str],
+        positions: Positions,
+        before_file: Callable[[Path], object] = lambda path: None,
+    ) -> None:
         self.path = path
+        self._before_file = before_file  # is called with a file that is read next
         self.base = path.parent  # where relative paths start
         self.env = env
         self.positions = positions
@@ -27,6 +36,7 @@ class Reader:
         self.watched: list[Path] = []
         self.bad: set[KeyPath] = set()
         self.unexpanded: set[KeyPath] = set()
+        self._guesses = _MAX_GUESSES
 
     def problem(self, at: KeyPath, message: str) -> None:
         """Note what is wrong with the value at `at`, and what to write."""
@@ -46,11 +56,18 @@ class Reader:
             self.problem(at, str(error))
             return None
 
+    def nearest(self, name: str, known: Collection[str]) -> str | None:
+        """Return the known name that a misspelt one most resembles; None when none does, or many were guessed."""
+        if self._guesses <= 0:
+            return None
+        self._guesses -= len(known)
+        return nearest(name, known)
+
     def expand(self, at: KeyPath, value: object) -> object:
         """Replace the variables in a string or in the strings of a list."""
         if isinstance(value, list):
             return [self.expand((*at, index), element) for index, element in enumerate(value)]
-        if not isinstance(value, str):
+        if not isinstance(value, str) or "$" not in value:
             return value
         expanded = self.check(at, lambda text: expand(text, self.env), value)
         if expanded is None:
@@ -62,6 +79,7 @@ class Reader:
         path = self.base / name
         if at not in self.unexpanded and "\0" not in name:  # no file can have such a name
             self.watched.append(path)
+            self._before_file(path)
         try:
             if path.is_file():  # never open what could block: a pipe, a device
                 return path, path.read_bytes()
@@ -80,7 +98,7 @@ class Table:
         self.reader = reader
         self.at = at
         self.data = data
-        self.known: list[str] = []
+        self.known: dict[str, None] = {}  # the keys that it may have, in order
         self.listed: dict[str, list[tuple[KeyPath, str]]] = {}  # the strings of the lists that were read
 
     def problem(self, key: str, message: str) -> None:
@@ -101,7 +119,7 @@ class Table:
 
     def take(self, key: str) -> object:
         """Return the value of `key`, expanded; None when it is absent (TOML has no null)."""
-        self.known.append(key)
+        self.known[key] = None
         return self.reader.expand((*self.at, key), self.data.get(key))
 
     def text(self, key: str, unit: str = "") -> str | None:
@@ -165,7 +183,7 @@ class Table:
     def close(self) -> None:
         """Refuse what nobody asked for."""
         for key in (each for each in self.data if each not in self.known):
-            near = nearest(key, self.known)
+            near = self.reader.nearest(key, self.known)
             what = "table" if isinstance(self.data[key], dict) else "key"
             hint = f"did you mean {near}?" if near else f"remove it, or write one of {', '.join(sorted(self.known))}"
             self.problem(key, f"unknown {what}: {hint}")

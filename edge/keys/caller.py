@@ -1,5 +1,7 @@
 """What the owner of a key or token may call."""
 
+from functools import lru_cache
+from sys import getsizeof
 from typing import Final
 
 from edge.errors import ModelNotFound, OutOfQuota, PermissionDenied
@@ -7,30 +9,45 @@ from edge.exchange import Principal
 from edge.keys.credential import wrong_key
 from edge.names import Glob
 
-_MAX_VERDICTS: Final = 256  # models remembered per key
+# Of the names that are remembered of a key: about twenty of usual length. Whoever has a key can make up names of 512
+# characters, and there are 100,000 keys.
+_MAX_REMEMBERED_BYTES: Final = 2048
+# Most keys have the patterns of others, and a compiled one takes a kilobyte.
+_glob: Final = lru_cache(maxsize=4096)(Glob)
 
 
 class Caller:
     """A principal as the cache holds it, with what was decided of the models it asked for."""
 
-    __slots__ = ("_allow", "_deny", "_verdicts", "principal")
+    __slots__ = ("_allow", "_deny", "_remembered_bytes", "_verdicts", "principal")
 
     def __init__(self, principal: Principal) -> None:
         self.principal = principal
-        self._allow = [(pattern, Glob(pattern)) for pattern in principal.allow]
-        self._deny = [Glob(pattern) for pattern in principal.deny]
+        self._allow = tuple((pattern, _glob(pattern)) for pattern in principal.allow)
+        self._deny = tuple(_glob(pattern) for pattern in principal.deny)
         self._verdicts: dict[str, bool | None] = {}
+        self._remembered_bytes = 0
 
     def may_call(self, model: str) -> bool | None:
         """Return True, False (looks like an unknown model), or None for an explicit deny."""
         verdict = self._verdicts.get(model, ...)
         if verdict is ...:
-            if len(self._verdicts) >= _MAX_VERDICTS:
-                self._verdicts.clear()
-            verdict = self._verdicts[model] = self._judge(model)
+            verdict = self.judge(model)
+            self._remember(model, verdict)
         return verdict
 
-    def _judge(self, model: str) -> bool | None:
+    def _remember(self, model: str, verdict: bool | None) -> None:
+        size_bytes = getsizeof(model)
+        if size_bytes > _MAX_REMEMBERED_BYTES // 8:  # a long name drives no other out
+            return
+        if self._remembered_bytes + size_bytes > _MAX_REMEMBERED_BYTES:
+            self._verdicts = {}
+            self._remembered_bytes = 0
+        self._verdicts[model] = verdict
+        self._remembered_bytes += size_bytes
+
+    def judge(self, model: str) -> bool | None:
+        """Return what `may_call` does, and remember nothing: a list of all models would drive out those in use."""
         if any(denied.matches(model) for denied in self._deny):
             return None
         owner, slash, _ = model.partition("/")

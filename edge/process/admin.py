@@ -77,10 +77,21 @@ def admin_handler(
                     text = readiness.describe()
                 return web.Response(status=200 if readiness.ready else 503, text=text)
             case "/metrics":
-                return web.Response(body=await metrics.render(), headers={"Content-Type": _METRICS_TYPE})
+                return await _scrape(request, metrics)
         return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose, /metrics or POST /keys/purge\n")
 
     return handle
+
+
+async def _scrape(request: web.BaseRequest, metrics: Metrics) -> web.StreamResponse:
+    """Send the metrics as they are made: megabytes at once would hold the loop up."""
+    response = web.StreamResponse(headers={"Content-Type": _METRICS_TYPE})
+    await response.prepare(request)
+    if request.method != "HEAD":
+        async for part in metrics.parts():
+            await response.write(part)
+    await response.write_eof()
+    return response
 
 
 async def _purge(request: web.BaseRequest, purge: Purge) -> web.Response:

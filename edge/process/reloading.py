@@ -1,9 +1,12 @@
 """routes.toml read again while the process runs: whole or not at all, at SIGHUP and when a file has changed."""
 
 import asyncio
+import gc
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -23,6 +26,10 @@ from edge.upstream.pools import Pool
 _log = logging.getLogger(__name__)
 
 _POLL_INTERVAL_S: Final = 1.0  # of routes.toml and the files it names
+_SWITCH_INTERVAL_S: Final = 0.0005
+_GC_THRESHOLDS: Final = (2000, 10**6, 10**6)
+_A_STEP: Final = 50  # pools
+_MAX_PROBLEMS: Final = 20  # of a file, in the log and on `/readyz`
 
 FileState = tuple[int, int, int]  # time of change (of permissions too) in ns, size, inode; all 0: there is no file
 
@@ -41,28 +48,35 @@ class Reloader:
         self._endpoints = endpoints
         self._readiness = readiness
         self._seen: dict[Path, FileState] = {}
+        self.coming: Generation | None = None  # that is made ready, or in force already
 
-    def first(self) -> Generation:
+    async def first(self) -> Generation:
         """Return the first generation; raises `ConfigError` or `Unusable`."""
-        config = self._adapt(self._read(()))
-        for warning in config.warnings:
+        generation = self._read(())
+        for warning in generation.config.warnings:
             _log.warning("%s:%d: %s", self._path, warning.line, warning)
-        return self._accept(self._build(config, 1))
+        await self._fill(generation, {})
+        return self._accept(generation)
 
-    def reload(self, current: Generation) -> Generation:
-        """Return the new generation, or the current one when the file is bad or changes what needs a restart."""
+    async def reload(self, current: Generation) -> Generation:
+        """Return the new generation, or the current one when the file is bad or changes what needs a restart.
+
+        The file is read on a thread, and its pools are made in steps: however long it is, the loop is held for
+        milliseconds at most.
+        """
         named: tuple[Path, ...] = ()
         try:
-            config = self._adapt(self._read((*current.config.watched, *self._seen)))
-            named = config.watched
-            refuse_what_needs_a_restart(current.config, config)
-            generation = self._build(config, current.number + 1)
+            with _short_turns():
+                generation = await asyncio.to_thread(self._read, (*current.config.watched, *self._seen), current)
+                named = generation.config.watched
+                change = await asyncio.to_thread(_change, current.config, generation.config)
+            await self._fill(generation, current.pools)
         except (ConfigError, Unusable) as error:
             self._watch(current.config.watched, error.watched if isinstance(error, ConfigError) else named)
-            self.refuse(current, str(error))
+            self.refuse(current, _reason(error))
             return current
-        self._watch(config.watched)
-        _log.info("generation %d: %s", generation.number, describe_change(current.config, config))
+        self._watch(named)
+        _log.info("generation %d: %s", generation.number, change)
         return self._accept(generation)
 
     def refuse(self, current: Generation, reason: str) -> None:
@@ -72,23 +86,17 @@ class Reloader:
         self._readiness.generation, self._readiness.loaded_at = current.number, current.loaded_at
         _log.error("reload refused, generation %d goes on: %s", current.number, reason)
 
-    def _read(self, watched: Iterable[Path]) -> Config:
-        """Return the configuration, whose files are polled before they are read, so that a later change is seen.
+    def _read(self, watched: Iterable[Path], current: Generation | None = None) -> Generation:
+        """Return a generation without its pools; every file is polled before it is read, so a later change is seen.
 
-        The file is read again when it names one that was not polled. Raises: `ConfigError`.
+        Raises: `ConfigError`.
         """
-        self._seen = self._poll(watched)
-        try:
-            config = load(self._path)
-            named = config.watched
-        except ConfigError as error:
-            if self._seen.keys() >= set(error.watched):
-                raise
-            named = error.watched
-        else:
-            if self._seen.keys() >= set(named):
-                return config
-        return self._read((*self._seen, *named))
+        seen = self._seen = self._poll(watched)
+        config = self._adapt(load(self._path, before_file=lambda path: seen.setdefault(path, state_of(path))))
+        if current is not None:
+            config = config.keeping(current.config)
+        number = current.number + 1 if current is not None else 1
+        return Generation(number, config, RouteTable(config.routes), {}, time.time())
 
     def _watch(self, *watched: Iterable[Path]) -> None:
         """Poll the file and these from now on, and no other of those that were polled."""
@@ -100,13 +108,19 @@ class Reloader:
         self._readiness.reload_failed = ""
         return generation
 
-    def _build(self, config: Config, number: int) -> Generation:
-        pools = {}
-        for name, pool in config.pools.items():
-            pools[name] = Pool(pool, [self._endpoints.member(each.url, pool) for each in pool.endpoints])
-        if config.server.tls is not None:
-            listener_tls(config.server.tls)
-        return Generation(number, config, RouteTable(config.routes), pools, time.time())
+    async def _fill(self, generation: Generation, known: Mapping[str, Pool]) -> None:
+        """Give a generation its pools, of those that are known the ones that stay as they are; raises `Unusable`."""
+        if generation.config.server.tls is not None:
+            listener_tls(generation.config.server.tls)
+        self.coming = generation
+        for at, (name, config) in enumerate(generation.config.pools.items()):
+            endpoints = [self._endpoints.member(each.url, config) for each in config.endpoints]
+            pool = known.get(name)
+            if pool is None or not pool.stays(config, endpoints):
+                pool = Pool(config, endpoints)
+            generation.pools[name] = pool
+            if at % _A_STEP == _A_STEP - 1:
+                await asyncio.sleep(0)
 
     async def changed(self) -> None:
         """Return when the file or one it names has changed, and is the same in two polls."""
@@ -120,6 +134,35 @@ class Reloader:
 
     def _poll(self, watched: Iterable[Path]) -> dict[Path, FileState]:
         return {path: state_of(path) for path in (self._path, *watched)}
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let the loop interrupt a thread that computes within half a millisecond; CPython's own interval is 5 ms.
+
+    A collection of garbage is not interrupted: there are many of few objects, and none of what survived.
+    """
+    interval_s, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+        gc.set_threshold(*thresholds)
+
+
+def _change(old: Config, new: Config) -> str:
+    """Return what a reload changes; raises `Unusable` for what it cannot."""
+    refuse_what_needs_a_restart(old, new)
+    return describe_change(old, new)
+
+
+def _reason(error: ConfigError | Unusable) -> str:
+    """Return why a file is not in force; of a file with thousands of problems, the first ones."""
+    lines = str(error).splitlines()
+    more = len(lines) - _MAX_PROBLEMS
+    return "\n".join([*lines[:_MAX_PROBLEMS], f"{more} more: `edge check` lists them"] if more > 0 else lines)
 
 
 def state_of(path: Path) -> FileState:

@@ -66,6 +66,7 @@ _SHIP_PATIENCE_S: Final = 2.0  # for the last records at a stop; what is left is
 _LOG_PATIENCE_S: Final = 2.0  # for the last lines of the access log, when its reader is stuck
 _PART_PATIENCE_S: Final = 2.5  # for parts to close
 _HANDLER_PATIENCE_S: Final = 1.0  # for requests to take their closing step
+_GC_THRESHOLDS: Final = (50_000, 20, 50)  # it looks less often than it would by itself
 _RESTART_PAUSE_S: Final = 1.0  # of a part that failed
 
 
@@ -97,7 +98,6 @@ class Server:
         self._reload_now = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
         self._shared_client: Redis | None = None
-        self._coming: Generation | None = None  # that is made ready, or in force already
         self._channel: RevocationChannel | None = None
         self.shared_limits: SharedLimits | None = None
         self._sink: Sink | None = None
@@ -118,8 +118,10 @@ class Server:
         Raises: `ConfigError`, `Unusable` when it cannot start, `Hung` when something of it does not end.
         """
         self._descriptors = _raise_descriptor_limit()
-        generation = self._reloader.first()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        generation = await self._reloader.first()
         config = generation.config
+        self.metrics.max_labels = config.server.max_metric_labels
         store = self._store = key_store(config.keys)
         self._tokens = _token_verifier(config, self._loop.time)
         self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
@@ -246,7 +248,7 @@ class Server:
                 changed.cancel()
                 asked.cancel()
             self._reload_now.clear()
-            generation = self._coming = self._reloader.reload(self.generation)
+            generation = await self._reloader.reload(self.generation)
             await self.discovery.learn(generation.pools.values())
             self._apply(generation)
 
@@ -274,6 +276,7 @@ class Server:
         if self._tokens is not None and generation.config.jwt is not None:
             self._tokens.reconfigure(generation.config.jwt)
         self.memory.limit_bytes = server.body_memory_bytes
+        self.metrics.max_labels = server.max_metric_labels
         self.clients.reconfigure(server, self._most_connections(server))
 
     # --- usage
@@ -321,7 +324,7 @@ class Server:
         self.metrics.gauges += [part.metrics for part in parts if part is not None]
         self.metrics.gauges += [
             partial(status.client_metrics, self.proxy, self.clients, self.memory),
-            lambda: self.endpoints.metrics(self.generation.pools),
+            lambda: self.endpoints.metrics(self.generation.pools, self.metrics.max_labels),
         ]
 
     async def purge(self, invalidation: Invalidation) -> dict[str, object]:
@@ -337,7 +340,7 @@ class Server:
 
     def _members_changed(self) -> None:
         """Take over the members that DNS names now."""
-        coming = self._coming.pools.values() if self._coming is not None else ()
+        coming = self._reloader.coming.pools.values() if self._reloader.coming is not None else ()
         self.endpoints.keep_only((*self.generation.pools.values(), *coming))
         self.probes.apply(self.generation.pools.values())
 
@@ -422,10 +425,9 @@ def _raise_descriptor_limit() -> int:
 
 
 def _spare_the_collector() -> None:
-    """Keep what lives for ever out of the garbage collector's sight, and let it look less often."""
+    """Keep what lives for ever out of the garbage collector's sight."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:

@@ -1,6 +1,7 @@
 """What the parts of a process report when they are asked: metrics, and the lines of `/readyz?verbose`."""
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -15,6 +16,8 @@ from edge.process.admin import Line
 from edge.proxy import Proxy
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.health import HEALTHY
+
+_MAX_LINES: Final = 100  # of endpoints that are out
 
 
 def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:
@@ -47,10 +50,11 @@ def usage_lines(journal: Journal, shipper: Shipper | None) -> Iterator[Line]:
 def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator[Line]:
     """Yield the endpoints that get no requests now, or not those of everybody, and why."""
     now = clock()
-    for endpoint in endpoints.states():
-        state = endpoint.health.describe(now)
-        if state != HEALTHY:
-            yield f"endpoint {endpoint.authority}", state
+    out = [endpoint for endpoint in endpoints.states() if endpoint.health.describe(now) != HEALTHY]
+    for endpoint in out[:_MAX_LINES]:
+        yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
+    if len(out) > _MAX_LINES:
+        yield "endpoints", f"{len(out) - _MAX_LINES} more are out"
 
 
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:

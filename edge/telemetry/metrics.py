@@ -2,9 +2,10 @@
 
 import asyncio
 import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -14,6 +15,9 @@ from edge.exchange import NO_USAGE, End, Exchange
 
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
+OTHER: Final = "(other)"  # the label of what has no series of its own
+_LINES_A_STEP: Final = 100  # about a millisecond
+_ROUTES_A_STEP: Final = 8  # thirteen lines of a histogram each
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
@@ -58,18 +62,20 @@ class _RouteNumbers:
 class Metrics:
     """The numbers of finished requests by route; gauges are asked for at the scrape.
 
-    What matched no route has the empty label, never the name that was asked: anybody can make those up.
+    What matched no route has the empty label, never the name that was asked: anybody can make those up. The first
+    `max_labels` routes have series of their own, and what others count is summed under one label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_labels: int = 1000) -> None:
+        self.max_labels = max_labels
         self._routes: dict[str, _RouteNumbers] = {}
-        self.gauges: list[Callable[[], Iterable[Metric]]] = []
+        self.gauges: list[Callable[[], Iterable[Metric | None]]] = []
 
     def observe(self, exchange: Exchange) -> None:
         """Count one finished request."""
         numbers = self._routes.get(exchange.route)
         if numbers is None:
-            numbers = self._routes[exchange.route] = _RouteNumbers()
+            numbers = self._new(exchange.route)
         assert exchange.end is not None
         outcome = (exchange.status, exchange.end)
         numbers.requests[outcome] = numbers.requests.get(outcome, 0) + 1
@@ -85,43 +91,48 @@ class Metrics:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens
 
-    def families(self) -> Iterator[Metric]:
-        """Yield every metric."""
-        requests = CounterMetricFamily("edge_requests", "Finished requests.", labels=("route", "status", "end"))
-        duration = HistogramMetricFamily("edge_request_duration_seconds", "From head to end.", labels=("route",))
-        first_byte = HistogramMetricFamily(
-            "edge_time_to_first_byte_seconds", "From a request's head to the first byte of the answer's body.",
-            labels=("route",),
-        )  # fmt: skip
-        sums = {
-            name: CounterMetricFamily(f"edge_{name}", text, labels=("route",))
-            for name, text in (
-                ("request_bytes", "Bytes of request bodies."),
-                ("response_bytes", "Bytes of answers, framing included."),
-                ("retries", "Requests that were sent to another endpoint."),
-                ("prompt_tokens", "Tokens of prompts, as recorded."),
-                ("completion_tokens", "Tokens of answers, as recorded."),
-                ("replays", "Requests sent again because a reused connection had been closed."),
-            )
-        }
-        for route, numbers in self._routes.items():
-            for (status, end), count in numbers.requests.items():
-                requests.add_metric((route, str(status), end.value), count)
-            duration.add_metric((route,), numbers.duration.buckets(), numbers.duration.total)
-            first_byte.add_metric((route,), numbers.first_byte.buckets(), numbers.first_byte.total)
-            for name, family in sums.items():
-                family.add_metric((route,), getattr(numbers, name))
-        yield from (requests, duration, first_byte, *sums.values())
+    def _new(self, route: str) -> _RouteNumbers:
+        """Return the numbers of a route that has none of its own yet, or never will."""
+        own = len(self._routes) - ("" in self._routes) - (OTHER in self._routes)
+        return self._routes.setdefault(route if not route or own < self.max_labels else OTHER, _RouteNumbers())
+
+    def families(self) -> Iterator[Metric | None]:
+        """Yield every metric, each in parts that follow one another; None where a part takes a while to come."""
+        routes = list(self._routes.items())  # which others may join meanwhile
+        for new, add in _ROUTE_FAMILIES:
+            yield new()
+            for at in range(0, len(routes), _ROUTES_A_STEP):
+                part = new()
+                for route, numbers in routes[at : at + _ROUTES_A_STEP]:
+                    add(part, route, numbers)
+                yield part
         for gauges in self.gauges:
             yield from gauges()
 
     async def render(self) -> bytes:
-        """Return the exposition; yields to the loop between two families, since rendering takes milliseconds."""
-        parts = []
+        """Return the whole exposition."""
+        return b"".join([part async for part in self.parts()])
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yield the exposition; the loop gets its turn after each hundred lines, since thousands would hold it up."""
+        name = ""
         for family in self.families():
-            parts.append(generate_latest(_One(family)))
-            await asyncio.sleep(0)
-        return b"".join(parts)
+            if family is None:
+                await asyncio.sleep(0)
+                continue
+            for lines in _rendered(family):
+                # A part that continues its family has the two lines of its head again.
+                yield lines.split(b"\n", 2)[2] if family.name == name else lines
+                name = family.name
+                await asyncio.sleep(0)
+
+
+def _rendered(family: Metric) -> Iterator[bytes]:
+    """Yield the lines of a family, with its head each time."""
+    samples = family.samples
+    for at in range(0, max(len(samples), 1), _LINES_A_STEP):
+        family.samples = samples[at : at + _LINES_A_STEP]
+        yield generate_latest(_One(family))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +141,50 @@ class _One(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield self.family
+
+
+def _add_requests(family: Any, route: str, numbers: _RouteNumbers) -> None:
+    for (status, end), count in numbers.requests.items():
+        family.add_metric((route, str(status), end.value), count)
+
+
+def _add_duration(family: Any, route: str, numbers: _RouteNumbers) -> None:
+    family.add_metric((route,), numbers.duration.buckets(), numbers.duration.total)
+
+
+def _add_first_byte(family: Any, route: str, numbers: _RouteNumbers) -> None:
+    family.add_metric((route,), numbers.first_byte.buckets(), numbers.first_byte.total)
+
+
+def _add_sum(name: str, family: Any, route: str, numbers: _RouteNumbers) -> None:
+    family.add_metric((route,), getattr(numbers, name))
+
+
+_SUMS: Final = {
+    "request_bytes": "Bytes of request bodies.",
+    "response_bytes": "Bytes of answers, framing included.",
+    "retries": "Requests that were sent to another endpoint.",
+    "prompt_tokens": "Tokens of prompts, as recorded.",
+    "completion_tokens": "Tokens of answers, as recorded.",
+    "replays": "Requests sent again because a reused connection had been closed.",
+}
+_FIRST_BYTE_TEXT: Final = "From a request's head to the first byte of the answer's body."
+# What makes each family by route, and what adds a route to it.
+_ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Metric], Callable[[Any, str, _RouteNumbers], None]], ...]] = (
+    (
+        partial(CounterMetricFamily, "edge_requests", "Finished requests.", labels=("route", "status", "end")),
+        _add_requests,
+    ),
+    (
+        partial(HistogramMetricFamily, "edge_request_duration_seconds", "From head to end.", labels=("route",)),
+        _add_duration,
+    ),
+    (
+        partial(HistogramMetricFamily, "edge_time_to_first_byte_seconds", _FIRST_BYTE_TEXT, labels=("route",)),
+        _add_first_byte,
+    ),
+    *(
+        (partial(CounterMetricFamily, f"edge_{name}", text, labels=("route",)), partial(_add_sum, name))
+        for name, text in _SUMS.items()
+    ),
+)

@@ -29,6 +29,7 @@ _INTERVAL_S: Final = 300.0  # a server has the same models from its start to its
 _FIRST_PAUSE_S: Final = 5.0  # after a failure; doubled by each one that follows, up to the interval
 _PATIENCE_S: Final = 1.0  # of who lists models, for a server that was not asked before
 _TIMEOUT_S: Final = 5.0  # an engine answers late while it prefills a long prompt
+_MOST_AT_ONCE: Final = 100  # pools: a list of models sets no thousand connections off
 _MAX_BYTES: Final = 2**20  # a router's list of hundreds of models, each described
 _LENGTHS: Final = ("max_model_len", "context_length", "context_window")
 _META_LENGTHS: Final = ("n_ctx", "n_ctx_train")  # of the server, and what the model was trained for
@@ -56,6 +57,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._pools: dict[str, _Pool] = {}
+        self._asking = 0
         self._session: ClientSession | None = None
 
     def apply(self, pools: Iterable[Pool]) -> None:
@@ -63,7 +65,7 @@ class Catalogue:
         before, self._pools = self._pools, {}
         for pool in pools:
             known = before.get(pool.config.name)
-            if known is None or known.pool.config != pool.config:
+            if known is None or (known.pool is not pool and known.pool.config != pool.config):
                 known = _Pool(pool)
             known.pool = pool
             self._pools[pool.config.name] = known
@@ -72,18 +74,26 @@ class Catalogue:
                 gone.asking.cancel()
 
     async def learn(self, names: Iterable[str]) -> None:
-        """Ask pools of which nothing recent is known; wait a second at most, for those of which nothing is."""
+        """Ask pools of which nothing recent is known; wait a second at most, for those of which nothing is.
+
+        A hundred are asked at once; of thousands, the next ones when models are listed again.
+        """
         new = []
         for name in names:
             pool = self._pools.get(name)
             if pool is None:  # of a generation that is over
                 continue
-            if pool.asking is None and self._loop.time() >= pool.due_at:
+            if pool.asking is None and self._asking < _MOST_AT_ONCE and self._loop.time() >= pool.due_at:
+                self._asking += 1
                 pool.asking = self._loop.create_task(self._refresh(pool), name=f"models of {name}")
+                pool.asking.add_done_callback(self._asked)
             if pool.asking is not None and pool.lengths is None:
                 new.append(pool.asking)
         if new:
             await asyncio.wait(new, timeout=_PATIENCE_S)
+
+    def _asked(self, asking: asyncio.Task[None]) -> None:
+        self._asking -= 1
 
     def context_length(self, pool: str, model: str) -> int | None:
         """Return how many tokens a model of a pool can take, by the name that is sent upstream; None: not known."""

@@ -27,6 +27,8 @@ _FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
+OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
+_A_STEP: Final = 100  # endpoints in a step of a scrape
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
 
@@ -206,6 +208,8 @@ class Endpoints:
         self._members: dict[tuple[object, ...], Endpoint] = {}
         self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
         self._instances: dict[tuple[str, Engine], Member] = {}
+        self._labels: set[str] = set()  # the authorities that have series of their own
+        self._gone: dict[str, int] = {}  # ejections of endpoints that are no more, by a label that sums
         self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
 
     def member(self, url: Url, pool: PoolConfig) -> Endpoint:
@@ -225,7 +229,8 @@ class Endpoints:
         member = self._instances.get((address, engine))
         if member is None:
             if len(self._instances) >= _MAX_INSTANCES:
-                self._instances = {at: each for at, each in self._instances.items() if each.endpoint.is_used}
+                for at in [at for at, each in self._instances.items() if not each.endpoint.is_used]:
+                    self._forget(self._instances.pop(at).endpoint)
             url = parse_url(address)
             member = Member(self._new(url, is_instance=True), EndpointConfig(url), engine)
             self._instances[address, engine] = member
@@ -255,6 +260,7 @@ class Endpoints:
             if endpoint not in named:
                 endpoint.connections.close()
                 del self._members[key]
+                self._forget(endpoint)
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -266,8 +272,11 @@ class Endpoints:
         yield from self._members.values()
         yield from (member.endpoint for member in self._instances.values())
 
-    def metrics(self, pools: Mapping[str, Group]) -> Iterator[Metric]:
-        """Yield what is so now of the endpoints, and how many requests wait at `pools`."""
+    def metrics(self, pools: Mapping[str, Group], max_labels: int) -> Iterator[Metric | None]:
+        """Yield what is so now of the endpoints, and how many requests wait at `pools`; None after each hundred.
+
+        The first `max_labels` endpoints and pools have series of their own.
+        """
         at = ("endpoint",)
         in_flight = GaugeMetricFamily("edge_upstream_in_flight", "Requests at an endpoint.", labels=at)
         idle = GaugeMetricFamily("edge_upstream_idle_connections", "Idle connections.", labels=at)
@@ -276,24 +285,58 @@ class Endpoints:
         some = GaugeMetricFamily("edge_upstream_out_for_some", "1 while users it failed leave it.", labels=at)
         waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
         now = self._loop.time()
-        totals: dict[str, list[int]] = {}
-        for endpoint in self.states():
-            total = totals.setdefault(_INSTANCES if endpoint.is_instance else endpoint.authority, [0] * 5)
+        totals = {name: [0, 0, count, 0, 0] for name, count in self._gone.items()}
+        self._label(max_labels)
+        for number, endpoint in enumerate(list(self.states())):
+            total = totals.setdefault(self._label_of(endpoint), [0] * 5)
             total[0] += endpoint.in_flight
             total[1] += len(endpoint.connections)
             total[2] += endpoint.health.total_ejections
-            total[3] |= not endpoint.health.admits(now)
-            total[4] |= endpoint.health.is_out_for_some
-        for name, total in totals.items():
+            total[3] += not endpoint.health.admits(now)
+            total[4] += endpoint.health.is_out_for_some
+            if number % _A_STEP == _A_STEP - 1:
+                yield None
+        for number, (name, total) in enumerate(totals.items()):
             in_flight.add_metric((name,), total[0])
             idle.add_metric((name,), total[1])
             if name != _INSTANCES:  # which are asked all the same
                 ejections.add_metric((name,), total[2])
-                out.add_metric((name,), total[3])
-                some.add_metric((name,), total[4])
-        for name, pool in pools.items():
-            waiting.add_metric((name,), pool.waiting)
+                out.add_metric((name,), total[3] if name == OTHER else bool(total[3]))
+                some.add_metric((name,), total[4] if name == OTHER else bool(total[4]))
+            if number % _A_STEP == _A_STEP - 1:
+                yield None
+        others = 0
+        for number, (name, pool) in enumerate(list(pools.items())):
+            if number < max_labels:
+                waiting.add_metric((name,), pool.waiting)
+            else:
+                others += pool.waiting
+            if number % _A_STEP == _A_STEP - 1:
+                yield None
+        if len(pools) > max_labels:
+            waiting.add_metric((OTHER,), others)
         yield from (in_flight, idle, out, some, ejections, waiting)
+
+    def _label(self, most: int) -> None:
+        """Give endpoints that came since the last scrape a label of their own, as far as there may be more."""
+        if len(self._labels) < most:
+            for endpoint in self._members.values():
+                if len(self._labels) >= most:
+                    break
+                self._labels.add(endpoint.authority)
+
+    def _label_of(self, endpoint: Endpoint) -> str:
+        if endpoint.is_instance:
+            return _INSTANCES
+        return endpoint.authority if endpoint.authority in self._labels else OTHER
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        """Keep what an endpoint that goes had counted, where it is a part of a sum."""
+        label = self._label_of(endpoint)
+        if label == OTHER:
+            self._gone[label] = self._gone.get(label, 0) + endpoint.health.total_ejections
+        else:
+            self._labels.discard(label)
 
 
 def _changed_ns(file: Path | None) -> int:

@@ -54,6 +54,11 @@ class Pool:
                 member.endpoint.waiting[self] = None
             self.grant()
 
+    def stays(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> bool:
+        """Return whether these settings and endpoints are the ones it has; those by DNS follow by themselves."""
+        same = self.config is config or self.config == config
+        return same and (config.dns is not None or [member.endpoint for member in self.members] == list(endpoints))
+
     @property
     def waiting(self) -> int:
         """Requests that wait for a place."""

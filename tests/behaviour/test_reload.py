@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 import edge.process.reloading
+from edge.config import reading as reading_of
 from edge.config.settings import Config
 from edge.config.values import Url
 from edge.generation import Generation
@@ -57,7 +59,8 @@ async def reloads(monkeypatch: pytest.MonkeyPatch) -> Reloads:
 
         return call
 
-    monkeypatch.setattr(Reloader, "reload", noticed(Reloader.reload))
+    monkeypatch.setattr(Reloader, "_accept", noticed(Reloader._accept))
+    monkeypatch.setattr(Reloader, "refuse", noticed(Reloader.refuse))
     monkeypatch.setattr(Server, "_apply", noticed(Server._apply))
     monkeypatch.setattr("edge.process.reloading._POLL_INTERVAL_S", 0.05)  # so that nobody waits for a second
     return reloads
@@ -295,10 +298,10 @@ async def test_change_while_the_file_is_read_at_the_start_is_seen(
     real = edge.process.reloading.load
     read: list[Path] = []
 
-    def load(path: Path) -> Config:
-        config = real(path)
+    def load(path: Path, before_file: Callable[[Path], object]) -> Config:
+        config = real(path, before_file=before_file)
         read.append(path)
-        if read == [path] * 2:  # once to know what it names, and once after a look at that
+        if read == [path]:
             target = secret if changed == "secret" else path
             target.write_text(target.read_text() + "\n\n")
         return config
@@ -378,7 +381,7 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
     for number in range(1000):
         ways[number % len(ways)](path, texts[number % len(texts)])
         before = server.generation.number
-        server._apply(server._reloader.reload(server.generation))
+        server._apply(await server._reloader.reload(server.generation))
         refused += server.generation.number == before
         if number % 100 == 99:
             beats[number // 100 + 1].set()
@@ -593,3 +596,39 @@ async def certificate_of(edge: Edge, trusting: ssl.SSLContext) -> bytes:
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.transport.abort()
     return shown
+
+
+# --- files of thousands of routes
+
+
+async def test_reload_is_read_off_the_loop_and_makes_only_what_it_changes(
+    edge: Edge, reloads: Reloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand routes took the loop 3.6 s; their pools and routes are the same objects afterwards."""
+    more = "".join(f'[pools.p{number}]\nendpoints = ["http://10.0.0.1:{number}"]\n' for number in range(1, 200))
+    more += "".join(f'[routes."public/{number}"]\npool = "p{number}"\n' for number in range(1, 200))
+    text = edge.config_path.read_text()
+    await reload(edge, reloads, text + more)
+    before, threads = edge.server.generation, []
+    real = reading_of.load
+
+    def load(path: Path, **how: Any) -> Config:
+        threads.append(threading.current_thread())
+        return real(path, **how)
+
+    monkeypatch.setattr("edge.process.reloading.load", load)
+    await reload(edge, reloads, text + more.replace('public/7"]\npool = "p7"', 'public/7"]\npool = "p8"') + NEW)
+    after = edge.server.generation
+    assert threads != []
+    assert threading.main_thread() not in threads
+    assert after.pools == before.pools
+    was, is_now = ({route.name: route for route in each.config.routes} for each in (before, after))
+    assert {name for name in is_now if is_now[name] is not was.get(name)} == {"public/7", "public/new"}
+    assert await status_of(edge, "public/deepseek-r1") == 200
+
+
+async def test_of_thousands_of_problems_the_first_are_reported(edge: Edge, reloads: Reloads) -> None:
+    bad = "".join(f'[routes."public/{number}"]\npool = "none"\n' for number in range(500))
+    await reload(edge, reloads, edge.config_path.read_text() + bad)
+    lines = edge.server.readiness.reload_failed.splitlines()
+    assert (len(lines), lines[-1]) == (21, "480 more: `edge check` lists them")

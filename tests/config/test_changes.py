@@ -131,3 +131,9 @@ def test_table_that_needs_a_restart_to_come_or_go_is_named(tmp_path: Path) -> No
     assert list_restarts(without, plain) == ["server.listen", "server.tls", "keys.store", "jwt", "usage", "shared"]
     other = read(BASE + f"[server.tls]\n{tls.replace('private_key', 'private_key ')}\n" + WHOLE)
     assert list_restarts(plain, other) == []
+
+
+def test_log_line_of_thousands_names_a_hundred() -> None:
+    added = "".join(f'[routes."public/{number}"]\npool = "a"\n' for number in range(150))
+    line = describe_change(read(BASE), read(BASE + added))
+    assert (line.count("+route"), line.rpartition(", ")[2]) == (100, "50 more")

@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge import names
-from edge.config import reading
+from edge.config import reading, rules
+from edge.config.positions import Positions
 from edge.config.problems import ConfigError, Problem, render_problems
 from edge.config.settings import KEY_STORES, SINKS, Config, EndpointConfig, Engine, RouteConfig
+from edge.config.tables import Reader, Table
 from edge.config.values import Url, samples_of
 from edge.envelope import json as envelope
 from edge.errors import ModelNotFound
@@ -306,3 +308,41 @@ def test_absurd_nesting_and_numbers_are_problems(text: str) -> None:
 def test_deep_variables_are_a_problem() -> None:
     """Defaults nest as deep as anyone writes, and a machine's depth is refused, not a crash."""
     assert findings('server.listen = "' + "${A:-" * 5000 + "}" * 5000 + '"')
+
+
+def test_ties_among_thousands_are_found_without_comparing_all_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pattern at three thousand hosts, one that has the others but these, and one that ties with one of them."""
+    compared: list[object] = []
+    real = rules.hosts_overlap
+    monkeypatch.setattr(rules, "hosts_overlap", lambda *both: compared.append(both) or real(*both))
+    hosts = [f"t{number}.d.run" for number in range(3000)]
+    routes = [RouteConfig(name, "x/*", "p", hosts=(name,)) for name in hosts]
+    routes.append(RouteConfig("rest", "x/*", "p", hosts=("*.d.run", *(f"!{name}" for name in hosts))))
+    routes.append(RouteConfig("tied", "x/*", "p", hosts=("*.*.run", "!t0.d.run")))
+    reader = Reader(Path("routes.toml"), {}, Positions(""))
+    rules.refuse_ties(reader, routes)
+    assert [problem.key for problem in reader.problems] == ["routes.tied"]
+    assert len(compared) <= 3 * len(hosts)
+
+
+def test_a_table_costs_what_stands_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route has twenty settings, of which a file states two or three; and no line is looked for without a problem."""
+    taken: list[str] = []
+    real = Table.take
+
+    def take(table: Table, key: str) -> object:
+        taken.append(key)
+        return real(table, key)
+
+    monkeypatch.setattr(Table, "take", take)
+    monkeypatch.setattr("edge.config.positions._Scanner", None)
+    parsed("".join(f'[routes."public/{number}"]\npool = "p"\nmetered = true\n' for number in range(100)))
+    assert len(taken) < 4 * 100 + 50
+
+
+def test_misspelt_names_among_thousands_are_guessed_for_the_first_ones_only() -> None:
+    pools = "".join(f'[pools.p{number}]\nendpoints = ["http://h"]\n' for number in range(400))
+    routes = "".join(f'[routes."public/{number}"]\npool = "p{number}x"\n' for number in range(400))
+    found = [problem.message for problem in findings(pools + routes)]
+    assert len(found) == 400
+    assert sum("did you mean" in message for message in found) == 250

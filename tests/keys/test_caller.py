@@ -1,6 +1,7 @@
 """What the owner of a key may call."""
 
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -110,7 +111,18 @@ def test_what_is_remembered_of_a_key_is_bounded() -> None:
     who = caller()
     for number in range(10_000):
         assert who.may_call(f"public/m{number}")
-    assert len(who._verdicts) <= 256
+    names = [f"public/{number}" + "\N{CJK UNIFIED IDEOGRAPH-6A21}" * 500 for number in range(300)]
+    for name in (*(f"public/x{'y' * (number % 200)}{number}" for number in range(3000)), *names):
+        who.may_call(name)
+        assert sum(map(sys.getsizeof, who._verdicts)) <= 2048
+    assert who._verdicts  # no name that is too long drives the others out
+
+
+def test_keys_of_equal_patterns_share_what_is_compiled_of_them() -> None:
+    """A hundred thousand keys have a handful of patterns."""
+    one, other = caller(("public/*", "u-2200b/*"), ("public/secret",)), caller(("public/*",), ("public/secret",))
+    assert one._allow[0][1] is other._allow[0][1]
+    assert one._deny[0] is other._deny[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The numbers of finished requests, as a scrape sees them."""
 
 from collections.abc import Iterator
+from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -82,3 +83,41 @@ async def test_gauges_are_asked_at_the_scrape() -> None:
     value = 2.0
     found = await samples(metrics)
     assert (found["edge_now",], found["edge_ever_total",]) == (2, 2)
+
+
+async def test_routes_past_the_bound_are_summed_under_one_label_and_nothing_is_lost() -> None:
+    metrics = Metrics(max_labels=3)
+    metrics.observe(exchange(status=404, end=End.REFUSED))
+    for number in range(50):
+        for _ in range(number % 3 + 1):
+            metrics.observe(exchange(route=f"r{number}", request_bytes=5, first_byte=100.2))
+    found = await samples(metrics)
+    counts = {key[1]: value for key, value in found.items() if key[0] == "edge_requests_total"}
+    assert counts == {"": 1, "r0": 1, "r1": 2, "r2": 3, "(other)": 99 - 6}
+    assert sum(value for key, value in found.items() if key[0] == "edge_request_bytes_total") == 99 * 5
+    assert found["edge_time_to_first_byte_seconds_count", "(other)"] == 93
+    metrics.max_labels = 4
+    metrics.observe(exchange(route="r49"))
+    assert (await samples(metrics))["edge_requests_total", "r49", "200", "complete"] == 1
+
+
+async def test_scrape_goes_in_steps_of_a_hundred_lines_and_each_family_is_one_group() -> None:
+    metrics = Metrics()
+    for number in range(300):
+        metrics.observe(exchange(route=f"r{number}"))
+
+    def many() -> Iterator[Metric | None]:
+        family = GaugeMetricFamily("edge_many", "Many.", labels=("at",))
+        for number in range(1000):
+            family.add_metric((str(number),), number)
+        yield None
+        yield family
+
+    metrics.gauges.append(many)
+    parts = [part async for part in metrics.parts()]
+    assert max(part.count(b"\n") for part in parts) <= 8 * 13 + 2
+    lines = b"".join(parts).decode().splitlines()
+    heads = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(heads) == len(set(heads))
+    groups = [name for name, _ in groupby(line.split("{")[0] for line in lines if line.startswith("edge_many"))]
+    assert (groups, sum(line.startswith("edge_many{") for line in lines)) == (["edge_many"], 1000)

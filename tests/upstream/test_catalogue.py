@@ -455,3 +455,23 @@ async def test_nothing_that_a_server_sends_ends_it_or_is_logged_twice(
     assert words == "pool p does not list its models"
     assert re.fullmatch(reason, why)
     assert back.getMessage() == "pool p lists its models again"
+
+
+async def test_of_thousands_of_pools_a_hundred_are_asked_at_once(endpoints: Endpoints, catalogue: Catalogue) -> None:
+    """One list of models set off a connection to every model server there is."""
+    asked = asyncio.Event()
+
+    async def ask(member: object) -> bytes:
+        await asked.wait()
+        return b'{"data":[]}'
+
+    catalogue._ask = ask  # type: ignore[method-assign]
+    catalogue.apply([pool_of(endpoints, "http://10.0.0.1", name=f"p{number}") for number in range(150)])
+    names = [f"p{number}" for number in range(150)]
+    async with asyncio.TaskGroup() as learning:
+        learning.create_task(catalogue.learn(names))
+        await asyncio.sleep(0)
+        assert sum(pool.asking is not None for pool in catalogue._pools.values()) == 100
+        asked.set()
+    await catalogue.learn(names)
+    assert [name for name in names if catalogue._pools[name].lengths is None] == []

@@ -208,3 +208,21 @@ async def test_instances_share_the_settings_of_tls(endpoints: Endpoints) -> None
     contexts = {endpoints.instance(f"https://s{at}.a.svc").endpoint.connections.tls for at in range(3)}
     assert len(contexts) == 1
     assert None not in contexts
+
+
+async def test_endpoints_and_pools_past_the_bound_are_one_sum_which_keeps_what_it_counted(endpoints: Endpoints) -> None:
+    pools = {"p1": pool_of(endpoints, 1), "p2": pool_of(endpoints, 1, 1, 1, first=1)}
+
+    def ejections() -> dict[str, float]:
+        found = [family for family in endpoints.metrics(pools, 1) if family is not None]
+        labels = {family.name: [*(each.labels.popitem()[1] for each in family.samples)] for family in found}
+        assert labels["edge_pool_waiting"] == ["p1", "(other)"]
+        [family] = [each for each in endpoints.metrics(pools, 1) if each is not None and "ejections" in each.name]
+        return {each.labels["endpoint"]: each.value for each in family.samples}
+
+    for endpoint in endpoints.states():
+        for _ in range(3):
+            endpoint.health.fault(0.0, 0)
+    assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}
+    endpoints.keep_only([pools["p1"]])
+    assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}
