@@ -26,7 +26,8 @@ from edge.client.connection import Request
 from edge.client.head import address_behind_proxies
 from edge.config.settings import RouteConfig
 from edge.envelope.form import read_long_multipart, read_multipart
-from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json
+from edge.envelope.long_json import read_long_json
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
@@ -279,7 +280,7 @@ class Proxy:
                 except (EdgeError, UpstreamAnsweredError) as error:
                     failure, elsewhere = _judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
                 finally:
-                    attempt.body = b""  # a failure keeps this frame until it is collected, and must not keep a prompt
+                    attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
                     raise _given_up(exchange, failure)
                 tried.append(endpoint)
