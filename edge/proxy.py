@@ -89,8 +89,7 @@ class Proxy:
     in_flight: int = 0
     _started_at: int = field(default_factory=lambda: int(time.time()))
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    # One is read at a time: ten at once would be ten steps in one go.
-    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
