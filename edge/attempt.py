@@ -1,12 +1,13 @@
 """What one endpoint is asked: the head and body of the request, and how its answer is read and passed on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge.client.body import Body
 from edge.config.settings import RouteConfig
 from edge.envelope.form import rewrite_multipart
 from edge.envelope.json import Envelope, conversation_start
+from edge.envelope.long_json import rewrite_long_json
 from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
@@ -55,7 +56,8 @@ class Work:
         """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""
         if not self.asked.operation.is_cached:
             return b""
-        return user.encode() + b"\0" + conversation_start(self.body.data)
+        places = self.envelope.places
+        return user.encode() + b"\0" + (places.begins if places is not None else conversation_start(self.body.data))
 
     def attempt(self, exchange: Exchange, member: Member, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""
@@ -64,19 +66,21 @@ class Work:
         if model is None:
             model = envelope.model if route.model is None else self.match.filled(route.model)
         exchange.upstream_model = model
+        pieces: Sequence[bytes | memoryview] = (body,)
         if (model != envelope.written or metering.changes) and body:
+            usage, running = metering.hide_usage, metering.hide_running
             if self.asked.operation.form:
-                body = b"".join(rewrite_multipart(body, envelope, model))
+                pieces = rewrite_multipart(body, envelope, model)
+            elif envelope.places is not None:
+                pieces = rewrite_long_json(body, envelope, model, include_usage=usage, continuous=running)
             else:
-                body = rewrite_json(
-                    body, envelope, model, include_usage=metering.hide_usage, continuous=metering.hide_running
-                )
+                pieces = (rewrite_json(body, envelope, model, include_usage=usage, continuous=running),)
         upstream_id = exchange.upstream_id = new_upstream_id()
         first_lines = self._first_lines(member, exchange.method)
         return Attempt(
             b"%b%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n"
-            % (first_lines, self.head, upstream_id.encode(), len(body)),
-            body,
+            % (first_lines, self.head, upstream_id.encode(), sum(map(len, pieces))),
+            pieces,
             metering,
             self.timeouts,
             self.body.release,
@@ -108,7 +112,9 @@ def metering_of(
     tokens the model takes, prompt and answer together, None where that is not known.
     """
     if operation.reads is _SPEECH:
-        return Metering(operation, prompt_estimate=spoken_characters(body.data))
+        places = envelope.places
+        characters = places.characters if places is not None else spoken_characters(body.data)
+        return Metering(operation, prompt_estimate=characters)
     most = envelope.max_tokens
     if context_length is not None and (most is None or context_length < most):
         most = context_length

@@ -26,7 +26,8 @@ from edge.client.connection import Request
 from edge.client.head import address_behind_proxies
 from edge.config.settings import RouteConfig
 from edge.envelope.form import read_long_multipart, read_multipart
-from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json, read_long_json
+from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json
+from edge.envelope.long_json import read_long_json
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase, Principal
 from edge.generation import Generation
@@ -80,8 +81,7 @@ class Proxy:
     in_flight: int = 0
     _started_at: int = field(default_factory=lambda: int(time.time()))
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    # One is read at a time: ten at once would be ten steps in one go.
-    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
@@ -273,7 +273,7 @@ class Proxy:
                     if isinstance(error, UpstreamAnsweredError) and error.status == 404:
                         missing = lease
                 finally:
-                    attempt.body = b""  # a failure keeps this frame until it is collected, and must not keep a prompt
+                    attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
                     raise _given_up(exchange, failure)
                 tried.append(endpoint)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler
 
 from edge.client.answers import error_response
 from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
 from edge.client.repeats import Repeats
+from edge.client.steps import STEP_BYTES, SteppedHandler
 from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
@@ -82,13 +82,12 @@ class Request:
         self.payload.set_exception(error)
 
 
-class ClientConnection(RequestHandler):
+class ClientConnection(SteppedHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parked", "_parser_full",
-        "_parser_reads", "_repeated", "_repeats", "_server", "_wire", "answering", "bare", "is_secure",
-        "last", "loop", "peer",
+        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated", "_repeats",
+        "_server", "_wire", "bare", "is_secure", "last", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, server: "ClientServer", **options: Any) -> None:
@@ -104,9 +103,7 @@ class ClientConnection(RequestHandler):
         self._drop_timer: asyncio.TimerHandle | None = None
         self.is_secure = False  # whether the client speaks TLS with this process
         self.peer = ""  # the client's address, "unix" on a unix socket
-        self._parser_reads = True
         self._parser_full = False  # it may hold requests back, and is to be asked for them
-        self._parked = b""
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
         self._repeats = Repeats()
@@ -260,15 +257,22 @@ class ClientConnection(RequestHandler):
         """
         if self._close or self._force_close:
             return
+        if data and self._rest:
+            self._wait(data)
+            return
         if data and not self._parser_reads:
             self._park(data)
             return
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            return  # which nobody can read, behind what could not be read
         waiter, parsed = self._waiter, len(self._messages)
         waits = waiter is not None and not waiter.done()
         if waits and (known := self._repeats.find(data)) is not None:
             self._repeated = Request(known[0], EMPTY_PAYLOAD, self, known[1])
             waiter.set_result(None)  # type: ignore[union-attr]  # it waits
             return
+        if len(data) > STEP_BYTES and not self._repeats.is_simple(data):
+            data = self._first_step(data)
         current = self._current_request
         is_body = current is not None and not current.payload.is_eof()
         if data != b"\r\n":  # which old clients send behind a body, and which begins no head (RFC 9112 section 2.2)
@@ -276,6 +280,7 @@ class ClientConnection(RequestHandler):
                 self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
         super().data_received(data)
+        self._follow_chunks(data, len(self._messages) - parsed, self._server.max_body_bytes)
         self._repeats.follow(data, self._messages[-1][0] if len(self._messages) > parsed else None, waits=waits)
         if self._messages:
             self._stop_header_timer()

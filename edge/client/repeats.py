@@ -19,6 +19,7 @@ _MAX_HEAD_BYTES: Final = 4096
 _MAX_STRANGE: Final = 8  # heads in a row kept in vain: such a client writes a new one each time
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})\r\n", re.IGNORECASE)
 _MAX_DIGITS: Final = 15
+_CRLF: Final = b"\r\n"
 _BLANK_LINE: Final = b"\r\n\r\n"
 
 
@@ -49,6 +50,17 @@ class Repeats:
                     self._strange = 0
                     return head, body
         return None
+
+    def is_simple(self, data: bytes) -> bool:
+        """Whether a read is known to hold a part of one body at most, and no chunk."""
+        due = self.due_bytes
+        if due:
+            return due >= len(data)
+        end = data.find(_BLANK_LINE, 0, _MAX_HEAD_BYTES)
+        if due is None or end < 0:
+            return False
+        length = _LENGTH.search(data, 0, end + len(_CRLF))
+        return length is not None and end + len(_BLANK_LINE) + int(length[1]) >= len(data)
 
     def follow(self, data: bytes, parsed: object, *, waits: bool) -> None:
         """Note where the parser stands after a read, of which it made the message `parsed`, None for none.

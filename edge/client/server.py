@@ -81,6 +81,7 @@ class ClientServer(web.Server):
     def reconfigure(self, config: ServerConfig, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
         self._options["keepalive_timeout"] = self.client_idle_timeout_s = config.client_idle_timeout_s
+        self.max_body_bytes = config.max_body_bytes
         self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections
 

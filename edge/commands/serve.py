@@ -5,6 +5,7 @@ import argparse
 from edge.commands.arguments import add_config, address, checked
 from edge.commands.event_loop import run_to_end
 from edge.process.deadline import Deadline
+from edge.process.memory import map_large_blocks
 from edge.process.server import Server, listening_on
 from edge.telemetry.process_log import log_to_stderr
 
@@ -24,5 +25,6 @@ def run(parsed: argparse.Namespace) -> int:
         adapt = listening_on(parsed.listen, parsed.admin)
         await Server(parsed.config, adapt, within=Deadline().within).run()
 
+    map_large_blocks()
     with log_to_stderr():
         return run_to_end(serve())

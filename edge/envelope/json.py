@@ -4,27 +4,22 @@ Two parsers that disagree about a body could authorise one model and serve anoth
 (RFC 8259 section 4: names SHOULD be unique). `envelope/splices.py` changes what goes upstream.
 """
 
-import codecs
 import re
-import types
-from collections.abc import Generator
-from typing import Final, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 
+from edge.envelope.outline import not_json, not_text, plain_quotes, too_deep
 from edge.errors import InvalidRequest, ModelNotFound
-from edge.metering.estimating import estimated, estimated_in_steps
+from edge.metering.estimating import estimated
 from edge.names import is_model_name
 
-_T = TypeVar("_T")
-
-LONG_BODY_BYTES: Final = 1 << 20  # a shorter one takes 3 ms, or 10 where it is built to be slow
+LONG_BODY_BYTES: Final = 1 << 18  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
-_START_BYTES: Final = 1024
+START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
 _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
-_MAX_PROMPTS: Final = 50_000  # that are counted one by one
 MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
 # A member with a text, by the six letters of its key in every spelling that JSON allows (RFC 8259 section 7). Within a
@@ -35,8 +30,6 @@ _MODEL_MEMBER = re.compile(
     rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+){0,1024}+")'
 )
 _MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
-_MAX_QUOTES: Final = 100_000  # that begin or end a text or a key
-_MAX_MEMBER_BYTES: Final = 1 << 16  # six bytes a character of the name, and much space
 _ABSENT: Final = msgspec.Raw(b"")
 TRUE: Final = msgspec.Raw(b"true")
 _FALSE: Final = msgspec.Raw(b"false")
@@ -45,6 +38,22 @@ _NO: Final = (b"", b"false", b"null")
 HYPHEN: Final = ord("-")
 MODEL_KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
+
+
+class Places(NamedTuple):
+    """What is known of a long body, in which nothing is to be looked for again.
+
+    `model` and `options` are where the values of those members stand, each with its quotes, and `inside` is where the
+    first member could, `is_empty` where there is none. `characters` are those of the text `input`, and `begins` is what
+    `conversation_start` returns.
+    """
+
+    model: tuple[tuple[int, int], ...]
+    options: tuple[tuple[int, int], ...]
+    inside: int
+    is_empty: bool
+    characters: int
+    begins: bytes
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -57,7 +66,7 @@ class Envelope(msgspec.Struct, frozen=True):
     of answers to each of `prompts`. `stream_options` is the client's own value, b"" when there is none, and
     `include_usage` and `continuous_usage` are what it asks for in there. `previous_response_id` is the response that is
     gone on with, "" for none, `background` asks for one that is written while nobody waits, and `stored` that it is
-    kept. What is of a wrong type counts as not said: the upstream will judge it.
+    kept. `places` are those of a long body. What is of a wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
@@ -75,6 +84,7 @@ class Envelope(msgspec.Struct, frozen=True):
     background: bool = False
     stored: bool = True
     prompts: int = 1
+    places: Places | None = None
 
 
 class _Members(msgspec.Struct):
@@ -98,7 +108,6 @@ class _OnlyModel(msgspec.Struct):
 _members = msgspec.json.Decoder(_Members)
 _only_model = msgspec.json.Decoder(_OnlyModel)
 _text = msgspec.json.Decoder(str)
-_elements = msgspec.json.Decoder(list[msgspec.Raw])
 top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -113,58 +122,14 @@ def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -
         try:
             body.decode()
         except UnicodeDecodeError:
-            raise _not_text() from None
+            raise not_text() from None
     members = _decode(body)
     written = _model_in(members, path_model)
     one_spelling = body.count(MODEL_KEY) == 1 and not (
         b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
     )
-    span = None if one_spelling or not written else _at_once(_place_of_model(body, written))
+    span = None if one_spelling or not written else _place_of_model(body, written)
     return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits)
-
-
-@types.coroutine
-def read_long_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Generator[None, None, Envelope]:
-    """Return what `read_json` does, and let others run between its steps.
-
-    10 MB would keep all streams waiting for 20 to 40 ms; their longest step takes 3, or 12 where they are built to be
-    slow.
-    """
-    decoder = None if body.isascii() else codecs.getincrementaldecoder("utf-8")()
-    models, escaped = 0, False
-    for start in range(0, len(body), STEP_BYTES):
-        yield
-        stop = start + STEP_BYTES
-        if decoder is not None:
-            try:
-                decoder.decode(body[start:stop], final=stop >= len(body))
-            except UnicodeDecodeError:
-                raise _not_text() from None
-        models += body.count(MODEL_KEY, start, stop + len(MODEL_KEY) - 1)
-        escaped = escaped or body.find(_ESCAPED, start, stop + len(_ESCAPED) - 1) >= 0
-    yield
-    members = _decode(body)
-    written = _model_in(members, path_model)
-    yield
-    prompt_tokens = yield from estimated_in_steps(body)
-    yield
-    one_spelling = models == 1 and not escaped and b"\\" not in bytes(members.model)
-    span = None if one_spelling or not written else (yield from _place_of_model(body, written))
-    yield
-    return _envelope(members, path_model or written, written, span, one_spelling, prompt_tokens, limits)
-
-
-def _at_once(steps: Generator[None, None, _T]) -> _T:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: _T = done.value
-            return result
-
-
-def _not_text() -> InvalidRequest:
-    return InvalidRequest("the body is not valid UTF-8")
 
 
 def _model_in(members: _Members, path_model: str) -> str:
@@ -238,20 +203,16 @@ def _number(raw: msgspec.Raw) -> int | None:
 
 
 def _prompts_in(raw: msgspec.Raw) -> int:
-    """Return how many prompts a member asks to be completed: a list holds texts, lists of tokens, or tokens of one.
-
-    Of more than can be counted one by one it is the most that there can be.
-    """
+    """Return how many prompts a member asks to be completed: a list holds texts, lists of tokens, or tokens of one."""
     if bytes(memoryview(raw)[:1]) != b"[":
         return 1
     prompts = bytes(raw)
-    kind = prompts[1:_START_BYTES].lstrip()[:1]
+    kind = prompts[1:START_BYTES].lstrip()[:1]
     if kind == b"[":
         return prompts.count(b"[") - 1
     if kind != b'"':
         return 1
-    most = prompts.count(b'"') // 2
-    return len(_elements.decode(prompts)) if most <= _MAX_PROMPTS and b"\\" in prompts else most
+    return plain_quotes(prompts).count(b'"') // 2
 
 
 class _Message(msgspec.Struct):
@@ -286,13 +247,13 @@ def conversation_start(body: bytes) -> bytes:
         if body.count(b"{") > _MAX_OBJECTS:
             opening = _opening.decode(body)
             begins = (opening.prompt, opening.input, opening.messages)
-            return b"\0".join(bytes(memoryview(raw)[:_START_BYTES]) for raw in begins)
+            return b"\0".join(bytes(memoryview(raw)[:START_BYTES]) for raw in begins)
         asked = _conversation.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return b""
-    parts = [bytes(raw)[:_START_BYTES] for raw in (asked.prompt, asked.input)]
+    parts = [bytes(raw)[:START_BYTES] for raw in (asked.prompt, asked.input)]
     for message in asked.messages[:_START_MESSAGES]:
-        parts.append(bytes(message.content)[:_START_BYTES])
+        parts.append(bytes(message.content)[:START_BYTES])
         if message.role == "user":
             break
     return b"\0".join(parts)
@@ -304,13 +265,13 @@ def _decode(body: bytes) -> _Members:
     try:
         return _members.decode(body)
     except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
+        raise too_deep() from None
     except msgspec.ValidationError as error:
         if "$.stream" in str(error):
             raise InvalidRequest("stream must be true or false", param="stream") from None
         raise InvalidRequest("the body must be a JSON object") from None
     except msgspec.DecodeError:
-        raise InvalidRequest("the body is not valid JSON") from None
+        raise not_json() from None
 
 
 def model_name(name: str) -> str:
@@ -322,35 +283,22 @@ def model_name(name: str) -> str:
     return name
 
 
-def _place_of_model(body: bytes, model: str) -> Generator[None, None, tuple[int, int] | None]:
+def _place_of_model(body: bytes, model: str) -> tuple[int, int] | None:
     """Return where `model` stands, the value of the last member of that name; None where it stands at several places.
 
     Raises: `InvalidRequest` for another value at the top level, in any spelling of the key. Each member of this value
-    gets another key, at any depth; where a decoding then still finds a `model`, its value is another one. Yields
-    between its steps, for who lets others run there.
+    gets another key, at any depth; where a decoding then still finds a `model`, its value is another one.
     """
-    renamed, places, number = bytearray(body), [], 0
-    for start in range(0, len(body), STEP_BYTES):
-        yield
-        stop = start + STEP_BYTES
-        for member in _MODEL_MEMBER.finditer(renamed, start, stop + _MAX_MEMBER_BYTES):
-            if member.start() >= stop:
-                break
-            number += 1
-            if number > MAX_SPELLINGS:
-                raise InvalidRequest("the body has too many members named model", param="model")
-            if _is_text(member[1], model):
-                places.append((member.start(1) + 1, member.end(1) - 1))
-                renamed[member.start() + 1] = HYPHEN
-    yield
+    renamed, places = bytearray(body), []
+    for number, member in enumerate(_MODEL_MEMBER.finditer(body)):
+        if number >= MAX_SPELLINGS:
+            raise InvalidRequest("the body has too many members named model", param="model")
+        if _is_text(member[1], model):
+            places.append((member.start(1) + 1, member.end(1) - 1))
+            renamed[member.start() + 1] = HYPHEN
     if _only_model.decode(renamed).model:
         raise InvalidRequest("the body has two different model members", param="model")
-    if len(places) == 1:
-        return places[0]
-    yield
-    if body.count(b'"') - body.count(b'\\"') > _MAX_QUOTES:  # and so too many members to be written anew
-        raise InvalidRequest("so large a body can name its model only once", param="model")
-    return None
+    return places[0] if len(places) == 1 else None
 
 
 def _is_text(raw: bytes, text: str) -> bool:

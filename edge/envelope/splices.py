@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from edge.envelope.json import HYPHEN, MAX_SPELLINGS, MODEL_KEY, STEP_BYTES, TRUE, Envelope, options_in, top_level
+from edge.envelope.json import HYPHEN, MAX_SPELLINGS, MODEL_KEY, TRUE, Envelope, options_in, top_level
 
 _MODEL_VALUE = re.compile(MODEL_KEY + rb'[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
 _NO_MEMBER = re.compile(rb"[ \t\r\n]*\}")
@@ -29,8 +29,7 @@ def rewrite_json(
     """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
 
     `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
-    client said of them; an upstream takes that only of a body with `"stream":true`. A long body in which the place of
-    the client's own `stream_options` is not certain stays without: its usage is estimated.
+    client said of them; an upstream takes that only of a body with `"stream":true`.
     """
     splices: list[tuple[int, int, bytes]] = []
     is_certain = True
@@ -45,17 +44,15 @@ def rewrite_json(
             splices.append((*span, msgspec.json.encode(model)[1:-1]))
         else:
             is_certain = False
-    options = _stream_options(envelope, include_usage, continuous)
+    options = options_for(envelope, include_usage, continuous)
     if options is not None and not envelope.stream_options:
         splices.append((inside, inside, b'"stream_options":%b,' % options))
     elif options is not None:
         span = _place_of_options(body, envelope.stream_options)
         if span is not None:
             splices.append((*span, options))
-        elif len(body) <= STEP_BYTES:
-            is_certain = False
         else:
-            options = None
+            is_certain = False
     return _spliced(body, splices) if is_certain else _written_anew(body, model, options)
 
 
@@ -100,7 +97,7 @@ def _place_of_options(body: bytes, raw: bytes) -> tuple[int, int] | None:
     return key.end(), key.end() + len(raw)
 
 
-def _stream_options(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
+def options_for(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:
     """Return what `stream_options` has to be; None when it can stay, or is nothing that could be added to."""
     if (envelope.include_usage or not include_usage) and (envelope.continuous_usage or not continuous):
         return None

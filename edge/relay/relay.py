@@ -90,10 +90,10 @@ class Relay(Receiver):
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
         self._exchange.phase = _WAIT
         self._client.attach(self)
-        if len(attempt.body) < _JOIN_BYTES:
-            transport.write(attempt.head + attempt.body)
+        if sum(map(len, attempt.body)) < _JOIN_BYTES:
+            transport.write(b"".join((attempt.head, *attempt.body)))
         else:
-            transport.writelines((attempt.head, attempt.body))
+            transport.writelines((attempt.head, *attempt.body))
         if attempt.heartbeat_s:
             self._heartbeat = Heartbeat(self._answer, self, attempt.heartbeat_s, loop)
         return self.done

@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -41,13 +41,14 @@ class Timeouts:
 class Attempt:
     """What one endpoint is asked, and how its answer is passed on.
 
-    `release` lets go of the client's own body. `heartbeat_s` is the silence after which a stream gets a heartbeat, 0
-    for none; `echo` the model's name that the answer shall have, None for the upstream's own. `is_instance`: the
-    endpoint belongs to the caller. `keep` notes the id of a response, which the endpoint keeps.
+    `body` is in pieces, since a long one is not joined. `release` lets go of the client's own. `heartbeat_s` is the
+    silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the answer shall have, None
+    for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the id of a response, which
+    the endpoint keeps.
     """
 
     head: bytes
-    body: bytes
+    body: Sequence[bytes | memoryview]
     metering: Metering
     timeouts: Timeouts
     release: Callable[[], None]
@@ -64,7 +65,7 @@ class Attempt:
 
     def let_go(self) -> None:
         """Let go of the bytes that were asked: nobody is asked them again."""
-        self.body = b""
+        self.body = ()
         self.release()
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_long_json
+from edge.envelope.json import LONG_BODY_BYTES, Envelope
+from edge.envelope.long_json import read_long_json
 from edge.keys.stores.registry import KeyRegistry
 from edge.operations import OPERATIONS, Operation
 from edge.simulator.dialects import error_document

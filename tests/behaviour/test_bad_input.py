@@ -469,6 +469,54 @@ async def test_body_whose_framing_breaks_is_a_400_at_once(edge: Edge, simulator:
     await edge.consistent()
 
 
+@pytest.mark.parametrize(
+    ("chunks", "status", "code"),
+    [
+        (b"1\r\nx\r\n" * 20_000, 400, INVALID),
+        (b"5;" + b"x" * 100_000, 400, INVALID),
+        (b"5;" + b"x" * 5000 + b"\r\nhello\r\n0\r\n\r\n", 400, INVALID),
+        (b"8000000000000000\r\n", 413, "request_too_large"),
+        (b"4000001\r\n", 413, "request_too_large"),
+    ],
+)
+async def test_chunks_that_no_client_needs_are_refused_at_once(
+    edge: Edge, simulator: Simulator, chunks: bytes, status: int, code: str
+) -> None:
+    """They cost a hundred times what the same body costs in one, or would be waited for until the body's timeout."""
+    head = with_head(edge, "Transfer-Encoding: chunked", "Content-Length: -", "Expect: 100-continue", body=b"")
+    for when in ("with the head", "cut in the head's end", "after a chunk"):
+        client = await edge.connect()
+        if when == "with the head":
+            client.send(head + chunks)
+        elif when == "cut in the head's end":
+            client.send(head[:-1])
+            for _ in range(5):  # so that it is read by itself, as a rule
+                await asyncio.sleep(0)
+            client.send(head[-1:] + chunks)
+        else:
+            client.send(head)
+            assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.send(b"5\r\n     \r\n" + chunks)
+        headers, _ = check_error(edge, await client.response(), status, code)
+        assert headers["connection"] == "close"
+    assert list(simulator.requests) == []
+    await edge.consistent()
+
+
+@pytest.mark.parametrize("chunk_bytes", [16, 1000, 65_536])
+async def test_long_body_in_chunks_arrives_as_it_is(edge: Edge, simulator: Simulator, chunk_bytes: int) -> None:
+    body = GOOD.ljust(300_000)
+    pieces = [body[at : at + chunk_bytes] for at in range(0, len(body), chunk_bytes)]
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    client = await edge.connect()
+    head = with_head(edge, "Transfer-Encoding: chunked", "Content-Length: -", body=b"")
+    for _ in range(2):  # and the connection goes on
+        client.send(head + chunked + b"0;a=b\r\nX: y\r\n\r\n")
+        assert (await client.response())[0] == 200
+    assert [request.body for request in simulator.requests] == [body, body]
+    await edge.consistent()
+
+
 # --- too slow, too much
 
 

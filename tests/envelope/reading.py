@@ -1,34 +1,59 @@
 """Reading a JSON body both ways, and in little memory."""
 
+import json
 import re
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from msgspec import structs
 
 from edge.envelope import json as envelopes
-from edge.envelope.json import Envelope, read_long_json
+from edge.envelope import splices
+from edge.envelope.json import LONG_BODY_BYTES, Envelope
+from edge.envelope.long_json import read_long_json, rewrite_long_json
 from edge.errors import EdgeError
 
 MIB = 2**20
 
 
 def read_json(body: bytes, *limits: str) -> Envelope:
-    """Read a body at once, and in steps: both must say the same. `limits` are the members that limit an answer."""
+    """Read a body as a proxy does, in steps where it is long; a short one both ways, which must say the same.
+
+    `limits` are the members that limit an answer.
+    """
+    if len(body) > LONG_BODY_BYTES:
+        return in_steps(body, limits)
     try:
         at_once = envelopes.read_json(body, "", limits)
     except EdgeError as error:
+        if not body:
+            raise
         with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
             in_steps(body, limits)
         raise
-    assert in_steps(body, limits) == at_once
+    found = {"places": None, "span": None, "one_spelling": False}
+    assert structs.replace(in_steps(body, limits), **found) == structs.replace(at_once, **found)
     return at_once
 
 
-def in_steps(body: bytes, limits: tuple[str, ...]) -> Envelope:
+def rewrite_json(
+    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+) -> bytes:
+    """Rewrite a body as a proxy does; a short one both ways, which must mean the same."""
+    options = {"include_usage": include_usage, "continuous": continuous}
+    if envelope.places is not None:
+        return b"".join(rewrite_long_json(body, envelope, model, **options))
+    rewritten = splices.rewrite_json(body, envelope, model, **options)
+    pieces = rewrite_long_json(body, in_steps(body), model, **options)
+    assert json.loads(b"".join(pieces)) == json.loads(rewritten)
+    return rewritten
+
+
+def in_steps(body: bytes, limits: tuple[str, ...] = (), path_model: str = "") -> Envelope:
     async def read() -> Envelope:
-        return await read_long_json(body, "", limits)
+        return await read_long_json(body, path_model, limits)
 
     reading = read()
     while True:

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.envelope.json import STEP_BYTES
-from edge.envelope.splices import rewrite_json
-from tests.envelope.reading import read_json
+from edge.envelope.json import LONG_BODY_BYTES
+from tests.envelope.reading import in_steps, read_json, rewrite_json
 
 WHITESPACE = st.text(" \t\r\n", max_size=2)
 NAMES = st.one_of(
@@ -220,12 +219,22 @@ def test_slash_that_is_escaped_as_php_does_is_spliced() -> None:
     assert rewrite_json(body, read_json(body), "n") == b'{"x":[1,\t2],"model":"n" }'
 
 
-@pytest.mark.parametrize("long", [False, True])
-def test_options_whose_place_is_not_certain_are_written_anew_in_a_short_body_only(long: bool) -> None:
-    text = b"x" * (STEP_BYTES if long else 1)
+@pytest.mark.parametrize("text", [b"x", b"x" * LONG_BODY_BYTES])
+def test_options_whose_place_is_not_plain_ask_for_usage_all_the_same(text: bytes) -> None:
+    """What an answer used is metered exactly, however long its request was."""
     body = b'{"model":"m","stream":true,"x":"%b","stream_\\u006fptions":{"a":1},"y":{"stream_options":{"a":1}}}' % text
     rewritten = rewrite_json(body, read_json(body), "n", include_usage=True)
     asked = json.loads(rewritten)
     assert asked["model"] == "n"
     assert asked["y"] == {"stream_options": {"a": 1}}
-    assert asked["stream_options"] == ({"a": 1} if long else {"a": 1, "include_usage": True})
+    assert asked["stream_options"] == {"a": 1, "include_usage": True}
+
+
+@pytest.mark.parametrize("members", [b"", b'"model":null', b'"x":1,"mod\\u0065l": null ', b'"model":null,"model":null'])
+def test_long_body_without_a_model_gets_one(members: bytes) -> None:
+    """As an Azure deployment has it: the path names the model."""
+    body = b"{%b%b}" % (b" " * LONG_BODY_BYTES, members)
+    rewritten = rewrite_json(body, in_steps(body, path_model="m"), "n", include_usage=True)
+    pairs = json.loads(rewritten, object_pairs_hook=list)
+    assert {value for name, value in pairs if name == "model"} == {"n"}
+    assert ("stream_options", [("include_usage", True)]) in pairs

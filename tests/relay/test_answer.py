@@ -54,7 +54,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
         echo = ECHO if self.state is State.COLLECTING else None
-        attempt = self.attempt = Attempt(b"", b"", self.metering, Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
+        attempt = self.attempt = Attempt(b"", (), self.metering, Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
         self.connection = Connection()
         self.answer = Answer(self, self.exchange, self, attempt, self.connection)
         reached = REACHED[self.state] if self.reached is None else self.reached
@@ -263,9 +263,9 @@ def test_no_heartbeat_goes_out_while_the_body_of_an_error_is_collected() -> None
 
 def test_heartbeat_lets_go_of_the_bytes_that_were_asked() -> None:
     answer = Recorder(State.OPENING)
-    answer.attempt.body = b"{}"
+    answer.attempt.body = (b"{}",)
     answer.answer.beat()
-    assert answer.attempt.body == b""
+    assert answer.attempt.body == ()
 
 
 def test_nothing_happens_to_an_answer_that_has_ended() -> None:

@@ -1,0 +1,154 @@
+"""A long JSON body: what it asks, found in steps between which others run, and what of it goes upstream changed.
+
+Its outline is read (`envelope/outline.py`), and what it asks is read in a short body of the same members, in which each
+long value is another one of its kind. Where each member stands is known, so nothing is ever written anew.
+"""
+
+import types
+from collections.abc import Generator
+from typing import Final
+
+import msgspec
+
+from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
+from edge.envelope.outline import PIECE_BYTES, Member, Outline, end_within_text, plain_quotes
+from edge.envelope.splices import options_for
+from edge.errors import InvalidRequest
+from edge.metering.estimating import estimated_in_steps
+
+_MAX_VALUE_BYTES: Final = 8192  # of a value that is read; what the edge reads is shorter, or has no such length
+_MAX_SHORT_BYTES: Final = 1 << 17  # of all of them
+_STAND_INS: Final = {
+    b'"': b'"%b"' % (b"x" * _MAX_VALUE_BYTES),
+    b"[": b"[0%b]" % (b",0" * (_MAX_VALUE_BYTES // 2)),
+    b"{": b'{"":"%b"}' % (b"x" * _MAX_VALUE_BYTES),
+}
+_NUMBER: Final = b"1" * _MAX_VALUE_BYTES
+_OPENING: Final = ("prompt", "input", "messages")
+_text = msgspec.json.Decoder(str)
+
+
+@types.coroutine
+def read_long_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Generator[None, None, Envelope]:
+    """Return what `read_json` does, and let others run between its steps; no step takes 5 ms.
+
+    Raises: as `read_json`; also for 1000 members of the top level.
+    """
+    outline = Outline(body, LONG_BODY_BYTES)
+    yield from outline.read()
+    members = outline.members
+    envelope = read_json(_short(body, members), path_model, limits)
+    yield
+    prompt_tokens = yield from estimated_in_steps(body)
+    last = {member.name: member for member in members}
+    prompts, characters = envelope.prompts, 0
+    if "prompt" in last and _is_long(last["prompt"]):
+        prompts = max(1, (yield from _prompts_in(body, last["prompt"])))
+    if "input" in last:
+        characters = yield from _characters_in(body, last["input"])
+        yield
+    places = Places(
+        tuple((start, end) for name, start, end in members if name == "model"),
+        tuple((start, end) for name, start, end in members if name == "stream_options"),
+        outline.inside,
+        outline.is_empty,
+        characters,
+        conversation_start(_beginning(body, last, outline)),
+    )
+    return msgspec.structs.replace(
+        envelope, span=None, one_spelling=False, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places
+    )
+
+
+def rewrite_long_json(
+    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+) -> list[memoryview | bytes]:
+    """Return what `rewrite_json` does, in pieces: to copy 64 MiB would take 50 ms."""
+    places = envelope.places
+    assert places is not None  # of `read_long_json`
+    splices: list[tuple[int, int, bytes]] = []
+    named = msgspec.json.encode(model)
+    added = []
+    if model != envelope.written:
+        splices += [(*place, named) for place in places.model]
+        if not places.model:
+            added.append(b'"model":%b' % named)
+    options = options_for(envelope, include_usage, continuous)
+    if options is not None:
+        splices += [(*place, options) for place in places.options]
+        if not places.options:
+            added.append(b'"stream_options":%b' % options)
+    if added:
+        before = b",".join(added) + (b"" if places.is_empty else b",")
+        splices.append((places.inside, places.inside, before))
+    view, at = memoryview(body), 0
+    pieces: list[memoryview | bytes] = []
+    for start, end, replacement in sorted(splices):
+        pieces += (view[at:start], replacement)
+        at = end
+    pieces.append(view[at:])
+    return pieces
+
+
+def _short(body: bytes, members: list[Member]) -> bytes:
+    """Return a body with the same members, and each long value replaced by another one of its kind."""
+    parts: list[bytes] = []
+    size = 0
+    for member in members:
+        if member.name == "prompt" and _is_long(member):
+            continue  # which is looked at by itself
+        if _is_long(member):
+            value = _STAND_INS.get(body[member.start : member.start + 1], _NUMBER)
+        else:
+            value = body[member.start : member.end]
+            size += len(value)
+        if size > _MAX_SHORT_BYTES:
+            raise InvalidRequest("the body has too many members, and is too large for so many")
+        parts.append(b"%b:%b" % (msgspec.json.encode(member.name), value))
+    return b"{%b}" % b",".join(parts)
+
+
+def _beginning(body: bytes, last: dict[str, Member], outline: Outline) -> bytes:
+    """Return a body with what a conversation's messages begin with."""
+    begun = outline.beginnings
+    values = {name: begun.get(name) or body[last[name].start : last[name].end] for name in _OPENING if name in last}
+    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in values.items())
+
+
+def _is_long(member: Member) -> bool:
+    return member.end - member.start > _MAX_VALUE_BYTES
+
+
+def _prompts_in(body: bytes, prompt: Member) -> Generator[None, None, int]:
+    """Return how many prompts a long member asks to be completed, at most."""
+    _, start, end = prompt
+    if body[start : start + 1] != b"[":
+        return 1
+    kind = body[start + 1 : start + START_BYTES].lstrip()[:1]
+    if kind not in (b"[", b'"'):
+        return 1
+    count, at = 0, start
+    while at < end:
+        window = body[at : min(end, at + PIECE_BYTES)]
+        plain = plain_quotes(window)
+        if plain.endswith(b"\\"):  # an escape goes on
+            plain = plain[:-1]
+        count += plain.count(kind)
+        at += len(plain)
+        yield
+    return count // 2 if kind == b'"' else count - 1
+
+
+def _characters_in(body: bytes, text: Member) -> Generator[None, None, int]:
+    """Return how many characters a text has; 0 for what is none."""
+    if body[text.start : text.start + 1] != b'"':
+        return 0
+    characters, at, end = 0, text.start + 1, text.end - 1
+    while at < end:
+        window = body[at : min(end, at + PIECE_BYTES)]
+        if at + len(window) < end:
+            window = window[: end_within_text(window, plain_quotes(window))]
+        characters += len(_text.decode(b'"%b"' % window))
+        at += len(window)
+        yield
+    return characters

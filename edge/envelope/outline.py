@@ -1,0 +1,340 @@
+"""A long JSON body read in steps: whether it is JSON, and where the members of its top level stand.
+
+No parser that is quick can stop half-way, so the body is cut into pieces, and each is parsed for itself. What stood
+before a piece is written short in front of it, and what is open at its end is closed behind it: `{"a":[1,2` and `,3]}`
+are read as `{"a":[1,2]}` and `{"":[0,3]}`. All pieces are JSON exactly when the body is (RFC 8259 section 2). Where a
+piece may end: within a text, not within an escape or a character; else behind a token, or between two digits.
+"""
+
+import re
+from collections.abc import Generator
+from time import thread_time
+from typing import Final, NamedTuple
+
+import msgspec
+
+from edge.errors import InvalidRequest
+
+PIECE_BYTES: Final = 1 << 15  # of a text in 0.1 ms
+_DENSE_PIECE_BYTES: Final = 1 << 12  # with a mark in each of them up to 2 ms
+_MANY_MARKS: Final = PIECE_BYTES // 16
+_STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
+_MAX_DEPTH: Final = 1000  # about what the parser takes
+_MAX_KEY_BYTES: Final = 512  # of a member that anyone looks for; a letter that is escaped has six
+_MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
+_SPACE: Final = b" \t\r\n"
+_BREAKS: Final = b' \t\r\n,:[]{}"'
+_LONG_TOKEN_BYTES: Final = 64  # only a number has more behind the last of the breaks
+_NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{},:"'))
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_CLOSED: Final = bytes.maketrans(b"[{", b"]}")
+_TOKEN = re.compile(rb'"[^"]*+"?+|[\[\]{},:]')
+_DIGITS = re.compile(rb"[0-9]{3,}")
+_HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")  # the other half follows: twelve bytes, one character
+_ESCAPE_BYTES: Final = 6
+_OPENS: Final = b"[{"
+_OPENING_BIT: Final = 2  # which "[" and "{" have, and "]" and "}" have not
+_TOP: Final = 2  # open brackets within which no member of the top level begins or ends
+_ARRAY, _OBJECT = b"[{"
+# The phases of a member.
+_KEY: Final = "key"
+_COLON: Final = "colon"
+_VALUE: Final = "value"
+_json = msgspec.json.Decoder(msgspec.Raw)
+_text = msgspec.json.Decoder(str)
+
+
+class Member(NamedTuple):
+    """A member of the top level, and where its value begins and ends, without the space around it."""
+
+    name: str
+    start: int
+    end: int
+
+
+def not_json() -> InvalidRequest:
+    """Return the error for a body that is no JSON."""
+    return InvalidRequest("the body is not valid JSON")
+
+
+def not_text() -> InvalidRequest:
+    """Return the error for a body that is not in UTF-8."""
+    return InvalidRequest("the body is not valid UTF-8")
+
+
+def too_deep() -> InvalidRequest:
+    """Return the error for a body whose values stand within too many others."""
+    return InvalidRequest("the body is nested too deeply")
+
+
+def plain_quotes(window: bytes) -> bytes:
+    """Return a piece of JSON, of the same length, in which each quote begins or ends a text."""
+    if b"\\" not in window:
+        return window
+    return window.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+
+
+def end_within_text(window: bytes, plain: bytes) -> int:
+    """Return where a piece may end that goes on within a text: `plain` is its `plain_quotes`."""
+    end = len(plain)
+    escape = plain.find(b"\\", end - 2 * _ESCAPE_BYTES)
+    if escape >= 0:
+        end = escape
+    if _HIGH_SURROGATE.match(plain, end - _ESCAPE_BYTES, end):
+        end -= _ESCAPE_BYTES
+    if end == len(plain):  # maybe within a character, which has up to four bytes
+        last = next((at for at in range(end - 1, end - 5, -1) if not 0x80 <= window[at] < 0xC0), end)
+        if last < end and window[last] >= 0xC0:
+            end = last
+    return end
+
+
+class Outline:
+    """What the top level of an object holds: its `members`, in their order, but for those of very long names.
+
+    `inside` is where the first one could stand. `beginnings` are long members by their names, each as JSON that begins
+    like its value, for `beginning_bytes` or a piece more.
+    """
+
+    __slots__ = (
+        "_at", "_beginning_bytes", "_body", "_count", "_in_text", "_is_key", "_last", "_mark", "_name", "_number",
+        "_phase", "_stack", "beginnings", "inside", "members",
+    )  # fmt: skip
+
+    def __init__(self, body: bytes, beginning_bytes: int = 0) -> None:
+        self._body = body
+        self._beginning_bytes = beginning_bytes
+        self.members: list[Member] = []
+        self.beginnings: dict[str, bytes] = {}
+        self.inside = 0
+        self._at = 0  # where the next piece begins
+        self._stack = bytearray()  # what is open there, each by its bracket
+        self._in_text = False  # whether it begins within a text
+        self._is_key = False  # whether the text that was begun last is a key
+        self._last = b""  # the byte before it that is no space, b"0" for any end of a value
+        self._number = b""  # the number within which it begins, in short
+        self._phase = _KEY  # of the member of the top level that is open
+        self._name: str | None = None  # None for a very long one
+        self._count = 0  # of members
+        self._mark = 0  # where its key, or its value, begins
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the object has no member."""
+        return not self._count
+
+    def read(self) -> Generator[None, None, None]:
+        """Read the body, and yield where others may run. Raises: `InvalidRequest`."""
+        begun = thread_time()
+        while self._at < len(self._body):
+            self._read_piece()
+            if thread_time() - begun > _STEP_S:
+                yield
+                begun = thread_time()
+        if self._stack or self._in_text or not self._last:
+            raise not_json()
+        for index, (name, start, end) in enumerate(self.members):
+            self.members[index] = Member(name, *(yield from _without_space(self._body, start, end)))
+
+    def _read_piece(self) -> None:
+        window = self._body[self._at : self._at + PIECE_BYTES]
+        if len(window.translate(None, _NOT_MARKS)) > _MANY_MARKS:
+            window = window[:_DENSE_PIECE_BYTES]
+        plain = plain_quotes(window)
+        if self._at + len(window) < len(self._body):
+            count = self._end(window, plain)
+            window, plain = window[:count], plain[:count]
+        if not window.isascii():
+            try:
+                window.decode()
+            except UnicodeDecodeError:
+                raise not_text() from None
+        if not self._last:
+            first = window.lstrip(_SPACE)[:1]
+            if not first:
+                self._at += len(window)
+                return
+            if first != b"{":
+                raise InvalidRequest("the body must be a JSON object") if first in b'["-0123456789tfn' else not_json()
+        before, depth, was_in_text = self._opened(), len(self._stack), self._in_text
+        lowest = self._follow(plain)
+        _check(before + window + self._closed())
+        if lowest <= 1:
+            self._list_members(plain, depth, was_in_text)
+        self._at += len(window)
+        name, is_long = self._name, self._at - self._mark >= self._beginning_bytes
+        if self._phase is _VALUE and name is not None and is_long and name not in self.beginnings:
+            self.beginnings[name] = self._body[self._mark : self._at] + self._closed()[:-1]
+
+    def _end(self, window: bytes, plain: bytes) -> int:
+        """Return where a piece of the window may end."""
+        count = len(plain)
+        if self._in_text != bool(plain.count(b'"') % 2):  # it ends within a text
+            return end_within_text(window, plain)
+        for end in range(count, count - _LONG_TOKEN_BYTES, -1):
+            if plain[end - 1] in _BREAKS:
+                return end
+        for end in range(count - 1, count - _LONG_TOKEN_BYTES, -1):
+            if plain[end - 2 : end + 1].isdigit():
+                return end
+        raise not_json()
+
+    def _opened(self) -> bytes:
+        """Return in short what stands before the next piece."""
+        if not self._stack:
+            return b"{}" if self._last else b""
+        opened, tail = bytes(self._stack[:-1]).replace(b"{", b'{"":'), b""
+        is_object = self._stack[-1] == _OBJECT
+        if self._in_text:
+            tail = b'"' if self._is_key or not is_object else b'"":"'
+        elif self._last == b",":
+            tail = b'"":0,' if is_object else b"0,"
+        elif self._last == b":":
+            tail = b'"":'
+        elif self._last == b'"':
+            tail = b'""'
+        elif self._last == b"0":
+            tail = (b'"":' if is_object else b"") + (self._number or b"0")
+        return opened + self._stack[-1:] + tail
+
+    def _closed(self) -> bytes:
+        """Return what closes all that is open."""
+        if not self._stack:
+            return b""
+        is_object = self._stack[-1] == _OBJECT
+        if self._in_text:
+            tail = b'":0' if self._is_key else b'"'
+        elif self._last == b",":
+            tail = b'"":0' if is_object else b"0"
+        else:
+            tail = {b":": b"0", b'"': b":0"}.get(self._last, b"")
+        return tail + self._stack[::-1].translate(_CLOSED)
+
+    def _follow(self, plain: bytes) -> int:
+        """Go on to the end of a piece; return the lowest depth in it."""
+        texts = plain.split(b'"')
+        brackets = b"".join(texts[self._in_text :: 2]).translate(None, _NOT_BRACKETS)
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"").replace(b"[]", b"").replace(b"{}", b"")
+        lowest = self._follow_brackets(brackets)
+        begun_in_text, self._in_text = self._in_text, self._in_text != (len(texts) % 2 == 0)
+        self._follow_tokens(plain, begun_in_text)
+        return lowest
+
+    def _follow_brackets(self, brackets: bytes) -> int:
+        """Open and close what a piece does, whose brackets match: that is checked with it; return the lowest depth."""
+        lowest = min(len(self._stack), _TOP)
+        inner = self._stack[_TOP:]
+        push, pop = inner.append, inner.pop
+        try:
+            for bracket in brackets:  # most often this loop is the whole cost of a piece that is built to be slow
+                if bracket & _OPENING_BIT:
+                    push(bracket)
+                else:
+                    pop()
+            self._stack[_TOP:] = inner
+        except IndexError:  # it reaches the top level
+            lowest = len(self._stack)
+            for bracket in brackets:
+                if bracket & _OPENING_BIT:
+                    self._stack.append(bracket)
+                elif self._stack:
+                    self._stack.pop()
+                    lowest = min(lowest, len(self._stack))
+                else:
+                    raise not_json() from None
+        if len(self._stack) > _MAX_DEPTH:
+            raise too_deep()
+        return lowest
+
+    def _follow_tokens(self, plain: bytes, begun_in_text: bool) -> None:
+        """Note between which tokens a piece ends."""
+        told = plain.rstrip(_SPACE)
+        if not told and not self._in_text:
+            self._number = b""
+            return
+        last = told[-1:]
+        quote = len(plain)  # that begins the last text
+        if self._in_text:
+            quote = plain.rfind(b'"')
+        elif last == b'"':
+            quote = plain.rfind(b'"', 0, len(told) - 1)
+        if 0 <= quote < len(plain):
+            before = plain[:quote].rstrip(_SPACE)[-1:] or (b'"' if begun_in_text else self._last)
+            self._is_key = before in (b"{", b",") and self._stack[-1:] == b"{"
+        if self._in_text:
+            self._last = b'"'
+            return
+        number, self._number = self._number, b""
+        if last not in _BREAKS and len(told) == len(plain):
+            written = re.split(rb'[\s,:\[\]{}"]', plain)[-1]
+            self._number = _DIGITS.sub(b"11", (number if written == plain else b"") + written)
+        self._last = last if last in (b"[", b"{", b",", b":") or (last == b'"' and self._is_key) else b"0"
+
+    def _list_members(self, plain: bytes, depth: int, begun_in_text: bool) -> None:
+        """Note the members of the top level that begin or end in a piece."""
+        at, first = self._at, 0
+        if begun_in_text:
+            first = plain.find(b'"') + 1
+            if first and depth == 1 and self._phase is _KEY:
+                self._begin_member(at + first)
+        for token in _TOKEN.finditer(plain, first) if first or not begun_in_text else ():
+            start = token.start()
+            kind = plain[start]
+            if kind in _OPENS:
+                if not depth:
+                    self.inside = at + start + 1
+                depth += 1
+            elif kind in b"]}":
+                depth -= 1
+                if not depth:
+                    self._end_member(at + start)
+            elif depth != 1:
+                continue
+            elif kind == ord('"') and self._phase is _KEY:
+                self._mark = at + start
+                if plain[token.end() - 1] == kind and token.end() > start + 1:
+                    self._begin_member(at + token.end())
+            elif kind == ord(":"):
+                self._phase, self._mark = _VALUE, at + start + 1
+            elif kind == ord(","):
+                self._end_member(at + start)
+
+    def _begin_member(self, end: int) -> None:
+        """Take the key that ends there."""
+        self._phase, self._name = _COLON, None
+        self._count += 1
+        if self._count > _MAX_MEMBERS:
+            raise InvalidRequest(f"the body has more than {_MAX_MEMBERS} members, and is too large for so many")
+        if end - self._mark <= _MAX_KEY_BYTES:
+            try:
+                self._name = _text.decode(self._body[self._mark : end])
+            except msgspec.DecodeError:  # half a pair of surrogates
+                raise not_json() from None
+
+    def _end_member(self, end: int) -> None:
+        """Take the value that ends there."""
+        if self._phase is _VALUE and self._name is not None:
+            self.members.append(Member(self._name, self._mark, end))
+        self._phase = _KEY
+
+
+def _check(piece: bytes) -> None:
+    try:
+        _json.decode(piece)
+    except RecursionError:
+        raise too_deep() from None
+    except msgspec.DecodeError:
+        raise not_json() from None
+
+
+def _without_space(body: bytes, start: int, end: int) -> Generator[None, None, tuple[int, int]]:
+    """Return where a value begins and ends that has space around it."""
+    while body[start : start + 1] in (b" ", b"\t", b"\r", b"\n"):
+        piece = body[start : min(end, start + PIECE_BYTES)]
+        start += len(piece) - len(piece.lstrip(_SPACE))
+        yield
+    while body[end - 1 : end] in (b" ", b"\t", b"\r", b"\n"):
+        piece = body[max(start, end - PIECE_BYTES) : end]
+        end -= len(piece) - len(piece.rstrip(_SPACE))
+        yield
+    return start, end
