@@ -49,14 +49,16 @@ def answer_by_h11(data: bytes, method: bytes = b"POST") -> Reading:
 
 def _next_by_h11(connection: h11.Connection, data: bytes, *, closes: bool = False) -> Message | str:
     method = target = body = b""
+    rest = "refused"
     try:
         connection.receive_data(data)
-        if closes:
-            connection.receive_data(b"")
         while True:
             event = connection.next_event()
-            if event is h11.NEED_DATA or event is h11.PAUSED:
+            if event is h11.PAUSED or (event is h11.NEED_DATA and not closes):
                 return "open"
+            if event is h11.NEED_DATA:
+                closes, rest = False, "open"
+                connection.receive_data(b"")
             if isinstance(event, h11.Request):
                 method, target = event.method, event.target
             elif isinstance(event, h11.Response):
@@ -66,7 +68,7 @@ def _next_by_h11(connection: h11.Connection, data: bytes, *, closes: bool = Fals
             elif isinstance(event, h11.EndOfMessage):
                 return Message(method, target, body)
     except h11.RemoteProtocolError:
-        return "refused"
+        return rest
 
 
 class _Collector:
