@@ -1,11 +1,14 @@
 """How many examples a property is tried with: few in CI, many with `--hypothesis-profile=deep`."""
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 SUITE = "suite"
 DEEP = "deep"
 
-settings.register_profile(SUITE, deadline=None, database=None, print_blob=True)
+# On a busy machine nothing is as fast as these would have it.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+settings.register_profile(SUITE, deadline=None, database=None, print_blob=True, suppress_health_check=_SLOW)
 settings.register_profile(DEEP, settings.get_profile(SUITE), max_examples=10_000)
 
 
