@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import zlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ _UPSTREAM = EndpointConfig(parse_url("http://10.0.0.1:8000"))
 _MEMBER = Member(cast(Endpoint, SimpleNamespace(authority="10.0.0.1:8000")), _UPSTREAM)
 _ROUTE = RouteConfig("r", "*", "p", model="another-name")
 _PATHS = paths_of()
+_BEGINS = re.compile(rb"(?=[A-Z]{3,} )|(?<=\n)")  # a request, a line
 _TURNS = 6  # of the loop, which wait for nothing
 
 
@@ -101,9 +103,13 @@ async def _both(data: bytes) -> tuple[Served, Served]:
 
 
 def cut_by_itself(data: bytes) -> list[bytes]:
-    """Cut bytes into up to five reads, at places that only depend on them."""
+    """Cut bytes into up to five reads, anywhere and where something begins, at places that only depend on them."""
     chance = random.Random(zlib.crc32(data))
-    return [part for part in cut(data, (chance.randrange(len(data) + 1) for _ in range(chance.randrange(5)))) if part]
+    begins = [found.start() for found in _BEGINS.finditer(data)] or [0]
+    places = [
+        chance.choice((chance.randrange(len(data) + 1), chance.choice(begins))) for _ in range(chance.randrange(5))
+    ]
+    return [part for part in cut(data, places) if part]
 
 
 def check(data: bytes) -> None:

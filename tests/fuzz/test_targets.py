@@ -1,5 +1,7 @@
 """Mutations of what is usual: no property of any target fails."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from tests.fuzz.targets import TARGETS, seeds
 from tests.profiles import examples
 
 _PLACES = st.integers(0, 4000)  # of which a seed takes the rest of a division
+_LINE_ENDS = re.compile(rb"\n")
 
 
 def mutated(usual: list[bytes], words: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
@@ -17,13 +20,15 @@ def mutated(usual: list[bytes], words: tuple[bytes, ...]) -> st.SearchStrategy[b
         st.sampled_from(usual), _PLACES, st.integers(0, 60),
     )  # fmt: skip
     scraps = st.sampled_from(words) | spans | st.binary(max_size=5)
-    changes = st.lists(st.tuples(_PLACES, st.just(0) | st.integers(0, 30), scraps), max_size=5)
-    return st.builds(_changed, st.sampled_from(usual), changes)
+    changes = st.lists(st.tuples(_PLACES, st.booleans(), st.just(0) | st.integers(0, 30), scraps), max_size=5)
+    return st.builds(changed, st.sampled_from(usual), changes)
 
 
-def _changed(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    for place, length, scrap in changes:
-        at = place % (len(data) + 1)
+def changed(data: bytes, changes: list[tuple[int, bool, int, bytes]]) -> bytes:
+    """Replace a span by each scrap: at any place, or where a line begins."""
+    for place, at_line, length, scrap in changes:
+        lines = [0, *(found.end() for found in _LINE_ENDS.finditer(data))] if at_line else range(len(data) + 1)
+        at = lines[place % len(lines)]
         data = data[:at] + scrap + data[at + length :]
     return data
 
