@@ -383,9 +383,10 @@ def test_no_bytes_make_a_meter_fail(parts: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["[" * 100_000, "[" * 5000 + "]" * 5000, '{"a":' * 50_000], ids=["open", "deep", "keys"]
+    "value", ["[" * 100_000, "[" * 50_000 + "]" * 50_000, '{"a":' * 50_000], ids=["open", "deep", "keys"]
 )
 def test_depth_costs_no_stack(value: str) -> None:
+    """Deeper than any release of Python reads: 3.13 takes ten times the depth of those before."""
     for member in ("choices", "usage", "delta", "error", "response", "message"):
         bomb = f'{{"{member}":{value}}}'.encode()
         for operation in (CHAT, MESSAGES, RESPONSES):
