@@ -33,6 +33,8 @@ def count(file: Path) -> None:
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         return opcode
 
+    # CPython 3.12 reports opcodes only where a frame had asked for them before the tracing began.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(call)
 
 

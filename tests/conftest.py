@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 import trustme
 import uvloop
@@ -19,10 +20,13 @@ from edge.keys.stores.registry import KeyRegistry
 from edge.process.server import Server
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
+from tests import profiles
 from tests.keybackends import ValkeyServer
 
 T = TypeVar("T")
 USER = "u-1100a15812cc"
+
+hypothesis.settings.load_profile(profiles.SUITE)  # `--hypothesis-profile=deep` comes later and wins
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import trustme
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.wire.connections import UpstreamConnection
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.profiles import examples
 from tests.streams import STREAMS, chunk, cut
 
 SHORT = sorted(name for name, stream in STREAMS.items() if len(stream) < 4096)
@@ -143,7 +144,7 @@ async def test_stream_cut_at_random_arrives_unchanged(ask_for: Ask) -> None:
     """Hypothesis finds the cuts; the loop it is called from answers them."""
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @examples(150)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(SHORT))

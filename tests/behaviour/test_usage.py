@@ -9,13 +9,14 @@ from itertools import pairwise, product
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.simulator.chat import FINGERPRINT
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from tests.conftest import USER, Edge, ScriptedConnection, StartEdge, StartUpstream
+from tests.profiles import examples
 from tests.streams import chunk, document
 
 METERED = """
@@ -185,7 +186,7 @@ async def test_usage_is_read_however_the_stream_is_cut(
     loop = asyncio.get_running_loop()
     done = 0
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(60)
     @given(
         chunks=st.lists(st.integers(1, len(content) - 1), max_size=12),
         segments=st.lists(st.integers(1, len(content)), max_size=12),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.client.answers import response
@@ -19,6 +19,7 @@ from edge.client.server import ClientServer
 from edge.config.settings import ServerConfig
 from edge.errors import EdgeError
 from edge.stage import Lifecycle
+from tests.profiles import examples
 
 Asked = tuple[str, str, tuple[tuple[str, str], ...], bytes | str]
 _PER_ANSWER = re.compile(rb"(x-request-id|date): [^\r]*|req_[0-9a-f]+")
@@ -173,7 +174,7 @@ def _reads(requests: list[bytes], cuts: str, seed: int) -> list[bytes]:
     return [joined[begin:end] for begin, end in itertools.pairwise(places)]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(REQUESTS, st.sampled_from(("whole", "mixed", "cut", "pipelined")), st.integers(0, 2**32))
 def test_what_is_asked_and_answered_is_the_same_as_without_remembering(
     requests: list[bytes], cuts: str, seed: int

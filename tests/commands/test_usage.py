@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.commands import usage as usage_report
 from edge.commands.usage import Row, parse_time, render, totals
 from edge.exchange import End, Principal, Unit, Usage, UsageSource
 from edge.journal.journal import Journal
+from tests.profiles import examples
 from tests.records import STARTED_AT, close, ends_of, journal_files, opened
 
 NOW = 1_763_000_000.25
@@ -58,7 +59,7 @@ NAME: dict[usage_report.By, Callable[[dict[str, Any]], str]] = {
 }
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@examples(50)
 @given(st.lists(requests, max_size=30), st.sampled_from(list(NAME)))
 def test_sums_agree_with_what_was_recorded(
     tmp_path_factory: pytest.TempPathFactory, made: list[dict[str, Any]], by: usage_report.By
@@ -89,7 +90,7 @@ def test_sums_agree_with_what_was_recorded(
     shutil.rmtree(directory)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@examples(50)
 @given(st.lists(requests, max_size=30), st.integers(-1000, 5 * DAY_S * 1000))
 def test_every_request_is_before_a_time_or_from_it_on(
     tmp_path_factory: pytest.TempPathFactory, made: list[dict[str, Any]], offset_ms: int

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge import names
@@ -17,6 +17,7 @@ from edge.config.tables import Reader, Table
 from edge.config.values import Url, samples_of
 from edge.envelope import json as envelope
 from edge.errors import ModelNotFound
+from tests.profiles import examples
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((ROOT / "tests/cases/config").glob("*.toml"))
@@ -291,7 +292,7 @@ def mutated(draw: st.DrawFn) -> str:
 
 
 @given(mutated())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(400)
 def test_no_text_makes_reading_fail_but_by_config_error(text: str) -> None:
     """Whatever the operator saves, the running edge gets problems with lines of the file, never another exception."""
     for problem in findings(text, Path("/nowhere/routes.toml")):

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.journal.buffer import LeftLines, LineBuffer, left_lines
 from edge.journal.files import LeftAlone
+from tests.profiles import examples
 from tests.records import crash_buffer
 
 LINES = st.lists(st.binary(max_size=40).map(lambda content: content + b"\n"), max_size=12)
@@ -23,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lines.buffer"
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@examples(100)
 @given(rounds=st.lists(LINES, max_size=4), offset=st.integers(0, 2**40))
 def test_what_was_put_since_the_last_clear_is_left(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[list[bytes]], offset: int

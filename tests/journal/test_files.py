@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.journal.files import (
@@ -18,6 +18,7 @@ from edge.journal.files import (
     save_position,
     tokens_left,
 )
+from tests.profiles import examples
 from tests.records import TOKEN
 
 NOW = 1_763_000_000.25
@@ -93,7 +94,7 @@ def test_own_lock_that_another_takes_for_a_dead_one_is_left_to_it(
     lock.finish()
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@examples(50)
 @given(st.integers(1, 10**6), st.integers(0, 2**50))
 def test_position_is_read_as_it_was_saved(tmp_path_factory: pytest.TempPathFactory, number: int, offset: int) -> None:
     directory = tmp_path_factory.getbasetemp()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.config.settings import WhenFull
@@ -22,6 +22,7 @@ from edge.journal import rotating
 from edge.journal.files import Position, load_position, save_position
 from edge.journal.journal import Journal, JournalFull
 from tests.journal.conftest import MEGABYTE, FaultyDisk
+from tests.profiles import examples
 from tests.records import close, crash, ends_of, journal_files, lines_of, opened, write
 
 OPEN_FIELDS = ["v", "id", "time", "request_id", "key_id", "user", "route", "path", "model", "stream"]
@@ -76,7 +77,7 @@ def test_every_end_and_source_has_its_word(
     assert (record["end"], record["usage_source"]) == (end.value, source.value)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@examples(50)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 4e9))
 def test_any_text_is_one_line(tmp_path_factory: pytest.TempPathFactory, text: str, at: float) -> None:
     directory = tmp_path_factory.mktemp("usage")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.config.settings import UsageConfig
@@ -539,7 +539,6 @@ async def test_pauses_grow_while_the_sink_is_down_and_begin_anew_after(
     assert failures[:2] == [0, 1]
 
 
-@settings(deadline=None, database=None)
 @given(st.integers(0, 10**6), st.floats(0, 1))
 def test_pause_is_from_half_a_second_to_half_a_minute(failures: int, chance: float) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -15,6 +15,7 @@ from edge.config.settings import LimitConfig
 from edge.errors import RateLimited
 from edge.limits.admission import UNLIMITED, Admission, Permit
 from edge.limits.counters import Counter, Counts
+from tests.profiles import examples
 
 ROUTE = "public/deepseek-r1"
 USER = "u-1100a15812cc"
@@ -349,7 +350,7 @@ def test_what_an_answer_uses_beyond_its_reservation_is_charged() -> None:
     assert "used 2700" in str(refused(of, tokens=1))
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200)
 @given(
     st.lists(
         st.tuples(st.integers(0, 500), st.integers(0, 5), st.none() | st.integers(1, 5000), st.integers(0, 9000)),
@@ -515,7 +516,7 @@ def test_of_several_refusals_the_longest_is_told() -> None:
     assert "requests per minute" in str(refused(of, "places", "standard"))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     allowed=st.integers(1, 200),
     previous=st.integers(0, 1000),
@@ -689,7 +690,7 @@ class AnySequence(RuleBasedStateMachine):
 
 
 TestAnySequence = AnySequence.TestCase
-TestAnySequence.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnySequence.settings = settings(examples(150), stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2000), st.booleans()), max_size=50))
@@ -849,7 +850,7 @@ def test_all_counters_are_told_when_all_are_asked_for() -> None:
     assert {each.key[2] for each in of.collect(everything=True)} == {"u-1", "u-2"}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 15)), max_size=60))
 def test_processes_overshoot_by_no_more_than_the_others_share_of_what_was_left(
     allowed: int, steps: list[tuple[int, int]]

@@ -7,10 +7,11 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.metering.scanning import MAX_VALUE_BYTES, Scanner
+from tests.profiles import examples
 from tests.streams import cut
 
 KEYS = ["usage", "timings", "response", "a", "usag", "usages", "", "us\\age", 'u"', "{", "é"]
@@ -55,7 +56,7 @@ def parsed(document: bytes) -> dict[bytes, Any]:
     return found
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@examples(400)
 @given(MEMBERS, st.sampled_from(SPACES), st.booleans(), st.data())
 def test_members_are_those_that_a_parser_finds(
     members: list[tuple[str, Any]], spaces: tuple[str, str], is_ascii: bool, draw: st.DataObject
@@ -71,7 +72,7 @@ def test_members_are_those_that_a_parser_finds(
     assert found_in([b" \r\n", document, b"\n", document.replace(b"1", b"2")]) == expected
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200)
 @given(MEMBERS, st.sampled_from(SPACES), st.data())
 def test_document_that_is_cut_yields_the_members_that_it_had_whole(
     members: list[tuple[str, Any]], spaces: tuple[str, str], draw: st.DataObject
@@ -92,7 +93,7 @@ def test_document_that_is_cut_yields_the_members_that_it_had_whole(
     assert found.keys() >= whole.keys() - {members[-1][0].encode()} if members else not found
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@examples(300)
 @given(st.lists(st.binary(max_size=9) | st.sampled_from([b"{", b'"usage"', b":", b"[", b"]", b"}", b",", b"\\", b'"'])))
 def test_no_bytes_make_it_fail(parts: list[bytes]) -> None:
     scanners = Scanner(b"usage"), Scanner(b"usage")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.relay.echo import MAX_ECHOED_BYTES, EventEcho, echo_json, model_span
+from tests.profiles import examples
 from tests.streams import cut
 
 STREAMS = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "cases/streams").glob("*.sse"))}
@@ -92,7 +93,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None, database=None)
+@examples(500)
 @given(st.dictionaries(st.sampled_from(["model", "id", "message", 'q"{']), JSON), st.booleans())
 def test_any_object_is_changed_as_a_parser_would(document: dict[str, Any], spaced: bool) -> None:
     text = json.dumps(document, indent=1 if spaced else None).encode()
@@ -126,7 +127,7 @@ def test_stream_is_echoed_alike_cut_in_two_at_every_byte(name: str) -> None:
         assert echoed(NAME, cut(stream, [at])) == expected(stream), at
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200)
 @given(st.sampled_from(sorted(STREAMS)), st.data())
 def test_stream_is_echoed_alike_at_random_cuts(name: str, data: st.DataObject) -> None:
     stream = STREAMS[name]

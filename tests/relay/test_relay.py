@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.client.answers import CORS
@@ -27,6 +27,7 @@ from edge.relay.pace import Heartbeat, Silence
 from edge.relay.relay import Relay
 from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
+from tests.profiles import examples
 from tests.streams import STREAMS, chunk, cut
 
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -251,7 +252,7 @@ def test_answer_arrives_whole_however_it_is_read(name: str, old_client: bool) ->
         check_answer(name, parts, old_client)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200)
 @given(st.sampled_from(sorted(ANSWERS)), st.booleans(), st.data())
 def test_answer_arrives_whole_at_random_cuts(name: str, old_client: bool, data: st.DataObject) -> None:
     answer = ANSWERS[name][0]
@@ -425,7 +426,7 @@ PIECES = [
 RUBBISH = [b"zz\r\n", b"-1\r\n", b"5", b"", b"\r\n", b"0\r\nno trailer\r\n\r\n"]
 
 
-@settings(max_examples=600, deadline=None, database=None)
+@examples(600)
 @given(st.data())
 def test_broken_stream_never_looks_complete(data: st.DataObject) -> None:
     """What the client got is the beginning of what was sent; an error event stands only between events and chunks."""
@@ -583,7 +584,7 @@ def test_stream_is_echoed_in_every_framing_whole_and_in_single_bytes(framing: st
         check_echo(name, framing, in_bytes(answer), old_client)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200)
 @given(st.data())
 def test_stream_is_echoed_at_random_cuts(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(STREAMS)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.config.settings import EndpointConfig, PoolConfig, RouteConfig
@@ -25,6 +25,7 @@ from edge.upstream import catalogue as module
 from edge.upstream.catalogue import Catalogue, NotListed, lengths_of
 from edge.upstream.endpoints import Endpoints, Lease
 from edge.upstream.pools import Pool
+from tests.profiles import examples
 
 MODEL = "deepseek-ai/DeepSeek-R1"
 
@@ -100,7 +101,7 @@ _json: Any = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@examples(60)
 @given(
     st.binary(max_size=99)
     | _json.map(lambda value: json.dumps(value).encode())

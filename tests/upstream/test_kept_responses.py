@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -21,6 +21,7 @@ from edge.upstream.kept_responses import LIFETIME_S, PREFIX, Keeper, KeptRespons
 from edge.valkey import connect, disconnect
 from tests.conftest import soon
 from tests.keybackends import NO_REDIS, PATIENCE_S, ValkeyServer, saying
+from tests.profiles import examples
 
 USER = "u-1100a15812cc"
 OTHER_USER = "u-2200b26923dd"
@@ -145,7 +146,7 @@ async def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyP
     assert [await kept.find(USER, f"resp_{number}") is not None for number in (1, 2, 3, 4)] == [True, False, True, True]
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@examples(60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, LIFETIME_S // 3)), max_size=40))
 def test_what_is_found_is_what_was_remembered_last_and_within_a_day(steps: list[tuple[bool, int, int]]) -> None:
     async def check() -> None:

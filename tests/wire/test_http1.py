@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.wire import http1
 from edge.wire.http1 import Chunked, Framing, Irregular, Length, Malformed, NoBody, UntilClose, parse_head
+from tests.profiles import examples
 from tests.streams import cut as parts_of
 
 # --- heads
@@ -243,7 +244,7 @@ def test_chunks_pass_as_they_are_up_to_what_is_irregular(name: str) -> None:
             assert verdict in (("irregular",) if name in IRREGULAR else ("irregular", "malformed"))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.data())
 def test_chunks_cut_at_random_are_read_like_the_whole(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.binary(min_size=1, max_size=40), max_size=6))
@@ -319,7 +320,7 @@ def seen(block: bytes) -> object:
     return shape.status, shape.headers, type(head.framing), total, head.keep_alive, shape.idle_s
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(st.lists(BLOCKS, min_size=1, max_size=12))
 def test_head_is_read_alike_whatever_was_read_before(blocks: list[bytes]) -> None:
     http1._shapes.clear()
