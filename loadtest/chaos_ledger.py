@@ -27,6 +27,7 @@ class Asked:
     """One request of a client and what became of it; `allowed_tokens` is the most that its answers may have.
 
     `edge` is who was asked. `is_whole`: the answer came with status 200 to its protocol's last event, without an error.
+    `is_hung`: it had not come to any end when the client's patience ended.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Asked:
     status: int = 0
     is_whole: bool = False
     told_tokens: int | None = None
+    is_hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,9 @@ def _check_counts(ledger: Ledger, asked: Asked, attempts: Sequence[Given], recor
 
 def _check_clients(ledger: Ledger, asked: Iterable[Asked], of_request: Mapping[str, Record]) -> None:
     lost, differing, refused = [], [], Counter[int]()
+    hung = []
     for each in asked:
+        hung += [each.id] if each.is_hung else []
         refused[each.status] += each.status in (401, 404, 500) and each.id not in of_request
         if not each.is_whole:
             continue
@@ -176,6 +180,7 @@ def _check_clients(ledger: Ledger, asked: Iterable[Asked], of_request: Mapping[s
             lost.append(f"{each.id} ({each.path}, {record['end'] if record else 'no record'})")
         elif each.told_tokens is not None and each.told_tokens != record["completion_tokens"]:
             differing.append(each.id)
+    ledger.blame("an answer came to no end", hung)
     ledger.blame("read whole, and not recorded as complete", lost)
     ledger.blame("recorded otherwise than the client was told", differing)
     ledger.problems += [f"{count} good requests got {status}" for status, count in sorted(refused.items()) if count]

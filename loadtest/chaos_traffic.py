@@ -110,8 +110,19 @@ def draw(chance: random.Random) -> Plan:
 class Traffic:
     """Clients in closed loops, each over kept connections; `asked` holds every request by its id."""
 
-    def __init__(self, edges: Mapping[str, tuple[int, str]], clients: int, seed: int, most: int | None) -> None:
-        """Begin; `edges` gives the port and the key of each, `most` is how many requests are made at most."""
+    def __init__(
+        self,
+        edges: Mapping[str, tuple[int, str]],
+        clients: int,
+        seed: int,
+        most: int | None,
+        restarted: Sequence[str] = (),
+    ) -> None:
+        """Begin; `edges` gives the port and the key of each, `most` is how many requests are made at most.
+
+        At one that is `restarted` a request may wait in the kernel until somebody takes it.
+        """
+        self._restarted = restarted
         self.asked: dict[str, Asked] = {}
         self.statuses: Counter[str] = Counter()
         self.is_over = asyncio.Event()
@@ -123,9 +134,9 @@ class Traffic:
         self._most = most
         self._next = 0
         self._connections = {name: Connections(Address("127.0.0.1", port)) for name, (port, _) in edges.items()}
-        loop = asyncio.get_running_loop()
+        loop, names = asyncio.get_running_loop(), list(edges)
         self._tasks = [
-            loop.create_task(self._client(random.Random(f"{seed} {number}")), name=f"client {number}")
+            loop.create_task(self._client(names[number % len(names)], random.Random(f"{seed} {number}")))
             for number in range(clients)
         ]
 
@@ -148,14 +159,13 @@ class Traffic:
         for each in self._connections.values():
             each.close()
 
-    async def _client(self, chance: random.Random) -> None:
-        names = list(self._edges)
+    async def _client(self, name: str, chance: random.Random) -> None:
         while not self.is_over.is_set():
             await self._open.wait()
             if self._most is not None and len(self.asked) >= self._most:
                 self.is_over.set()
                 return
-            plan, name = draw(chance), chance.choice(names)
+            plan = draw(chance)
             is_slow = chance.random() < _SLOW
             if is_slow:
                 simulate = {"tokens": _SLOW_TOKENS, "prompt_tokens": 12}
@@ -197,9 +207,9 @@ class Traffic:
         asked.status = sample.status
         asked.is_whole = sample.ok and seen.is_last and not seen.is_error
         asked.told_tokens = seen.told_tokens if asked.is_whole else None
-        if "no whole answer within" in sample.error:
-            self.statuses["hung"] += 1
-        self.statuses[str(sample.status) if sample.status else "no answer"] += 1
+        late = "no whole answer within" in sample.error
+        asked.is_hung = late and (sample.status != 0 or asked.edge not in self._restarted)
+        self.statuses["late" if late else str(sample.status) if sample.status else "no answer"] += 1
 
     async def _dawdle(self, asked: Asked, raw: bytes, chance: random.Random) -> None:
         """Send a request in pieces, and read its long answer slowly, to the end or until patience ends."""
