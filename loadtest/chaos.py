@@ -32,7 +32,7 @@ _WARM_S: Final = 8.0
 _SETTLE_S: Final = 8.0  # engines close idle connections after five
 _MIDDLE_FROM_S: Final = 240.0  # from here on there is a rest in the middle, and what grows shows there
 _FAULT_PATIENCE_S: Final = 120.0
-_PAUSE_S: Final = 1.0  # between two faults at most
+_PAUSES_S: Final = {"mortal": (2.0, 6.0), "world": (0.2, 1.0)}  # between two faults; a process is to serve meanwhile
 # What may differ between two rests: a share, and an amount.
 _SLACK: Final = {"memory_bytes": (0.05, 8e6), "descriptors": (0.0, 12.0), "tasks": (0.0, 4.0)}
 
@@ -114,12 +114,11 @@ class Chaos:
     async def _break_things(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
         possible = {name: fault for name, fault in WORLD.items() if name not in self._world.why}
-        lanes = [self._lane(MORTAL, until_s, 1), self._lane(possible, until_s, 2)]
-        await asyncio.gather(*lanes)
+        await asyncio.gather(self._lane("mortal", MORTAL, until_s), self._lane("world", possible, until_s))
 
-    async def _lane(self, faults: Mapping[str, Fault], until_s: float, number: int) -> None:
+    async def _lane(self, lane: str, faults: Mapping[str, Fault], until_s: float) -> None:
         """Let one fault follow the other, all of them before any comes again."""
-        chance = random.Random(f"{self._arguments.seed} lane {number} {len(self._rests)}")
+        chance = random.Random(f"{self._arguments.seed} {lane} {len(self._rests)}")
         waiting: list[str] = []
         while time.monotonic() < until_s and not self._traffic.is_over.is_set():
             if not waiting:
@@ -133,7 +132,7 @@ class Chaos:
                 self._problems.append(f"{name}: {error}")
             self._done[name] += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._traffic.is_over.wait(), chance.uniform(0.2, _PAUSE_S))
+                await asyncio.wait_for(self._traffic.is_over.wait(), chance.uniform(*_PAUSES_S[lane]))
 
     def _report(self, took_s: float) -> int:
         world, traffic = self._world, self._traffic

@@ -1,11 +1,10 @@
 """Where faults need the system: a network namespace that can be cut off, a disk that fills, a clock that steps.
 
-Each is absent where the machine does not allow it; `why` says so.
+Where the machine does not allow one, `Denied` says why.
 """
 
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -23,20 +22,27 @@ _FAKETIME: Final = (
 )
 
 
-def why_no_root(*programs: str) -> str:
-    """Return why what needs root and programs cannot be done here, empty where it can."""
-    if os.geteuid() != 0:
-        return "needs root"
-    missing = [each for each in programs if shutil.which(each) is None]
-    return f"needs {', '.join(missing)}" if missing else ""
+class Denied(Exception):
+    """The machine does not allow it; the message says why."""
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+    """Run a command of the system; raises `Denied`."""
+    if os.geteuid() != 0:
+        raise Denied("needs root")
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        raise Denied(f"needs {command[0]}") from None
+    except subprocess.CalledProcessError as error:
+        raise Denied(f"{' '.join(command[:3])}: {error.stderr.decode(errors='replace').strip()}") from None
 
 
 class Island:
-    """A network namespace behind one cable, which can be pulled; no packet leaves the machine (RFC 2544 addresses)."""
+    """A network namespace behind one cable, which can be pulled; no packet leaves the machine (RFC 2544 addresses).
+
+    Raises: `Denied`.
+    """
 
     def __init__(self) -> None:
         self._name = f"chaos-{os.getpid()}"
@@ -50,7 +56,7 @@ class Island:
             _run("ip", "link", "set", self._outer, "up")
             _run("ip", "-n", self._name, "addr", "add", f"{self.host}/30", "dev", self._inner)
             self.plug(plugged=True)
-        except subprocess.CalledProcessError:
+        except Denied:
             self.close()
             raise
 
@@ -82,7 +88,7 @@ class Island:
 
 
 class Disk:
-    """A small disk in memory, mounted at a directory."""
+    """A small disk in memory, mounted at a directory; raises `Denied`."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()

@@ -25,7 +25,8 @@ MODELS: Final = {"public/v": "vllm", "public/s": "sglang", "public/l": "llamacpp
 ID: Final = re.compile(rb"\[([a-z]+-[0-9]+)\]")
 _PATIENCE_S: Final = 30.0  # of a client: far beyond every timeout of the edge
 _AWAY_S: Final = 0.1  # between two tries while nobody answers
-_ABORTS, _SLOW, _FAULTS = 0.15, 0.02, 0.12  # shares of the requests
+FAULTS: Final = 0.12  # shares of the requests
+_ABORTS, _SLOW = 0.15, 0.02
 _SLOW_TOKENS: Final = 8_000  # some 2 MB, which no socket buffer holds
 _LAST: Final = re.compile(rb'"type": ?"(?:message_stop|response\.completed|response\.incomplete)"')
 _USAGE: Final = re.compile(rb'"(?:completion|output)_tokens": ?([0-9]+)')
@@ -86,15 +87,15 @@ class Plan:
         return orjson.dumps(body)
 
 
-def draw(chance: random.Random) -> Plan:
-    """Draw a request; faults are those that an engine has by itself."""
+def draw(chance: random.Random, faults: float = FAULTS) -> Plan:
+    """Draw a request; `faults` is the share of those with a fault that an engine has by itself."""
     path, model = chance.choice(PATHS), chance.choice(list(MODELS))
     tokens, prompt_tokens = chance.randrange(1, 60), chance.randrange(1, 500)
     simulate: dict[str, Any] = {"tokens": tokens, "prompt_tokens": prompt_tokens}
     simulate |= {"interval_ms": chance.choice((0, 2, 10)), "ttft_ms": chance.choice((0, 0, 20, 100))}
-    if chance.random() < _FAULTS:
+    if chance.random() < faults:
         after = chance.randrange(-1, tokens)
-        faults: tuple[dict[str, Any], ...] = (
+        possible: tuple[dict[str, Any], ...] = (
             {"fault": "cut", "after": after},
             {"fault": "reset", "after": after},
             {"fault": "stall", "after": after},
@@ -102,7 +103,7 @@ def draw(chance: random.Random) -> Plan:
             {"fault": "error_first"},
             {"fault": "error", "status": chance.choice((400, 500, 503))},
         )
-        simulate |= chance.choice(faults)
+        simulate |= chance.choice(possible)
     choices = 2 if path == "chat" and model != "public/l" and chance.random() < 0.1 else 1
     return Plan(path, model, chance.random() < 0.7, tokens, choices, prompt_tokens, simulate)
 
@@ -117,12 +118,14 @@ class Traffic:
         seed: int,
         most: int | None,
         restarted: Sequence[str] = (),
+        faults: float = FAULTS,
     ) -> None:
         """Begin; `edges` gives the port and the key of each, `most` is how many requests are made at most.
 
         At one that is `restarted` a request may wait in the kernel until somebody takes it.
         """
         self._restarted = restarted
+        self._faults = faults
         self.asked: dict[str, Asked] = {}
         self.statuses: Counter[str] = Counter()
         self.is_over = asyncio.Event()
@@ -165,7 +168,7 @@ class Traffic:
             if self._most is not None and len(self.asked) >= self._most:
                 self.is_over.set()
                 return
-            plan = draw(chance)
+            plan = draw(chance, self._faults)
             is_slow = chance.random() < _SLOW
             if is_slow:
                 simulate = {"tokens": _SLOW_TOKENS, "prompt_tokens": 12}

@@ -25,7 +25,7 @@ from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from loadtest import peers, processes
 from loadtest.chaos_ledger import Given, Journal
-from loadtest.chaos_places import Clock, Disk, Island, why_no_root
+from loadtest.chaos_places import Clock, Denied, Disk, Island
 from loadtest.chaos_redis import Cluster, Pair, until
 from loadtest.chaos_traffic import ID
 from loadtest.edges import Edge
@@ -80,8 +80,8 @@ limit = "many"
 """
 _TIMES: Final = """
 connect_timeout = "500ms"
-first_byte_timeout = "1500ms"
-idle_timeout = "1s"
+first_byte_timeout = "4s"
+idle_timeout = "2s"
 max_connection_age = "10s"
 """
 
@@ -171,16 +171,16 @@ class World:
         await self._stack.aclose()
 
     def _find_places(self) -> None:
-        if why := why_no_root("ip"):
-            self.why["partition"] = why
-        else:
+        try:
             self.island = Island()
             self._stack.callback(self.island.close)
-        if why := why_no_root("mount", "umount"):
-            self.why["full disk"] = why
-        else:
+        except Denied as error:
+            self.why["partition"] = str(error)
+        try:
             self.disk = Disk(self.directory / "disk")
             self._stack.callback(self.disk.close)
+        except Denied as error:
+            self.why["full disk"] = str(error)
         library = Clock.library(self._faketime)
         if library is None:
             self.why["clock steps"] = "needs libfaketime: apt install libfaketime, or --faketime FILE"
