@@ -186,10 +186,12 @@ class Traffic:
                 headers={"X-Request-Id": request_id},
             )
             self._live += 1
-            await (self._dawdle(asked, raw, chance) if is_slow else self._ask(asked, raw, chance))
-            self._live -= 1
-            if not self._live:
-                self._quiet.set()
+            try:
+                await (self._dawdle(asked, raw, chance) if is_slow else self._ask(asked, raw, chance))
+            finally:  # else a client that fails would hold up every rest
+                self._live -= 1
+                if not self._live:
+                    self._quiet.set()
             if asked.status == 0 and asked.fate == "read":
                 await asyncio.sleep(_AWAY_S)
             elif asked.status == 503:
@@ -238,7 +240,7 @@ class Traffic:
                         break
                     await asyncio.sleep(chance.random() * 0.05)
                 writer.transport.abort()
-        except (OSError, TimeoutError, ValueError):
+        except (OSError, RuntimeError, TimeoutError, ValueError):  # uvloop: a write to a connection that was closed
             with contextlib.suppress(OSError):
                 sock.close()
         asked.is_whole = asked.status == 200 and b"data: [DONE]" in data and data.endswith(b"\r\n0\r\n\r\n")
