@@ -196,7 +196,7 @@ class Pair:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # uvloop: a write to a connection that was closed
         while piece := await reader.read(_BUFFER):
             writer.write(piece)
             await writer.drain()
