@@ -14,7 +14,7 @@ from edge.errors import InvalidRequest, ModelNotFound
 from edge.metering.estimating import estimated
 from edge.names import is_model_name
 
-LONG_BODY_BYTES: Final = 1 << 18  # a shorter one takes 1 ms, or 5 where it is built to be slow
+LONG_BODY_BYTES: Final = 1 << 19  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8

@@ -15,9 +15,14 @@ import msgspec
 
 from edge.errors import InvalidRequest
 
-PIECE_BYTES: Final = 1 << 15  # of a text in 0.1 ms
+PIECE_BYTES: Final = 1 << 15  # at most, with structure in it
 _DENSE_PIECE_BYTES: Final = 1 << 12  # with a mark in each of them up to 2 ms
-_MANY_MARKS: Final = PIECE_BYTES // 16
+_FIRST_PIECE_BYTES: Final = 1 << 9  # behind a long text: what ends one and begins the next is short
+_MANY_MARKS: Final = 16  # in a piece is one in so many bytes
+_FEW_QUOTES: Final = 256  # is one in so many; few are looked at one by one
+_LONG_TEXT_BYTES: Final = 1 << 11  # a text is read by itself where so many follow
+_FIRST_TEXT_BYTES: Final = 1 << 13
+_TEXT_PIECE_BYTES: Final = 1 << 18  # in 0.3 ms
 _STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
 _MAX_DEPTH: Final = 1000  # about what the parser takes
 _MAX_KEY_BYTES: Final = 512  # of a member that anyone looks for; a letter that is escaped has six
@@ -36,6 +41,7 @@ _OPENS: Final = b"[{"
 _OPENING_BIT: Final = 2  # which "[" and "{" have, and "]" and "}" have not
 _TOP: Final = 2  # open brackets within which no member of the top level begins or ends
 _ARRAY, _OBJECT = b"[{"
+_BACKSLASH: Final = ord("\\")
 # The phases of a member.
 _KEY: Final = "key"
 _COLON: Final = "colon"
@@ -89,6 +95,39 @@ def end_within_text(window: bytes, plain: bytes) -> int:
     return end
 
 
+def _text_in(window: bytes) -> int:
+    """Return how much of a piece that begins within a text is that text."""
+    at = window.find(b'"')
+    if at >= 0 and window.count(b'"') > len(window) // _FEW_QUOTES:
+        at = plain_quotes(window).find(b'"')
+        return at if at >= 0 else len(window)
+    while at >= 0:
+        begins = at
+        while begins and window[begins - 1] == _BACKSLASH:
+            begins -= 1
+        if (at - begins) % 2 == 0:
+            return at
+        at = window.find(b'"', at + 1)
+    return len(window)
+
+
+def _end_of_plain_text(window: bytes) -> int:
+    """Return where a piece may end that goes on within a text: not within an escape, a pair of them or a character."""
+    end = len(window)
+    escape = window.rfind(b"\\", max(0, end - 2 * _ESCAPE_BYTES))
+    if escape >= 0:
+        end = len(window[: escape + 1].rstrip(b"\\"))
+        if _HIGH_SURROGATE.match(window, max(0, end - _ESCAPE_BYTES), end):
+            end -= _ESCAPE_BYTES
+        return end
+    for last in range(end - 1, end - 5, -1):
+        if window[last] < 0x80:
+            break
+        if window[last] >= 0xC0:
+            return last
+    return end
+
+
 class Outline:
     """What the top level of an object holds: its `members`, in their order, but for those of very long names.
 
@@ -98,7 +137,7 @@ class Outline:
 
     __slots__ = (
         "_at", "_beginning_bytes", "_body", "_count", "_in_text", "_is_key", "_last", "_mark", "_name", "_number",
-        "_phase", "_stack", "beginnings", "inside", "members",
+        "_phase", "_piece_bytes", "_stack", "_text_bytes", "beginnings", "inside", "members",
     )  # fmt: skip
 
     def __init__(self, body: bytes, beginning_bytes: int = 0) -> None:
@@ -108,6 +147,8 @@ class Outline:
         self.beginnings: dict[str, bytes] = {}
         self.inside = 0
         self._at = 0  # where the next piece begins
+        self._piece_bytes = PIECE_BYTES  # how long it may be
+        self._text_bytes = _FIRST_TEXT_BYTES  # and where it is within a text alone
         self._stack = bytearray()  # what is open there, each by its bracket
         self._in_text = False  # whether it begins within a text
         self._is_key = False  # whether the text that was begun last is a key
@@ -127,7 +168,14 @@ class Outline:
         """Read the body, and yield where others may run. Raises: `InvalidRequest`."""
         begun = thread_time()
         while self._at < len(self._body):
-            self._read_piece()
+            if self._in_text and self._read_text():
+                self._piece_bytes = _FIRST_PIECE_BYTES
+                self._text_bytes = min(2 * self._text_bytes, _TEXT_PIECE_BYTES)
+            else:
+                self._text_bytes = _FIRST_TEXT_BYTES
+                self._read_piece()
+                self._piece_bytes = min(2 * self._piece_bytes, PIECE_BYTES)
+            self._keep_beginning()
             if thread_time() - begun > _STEP_S:
                 yield
                 begun = thread_time()
@@ -136,19 +184,30 @@ class Outline:
         for index, (name, start, end) in enumerate(self.members):
             self.members[index] = Member(name, *(yield from _without_space(self._body, start, end)))
 
+    def _read_text(self) -> bool:
+        """Read on in the text that is open, where that is long; most of a large body is text, and has no structure."""
+        body, at = self._body, self._at
+        window = body[at : at + self._text_bytes]
+        count = _text_in(window)
+        if count == len(window) and at + count < len(body):
+            count = _end_of_plain_text(window)
+        if count < _LONG_TEXT_BYTES:
+            return False
+        window = window[:count]
+        _check_encoding(window)
+        _check(b'"%b"' % window)
+        self._at += len(window)
+        return True
+
     def _read_piece(self) -> None:
-        window = self._body[self._at : self._at + PIECE_BYTES]
-        if len(window.translate(None, _NOT_MARKS)) > _MANY_MARKS:
+        window = self._body[self._at : self._at + self._piece_bytes]
+        if len(window.translate(None, _NOT_MARKS)) > len(window) // _MANY_MARKS:
             window = window[:_DENSE_PIECE_BYTES]
         plain = plain_quotes(window)
         if self._at + len(window) < len(self._body):
             count = self._end(window, plain)
             window, plain = window[:count], plain[:count]
-        if not window.isascii():
-            try:
-                window.decode()
-            except UnicodeDecodeError:
-                raise not_text() from None
+        _check_encoding(window)
         if not self._last:
             first = window.lstrip(_SPACE)[:1]
             if not first:
@@ -162,6 +221,9 @@ class Outline:
         if lowest <= 1:
             self._list_members(plain, depth, was_in_text)
         self._at += len(window)
+
+    def _keep_beginning(self) -> None:
+        """Keep how a member begins that has become long."""
         name, is_long = self._name, self._at - self._mark >= self._beginning_bytes
         if self._phase is _VALUE and name is not None and is_long and name not in self.beginnings:
             self.beginnings[name] = self._body[self._mark : self._at] + self._closed()[:-1]
@@ -316,6 +378,14 @@ class Outline:
         if self._phase is _VALUE and self._name is not None:
             self.members.append(Member(self._name, self._mark, end))
         self._phase = _KEY
+
+
+def _check_encoding(window: bytes) -> None:
+    if not window.isascii():
+        try:
+            window.decode()
+        except UnicodeDecodeError:
+            raise not_text() from None
 
 
 def _check(piece: bytes) -> None:

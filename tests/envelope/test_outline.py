@@ -29,7 +29,7 @@ def value(chance: random.Random, depth: int = 0) -> str:
     if depth > 4 or kind < 0.25:
         return chance.choice(SCALARS)
     if kind < 0.5:
-        return '"' + "".join(chance.choices(LETTERS, k=chance.randrange(12))) + '"'
+        return '"' + "".join(chance.choices(LETTERS, k=chance.choice((0, 3, 12, 80)))) + '"'
     if kind < 0.75:
         return "[" + spaced([value(chance, depth + 1) for _ in range(chance.randrange(5))]) + "]"
     members = [f"{chance.choice(KEYS)} : {value(chance, depth + 1)}" for _ in range(chance.randrange(6))]
@@ -57,7 +57,12 @@ def test_pieces_are_json_exactly_when_the_body_is(seed: int, monkeypatch: pytest
     monkeypatch.setattr(outline, "_DENSE_PIECE_BYTES", 70)
     for _ in range(300):
         monkeypatch.setattr(outline, "PIECE_BYTES", chance.choice((70, 90, 150)))
-        monkeypatch.setattr(outline, "_MANY_MARKS", chance.choice((5, 20, 100)))
+        monkeypatch.setattr(outline, "_FIRST_PIECE_BYTES", chance.choice((70, 90)))
+        monkeypatch.setattr(outline, "_LONG_TEXT_BYTES", chance.choice((1, 5, 20)))
+        monkeypatch.setattr(outline, "_FIRST_TEXT_BYTES", chance.choice((13, 20, 60)))
+        monkeypatch.setattr(outline, "_TEXT_PIECE_BYTES", chance.choice((20, 40, 100)))
+        monkeypatch.setattr(outline, "_FEW_QUOTES", chance.choice((1, 10, 1000)))
+        monkeypatch.setattr(outline, "_MANY_MARKS", chance.choice((1, 5, 20)))
         monkeypatch.setattr(outline, "_LONG_TOKEN_BYTES", chance.choice((8, 30, 64)))
         body = mutated(chance, value(chance).encode())
         try:
