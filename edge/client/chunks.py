@@ -5,9 +5,11 @@ hundred times as much as who sends the same body in one, and a size that no body
 """
 
 import re
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
-from aiohttp import StreamReader
+from aiohttp import StreamReader, hdrs
+from aiohttp.http_parser import RawRequestMessage
 
 from edge.errors import InvalidRequest, RequestTooLarge
 
@@ -16,7 +18,64 @@ _FEW_CHUNKS: Final = 1024  # that may be of any size
 _MIN_CHUNK_BYTES: Final = 16  # on average, of all beyond them; what is written piece by piece is buffered in KiB
 _MAX_DIGITS: Final = 16
 _CRLF: Final = b"\r\n"
+_BLANK_LINE: Final = b"\r\n\r\n"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]++)([^\r\n]*+)\r\n")
+
+
+class Framing:
+    """Where the requests of a connection stand in its bytes; `due_bytes` of a body are to come first.
+
+    The parser tells which requests there are, not where. It may tell of one later, and holds its bytes back until then.
+    """
+
+    __slots__ = ("_due_bytes", "_head", "_held", "_is_lost", "_max_body_bytes", "chunks")
+
+    def __init__(self, due_bytes: int, max_body_bytes: int) -> None:
+        self._due_bytes = due_bytes
+        self._max_body_bytes = max_body_bytes
+        self._head = b""  # the last bytes of half a one
+        self._held = b""
+        self._is_lost = False  # behind what only the parser understands
+        self.chunks: Chunks | None = None  # of the body that is received
+
+    def follow(self, data: bytes, messages: Iterable[tuple[Any, StreamReader]]) -> None:
+        """Follow what was received, of which the parser made these messages; raises as `Chunks.follow` does."""
+        told = iter(messages)
+        data, self._held = self._held + data, b""
+        while data and not self._is_lost:
+            if self.chunks is not None:
+                data = self.chunks.follow(data)
+                self._is_lost = self.chunks.is_broken
+                if self.chunks.done:
+                    self.chunks = None
+            elif self._due_bytes:
+                count = min(self._due_bytes, len(data))
+                self._due_bytes -= count
+                data = data[count:]
+            else:
+                data = self._take_head(data, told)
+
+    def _take_head(self, data: bytes, told: Iterator[tuple[Any, StreamReader]]) -> bytes:
+        """Return what stands behind a head; nothing when it is not whole, or not told of yet."""
+        if not self._head:
+            data = data.lstrip(_CRLF)  # as the parser does (RFC 9112 section 2.2)
+        head = self._head + data
+        end = head.find(_BLANK_LINE)
+        if end < 0:
+            self._head = head[1 - len(_BLANK_LINE) :]
+            return b""
+        message, payload = next(told, (None, None))
+        if message is None or payload is None:
+            self._held = data
+            return b""
+        self._head = b""
+        if not isinstance(message, RawRequestMessage) or message.upgrade:
+            self._is_lost = True
+        elif message.chunked:
+            self.chunks = Chunks(payload, self._max_body_bytes)
+        else:
+            self._due_bytes = int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
+        return head[end + len(_BLANK_LINE) :]
 
 
 class Chunks:
@@ -24,7 +83,7 @@ class Chunks:
 
     __slots__ = (
         "_count", "_extension_bytes", "_is_last", "_left", "_max_body_bytes", "_partial", "_received", "done",
-        "payload",
+        "is_broken", "payload",
     )  # fmt: skip
 
     def __init__(self, payload: StreamReader, max_body_bytes: int) -> None:
@@ -35,9 +94,10 @@ class Chunks:
         self._count = self._received = self._extension_bytes = 0
         self._is_last = False  # whether trailers are due
         self.done = False
+        self.is_broken = False
 
-    def follow(self, data: bytes) -> None:
-        """Follow what was received; what is no framing is left to the parser.
+    def follow(self, data: bytes) -> bytes:
+        """Follow what was received, and return what stands behind the body; what is no framing is left to the parser.
 
         Raises: `InvalidRequest` for too long extensions and too small chunks, `RequestTooLarge` for one that says so.
         """
@@ -53,14 +113,15 @@ class Chunks:
             if not line:
                 self._partial = data[at:]
                 self._check_extensions(len(self._partial) - _MAX_DIGITS - len(_CRLF))
-                return
+                return b""
             at += line
+        return data[at:]
 
     def _chunk(self, data: bytes, at: int) -> int:
         """Take a size line; return its length, 0 for half a one."""
         line = _SIZE_LINE.match(data, at)
         if line is None:
-            self.done = data.find(_CRLF, at) >= 0
+            self.is_broken = data.find(_CRLF, at) >= 0
             return 0
         digits, extension = line.span(1), line.span(2)
         if digits[1] - digits[0] > _MAX_DIGITS:

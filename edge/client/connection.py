@@ -279,9 +279,12 @@ class ClientConnection(SteppedHandler):
             if self._head_bytes < _LINE_BYTES:
                 self._line = self._line[: self._head_bytes] + data[:_LINE_BYTES]
             self._head_bytes += len(data)
+        due_bytes = self._repeats.due_bytes
         super().data_received(data)
-        self._follow_chunks(data, len(self._messages) - parsed, self._server.max_body_bytes)
-        self._repeats.follow(data, self._messages[-1][0] if len(self._messages) > parsed else None, waits=waits)
+        count = len(self._messages) - parsed
+        self._repeats.follow(data, self._messages[-1][0] if count == 1 else None, waits=waits)
+        if self._repeats.due_bytes is None:
+            self._follow_framing(data, count, due_bytes or 0, self._server.max_body_bytes)
         if self._messages:
             self._stop_header_timer()
             self._check_head_sizes()

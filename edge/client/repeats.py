@@ -63,17 +63,18 @@ class Repeats:
         return length is not None and end + len(_BLANK_LINE) + int(length[1]) >= len(data)
 
     def follow(self, data: bytes, parsed: object, *, waits: bool) -> None:
-        """Note where the parser stands after a read, of which it made the message `parsed`, None for none.
+        """Note where the parser stands after a read, of which it made the message `parsed`, None for none or several.
 
-        A read that begins between two requests must have the head of one. Whatever else it has makes the count too
-        small, so that it ends below 0: then only the parser knows where it stands. `waits`: no other request is there.
+        A read that begins between two requests must begin with the head of one. Whatever else it has makes the count
+        too small, so that it ends below 0: then only the parser knows where it stands. `waits`: no other request is
+        there.
         """
         due = self.due_bytes
         if due is None:
             return
         if due:
             due -= len(data)
-        elif isinstance(parsed, RawRequestMessage) and not parsed.chunked and not parsed.upgrade:
+        elif isinstance(parsed, RawRequestMessage) and not (parsed.chunked or parsed.upgrade or data[:1] in _CRLF):
             due = (
                 data.find(_BLANK_LINE) + len(_BLANK_LINE) + int(parsed.headers.get(hdrs.CONTENT_LENGTH, 0)) - len(data)
             )

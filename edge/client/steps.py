@@ -2,11 +2,11 @@
 
 from typing import Any, Final
 
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp import StreamReader
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
-from edge.client.chunks import Chunks
+from edge.client.chunks import Framing
 from edge.errors import EdgeError
 
 STEP_BYTES: Final = 8192  # of what may have many chunks, in up to 3 ms
@@ -15,13 +15,12 @@ STEP_BYTES: Final = 8192  # of what may have many chunks, in up to 3 ms
 class SteppedHandler(RequestHandler):
     """aiohttp's connection, of which the parser gets a long read in pieces, and others run in between."""
 
-    __slots__ = ("_chunks", "_parked", "_parser_reads", "_rest", "_tail", "answering")
+    __slots__ = ("_framing", "_parked", "_parser_reads", "_rest", "answering")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._rest = b""  # of a read
-        self._chunks: Chunks | None = None  # of the body that is received
-        self._tail = b""  # the last bytes of a read that has no whole head
+        self._framing: Framing | None = None  # where it is not plain
         self._parser_reads = True
         self._parked = b""  # received while the parser is full
         self.answering: object | None = None
@@ -47,24 +46,27 @@ class SteppedHandler(RequestHandler):
         if not self._rest and (self._parser_reads or self.answering is not None):
             RequestHandler._resume_transport_reading(self)
 
-    def _follow_chunks(self, data: bytes, count: int, max_body_bytes: int) -> None:
-        """Refuse chunks that no client needs; `count` requests were parsed of `data`."""
-        if count:
-            message = self._messages[-1][0]
-            is_chunked = count == 1 and isinstance(message, RawRequestMessage) and message.chunked
-            self._chunks = Chunks(self._messages[-1][1], max_body_bytes) if is_chunked else None
-            data = (self._tail + data).partition(b"\r\n\r\n")[2] if is_chunked else b""
-            self._tail = b""
-        elif self._chunks is None:
-            self._tail = data[-3:]
-        if self._chunks is None:
-            return
+    def _follow_framing(self, data: bytes, count: int, due_bytes: int, max_body_bytes: int) -> None:
+        """Refuse chunks that no client needs; `count` requests were parsed of `data`.
+
+        It is called for each read from the first on that is more than one request, or a part of one, with a length;
+        `due_bytes` of a body were to come before that.
+        """
+        if self._framing is None:
+            self._framing = Framing(due_bytes, max_body_bytes)
         try:
-            self._chunks.follow(data)
+            self._framing.follow(data, list(self._messages)[len(self._messages) - count :])
         except EdgeError as error:
-            payload, self._chunks = self._chunks.payload, None
-            if self._messages and self._messages[-1][1] is payload:
-                self._messages[-1] = (error, EMPTY_PAYLOAD)  # type: ignore[assignment]  # for its turn
-            else:
-                self._close = True
-                payload.set_exception(error)
+            chunks = self._framing.chunks
+            assert chunks is not None  # which only their body's can be
+            self._refuse_body(chunks.payload, error)
+
+    def _refuse_body(self, payload: StreamReader, error: EdgeError) -> None:
+        """Let a body fail for its request, which is the last that is served."""
+        while self._messages:
+            message = self._messages.pop()
+            if message[1] is payload:
+                self._messages.append((error, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # for its turn
+                return
+        self._close = True
+        payload.set_exception(error)

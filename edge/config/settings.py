@@ -102,8 +102,8 @@ class KeysConfig:
     """How an API key is looked up."""
 
     store: Annotated[KeyStoreAddress, kinds.placed(
-        "`sqlite:FILE`, made by `edge keys create`; the URL of a token introspection server (RFC 7662), which "
-        "receives each key; or the URL of a Redis.",
+        "`sqlite:FILE`, made at the start or by `edge keys create`; the URL of a token introspection server (RFC "
+        "7662), which receives each key; or the URL of a Redis.",
         partial(values.parse_store, places=KEY_STORES), "key store", values.pattern_of(KEY_STORES), restart="value"
     )] = _KEY_FILE
     cache_ttl_s: Annotated[float, kinds.duration(

@@ -2,7 +2,7 @@
 
 No parser that is quick can stop half-way, so the body is cut into pieces, and each is parsed for itself. What stood
 before a piece is written short in front of it, and what is open at its end is closed behind it: `{"a":[1,2` and `,3]}`
-are read as `{"a":[1,2]}` and `{"":[0,3]}`. All pieces are JSON exactly when the body is (RFC 8259 section 2). Where a
+are read as `{"a":[1,2]}` and `{"":["",3]}`. All pieces are JSON exactly when the body is (RFC 8259 section 2). Where a
 piece may end: within a text, not within an escape or a character; else behind a token, or between two digits.
 """
 
@@ -256,7 +256,7 @@ class Outline:
         elif self._last == b'"':
             tail = b'""'
         elif self._last == b"0":
-            tail = (b'"":' if is_object else b"") + (self._number or b"0")
+            tail = (b'"":' if is_object else b"") + (self._number or b'""')  # which nothing goes on
         return opened + self._stack[-1:] + tail
 
     def _closed(self) -> bytes:

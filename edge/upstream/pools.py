@@ -72,7 +72,10 @@ class Pool:
         members = self._candidates(tried, user)
         if self.config.max_inflight is not None:
             members = self._with_room(members)
-            if not members or (self._waiting and not tried):  # nobody overtakes
+            if members and self._waiting and not tried:  # nobody overtakes: those who may take the place come first
+                self.grant()
+                members = self._with_room(self._candidates(tried, user))
+            if not members:
                 return None
         return Lease(self._choose(members, key), user)
 

@@ -18,7 +18,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, str, T]] = []  # turn, order of arrival, user, item
-        self._next_turn: dict[str, int] = {}  # of the users that wait
+        self._next_turn: dict[str, int] = {}  # of the users whose next item must wait for its turn
         self._turn = 0
         self._arrivals = 0
 
@@ -34,33 +34,39 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> T:
         """Remove and return the item whose turn it is; raises `IndexError` when there is none."""
-        self._turn, _, user, item = heapq.heappop(self._heap)
-        self._forget(user)
+        turn, _, _, item = heapq.heappop(self._heap)
+        self._advance(turn)
         return item
 
     def pop_for(self, may_go: Callable[[str], bool]) -> T | None:
         """Remove and return the item whose turn it is among the users who may go; None: there is none."""
         if may_go(self._heap[0][2]):
             return self.pop()
-        going = {user for user in self._next_turn if may_go(user)}
+        going = {user for user in {entry[2] for entry in self._heap} if may_go(user)}
         following = min((entry for entry in self._heap if entry[2] in going), default=None)
         if following is None:
             return None
-        self.remove(following[3])
+        self._heap.remove(following)
+        heapq.heapify(self._heap)
+        self._advance(following[0])
         return following[3]
 
     def remove(self, item: T) -> None:
         """Remove an item that waits no more; one that is not there is no error."""
-        for at, (_, _, user, other) in enumerate(self._heap):
+        for at, (_, _, _, other) in enumerate(self._heap):
             if other is item:
                 del self._heap[at]
                 heapq.heapify(self._heap)
-                self._forget(user)
+                self._advance(self._turn)
                 return
 
-    def _forget(self, user: str) -> None:
-        if not any(other == user for _, _, other, _ in self._heap):
-            self._next_turn.pop(user, None)
+    def _advance(self, turn: int) -> None:
+        """Go on to a turn; users are known as long as they have had more than that, and somebody waits."""
+        if not self._heap:
+            self._next_turn.clear()
+        elif turn > self._turn:
+            self._next_turn = {user: following for user, following in self._next_turn.items() if following > turn}
+        self._turn = max(self._turn, turn)
 
 
 class DrainRate:

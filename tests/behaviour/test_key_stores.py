@@ -16,6 +16,7 @@ import pytest
 
 from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.redis import EMPTY
+from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from tests.behaviour.test_keys import status_of, until_status
 from tests.conftest import ROUTES, USER, Edge, StartEdge
@@ -89,6 +90,19 @@ async def test_broken_store_lets_known_keys_go_on_and_nobody_else_in(
     lines = [record for record in caplog.records if record.name == "edge.keys.authenticator"]
     assert [record.levelname for record in lines] == ["ERROR", "WARNING"]
     assert re.search(backend.harms[how], lines[0].getMessage())
+
+
+async def test_store_of_a_first_start_refuses_unknown_keys_and_takes_the_first_key_at_once(
+    start_edge: StartEdge, simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new edge in an empty folder is no outage."""
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), keys='store = "sqlite:new.db"')
+    assert await status_of(edge, KEY) == 401
+    with KeyRegistry(edge.keys_path.with_name("new.db")) as registry:
+        key, _ = registry.create(USER)
+    assert [await status_of(edge, each) for each in (key, KEY)] == [200, 401]
+    [told] = [record.getMessage() for record in caplog.records if record.name.startswith("edge.keys")]
+    assert "`edge keys create`" in told
 
 
 @pytest.mark.parametrize(
@@ -248,6 +262,16 @@ async def test_token_calls_what_its_user_may_and_keys_go_on_beside_it(
             assert (await edge.ask({**BODY, "model": model}, key=token()))[0] == status
         assert await status_of(edge, token(sub="u-x", iss="https://other.example/")) == 401
         assert (await edge.log())[0]["user"] == USER
+
+
+async def test_tokens_need_no_key_file(start_edge: StartEdge, simulator: Simulator, issuer: Issuer) -> None:
+    """Who has no keys names no store, and has none."""
+    routes = f"{jwt_table(issuer)}\n{ROUTES.replace('{upstream}', simulator.url)}"
+    edge = await start_edge(routes, keys='store = "sqlite:new.db"')
+    assert await status_of(edge, token()) == 200
+    for bad in (token(key=OTHER_RSA_KEY), token(exp=int(time.time()) - 3600), KEY):
+        assert await status_of(edge, bad) == 401
+    assert not edge.server.authenticator.outage
 
 
 async def test_token_is_proved_once_and_expires_while_it_is_cached(

@@ -108,6 +108,17 @@ def test_number_of_many_digits_is_one_number() -> None:
                 list(Outline(b'{"x":%b}' % (wrong % digits)).read())
 
 
+@pytest.mark.parametrize("before", [b'"t"', b"true", b"1 ", b"[]", b"{}", b"1\n"])
+@pytest.mark.parametrize("behind", [b".5", b"e5", b"E+1", b"5", b"-1", b'"', b"null"])
+def test_what_stands_behind_a_value_is_no_part_of_it(before: bytes, behind: bytes) -> None:
+    """Where a piece ends just behind a value, what follows must not be read as the end of a number."""
+    for opening in (b'{"x":[', b'{"x":'):
+        start = opening + b" " * (PIECE_BYTES - len(opening) - len(before)) + before
+        body = start + behind + (b"]}" if opening.endswith(b"[") else b"}")
+        with pytest.raises(InvalidRequest, match="JSON"):
+            list(Outline(body).read())
+
+
 def test_nesting_is_bounded() -> None:
     with pytest.raises(InvalidRequest, match="deeply"):
         list(Outline(b'{"x":' + b"[" * MIB + b"]" * MIB + b"}").read())

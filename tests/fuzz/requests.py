@@ -73,8 +73,9 @@ class Served:
             Timeouts(1, 1, 1, 0),
         )  # fmt: skip
         attempt = work.attempt(Exchange("r", head.method, 0.0, 0.0, stream=envelope.stream), _MEMBER, None)
-        self.bodies.append(attempt.body)
-        self.upstream += attempt.head + attempt.body
+        sent = b"".join(attempt.body)
+        self.bodies.append(sent)
+        self.upstream += attempt.head + sent
 
 
 async def serve(reads: list[bytes]) -> Served:

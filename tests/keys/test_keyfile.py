@@ -1,6 +1,7 @@
 """The file of the embedded store, opened by either side: made, refused, or taken to this edge's schema."""
 
 import contextlib
+import errno
 import re
 import sqlite3
 import stat
@@ -30,9 +31,10 @@ both_sides = pytest.mark.parametrize("open_and_close", [open_and_close_store, op
 OpenAndClose = Callable[[Path], Awaitable[None]]
 
 
-async def test_missing_file_is_created_for_its_owner_alone(path: Path) -> None:
+@both_sides
+async def test_missing_file_is_created_for_its_owner_alone(path: Path, open_and_close: OpenAndClose) -> None:
     """Digests and names of users are nobody else's business."""
-    await open_and_close_registry(path)
+    await open_and_close(path)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -40,29 +42,60 @@ async def test_missing_file_is_created_for_its_owner_alone(path: Path) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
 
 
-async def test_empty_file_becomes_a_key_store(path: Path) -> None:
+@both_sides
+async def test_empty_file_becomes_a_key_store(path: Path, open_and_close: OpenAndClose) -> None:
     """A file that was only touched, or whose maker was killed, is set up as a missing one is."""
     path.touch()
 
-    await open_and_close_registry(path)
+    await open_and_close(path)
 
     with KeyRegistry(path) as registry:
         assert registry.list() == []
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-async def test_missing_or_empty_file_is_an_outage_to_who_serves_until_it_has_a_key(path: Path, is_there: bool) -> None:
-    """Its keys may be lost. Whoever only lists makes no file, which would be a store without any."""
+async def test_missing_or_empty_file_is_a_new_store_at_the_start(
+    path: Path, is_there: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows nobody, which is told once, and the first key that is made works at once."""
     if is_there:
         path.touch()
     async with serving(path) as (store, listener):
+        assert await store.look_up(hash_key("sk-any"), "sk-any") is None
+        key = make_key(path)
+        assert await store.look_up(hash_key(key), key) is not None
+        assert await store.look_up(hash_key("sk-any"), "sk-any") is None
+        assert listener.outages == []
+    async with serving(path):
+        pass
+    [told] = [each.getMessage() for each in caplog.records]
+    assert str(path) in told
+    assert "`edge keys create`" in told
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_who_only_lists_makes_no_file(path: Path, is_there: bool) -> None:
+    if is_there:
+        path.touch()
+    with pytest.raises(KeyFileBlank, match="`edge keys create`"), KeyRegistry(path, makes=False):
+        pass
+    assert path.exists() == is_there
+    assert not is_there or not path.read_bytes()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_file_that_is_gone_or_emptied_while_it_is_served_is_an_outage_until_it_has_a_key(
+    path: Path, is_there: bool
+) -> None:
+    """Its keys are lost, also where it never had one: no start is what makes it anew."""
+    async with serving(path) as (store, listener):
+        path.unlink()
+        if is_there:
+            path.touch()
         await listener.until(lambda: listener.outages != [])
         assert "`edge keys create`" in listener.outages[0]
-        with pytest.raises(StoreFailed) as failed:
+        with pytest.raises(StoreFailed):
             await store.look_up(hash_key("sk-any"), "sk-any")
-        assert failed.value.reason == listener.outages[0]
-        with pytest.raises(KeyFileBlank), KeyRegistry(path, makes=False):
-            pass
         assert path.exists() == is_there
         assert not is_there or not path.read_bytes()
         key = make_key(path)
@@ -70,6 +103,15 @@ async def test_missing_or_empty_file_is_an_outage_to_who_serves_until_it_has_a_k
         assert await store.look_up(hash_key(key), key) is not None
         assert await store.look_up(hash_key("sk-any"), "sk-any") is None
         assert listener.outages[1:] == [""]
+
+
+async def test_file_that_cannot_be_made_is_named_at_the_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(KeyFileError, match=re.escape(f"{path} cannot be used (Read-only file system)")):
+        await open_and_close_store(path)
 
 
 @both_sides
@@ -135,7 +177,6 @@ async def test_file_of_an_older_edge_takes_the_steps_that_it_lacks(
     steps = (*keyfile.STEPS, NOTES, ("UPDATE keys SET note = 'old'",))
     monkeypatch.setattr(keyfile, "STEPS", steps)
 
-    await open_and_close_registry(path.with_name("new.db"))
     for each in (path, path.with_name("new.db")):
         await open_and_close(each)
         assert version_of(each) == len(steps)

@@ -204,7 +204,6 @@ async def test_change_leaves_nothing_that_would_undo_a_revocation_in_a_file_move
 
 
 async def test_new_file_has_no_wal_either(path: Path) -> None:
-    make_key(path)
     async with serving(path):
         assert path.with_name("keys.db-wal").stat().st_size == 0
 
@@ -396,7 +395,6 @@ async def test_store_that_failed_to_open_can_be_opened_later(tmp_path: Path) -> 
     with pytest.raises(KeyFileError):
         await store.open()
     (tmp_path / "later").mkdir()
-    make_key(tmp_path / "later" / "keys.db")
 
     await store.open()
 

@@ -221,8 +221,8 @@ async def test_endpoints_and_pools_past_the_bound_are_one_sum_which_keeps_what_i
         return {each.labels["endpoint"]: each.value for each in family.samples}
 
     for endpoint in endpoints.states():
-        for _ in range(3):
-            endpoint.health.fault(0.0, 0)
+        for user in ("u-1", "u-2", "u-3"):
+            endpoint.health.fault(0.0, 0, user)
     assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}
     endpoints.keep_only([pools["p1"]])
     assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}

@@ -136,3 +136,38 @@ async def test_a_place_that_comes_free_goes_to_the_next_whom_its_member_did_not_
     assert not first.done()
     at_good.__exit__()
     assert (await first).member is good
+
+
+async def test_place_that_nobody_who_waits_may_take_is_taken_at_once_and_whoever_fills_the_queue(
+    endpoints: Endpoints,
+) -> None:
+    """Else one user, whom a member failed, could let the others wait for it, or be refused."""
+    pool = pool_of(endpoints, 1, 1)
+    pool.config = replace(pool.config, max_inflight=1, queue=1)
+    bad, good = pool.members
+    failed(bad, "u-1")
+    at_good = Lease(good, "u-1")
+    at_good.hold()
+    assert pool.lease(user="u-1") is None
+    waiting = asyncio.get_running_loop().create_task(pool.wait("u-1"))
+    await asyncio.sleep(0)
+    lease = pool.lease(user="u-2")
+    assert lease is not None
+    with lease:
+        assert lease.member is bad
+        assert pool.lease(user="u-2") is None
+    at_good.__exit__()
+    assert (await waiting).member is good
+
+
+async def test_nobody_overtakes_who_may_take_the_same_place(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1)
+    pool.config = replace(pool.config, max_inflight=1, queue=9)
+    first, second = (Lease(member, "u-1") for member in pool.members)
+    first.hold()
+    second.hold()
+    waiting = asyncio.get_running_loop().create_task(pool.wait("u-1"))
+    await asyncio.sleep(0)
+    first.endpoint.in_flight -= 1  # as one that comes by DNS has room, of which nothing tells
+    assert pool.lease(user="u-2") is None
+    assert (await waiting).endpoint is first.endpoint

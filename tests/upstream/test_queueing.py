@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from edge.upstream.queueing import DrainRate, FairQueue
 
 
@@ -90,3 +92,19 @@ def test_who_may_not_go_is_passed_over_and_keeps_the_turn() -> None:
     assert queue.pop_for(lambda user: user == "b") is None
     assert queue.pop_for(lambda user: True) == "a1"
     assert drained(queue) == ["c1", "a2"]
+
+
+@pytest.mark.parametrize("stuck", [[], ["stuck"]])
+def test_users_who_ask_again_and_again_do_not_overtake_one_who_waits(stuck: list[str]) -> None:
+    """Each of them asks when the other one is served; also while a user in front may not go."""
+    queue: FairQueue[str] = FairQueue()
+    for user in (*stuck, "x", "y", "many", "many", "many"):
+        queue.push(user, user)
+    order, before = [], ""
+    for _ in range(9):
+        order.append(queue.pop_for(lambda user: user != "stuck"))
+        if before in ("x", "y"):
+            queue.push(before, before)
+        before = order[-1] or ""
+    assert order == ["x", "y", "many", "many", "x", "y", "many", "x", "y"]
+    assert queue.pop_for(lambda user: True) == (stuck or ["x"])[0]

@@ -7,6 +7,7 @@ Source: https://www.sqlite.org/pragma.html#pragma_data_version
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -21,6 +22,8 @@ from edge.keys.stores import keyfile
 from edge.keys.stores.keyfile import number
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed, UserState
 from edge.keys.stores.records import principal_of
+
+_log = logging.getLogger(__name__)
 
 _SELECT_CHANGED = """
     SELECT digest, NULL FROM keys WHERE revision > :seen
@@ -45,7 +48,7 @@ class SqliteKeyStore(KeyStore):
     """Looks keys up in a thread of its own, and reports every change.
 
     A file that is locked, damaged, deleted or emptied makes look-ups fail until it can be read again; every watch
-    tries, so no restart is needed. It makes no file: one that is not there is a fault, not a store without keys.
+    tries, so no restart is needed. Only `open` makes a file: one that is missing or empty later has lost its keys.
     """
 
     def __init__(self, config: KeysConfig, watch_interval_s: float = 0.25) -> None:
@@ -62,9 +65,9 @@ class SqliteKeyStore(KeyStore):
         return f"<SqliteKeyStore {self._file.path} {state}>"
 
     async def open(self) -> None:
-        """Open the file and begin to watch it.
+        """Open the file, making one that is missing or empty, and begin to watch it.
 
-        Raises `KeyFileError` when a person must act first. The watch waits for one that is locked, or not there yet.
+        Raises `KeyFileError` when a person must act first. A file that is merely locked is waited for by the watch.
         """
         self._loop = asyncio.get_running_loop()
         self._healthy = True
@@ -105,14 +108,21 @@ class SqliteKeyStore(KeyStore):
     def _run(self, opened: asyncio.Future[None]) -> None:
         with contextlib.closing(self._file):
             try:
-                self._file.open()
-            except (keyfile.KeyFileBusy, keyfile.KeyFileBlank) as error:
+                self._open_first()
+            except keyfile.KeyFileBusy as error:
                 self._lost(error)
             except Exception as error:
                 self._post(_fail, opened, error)
                 return
             self._post(_settle, opened, None)
             self._serve()
+
+    def _open_first(self) -> None:
+        try:
+            self._file.open()
+        except keyfile.KeyFileBlank:
+            self._file.open(makes=True)
+            _log.warning("%s is a new key store: make its first key with `edge keys create`", self._file.path)
 
     def _serve(self) -> None:
         watch_at = time.monotonic() + self._watch_interval_s
@@ -181,13 +191,13 @@ class _KeyFile:
     def is_open(self) -> bool:
         return self._connection is not None
 
-    def open(self) -> None:
-        """Open the file anew, for reading only; raises `KeyFileError`."""
+    def open(self, *, makes: bool = False) -> None:
+        """Open the file anew, for reading only; raises `KeyFileError`, for a blank one only where it `makes` none."""
         self.close()
         with keyfile.key_file_errors(self.path):
-            keyfile.find_file(self.path)
+            (keyfile.make_file if makes else keyfile.find_file)(self.path)
             self._identity = self._identify()  # before the file is opened: a replacement in between is noticed later
-            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="refuse")
+            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if makes else "refuse")
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
             # SQLite keeps pages while nobody writes by its own rules. Without a cache of its own every look-up reads
@@ -203,8 +213,11 @@ class _KeyFile:
             connection.close()
 
     def was_replaced(self) -> bool:
-        """Return whether the path names another file than the open one; raises `OSError` when it names none."""
-        return self._identify() != self._identity
+        """Return whether the path names another file than the open one; raises `KeyFileBlank` when it names none."""
+        try:
+            return self._identify() != self._identity
+        except FileNotFoundError:
+            raise keyfile.KeyFileBlank(self.path) from None
 
     def find(self, digest: bytes) -> Principal | None:
         row = self._open_connection().execute(keyfile.SELECT_RECORD + "AND keys.digest = ?", (digest,)).fetchone()
