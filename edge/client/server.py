@@ -84,10 +84,10 @@ class ClientServer(web.Server):
         """Count a connection in; it learns its refusal, or is ended, when there is no room for it."""
         self.accepted_connections += 1
         self.silent[arrival] = None
-        of_address = self._of_address[arrival.address] = self._of_address.get(arrival.address, 0) + 1
+        of_address = self._of_address.get(arrival.address, 0)
         if (
             self._most_of_address is not None
-            and of_address > self._most_of_address
+            and of_address >= self._most_of_address
             and not is_trusted(arrival.peer, self._trusted_proxies)
         ):
             self.refused_of_address += 1
@@ -97,6 +97,8 @@ class ClientServer(web.Server):
             self.refused_connections += 1
             message = "The edge has too many connections, try again in a moment."
             self._refuse(arrival, Overloaded(message, retry_after_s=1))
+        else:  # room may have been made by one of the same address
+            self._of_address[arrival.address] = self._of_address.get(arrival.address, 0) + 1
 
     def begin_handshake(self, arrival: Arrival) -> None:
         """Note that the first bytes of TLS came."""
@@ -134,13 +136,12 @@ class ClientServer(web.Server):
             self._leave(arrival)
 
     def _leave(self, arrival: Arrival) -> None:
-        remaining = self._of_address[arrival.address] - 1
-        if remaining:
+        if arrival.refusal is not None:
+            self._refused -= 1
+        elif (remaining := self._of_address[arrival.address] - 1) > 0:
             self._of_address[arrival.address] = remaining
         else:
             del self._of_address[arrival.address]
-        if arrival.refusal is not None:
-            self._refused -= 1
         if not (self.clients or self.silent or self.handshakes):
             self._empty.set()
 
