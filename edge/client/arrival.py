@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # whose stubs have the loop alone
 
-from edge.client.connection import LAST_REQUEST_S, LINGER_S, LOOK_AGAIN_S, ClientConnection, has_input
+from edge.client.connection import LAST_REQUEST_S, LINGER_S, LOOK_AGAIN_S, ClientConnection, has_input, may_read
 from edge.errors import EdgeError
 from edge.stage import Stage
 
@@ -86,7 +86,7 @@ class Arrival(asyncio.Protocol):
         self._loop.call_soon(self._read_on, connection)
 
     def _read_on(self, connection: ClientConnection) -> None:
-        if connection.may_read:
+        if may_read(connection):
             self._wire.resume_reading()
 
     def _shake_hands(self, data: bytes) -> None:

@@ -173,11 +173,6 @@ class ClientConnection(RequestHandler):
         self._next_keepalive_close_time = 0.0
         self._keepalive_handle = None if self.busy else self._loop.call_later(LAST_REQUEST_S, self._process_keepalive)
 
-    @property
-    def may_read(self) -> bool:
-        """Whether neither a body nor the parser keeps the socket from being read."""
-        return self._parser_reads and not (self._reading_paused or self._buffer_paused)
-
     # --- aiohttp's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -394,12 +389,6 @@ class ClientConnection(RequestHandler):
         self._repeats.keep(head)
         return Request(head, payload, self)
 
-    def give_way(self) -> None:
-        """Close while it is idle; its descriptor is free at once, where TLS would wait for the client's own end."""
-        self.force_close()
-        if self._wire is not None:
-            self._loop.call_soon(self._wire.abort)  # the end of TLS has gone out by then
-
     def force_close(self) -> None:
         """Close; a client that does not read what is still queued is dropped when it has been idle for long."""
         super().force_close()
@@ -439,6 +428,11 @@ class ClientConnection(RequestHandler):
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
+
+
+def may_read(connection: ClientConnection) -> bool:
+    """Return whether neither a body nor the parser keeps the socket from being read."""
+    return connection._parser_reads and not (connection._reading_paused or connection._buffer_paused)
 
 
 def has_input(transport: asyncio.BaseTransport) -> bool:

@@ -173,7 +173,8 @@ class ClientServer(web.Server):
         if idle is not None:
             self.clients.discard(idle)
             self._leave(idle.arrival)
-            idle.give_way()
+            idle.force_close()
+            self._loop.call_soon(idle.abort)  # TLS would wait for the client's own end; ours has gone out by then
         elif silent is not None:
             silent.close()
         else:
