@@ -242,9 +242,9 @@ async def test_request_that_waits_in_the_kernel_when_its_connection_is_due_is_an
     edge = await start(start_edge, simulator)
     with socket.create_connection(("127.0.0.1", edge.port)) as sock:
         await closed_listeners(edge, closing, 1)
-        [connection] = edge.server.clients.clients
+        [arrival] = edge.server.clients.silent
         sock.sendall(edge.request(BODY))
-        connection._process_keepalive()
+        arrival._too_late()
         sock.setblocking(False)
         client = RawClient(*await asyncio.open_connection(sock=sock))
         status, headers, _ = await client.response()
@@ -260,10 +260,10 @@ async def test_request_that_has_begun_when_its_connection_is_due_is_answered(
     edge = await start(start_edge, simulator)
     client = await edge.connect()
     await closed_listeners(edge, closing, 1)
-    [connection] = edge.server.clients.clients
     request = edge.request(BODY)
     client.send(request[:20])
     await received.called()
+    [connection] = edge.server.clients.clients
     connection._process_keepalive()
     client.send(request[20:])
     status, headers, _ = await client.response()
