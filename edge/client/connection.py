@@ -21,20 +21,21 @@ from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
 from edge.client.repeats import Repeats
 from edge.client.steps import STEP_BYTES, SteppedHandler
-from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
+from edge.errors import EdgeError, InvalidRequest, RequestTimeout
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
 from edge.sockets import notices_of_death
 from edge.stage import Stage
 
 if TYPE_CHECKING:
+    from edge.client.arrival import Arrival
     from edge.client.server import ClientServer
 
 _LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
-_LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
+LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
 # A request that crosses the end of its connection is lost. So one that may still get a request stays so long, once the
 # listeners are closed or its last answer is over: a balancer's pool has used it by then, or does not need it.
 LAST_REQUEST_S: Final = 2.0
@@ -87,12 +88,13 @@ class ClientConnection(SteppedHandler):
 
     __slots__ = (
         "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated", "_repeats",
-        "_server", "_wire", "bare", "is_secure", "last", "loop", "peer",
+        "_server", "_wire", "arrival", "bare", "is_secure", "last", "loop", "peer",
     )  # fmt: skip
 
-    def __init__(self, server: "ClientServer", **options: Any) -> None:
+    def __init__(self, server: "ClientServer", arrival: "Arrival", **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self.arrival = arrival
         self.loop: asyncio.AbstractEventLoop = self._loop
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self.answering: Answering | None = None  # the answer that is running
@@ -102,7 +104,7 @@ class ClientConnection(SteppedHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own when it begins to close
         self._drop_timer: asyncio.TimerHandle | None = None
         self.is_secure = False  # whether the client speaks TLS with this process
-        self.peer = ""  # the client's address, "unix" on a unix socket
+        self.peer = arrival.peer  # the client's address, "unix" on a unix socket
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
@@ -171,27 +173,18 @@ class ClientConnection(SteppedHandler):
     # --- aiohttp's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let the kernel notice when the client vanishes; refuse the connection when there are too many."""
+        """Let the kernel notice when the client vanishes; refuse the connection when it is one too many."""
         super().connection_made(transport)
         self._wire = self.transport
         if self._server.lifecycle.stage >= _CLOSING:  # the kernel had accepted it before
             self.leave_soon()
         self.is_secure = transport.get_extra_info("ssl_object") is not None
-        name = transport.get_extra_info("peername")
-        if isinstance(name, tuple):
-            # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
-            self.peer = name[0].removeprefix("::ffff:")
+        if self.peer != "unix":
             connection = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_VANISHING:
                 connection.setsockopt(level, option, value)
-        else:
-            self.peer = "unix"
-        if self._server.is_full:
-            self._server.refused_connections += 1
-            if self._server.is_flooded:
-                self.abort()
-            else:
-                self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
+        if self.arrival.refusal is not None:
+            self.refuse(self.arrival.refusal)
 
     def pause_writing(self) -> None:
         """Stop the upstream: the client's buffer is full."""
@@ -301,6 +294,7 @@ class ClientConnection(SteppedHandler):
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
+        self._server.idle.pop(self, None)
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refuse(head_too_large())
         elif self._header_timer is None:
@@ -339,16 +333,19 @@ class ClientConnection(SteppedHandler):
         Takes the place of aiohttp's loop, which makes a task, a writer and a response for each request and so costs
         a third more.
         """
+        idle = self._server.idle
         try:
             while not self._force_close:
                 if not self._messages and self._repeated is None:
                     self._waiter = self._loop.create_future()
+                    idle[self] = None
                     if self._head_bytes:
                         self._watch_head()
                     try:
                         await self._waiter
                     finally:
                         self._waiter = None
+                        idle.pop(self, None)
                     continue
                 if self._paused:  # it asks for more than it reads
                     break
@@ -430,15 +427,20 @@ class ClientConnection(SteppedHandler):
         """
         transport = self.transport
         has_begun = self._header_timer is not None
-        if transport is not None and (has_begun or (not self._reading_paused and _has_input(transport))):
-            self._keepalive_handle = self._loop.call_later(_LOOK_AGAIN_S, self._process_keepalive)
+        if transport is not None and (has_begun or (not self._reading_paused and has_input(transport))):
+            self._keepalive_handle = self._loop.call_later(LOOK_AGAIN_S, self._process_keepalive)
             return
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
 
 
-def _has_input(transport: asyncio.Transport) -> bool:
+def may_read(connection: ClientConnection) -> bool:
+    """Return whether neither a body nor the parser keeps the socket from being read."""
+    return connection._parser_reads and not (connection._reading_paused or connection._buffer_paused)
+
+
+def has_input(transport: asyncio.BaseTransport) -> bool:
     """Return whether bytes of the client wait in the kernel."""
     descriptor = transport.get_extra_info("socket").fileno()
     return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)

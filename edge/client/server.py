@@ -1,6 +1,7 @@
-"""The server in front: aiohttp's low-level one, building our connections and counting them."""
+"""The server in front: aiohttp's low-level one, building our connections, counting and bounding them."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -8,11 +9,16 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from edge.client import bounds, connection
-from edge.client.connection import ClientConnection, Request
+from edge.client.arrival import Arrival
+from edge.client.connection import ClientConnection, Request, has_input
+from edge.client.head import is_trusted
 from edge.config.settings import ServerConfig
+from edge.errors import EdgeError, Overloaded, RateLimited
 from edge.stage import Lifecycle
 
-_REFUSED_AT_ONCE: Final = 32  # connections beyond the bound that are refused by an answer; more are closed at once
+MOST_REFUSED: Final = 32  # at once by an answer, for whose reading they linger; more are closed at once
+_OWN_TIME_S: Final = 1.0  # in which a connection's first byte comes, unless its network is very bad
+_MANY_SILENT: Final = 4  # a part of the places: so many that say nothing are a flood, however young
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
@@ -21,7 +27,11 @@ async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
 
 
 class ClientServer(web.Server):
-    """aiohttp's low-level server, building our connections."""
+    """aiohttp's low-level server, building our connections.
+
+    A connection is in one of `silent`, of which no byte came yet, `handshakes`, and `clients`. `idle` are the clients
+    that wait for a request of which nothing came yet, the longest first, and so is `silent`.
+    """
 
     def __init__(
         self,
@@ -34,6 +44,7 @@ class ClientServer(web.Server):
         super().__init__(_never_called, handler_cancellation=True)
         self.handle = handle
         self.lifecycle = lifecycle
+        self.tls: ssl.SSLContext | None = None
         self._options: dict[str, Any] = {
             "loop": self._loop,
             "lingering_time": connection.LINGER_S,
@@ -44,39 +55,132 @@ class ClientServer(web.Server):
             "max_headers": bounds.MAX_FIELDS,
         }
         self.reconfigure(config, max_connections)
+        self.silent: dict[Arrival, None] = {}
+        self.handshakes: set[Arrival] = set()
         self.clients: set[ClientConnection] = set()
+        self.idle: dict[ClientConnection, None] = {}
+        self._of_address: dict[str | bytes, int] = {}
+        self._refused = 0  # which are still there
         self._empty = asyncio.Event()
         self.accepted_connections = 0
+        self.evicted_connections = 0
         self.refused_connections = 0
+        self.refused_of_address = 0
+        self.silent_handshakes = 0
+        self.failed_handshakes = 0
         self.malformed_requests = 0
 
-    def __call__(self) -> ClientConnection:
+    def __call__(self) -> Arrival:  # type: ignore[override]  # only listeners call it
         """Make the protocol of one accepted connection."""
-        return ClientConnection(self, **self._options)
+        return Arrival(self, self._loop)
+
+    def connection(self, arrival: Arrival) -> ClientConnection:
+        """Make the protocol of one connection whose requests are to be read."""
+        return ClientConnection(self, arrival, **self._options)
+
+    # --- the life of a connection
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Count a connection in; it learns its refusal, or is ended, when there is no room for it."""
+        self.accepted_connections += 1
+        self.silent[arrival] = None
+        of_address = self._of_address.get(arrival.address, 0)
+        if (
+            self._most_of_address is not None
+            and of_address >= self._most_of_address
+            and not is_trusted(arrival.peer, self._trusted_proxies)
+        ):
+            self.refused_of_address += 1
+            message = "Your address has too many connections: close some, or use one for many requests."
+            self._refuse(arrival, RateLimited(message, retry_after_s=1))
+        elif self.open_connections > self.max_connections and not self._make_room(arrival):
+            self.refused_connections += 1
+            message = "The edge has too many connections, try again in a moment."
+            self._refuse(arrival, Overloaded(message, retry_after_s=1))
+        else:  # room may have been made by one of the same address
+            self._of_address[arrival.address] = self._of_address.get(arrival.address, 0) + 1
+
+    def begin_handshake(self, arrival: Arrival) -> None:
+        """Note that the first bytes of TLS came."""
+        self.silent.pop(arrival, None)
+        self.handshakes.add(arrival)
+
+    def end_handshake(self, arrival: Arrival) -> None:
+        """Note that TLS is ready, or never will be."""
+        if arrival in self.handshakes:
+            self.failed_handshakes += 1
+            self.left(arrival)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Count a connection in."""
+        """Note that requests can be read."""
         super().connection_made(handler, transport)
         assert isinstance(handler, ClientConnection)
+        self.silent.pop(handler.arrival, None)
+        self.handshakes.discard(handler.arrival)
         self.clients.add(handler)
-        self.accepted_connections += 1
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Count a connection out."""
+        """Count a connection out, unless it gave way."""
         super().connection_lost(handler, exc)
-        self.clients.discard(handler)
-        if not self.clients:
+        assert isinstance(handler, ClientConnection)
+        self.idle.pop(handler, None)
+        if handler in self.clients:
+            self.clients.discard(handler)
+            self._leave(handler.arrival)
+
+    def left(self, arrival: Arrival) -> None:
+        """Count a connection out that has had no request; again is once."""
+        if arrival in self.silent or arrival in self.handshakes:
+            self.silent.pop(arrival, None)
+            self.handshakes.discard(arrival)
+            self._leave(arrival)
+
+    def _leave(self, arrival: Arrival) -> None:
+        if arrival.refusal is not None:
+            self._refused -= 1
+        elif (remaining := self._of_address[arrival.address] - 1) > 0:
+            self._of_address[arrival.address] = remaining
+        else:
+            del self._of_address[arrival.address]
+        if not (self.clients or self.silent or self.handshakes):
             self._empty.set()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is one connection too many."""
-        return len(self.clients) > self.max_connections
+    # --- how many there may be
 
     @property
-    def is_flooded(self) -> bool:
-        """Whether so many linger to read their refusal that descriptors would run out."""
-        return len(self.clients) > self.max_connections + _REFUSED_AT_ONCE
+    def open_connections(self) -> int:
+        """How many connections are open, but for those that linger with their refusal."""
+        return len(self.silent) + len(self.handshakes) + len(self.clients) - self._refused
+
+    def _refuse(self, arrival: Arrival, refusal: EdgeError) -> None:
+        """Have a connection answered by an error, or ended at once when many are."""
+        arrival.refusal = refusal
+        self._refused += 1
+        self.begin_handshake(arrival)  # it does not give way to others: it is not counted
+        if self._refused > MOST_REFUSED:
+            arrival.close()
+
+    def _make_room(self, newcomer: Arrival) -> bool:
+        """Close a connection that does nothing; return whether there was one.
+
+        One that never sent a byte goes first, once it has had its time or there are many; then the longest idle. Of
+        which bytes wait in the kernel is not idle: who closes then loses a request (RFC 9112 section 9.5).
+        """
+        silent = next((each for each in self.silent if each is not newcomer and not each.has_input()), None)
+        many = len(self.silent) > self.max_connections // _MANY_SILENT
+        silent_first = silent is not None and (many or silent.since + _OWN_TIME_S < self._loop.time())
+        idle = None if silent_first else next(filter(_may_go, self.idle), None)
+        if idle is not None:
+            self.clients.discard(idle)
+            self._leave(idle.arrival)
+            idle.force_close()
+            self._loop.call_soon(idle.abort)  # TLS would wait for the client's own end; ours has gone out by then
+        elif silent is not None:
+            silent.close()
+        else:
+            return False
+        self.evicted_connections += 1
+        return True
 
     def reconfigure(self, config: ServerConfig, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
@@ -84,9 +188,22 @@ class ClientServer(web.Server):
         self.max_body_bytes = config.max_body_bytes
         self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections
+        self._most_of_address = config.max_connections_per_address
+        self._trusted_proxies = config.trusted_proxies
+
+    # --- the end
+
+    def arrivals(self) -> tuple[Arrival, ...]:
+        """Return the connections of which no request can be read yet."""
+        return (*self.silent, *self.handshakes)
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open."""
-        while self.clients:
+        while self.clients or self.silent or self.handshakes:
             self._empty.clear()
             await self._empty.wait()
+
+
+def _may_go(idle: ClientConnection) -> bool:
+    """Whether an idle connection may be closed: nothing of a request waits in the kernel, and no refusal is read."""
+    return idle.transport is not None and idle.arrival.refusal is None and not has_input(idle.transport)

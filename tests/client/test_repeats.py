@@ -69,7 +69,9 @@ class Served:
     async def take(self, reads: Sequence[bytes]) -> "Served":
         config = ServerConfig()
         server = ClientServer(self._answer, Lifecycle(), config, 10)
-        connection = server()
+        arrival = server()
+        server.arrive(arrival)
+        connection = server.connection(arrival)
         if not self.remembers:
             connection._repeats.due_bytes = None
         connection.connection_made(self.wire)
