@@ -4,20 +4,20 @@ Most of a flood never gets further, so it is a small object and a timer: no pars
 """
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # whose stubs have the loop alone
 
-from edge.client.connection import LAST_REQUEST_S, LINGER_S, LOOK_AGAIN_S, ClientConnection, has_input, may_read
+from edge.client.addresses import one_client
+from edge.client.connection import LAST_REQUEST_S, LOOK_AGAIN_S, ClientConnection
 from edge.errors import EdgeError
+from edge.sockets import has_input
 from edge.stage import Stage
 
 if TYPE_CHECKING:
     from edge.client.server import ClientServer
 
 FIRST_BYTE_OF_TLS_S: Final = 2.0  # its client sends it as soon as it is connected (RFC 8446 section 2)
-_NETWORK_BYTES: Final = 8  # of an IPv6 address: a client has a /64 at least (RFC 6177 section 2)
 
 
 class Arrival(asyncio.Protocol):
@@ -49,7 +49,7 @@ class Arrival(asyncio.Protocol):
         if isinstance(name, tuple):
             # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
             self.peer = name[0].removeprefix("::ffff:")
-        self.address = _one_client(self.peer)
+        self.address = one_client(self.peer)
         self._server.arrive(self)
         if transport.is_closing():
             return
@@ -62,13 +62,10 @@ class Arrival(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Begin: with the first request, or with the first bytes of a handshake."""
-        self._stop_timer()
         if self._server.tls is not None:
             self._shake_hands(data)
-            return
-        # What came is delivered as all that follows is: to a task that waits, and by itself.
-        self._wire.pause_reading()
-        self._loop.call_soon(self._deliver, self._begin(), data)
+        else:
+            self._begin().receive_soon(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Have it counted out: it never said anything."""
@@ -76,20 +73,17 @@ class Arrival(asyncio.Protocol):
         self._server.left(self)
 
     def _begin(self) -> ClientConnection:
+        self._stop_timer()
         connection = self._server.connection(self)
         self._wire.set_protocol(connection)
         connection.connection_made(self._wire)
         return connection
 
-    def _deliver(self, connection: ClientConnection, data: bytes) -> None:
-        connection.data_received(data)
-        self._loop.call_soon(self._read_on, connection)
-
-    def _read_on(self, connection: ClientConnection) -> None:
-        if may_read(connection):
-            self._wire.resume_reading()
-
     def _shake_hands(self, data: bytes) -> None:
+        if self._server.lifecycle.stage >= Stage.CLOSING:
+            self.leave_soon()  # unless its handshake is over by then
+        else:
+            self._stop_timer()
         self._server.begin_handshake(self)
         over = self._loop.create_future()
         over.add_done_callback(self._handshake_over)
@@ -100,7 +94,6 @@ class Arrival(asyncio.Protocol):
             over,
             server_side=True,
             ssl_handshake_timeout=self._server.header_timeout_s,
-            ssl_shutdown_timeout=LINGER_S,
         )
         self._wire.set_protocol(protocol)
         protocol.connection_made(self._wire)
@@ -122,6 +115,10 @@ class Arrival(asyncio.Protocol):
     def has_input(self) -> bool:
         """Return whether bytes of it wait in the kernel."""
         return has_input(self._wire)
+
+    def has_output(self) -> bool:
+        """Return whether bytes for it wait here; those of TLS too, once they are encrypted."""
+        return bool(self._wire.get_write_buffer_size())
 
     def leave_soon(self) -> None:
         """Close unless its first request can be read within `LAST_REQUEST_S`."""
@@ -147,10 +144,3 @@ class Arrival(asyncio.Protocol):
         if self._server.tls is not None and self in self._server.silent:
             self._server.silent_handshakes += 1
         self.close()
-
-
-def _one_client(peer: str) -> str | bytes:
-    """Return what counts as one client: an IPv4 address, the network of an IPv6 one."""
-    if ":" not in peer:
-        return peer
-    return socket.inet_pton(socket.AF_INET6, peer.partition("%")[0])[:_NETWORK_BYTES]

@@ -6,16 +6,15 @@ gets wrong for an edge is put right here, each with its reason; it rides on inte
 """
 
 import asyncio
-import fcntl
 import socket
 import struct
-import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from edge.client.addresses import one_client
 from edge.client.answers import error_response
 from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
@@ -24,7 +23,7 @@ from edge.client.steps import STEP_BYTES, SteppedHandler
 from edge.errors import EdgeError, InvalidRequest, RequestTimeout
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
-from edge.sockets import notices_of_death
+from edge.sockets import has_input, notices_of_death, unsent_bytes
 from edge.stage import Stage
 
 if TYPE_CHECKING:
@@ -87,8 +86,8 @@ class ClientConnection(SteppedHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated", "_repeats",
-        "_server", "_wire", "arrival", "bare", "is_secure", "last", "loop", "peer",
+        "_behind", "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated",
+        "_repeats", "_server", "_wire", "arrival", "bare", "is_secure", "last", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, server: "ClientServer", arrival: "Arrival", **options: Any) -> None:
@@ -108,6 +107,7 @@ class ClientConnection(SteppedHandler):
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
+        self._behind: str | bytes = ""  # the client for whom a proxy's request is answered
         self._repeats = Repeats()
         self._repeated: Request | None = None  # the next request, when its head was known
 
@@ -118,6 +118,13 @@ class ClientConnection(SteppedHandler):
         """Whether a request is being answered or read."""
         begins = self._repeated is not None or bool(self._messages) or self._header_timer is not None
         return begins or self._current_request is not None
+
+    @property
+    def may_give_way(self) -> bool:
+        """Whether nobody is hurt by its end: nothing of a request has come, and nothing of an answer waits here."""
+        if self._wire is None or self.busy or self._rest or self.arrival.refusal is not None:
+            return False
+        return not (self._wire.get_write_buffer_size() or self.arrival.has_output() or self.arrival.has_input())
 
     def attach(self, answering: Answering | None) -> None:
         """Tell `answering` of the client from now on.
@@ -132,6 +139,13 @@ class ClientConnection(SteppedHandler):
         if answering is not None and self._paused:
             answering.client_paused()
 
+    def answer_for(self, client: str) -> None:
+        """Have the running request counted for who is behind a proxy. Raises: `RateLimited`."""
+        address, addresses = one_client(client), self._server.addresses
+        addresses.check(client, address)
+        addresses.take(address)
+        self._behind = address
+
     def send(self, data: bytes) -> None:
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
         if self.transport is not None:
@@ -141,9 +155,7 @@ class ClientConnection(SteppedHandler):
         """Return how much the client has not read: what waits here, and what waits in the kernel."""
         if self.transport is None:
             return 0
-        connection = self.transport.get_extra_info("socket")
-        in_kernel = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        return self.transport.get_write_buffer_size() + int(in_kernel)
+        return self.transport.get_write_buffer_size() + unsent_bytes(self.transport)
 
     def abort(self) -> None:
         """End the connection at once, also one that is closing and waits for its client to read."""
@@ -360,6 +372,9 @@ class ClientConnection(SteppedHandler):
                     await self._server.handle(request)
                 finally:
                     self._current_request = None
+                    if self._behind:
+                        self._server.addresses.give_back(self._behind)
+                        self._behind = ""
                 if request.head.is_odd or not request.payload.is_eof():
                     self._close_lingering()
                     return
@@ -433,14 +448,3 @@ class ClientConnection(SteppedHandler):
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
-
-
-def may_read(connection: ClientConnection) -> bool:
-    """Return whether neither a body nor the parser keeps the socket from being read."""
-    return connection._parser_reads and not (connection._reading_paused or connection._buffer_paused)
-
-
-def has_input(transport: asyncio.BaseTransport) -> bool:
-    """Return whether bytes of the client wait in the kernel."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)

@@ -3,21 +3,23 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from edge.client import bounds, connection
+from edge.client.addresses import Addresses
 from edge.client.arrival import Arrival
-from edge.client.connection import ClientConnection, Request, has_input
-from edge.client.head import is_trusted
+from edge.client.connection import ClientConnection, Request
 from edge.config.settings import ServerConfig
-from edge.errors import EdgeError, Overloaded, RateLimited
+from edge.errors import EdgeError, Overloaded
 from edge.stage import Lifecycle
 
 MOST_REFUSED: Final = 32  # at once by an answer, for whose reading they linger; more are closed at once
 _OWN_TIME_S: Final = 1.0  # in which a connection's first byte comes, unless its network is very bad
+_LOOKED_AT: Final = 64  # of which one is to give way; a flood must not have all of many thousands asked
 _MANY_SILENT: Final = 4  # a part of the places: so many that say nothing are a flood, however young
 
 
@@ -54,18 +56,17 @@ class ClientServer(web.Server):
             "max_field_size": bounds.MAX_FIELD_BYTES,
             "max_headers": bounds.MAX_FIELDS,
         }
+        self.addresses = Addresses()
         self.reconfigure(config, max_connections)
         self.silent: dict[Arrival, None] = {}
         self.handshakes: set[Arrival] = set()
         self.clients: set[ClientConnection] = set()
         self.idle: dict[ClientConnection, None] = {}
-        self._of_address: dict[str | bytes, int] = {}
         self._refused = 0  # which are still there
         self._empty = asyncio.Event()
         self.accepted_connections = 0
         self.evicted_connections = 0
         self.refused_connections = 0
-        self.refused_of_address = 0
         self.silent_handshakes = 0
         self.failed_handshakes = 0
         self.malformed_requests = 0
@@ -84,21 +85,15 @@ class ClientServer(web.Server):
         """Count a connection in; it learns its refusal, or is ended, when there is no room for it."""
         self.accepted_connections += 1
         self.silent[arrival] = None
-        of_address = self._of_address.get(arrival.address, 0)
-        if (
-            self._most_of_address is not None
-            and of_address >= self._most_of_address
-            and not is_trusted(arrival.peer, self._trusted_proxies)
-        ):
-            self.refused_of_address += 1
-            message = "Your address has too many connections: close some, or use one for many requests."
-            self._refuse(arrival, RateLimited(message, retry_after_s=1))
-        elif self.open_connections > self.max_connections and not self._make_room(arrival):
-            self.refused_connections += 1
-            message = "The edge has too many connections, try again in a moment."
-            self._refuse(arrival, Overloaded(message, retry_after_s=1))
-        else:  # room may have been made by one of the same address
-            self._of_address[arrival.address] = self._of_address.get(arrival.address, 0) + 1
+        try:
+            self.addresses.check(arrival.peer, arrival.address)
+            if self.open_connections > self.max_connections and not self._make_room(arrival):
+                self.refused_connections += 1
+                raise Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1)
+        except EdgeError as refusal:
+            self._refuse(arrival, refusal)
+        else:
+            self.addresses.take(arrival.address)
 
     def begin_handshake(self, arrival: Arrival) -> None:
         """Note that the first bytes of TLS came."""
@@ -138,10 +133,8 @@ class ClientServer(web.Server):
     def _leave(self, arrival: Arrival) -> None:
         if arrival.refusal is not None:
             self._refused -= 1
-        elif (remaining := self._of_address[arrival.address] - 1) > 0:
-            self._of_address[arrival.address] = remaining
         else:
-            del self._of_address[arrival.address]
+            self.addresses.give_back(arrival.address)
         if not (self.clients or self.silent or self.handshakes):
             self._empty.set()
 
@@ -166,10 +159,12 @@ class ClientServer(web.Server):
         One that never sent a byte goes first, once it has had its time or there are many; then the longest idle. Of
         which bytes wait in the kernel is not idle: who closes then loses a request (RFC 9112 section 9.5).
         """
-        silent = next((each for each in self.silent if each is not newcomer and not each.has_input()), None)
+        silent = next((each for each in islice(self.silent, _LOOKED_AT) if not each.has_input()), None)
+        if silent is newcomer:  # the last of them
+            silent = None
         many = len(self.silent) > self.max_connections // _MANY_SILENT
         silent_first = silent is not None and (many or silent.since + _OWN_TIME_S < self._loop.time())
-        idle = None if silent_first else next(filter(_may_go, self.idle), None)
+        idle = None if silent_first else self._longest_idle()
         if idle is not None:
             self.clients.discard(idle)
             self._leave(idle.arrival)
@@ -182,14 +177,22 @@ class ClientServer(web.Server):
         self.evicted_connections += 1
         return True
 
+    def _longest_idle(self) -> ClientConnection | None:
+        """Return one that may give way; who may not, since it does not read its answer, is asked after all others."""
+        for each in tuple(islice(self.idle, _LOOKED_AT)):
+            if each.may_give_way:
+                return each
+            self.idle[each] = self.idle.pop(each)
+        return None
+
     def reconfigure(self, config: ServerConfig, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
         self._options["keepalive_timeout"] = self.client_idle_timeout_s = config.client_idle_timeout_s
         self.max_body_bytes = config.max_body_bytes
         self.header_timeout_s = config.header_timeout_s
         self.max_connections = max_connections
-        self._most_of_address = config.max_connections_per_address
-        self._trusted_proxies = config.trusted_proxies
+        self.addresses.most = config.max_connections_per_address
+        self.addresses.trusted = config.trusted_proxies
 
     # --- the end
 
@@ -202,8 +205,3 @@ class ClientServer(web.Server):
         while self.clients or self.silent or self.handshakes:
             self._empty.clear()
             await self._empty.wait()
-
-
-def _may_go(idle: ClientConnection) -> bool:
-    """Whether an idle connection may be closed: nothing of a request waits in the kernel, and no refusal is read."""
-    return idle.transport is not None and idle.arrival.refusal is None and not has_input(idle.transport)

@@ -26,6 +26,11 @@ class SteppedHandler(RequestHandler):
         self._parked = b""  # received while the parser is full
         self.answering: object | None = None
 
+    def receive_soon(self, data: bytes) -> None:
+        """Have a new connection's first bytes parsed as all others are: once its handler waits for them."""
+        self._rest = data
+        self._loop.call_soon(self._next_step)
+
     def _wait(self, data: bytes) -> None:
         """Hold what came before the parser was through with a read."""
         self._rest += data

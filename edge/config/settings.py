@@ -80,8 +80,9 @@ class ServerConfig:
         10**7, example=10_000)] = None
     max_connections_per_address: Annotated[int | None, kinds.count(
         "Connections of one client address, or of one IPv6 network of 64 bits; one more gets a 429. Absent: no bound. "
-        "Those of trusted_proxies and of unix sockets have none. Too small a number refuses users who share an "
-        "address, as those of one company or of one mobile network do.",
+        "Trusted proxies and unix sockets may open any number: for each client behind them, requests that are being "
+        "answered count. Too small a number refuses users who share an address, as those of one company or of one "
+        "mobile network do.",
         10**7, example=500)] = None
     drain_timeout_s: Annotated[float, kinds.duration(
         "How long a stop waits for running answers before it cuts them. Let the supervisor wait longer.", zero=True

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PASSED_DESCRIPTOR: Final = 3  # sd_listen_fds(3)
 _OPERATORS_DESCRIPTORS: Final = 32  # probes of balancers keep their connections
+_OPERATORS_PART: Final = 16  # of a small limit they have a part
 _ACCEPT_PAUSE_S: Final = 1.0  # when the kernel has no room for another connection: asking at once would take the CPU
 
 
@@ -66,7 +67,7 @@ def raise_descriptor_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         hard = 1 << 20
-    soft = max(hard - _OPERATORS_DESCRIPTORS, 1)
+    soft = hard - min(_OPERATORS_DESCRIPTORS, hard // _OPERATORS_PART)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return soft
 
@@ -98,6 +99,8 @@ class AdminListener:
         self._server = web.Server(handler, access_log=None)
         self._opening: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(hard - soft, 1)
         sock.listen()
         self._resume()
 
@@ -120,7 +123,7 @@ class AdminListener:
         self._opening.add(opening)
         opening.add_done_callback(self._opened)
         connections = self._server.connections
-        if len(connections) >= _OPERATORS_DESCRIPTORS:
+        if len(connections) >= self._most:
             idle = (each for each in connections if each._current_request is None)
             next(idle, connections[0]).force_close()
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy; capped by net.core.somaxconn
-_SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
+_SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners, and connections that are being refused
 _SHARED_TIMEOUT_S: Final = 2.0
 _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
@@ -192,9 +192,9 @@ class Server:
 
     def _most_connections(self, server: ServerConfig) -> int:
         """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
-        most = max(self._descriptors - _SPARE_DESCRIPTORS - MOST_REFUSED, 2)
         if server.max_connections is None:
-            return most // 2
+            return max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
+        most = max(self._descriptors - _SPARE_DESCRIPTORS - MOST_REFUSED, 1)
         if server.max_connections > most:
             _log.warning(
                 "server.max_connections: %d are more than the limit of open files has room for: %d are accepted",

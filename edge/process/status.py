@@ -73,7 +73,7 @@ def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> I
     )
     yield CounterMetricFamily(
         "edge_connections_refused_of_address", "Connections over max_connections_per_address.",
-        clients.refused_of_address,
+        clients.addresses.refused,
     )  # fmt: skip
     handshakes = CounterMetricFamily("edge_handshakes_failed", "TLS handshakes that failed.", labels=("reason",))
     handshakes.add_metric(("silent",), clients.silent_handshakes)

@@ -140,7 +140,7 @@ async def test_address_has_so_many_connections_and_a_trusted_proxy_any_number(
     assert (status, headers["retry-after"], headers["connection"]) == (429, "1", "close")
     assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
     clients = edge.server.clients
-    assert (clients.refused_of_address, clients.refused_connections, clients.open_connections) == (1, 0, 2)
+    assert (clients.addresses.refused, clients.refused_connections, clients.open_connections) == (1, 0, 2)
     first.close()
     await lost.until(lambda: clients.open_connections == 1)
     assert await served(edge, await edge.connect())
