@@ -1,14 +1,39 @@
-"""How much one client address holds: connections, and behind trusted proxies requests."""
+"""Who has connected, and how much one client address holds: connections, and behind trusted proxies requests."""
 
+import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from edge.client.head import is_trusted
 from edge.config.values import Network
-from edge.errors import RateLimited
+from edge.errors import EdgeError, RateLimited
 
 _NETWORK_BYTES: Final = 8  # of an IPv6 address: a client has a /64 at least (RFC 6177 section 2)
+
+
+class Visit:
+    """One accepted connection, from its first moment to its end.
+
+    `peer` is the client's address, "unix" on a unix socket, "" when it has left already; `address` what counts as one
+    client; `since` when it came, by the loop's clock; `refusal` what it is answered instead of being served;
+    `is_ready` whether its requests can be read.
+    """
+
+    __slots__ = ("address", "is_ready", "peer", "refusal", "since", "wire")
+
+    def __init__(self, wire: asyncio.BaseTransport, now: float) -> None:
+        self.wire: Any = wire  # without the TLS on it
+        self.since = now
+        self.refusal: EdgeError | None = None
+        self.is_ready = False
+        name = wire.get_extra_info("peername")
+        if isinstance(name, tuple):
+            # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
+            self.peer = name[0].removeprefix("::ffff:")
+        else:
+            self.peer = "" if name is None else "unix"
+        self.address = one_client(self.peer)
 
 
 class Addresses:
@@ -32,6 +57,13 @@ class Addresses:
         raise RateLimited(
             "Your address has too many connections: close some, or use one for many requests.", retry_after_s=1
         )
+
+    def hold(self, client: str) -> str | bytes:
+        """Count one more for a client behind a proxy; return what to give back. Raises: `RateLimited`."""
+        address = one_client(client)
+        self.check(client, address)
+        self.take(address)
+        return address
 
     def take(self, address: str | bytes) -> None:
         """Count one more."""

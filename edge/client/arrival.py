@@ -1,4 +1,4 @@
-"""A connection before its first request: it waits for its first byte, then for its TLS.
+"""A connection of a listener with TLS, until its TLS is ready: it waits for its first byte, then for its handshake.
 
 Most of a flood never gets further, so it is a small object and a timer: no parser, no task, no handshake.
 """
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # whose stubs have the loop alone
 
-from edge.client.addresses import one_client
-from edge.client.connection import LAST_REQUEST_S, LOOK_AGAIN_S, ClientConnection
-from edge.errors import EdgeError
+from edge.client.addresses import Visit
+from edge.client.connection import LAST_REQUEST_S, LOOK_AGAIN_S
 from edge.sockets import has_input
 from edge.stage import Stage
 
@@ -21,75 +20,43 @@ FIRST_BYTE_OF_TLS_S: Final = 2.0  # its client sends it as soon as it is connect
 
 
 class Arrival(asyncio.Protocol):
-    """One accepted connection, until it is handed to its `ClientConnection`.
+    """One accepted connection, until a `ClientConnection` can read its requests."""
 
-    `peer` is the client's address, "unix" on a unix socket; `address` what is counted as one client; `since` when it
-    was accepted; `refusal` what it is answered instead of being served.
-    """
-
-    __slots__ = ("_loop", "_server", "_timer", "_wire", "address", "peer", "refusal", "since")
+    __slots__ = ("_loop", "_server", "_timer", "_wire", "visit")
 
     def __init__(self, server: "ClientServer", loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._wire: Any = None  # a transport of uvloop
-        self.address: str | bytes = ""
-        self.peer = "unix"
-        self.refusal: EdgeError | None = None
-        self.since = loop.time()
+        self.visit: Visit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Have it counted, and wait for its first byte; without TLS a refusal needs none."""
+        """Have it counted, and wait for its first byte."""
         self._wire = transport
-        name = transport.get_extra_info("peername")
-        if name is None:  # it has left already
-            self._wire.abort()
-            return
-        if isinstance(name, tuple):
-            # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
-            self.peer = name[0].removeprefix("::ffff:")
-        self.address = one_client(self.peer)
-        self._server.arrive(self)
+        self.visit = self._server.arrive(transport)
         if transport.is_closing():
             return
-        if self.refusal is not None and self._server.tls is None:
-            self._begin()
-        elif self._server.lifecycle.stage >= Stage.CLOSING:  # the kernel had accepted it before
+        self._server.arrivals.add(self)
+        if self.visit.refusal is None:  # else it does not give way to others: it is not counted
+            self._server.silent[self] = None
+        if self._server.lifecycle.stage >= Stage.CLOSING:  # the kernel had accepted it before
             self.leave_soon()
         else:
-            self._close_in(self._server.client_idle_timeout_s if self._server.tls is None else FIRST_BYTE_OF_TLS_S)
+            self._close_in(FIRST_BYTE_OF_TLS_S)
 
     def data_received(self, data: bytes) -> None:
-        """Begin: with the first request, or with the first bytes of a handshake."""
-        if self._server.tls is not None:
-            self._shake_hands(data)
-        else:
-            self._begin().receive_soon(data)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Have it counted out: it never said anything."""
-        self._stop_timer()
-        self._server.left(self)
-
-    def _begin(self) -> ClientConnection:
-        self._stop_timer()
-        connection = self._server.connection(self)
-        self._wire.set_protocol(connection)
-        connection.connection_made(self._wire)
-        return connection
-
-    def _shake_hands(self, data: bytes) -> None:
+        """Begin TLS with its first bytes, which were read without it."""
+        self._server.silent.pop(self, None)
         if self._server.lifecycle.stage >= Stage.CLOSING:
             self.leave_soon()  # unless its handshake is over by then
         else:
             self._stop_timer()
-        self._server.begin_handshake(self)
         over = self._loop.create_future()
         over.add_done_callback(self._handshake_over)
         protocol = SSLProtocol(
             self._loop,
-            self._server.connection(self),
+            self._server.connection(self.visit),
             self._server.tls,
             over,
             server_side=True,
@@ -104,30 +71,43 @@ class Arrival(asyncio.Protocol):
             protocol.buffer_updated(taken)
             data = data[taken:]
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Have it counted out: it never said anything."""
+        self._stop_timer()
+        self._leave()
+
     def _handshake_over(self, over: "asyncio.Future[None]") -> None:
+        """Let go of a client whose requests are read by now, or never will be."""
         self._stop_timer()
         if not over.cancelled():
             over.exception()  # which nobody else asks for
-        self._server.end_handshake(self)
+        if self.visit.is_ready:
+            self._server.arrivals.discard(self)
+        elif self in self._server.arrivals:
+            self._server.failed_handshakes += 1
+            self._leave()
 
     # --- its end
 
-    def has_input(self) -> bool:
-        """Return whether bytes of it wait in the kernel."""
-        return has_input(self._wire)
-
-    def has_output(self) -> bool:
-        """Return whether bytes for it wait here; those of TLS too, once they are encrypted."""
-        return bool(self._wire.get_write_buffer_size())
+    @property
+    def may_give_way(self) -> bool:
+        """Whether nothing of it waits in the kernel."""
+        return not has_input(self._wire)
 
     def leave_soon(self) -> None:
         """Close unless its first request can be read within `LAST_REQUEST_S`."""
         self._close_in(LAST_REQUEST_S)
 
-    def close(self) -> None:
+    def give_way(self) -> None:
         """Close at once."""
-        self._server.left(self)
+        self._stop_timer()
+        self._leave()
         self._wire.abort()
+
+    def _leave(self) -> None:
+        self._server.silent.pop(self, None)
+        self._server.arrivals.discard(self)
+        self._server.left(self.visit)
 
     def _close_in(self, patience_s: float) -> None:
         self._stop_timer()
@@ -138,9 +118,9 @@ class Arrival(asyncio.Protocol):
             self._timer.cancel()
 
     def _too_late(self) -> None:
-        if self.has_input():  # the loop is busy
+        if has_input(self._wire):  # the loop is busy
             self._close_in(LOOK_AGAIN_S)
             return
-        if self._server.tls is not None and self in self._server.silent:
+        if self in self._server.silent:
             self._server.silent_handshakes += 1
-        self.close()
+        self.give_way()

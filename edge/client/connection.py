@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler
 
-from edge.client.addresses import one_client
+from edge.client.addresses import Visit
 from edge.client.answers import error_response
 from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
@@ -27,11 +28,9 @@ from edge.sockets import has_input, notices_of_death, unsent_bytes
 from edge.stage import Stage
 
 if TYPE_CHECKING:
-    from edge.client.arrival import Arrival
     from edge.client.server import ClientServer
 
 _LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
-_MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
 LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
@@ -87,13 +86,13 @@ class ClientConnection(SteppedHandler):
 
     __slots__ = (
         "_behind", "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated",
-        "_repeats", "_server", "_wire", "arrival", "bare", "is_secure", "last", "loop", "peer",
+        "_repeats", "_server", "_wire", "bare", "is_secure", "last", "loop", "peer", "visit",
     )  # fmt: skip
 
-    def __init__(self, server: "ClientServer", arrival: "Arrival", **options: Any) -> None:
+    def __init__(self, server: "ClientServer", visit: Visit | None = None, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
-        self.arrival = arrival
+        self.visit = visit  # when its TLS came first
         self.loop: asyncio.AbstractEventLoop = self._loop
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self.answering: Answering | None = None  # the answer that is running
@@ -103,7 +102,7 @@ class ClientConnection(SteppedHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own when it begins to close
         self._drop_timer: asyncio.TimerHandle | None = None
         self.is_secure = False  # whether the client speaks TLS with this process
-        self.peer = arrival.peer  # the client's address, "unix" on a unix socket
+        self.peer = ""  # the client's address, "unix" on a unix socket
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
@@ -122,9 +121,16 @@ class ClientConnection(SteppedHandler):
     @property
     def may_give_way(self) -> bool:
         """Whether nobody is hurt by its end: nothing of a request has come, and nothing of an answer waits here."""
-        if self._wire is None or self.busy or self._rest or self.arrival.refusal is not None:
+        if self._wire is None or self.visit is None or self.visit.refusal is not None or self.busy or self._rest:
             return False
-        return not (self._wire.get_write_buffer_size() or self.arrival.has_output() or self.arrival.has_input())
+        wire = self.visit.wire
+        return not (self._wire.get_write_buffer_size() or wire.get_write_buffer_size() or has_input(wire))
+
+    def give_way(self) -> None:
+        """Close; TLS would wait for the client's own end, and ours has gone out by then."""
+        self._server.left(self.visit)
+        self.force_close()
+        self._loop.call_soon(self.abort)
 
     def attach(self, answering: Answering | None) -> None:
         """Tell `answering` of the client from now on.
@@ -133,18 +139,15 @@ class ClientConnection(SteppedHandler):
         """
         self.answering = answering
         if not self._parser_reads and answering is not None:
-            super()._resume_transport_reading()
+            RequestHandler._resume_transport_reading(self)
         elif not self._parser_reads:
-            super()._pause_transport_reading()
+            RequestHandler._pause_transport_reading(self)
         if answering is not None and self._paused:
             answering.client_paused()
 
     def answer_for(self, client: str) -> None:
         """Have the running request counted for who is behind a proxy. Raises: `RateLimited`."""
-        address, addresses = one_client(client), self._server.addresses
-        addresses.check(client, address)
-        addresses.take(address)
-        self._behind = address
+        self._behind = self._server.addresses.hold(client)
 
     def send(self, data: bytes) -> None:
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
@@ -186,17 +189,22 @@ class ClientConnection(SteppedHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let the kernel notice when the client vanishes; refuse the connection when it is one too many."""
+        visit = self.visit = self.visit or self._server.arrive(transport)
+        if transport.is_closing():
+            return
+        visit.is_ready = True
         super().connection_made(transport)
         self._wire = self.transport
         if self._server.lifecycle.stage >= _CLOSING:  # the kernel had accepted it before
             self.leave_soon()
         self.is_secure = transport.get_extra_info("ssl_object") is not None
+        self.peer = visit.peer
         if self.peer != "unix":
             connection = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_VANISHING:
                 connection.setsockopt(level, option, value)
-        if self.arrival.refusal is not None:
-            self.refuse(self.arrival.refusal)
+        if visit.refusal is not None:
+            self.refuse(visit.refusal)
 
     def pause_writing(self) -> None:
         """Stop the upstream: the client's buffer is full."""
@@ -225,29 +233,6 @@ class ClientConnection(SteppedHandler):
         """Abort when bytes are still queued: nobody reads them, and the transport would wait for ever."""
         if self.transport is not None and self.transport.get_write_buffer_size():
             self.transport.abort()
-
-    def _pause_transport_reading(self) -> None:
-        """Keep what comes from the parser, which is full of pipelined requests; do not stop noticing departure."""
-        self._parser_reads = False
-        if self.answering is None:
-            super()._pause_transport_reading()
-
-    def _resume_transport_reading(self) -> None:
-        """Let the parser have what came in the meantime, and go on."""
-        self._parser_reads = True
-        parked, self._parked = self._parked, b""
-        if parked:
-            self.data_received(parked)
-        if self._parser_reads:
-            super()._resume_transport_reading()
-
-    def _park(self, data: bytes) -> None:
-        """Hold bytes behind a running answer; a client that sends too many gets no further answer (RFC 9112 9.3.2)."""
-        self._parked += data
-        if len(self._parked) > _MAX_PARKED_BYTES:
-            self._parked = b""
-            self._messages.clear()
-            self._close = True
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume only what was paused: aiohttp's reader asks for it at the end of every body, at 4 us a request."""
@@ -306,7 +291,7 @@ class ClientConnection(SteppedHandler):
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
-        self._server.idle.pop(self, None)
+        self._server.not_idle(self)
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refuse(head_too_large())
         elif self._header_timer is None:
@@ -345,7 +330,7 @@ class ClientConnection(SteppedHandler):
         Takes the place of aiohttp's loop, which makes a task, a writer and a response for each request and so costs
         a third more.
         """
-        idle = self._server.idle
+        idle = self._server.silent if self._server.tls is None else self._server.idle
         try:
             while not self._force_close:
                 if not self._messages and self._repeated is None:
@@ -358,6 +343,7 @@ class ClientConnection(SteppedHandler):
                     finally:
                         self._waiter = None
                         idle.pop(self, None)
+                        idle = self._server.idle
                     continue
                 if self._paused:  # it asks for more than it reads
                     break

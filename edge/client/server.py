@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from edge.client import bounds, connection
-from edge.client.addresses import Addresses
+from edge.client.addresses import Addresses, Visit
 from edge.client.arrival import Arrival
 from edge.client.connection import ClientConnection, Request
 from edge.config.settings import ServerConfig
@@ -31,8 +31,9 @@ async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
 class ClientServer(web.Server):
     """aiohttp's low-level server, building our connections.
 
-    A connection is in one of `silent`, of which no byte came yet, `handshakes`, and `clients`. `idle` are the clients
-    that wait for a request of which nothing came yet, the longest first, and so is `silent`.
+    `arrivals` are the connections whose TLS is not ready yet, `clients` those whose requests can be read. `silent` are
+    those of which no byte came yet, without TLS or before it, the longest first; `idle` the clients that wait for a
+    further request, of which nothing came yet, the longest first.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class ClientServer(web.Server):
         }
         self.addresses = Addresses()
         self.reconfigure(config, max_connections)
-        self.silent: dict[Arrival, None] = {}
-        self.handshakes: set[Arrival] = set()
+        self.arrivals: set[Arrival] = set()
         self.clients: set[ClientConnection] = set()
+        self.silent: dict[Arrival | ClientConnection, None] = {}
         self.idle: dict[ClientConnection, None] = {}
-        self._refused = 0  # which are still there
+        self._visits: set[Visit] = set()
+        self._refused = 0  # of them, which are still there
         self._empty = asyncio.Event()
         self.accepted_connections = 0
         self.evicted_connections = 0
@@ -71,119 +73,97 @@ class ClientServer(web.Server):
         self.failed_handshakes = 0
         self.malformed_requests = 0
 
-    def __call__(self) -> Arrival:  # type: ignore[override]  # only listeners call it
+    def __call__(self) -> Arrival | ClientConnection:  # type: ignore[override]  # only listeners call it
         """Make the protocol of one accepted connection."""
-        return Arrival(self, self._loop)
+        return self.connection() if self.tls is None else Arrival(self, self._loop)
 
-    def connection(self, arrival: Arrival) -> ClientConnection:
+    def connection(self, visit: Visit | None = None) -> ClientConnection:
         """Make the protocol of one connection whose requests are to be read."""
-        return ClientConnection(self, arrival, **self._options)
+        return ClientConnection(self, visit, **self._options)
 
     # --- the life of a connection
 
-    def arrive(self, arrival: Arrival) -> None:
+    def arrive(self, transport: asyncio.BaseTransport) -> Visit:
         """Count a connection in; it learns its refusal, or is ended, when there is no room for it."""
         self.accepted_connections += 1
-        self.silent[arrival] = None
+        visit = Visit(transport, self._loop.time())
+        if not visit.peer:
+            transport.abort()  # type: ignore[attr-defined]  # of what was accepted
+            return visit
         try:
-            self.addresses.check(arrival.peer, arrival.address)
-            if self.open_connections > self.max_connections and not self._make_room(arrival):
+            self.addresses.check(visit.peer, visit.address)
+            if self.open_connections >= self.max_connections and not self._make_room():
                 self.refused_connections += 1
                 raise Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1)
         except EdgeError as refusal:
-            self._refuse(arrival, refusal)
+            visit.refusal = refusal
+            if self._refused >= MOST_REFUSED:
+                visit.wire.abort()
+                return visit
+            self._refused += 1
         else:
-            self.addresses.take(arrival.address)
+            self.addresses.take(visit.address)
+        self._visits.add(visit)
+        return visit
 
-    def begin_handshake(self, arrival: Arrival) -> None:
-        """Note that the first bytes of TLS came."""
-        self.silent.pop(arrival, None)
-        self.handshakes.add(arrival)
-
-    def end_handshake(self, arrival: Arrival) -> None:
-        """Note that TLS is ready, or never will be."""
-        if arrival in self.handshakes:
-            self.failed_handshakes += 1
-            self.left(arrival)
+    def left(self, visit: Visit | None) -> None:
+        """Count a connection out; again is once."""
+        if visit is None or visit not in self._visits:
+            return
+        self._visits.discard(visit)
+        if visit.refusal is not None:
+            self._refused -= 1
+        else:
+            self.addresses.give_back(visit.address)
+        if not self._visits:
+            self._empty.set()
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Note that requests can be read."""
         super().connection_made(handler, transport)
         assert isinstance(handler, ClientConnection)
-        self.silent.pop(handler.arrival, None)
-        self.handshakes.discard(handler.arrival)
         self.clients.add(handler)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count a connection out, unless it gave way."""
         super().connection_lost(handler, exc)
         assert isinstance(handler, ClientConnection)
-        self.idle.pop(handler, None)
-        if handler in self.clients:
-            self.clients.discard(handler)
-            self._leave(handler.arrival)
+        self.not_idle(handler)
+        self.clients.discard(handler)
+        self.left(handler.visit)
 
-    def left(self, arrival: Arrival) -> None:
-        """Count a connection out that has had no request; again is once."""
-        if arrival in self.silent or arrival in self.handshakes:
-            self.silent.pop(arrival, None)
-            self.handshakes.discard(arrival)
-            self._leave(arrival)
-
-    def _leave(self, arrival: Arrival) -> None:
-        if arrival.refusal is not None:
-            self._refused -= 1
-        else:
-            self.addresses.give_back(arrival.address)
-        if not (self.clients or self.silent or self.handshakes):
-            self._empty.set()
+    def not_idle(self, client: ClientConnection) -> None:
+        """Note that something of a request has come."""
+        self.silent.pop(client, None)
+        self.idle.pop(client, None)
 
     # --- how many there may be
 
     @property
     def open_connections(self) -> int:
         """How many connections are open, but for those that linger with their refusal."""
-        return len(self.silent) + len(self.handshakes) + len(self.clients) - self._refused
+        return len(self._visits) - self._refused
 
-    def _refuse(self, arrival: Arrival, refusal: EdgeError) -> None:
-        """Have a connection answered by an error, or ended at once when many are."""
-        arrival.refusal = refusal
-        self._refused += 1
-        self.begin_handshake(arrival)  # it does not give way to others: it is not counted
-        if self._refused > MOST_REFUSED:
-            arrival.close()
+    @property
+    def handshakes(self) -> int:
+        """How many TLS handshakes have begun and are not over."""
+        return len(self.arrivals) - len(self.silent) if self.tls is not None else 0
 
-    def _make_room(self, newcomer: Arrival) -> bool:
+    def _make_room(self) -> bool:
         """Close a connection that does nothing; return whether there was one.
 
         One that never sent a byte goes first, once it has had its time or there are many; then the longest idle. Of
         which bytes wait in the kernel is not idle: who closes then loses a request (RFC 9112 section 9.5).
         """
-        silent = next((each for each in islice(self.silent, _LOOKED_AT) if not each.has_input()), None)
-        if silent is newcomer:  # the last of them
-            silent = None
-        many = len(self.silent) > self.max_connections // _MANY_SILENT
-        silent_first = silent is not None and (many or silent.since + _OWN_TIME_S < self._loop.time())
-        idle = None if silent_first else self._longest_idle()
-        if idle is not None:
-            self.clients.discard(idle)
-            self._leave(idle.arrival)
-            idle.force_close()
-            self._loop.call_soon(idle.abort)  # TLS would wait for the client's own end; ours has gone out by then
-        elif silent is not None:
-            silent.close()
-        else:
+        silent = _first_that_may(self.silent)
+        many = len(self.silent) >= self.max_connections // _MANY_SILENT
+        if silent is None or not (many or silent.visit.since + _OWN_TIME_S < self._loop.time()):
+            silent = _first_that_may(self.idle) or silent
+        if silent is None:
             return False
+        silent.give_way()
         self.evicted_connections += 1
         return True
-
-    def _longest_idle(self) -> ClientConnection | None:
-        """Return one that may give way; who may not, since it does not read its answer, is asked after all others."""
-        for each in tuple(islice(self.idle, _LOOKED_AT)):
-            if each.may_give_way:
-                return each
-            self.idle[each] = self.idle.pop(each)
-        return None
 
     def reconfigure(self, config: ServerConfig, max_connections: int) -> None:
         """Take over a reload's values: idle times from the next connection on."""
@@ -196,12 +176,17 @@ class ClientServer(web.Server):
 
     # --- the end
 
-    def arrivals(self) -> tuple[Arrival, ...]:
-        """Return the connections of which no request can be read yet."""
-        return (*self.silent, *self.handshakes)
-
     async def wait_empty(self) -> None:
         """Wait until no connection is open."""
-        while self.clients or self.silent or self.handshakes:
+        while self._visits:
             self._empty.clear()
             await self._empty.wait()
+
+
+def _first_that_may(waiting: dict[Any, None]) -> Any:
+    """Return the first that may give way, None for none; who may not, is asked after all others."""
+    for each in tuple(islice(waiting, _LOOKED_AT)):
+        if each.may_give_way:
+            return each
+        waiting[each] = waiting.pop(each)
+    return None

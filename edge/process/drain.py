@@ -64,7 +64,7 @@ class Drain:
             listener.close()
         for client in clients.clients:
             client.leave_soon()
-        for arrival in clients.arrivals():
+        for arrival in clients.arrivals:
             arrival.leave_soon()
         if await self.until(clients.wait_empty(), server.drain_timeout_s):
             return
@@ -101,5 +101,5 @@ def _cut(clients: ClientServer) -> None:
             client.answering.cut()
         elif not client.busy:
             client.force_close()
-    for arrival in clients.arrivals():
-        arrival.close()
+    for arrival in list(clients.arrivals):
+        arrival.give_way()

@@ -63,7 +63,7 @@ def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> I
     yield GaugeMetricFamily("edge_client_connections", "Open connections of clients.", clients.open_connections)
     yield GaugeMetricFamily("edge_client_connections_idle", "Those that wait for a request.", len(clients.idle))
     yield GaugeMetricFamily("edge_client_connections_silent", "Those of which no byte came yet.", len(clients.silent))
-    yield GaugeMetricFamily("edge_client_handshakes", "TLS handshakes that have begun.", len(clients.handshakes))
+    yield GaugeMetricFamily("edge_client_handshakes", "TLS handshakes that have begun.", clients.handshakes)
     yield CounterMetricFamily("edge_connections_accepted", "Connections accepted.", clients.accepted_connections)
     yield CounterMetricFamily(
         "edge_connections_evicted", "Connections that did nothing, closed for others.", clients.evicted_connections

@@ -220,13 +220,13 @@ async def test_client_that_has_not_got_all_of_its_answer_does_not_give_way(
         while not clients.clients:
             await asyncio.sleep(0)
     [connection] = clients.clients
-    connection.arrival._wire.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+    connection.visit.wire.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     writer.transport.pause_reading()
     slow.send(edge.request(BODY)[10:])
     async with asyncio.timeout(20):
         while connection not in clients.idle or connection.busy:
             await asyncio.sleep(0)
-    assert connection.arrival.has_output()
+    assert connection.visit.wire.get_write_buffer_size()
     other = RawClient(*await asyncio.open_connection("127.0.0.1", edge.port, ssl=context))
     await arrived.until(lambda: len(arrived.calls) == 2)
     assert (await soon(other.response()))[0] == 503
@@ -307,7 +307,14 @@ async def test_connection_that_is_closed_at_once_leaves_nothing(
         while clients.accepted_connections < 2 or clients.open_connections:
             await asyncio.sleep(0)
     await edge.idle()
-    assert [*clients.clients, *clients.arrivals(), *clients.idle, *clients.addresses._held] == []
+    assert [
+        *clients.clients,
+        *clients.arrivals,
+        *clients._visits,
+        *clients.silent,
+        *clients.idle,
+        *clients.addresses._held,
+    ] == []
     assert clients.silent_handshakes == 0
     assert heard._said == [each for each in heard._said if "Traceback" not in each and "Fatal" not in each]
 
@@ -316,7 +323,7 @@ async def test_handshake_that_begins_as_the_listeners_close_does_not_hold_the_dr
     start_edge: StartEdge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: WatchMethod
 ) -> None:
     monkeypatch.setattr("edge.client.arrival.LAST_REQUEST_S", 0.1)
-    arrived, begun = watch(ClientServer, "arrive"), watch(ClientServer, "begin_handshake")
+    arrived, begun = watch(ClientServer, "arrive"), watch(ClientServer, "connection")
     settings = 'header_timeout = "60s"\ndrain_timeout = "60s"\n' + secured(tmp_path)[0]
     edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=settings)
     silent, hanging = await edge.connect(), await edge.connect()
