@@ -15,9 +15,9 @@ _NETWORK_BYTES: Final = 8  # of an IPv6 address: a client has a /64 at least (RF
 class Visit:
     """One accepted connection, from its first moment to its end.
 
-    `peer` is the client's address, "unix" on a unix socket, "" when it has left already; `address` what counts as one
-    client; `since` when it came, by the loop's clock; `refusal` what it is answered instead of being served;
-    `is_ready` whether its requests can be read.
+    `peer` is the client's address, "unix" on a unix socket, "" when it has left already; `address` what is counted as
+    one client, "" where nobody counts; `since` when it came, by the loop's clock; `refusal` what it is answered instead
+    of being served; `is_ready` whether its requests can be read.
     """
 
     __slots__ = ("address", "is_ready", "peer", "refusal", "since", "wire")
@@ -33,11 +33,11 @@ class Visit:
             self.peer = name[0].removeprefix("::ffff:")
         else:
             self.peer = "" if name is None else "unix"
-        self.address = one_client(self.peer)
+        self.address: str | bytes = ""
 
 
 class Addresses:
-    """Counts for each client address, of which one may be at `most`, None for any number.
+    """Counts for each client address, which may hold `most`, None for any number; a trusted proxy may always.
 
     A connection counts from its acceptance to its end. That of a proxy is many clients': who they are is known with
     the head of a request, and so the client behind it holds one more while that request is answered.
@@ -49,25 +49,19 @@ class Addresses:
         self.refused = 0
         self._held: dict[str | bytes, int] = {}
 
-    def check(self, peer: str, address: str | bytes) -> None:
-        """Raise `RateLimited` for one who holds all it may; a trusted proxy may hold any number."""
-        if self.most is None or self._held.get(address, 0) < self.most or is_trusted(peer, self.trusted):
-            return
-        self.refused += 1
-        raise RateLimited(
-            "Your address has too many connections: close some, or use one for many requests.", retry_after_s=1
-        )
-
-    def hold(self, client: str) -> str | bytes:
-        """Count one more for a client behind a proxy; return what to give back. Raises: `RateLimited`."""
-        address = one_client(client)
-        self.check(client, address)
-        self.take(address)
+    def hold(self, peer: str) -> str | bytes:
+        """Count one more and return what to give back, "" where there is no bound. Raises: `RateLimited`."""
+        if self.most is None:
+            return ""
+        address = one_client(peer)
+        held = self._held.get(address, 0)
+        if held >= self.most and not is_trusted(peer, self.trusted):
+            self.refused += 1
+            raise RateLimited(
+                "Your address has too many connections: close some, or use one for many requests.", retry_after_s=1
+            )
+        self._held[address] = held + 1
         return address
-
-    def take(self, address: str | bytes) -> None:
-        """Count one more."""
-        self._held[address] = self._held.get(address, 0) + 1
 
     def give_back(self, address: str | bytes) -> None:
         """Count one less."""

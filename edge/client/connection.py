@@ -92,7 +92,7 @@ class ClientConnection(SteppedHandler):
     def __init__(self, server: "ClientServer", visit: Visit | None = None, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
-        self.visit = visit  # when its TLS came first
+        self.visit = visit  # None until it is made, where there is no TLS before
         self.loop: asyncio.AbstractEventLoop = self._loop
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self.answering: Answering | None = None  # the answer that is running

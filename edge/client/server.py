@@ -91,18 +91,18 @@ class ClientServer(web.Server):
             transport.abort()  # type: ignore[attr-defined]  # of what was accepted
             return visit
         try:
-            self.addresses.check(visit.peer, visit.address)
+            visit.address = self.addresses.hold(visit.peer)
             if self.open_connections >= self.max_connections and not self._make_room():
                 self.refused_connections += 1
                 raise Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1)
         except EdgeError as refusal:
             visit.refusal = refusal
+            if visit.address:
+                self.addresses.give_back(visit.address)
             if self._refused >= MOST_REFUSED:
                 visit.wire.abort()
                 return visit
             self._refused += 1
-        else:
-            self.addresses.take(visit.address)
         self._visits.add(visit)
         return visit
 
@@ -113,7 +113,7 @@ class ClientServer(web.Server):
         self._visits.discard(visit)
         if visit.refusal is not None:
             self._refused -= 1
-        else:
+        elif visit.address:
             self.addresses.give_back(visit.address)
         if not self._visits:
             self._empty.set()
