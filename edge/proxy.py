@@ -122,6 +122,8 @@ class Proxy:
         exchange.path, method = head.path[:256], head.method
         asked = head.asked if head.paths is generation.paths else head.ask(generation.paths)
         operation = exchange.operation = asked.operation  # before anything is refused, in its protocol's words
+        if exchange.client is not peer:
+            connection.answer_for(exchange.client)
         if not head.is_checked:
             head.check()
         host = exchange.host = host_name(head.authority)

@@ -18,11 +18,12 @@ MODULES = sorted(path.relative_to(EDGE) for path in EDGE.rglob("*.py"))
 # Modules without a test file of their name, and what tests them instead.
 TESTED_ELSEWHERE = {
     "attempt.py": "behaviour/test_passthrough.py and test_usage.py: what upstreams are sent",
+    "client/addresses.py": "client/test_server.py: what one address may hold, behind a proxy too",
     "client/answers.py": "client/test_connection.py: every error as a whole response",
+    "client/arrival.py": "client/test_server.py: connections before their TLS is ready",
     "client/body.py": "behaviour/test_bad_input.py: bodies that are late, too long or malformed",
     "client/bounds.py": "client/test_connection.py: what the parser refuses",
     "client/head.py": "behaviour/test_api.py and test_bad_input.py: what heads say",
-    "client/server.py": "client/test_connection.py: connections that are counted and refused",
     "client/steps.py": "behaviour/test_bad_input.py: chunks that are refused, and long bodies in chunks",
     "commands/arguments.py": "commands/test_commands.py and behaviour/test_demo.py: exit code 2 of wrong usage",
     "commands/check.py": "behaviour/test_demo.py: as a person runs it",

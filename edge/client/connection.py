@@ -6,35 +6,34 @@ gets wrong for an edge is put right here, each with its reason; it rides on inte
 """
 
 import asyncio
-import fcntl
 import socket
 import struct
-import termios
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler
 
+from edge.client.addresses import Visit
 from edge.client.answers import error_response
 from edge.client.bounds import MAX_HEAD_BYTES, head_too_large, parser_error
 from edge.client.head import Head
 from edge.client.repeats import Repeats
 from edge.client.steps import STEP_BYTES, SteppedHandler
-from edge.errors import EdgeError, InvalidRequest, Overloaded, RequestTimeout
+from edge.errors import EdgeError, InvalidRequest, RequestTimeout
 from edge.ids import new_request_id
 from edge.operations import protocol_of_line
-from edge.sockets import notices_of_death
+from edge.sockets import has_input, notices_of_death, unsent_bytes
 from edge.stage import Stage
 
 if TYPE_CHECKING:
     from edge.client.server import ClientServer
 
 _LINE_BYTES: Final = 64  # of a request line, in which every path stands that has a protocol of its own
-_MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 _DRAINING: Final = Stage.DRAINING
 _CLOSING: Final = Stage.CLOSING
-_LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
+LOOK_AGAIN_S: Final = 0.1  # at a connection that is idle for too long while a request begins to arrive
 # A request that crosses the end of its connection is lost. So one that may still get a request stays so long, once the
 # listeners are closed or its last answer is over: a balancer's pool has used it by then, or does not need it.
 LAST_REQUEST_S: Final = 2.0
@@ -86,13 +85,14 @@ class ClientConnection(SteppedHandler):
     """aiohttp's connection, with flow control and departure told to the running answer."""
 
     __slots__ = (
-        "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated", "_repeats",
-        "_server", "_wire", "bare", "is_secure", "last", "loop", "peer",
+        "_behind", "_drop_timer", "_head_bytes", "_header_timer", "_line", "_parser_full", "_repeated",
+        "_repeats", "_server", "_wire", "bare", "is_secure", "last", "loop", "peer", "visit",
     )  # fmt: skip
 
-    def __init__(self, server: "ClientServer", **options: Any) -> None:
+    def __init__(self, server: "ClientServer", visit: Visit | None = None, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self.visit = visit  # None until it is made, where there is no TLS before
         self.loop: asyncio.AbstractEventLoop = self._loop
         self._current_request: Request | None = None  # type: ignore[assignment]  # aiohttp only calls its `_cancel`
         self.answering: Answering | None = None  # the answer that is running
@@ -106,6 +106,7 @@ class ClientConnection(SteppedHandler):
         self._parser_full = False  # it may hold requests back, and is to be asked for them
         self._head_bytes = 0  # received since the last whole head
         self._line = b""  # how they begin: the request line, or so much of it
+        self._behind: str | bytes = ""  # the client for whom a proxy's request is answered
         self._repeats = Repeats()
         self._repeated: Request | None = None  # the next request, when its head was known
 
@@ -117,6 +118,20 @@ class ClientConnection(SteppedHandler):
         begins = self._repeated is not None or bool(self._messages) or self._header_timer is not None
         return begins or self._current_request is not None
 
+    @property
+    def may_give_way(self) -> bool:
+        """Whether nobody is hurt by its end: nothing of a request has come, and nothing of an answer waits here."""
+        if self._wire is None or self.visit is None or self.visit.refusal is not None or self.busy or self._rest:
+            return False
+        wire = self.visit.wire
+        return not (self._wire.get_write_buffer_size() or wire.get_write_buffer_size() or has_input(wire))
+
+    def give_way(self) -> None:
+        """Close; TLS would wait for the client's own end, and ours has gone out by then."""
+        self._server.left(self.visit)
+        self.force_close()
+        self._loop.call_soon(self.abort)
+
     def attach(self, answering: Answering | None) -> None:
         """Tell `answering` of the client from now on.
 
@@ -124,11 +139,15 @@ class ClientConnection(SteppedHandler):
         """
         self.answering = answering
         if not self._parser_reads and answering is not None:
-            super()._resume_transport_reading()
+            RequestHandler._resume_transport_reading(self)
         elif not self._parser_reads:
-            super()._pause_transport_reading()
+            RequestHandler._pause_transport_reading(self)
         if answering is not None and self._paused:
             answering.client_paused()
+
+    def answer_for(self, client: str) -> None:
+        """Have the running request counted for who is behind a proxy. Raises: `RateLimited`."""
+        self._behind = self._server.addresses.hold(client)
 
     def send(self, data: bytes) -> None:
         """Write to the client; nothing when it has left, since then the handler is being cancelled."""
@@ -139,9 +158,7 @@ class ClientConnection(SteppedHandler):
         """Return how much the client has not read: what waits here, and what waits in the kernel."""
         if self.transport is None:
             return 0
-        connection = self.transport.get_extra_info("socket")
-        in_kernel = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        return self.transport.get_write_buffer_size() + int(in_kernel)
+        return self.transport.get_write_buffer_size() + unsent_bytes(self.transport)
 
     def abort(self) -> None:
         """End the connection at once, also one that is closing and waits for its client to read."""
@@ -171,27 +188,23 @@ class ClientConnection(SteppedHandler):
     # --- aiohttp's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let the kernel notice when the client vanishes; refuse the connection when there are too many."""
+        """Let the kernel notice when the client vanishes; refuse the connection when it is one too many."""
+        visit = self.visit = self.visit or self._server.arrive(transport)
+        if transport.is_closing():
+            return
+        visit.is_ready = True
         super().connection_made(transport)
         self._wire = self.transport
         if self._server.lifecycle.stage >= _CLOSING:  # the kernel had accepted it before
             self.leave_soon()
         self.is_secure = transport.get_extra_info("ssl_object") is not None
-        name = transport.get_extra_info("peername")
-        if isinstance(name, tuple):
-            # An IPv4 client of a listener for both is that client, not an IPv6 one (RFC 4291 section 2.5.5.2).
-            self.peer = name[0].removeprefix("::ffff:")
+        self.peer = visit.peer
+        if self.peer != "unix":
             connection = transport.get_extra_info("socket")
             for level, option, value in _NOTICE_VANISHING:
                 connection.setsockopt(level, option, value)
-        else:
-            self.peer = "unix"
-        if self._server.is_full:
-            self._server.refused_connections += 1
-            if self._server.is_flooded:
-                self.abort()
-            else:
-                self.refuse(Overloaded("The edge has too many connections, try again in a moment.", retry_after_s=1))
+        if visit.refusal is not None:
+            self.refuse(visit.refusal)
 
     def pause_writing(self) -> None:
         """Stop the upstream: the client's buffer is full."""
@@ -220,29 +233,6 @@ class ClientConnection(SteppedHandler):
         """Abort when bytes are still queued: nobody reads them, and the transport would wait for ever."""
         if self.transport is not None and self.transport.get_write_buffer_size():
             self.transport.abort()
-
-    def _pause_transport_reading(self) -> None:
-        """Keep what comes from the parser, which is full of pipelined requests; do not stop noticing departure."""
-        self._parser_reads = False
-        if self.answering is None:
-            super()._pause_transport_reading()
-
-    def _resume_transport_reading(self) -> None:
-        """Let the parser have what came in the meantime, and go on."""
-        self._parser_reads = True
-        parked, self._parked = self._parked, b""
-        if parked:
-            self.data_received(parked)
-        if self._parser_reads:
-            super()._resume_transport_reading()
-
-    def _park(self, data: bytes) -> None:
-        """Hold bytes behind a running answer; a client that sends too many gets no further answer (RFC 9112 9.3.2)."""
-        self._parked += data
-        if len(self._parked) > _MAX_PARKED_BYTES:
-            self._parked = b""
-            self._messages.clear()
-            self._close = True
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume only what was paused: aiohttp's reader asks for it at the end of every body, at 4 us a request."""
@@ -304,6 +294,7 @@ class ClientConnection(SteppedHandler):
 
     def _watch_head(self) -> None:
         """Bound the size and the time of a head that has begun; only while no answer runs, since it may be refused."""
+        self._server.not_idle(self)
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refuse(head_too_large())
         elif self._header_timer is None:
@@ -342,16 +333,20 @@ class ClientConnection(SteppedHandler):
         Takes the place of aiohttp's loop, which makes a task, a writer and a response for each request and so costs
         a third more.
         """
+        idle = self._server.silent if self._server.tls is None else self._server.idle
         try:
             while not self._force_close:
                 if not self._messages and self._repeated is None:
                     self._waiter = self._loop.create_future()
+                    idle[self] = None
                     if self._head_bytes:
                         self._watch_head()
                     try:
                         await self._waiter
                     finally:
                         self._waiter = None
+                        idle.pop(self, None)
+                        idle = self._server.idle
                     continue
                 if self._paused:  # it asks for more than it reads
                     break
@@ -366,6 +361,9 @@ class ClientConnection(SteppedHandler):
                     await self._server.handle(request)
                 finally:
                     self._current_request = None
+                    if self._behind:
+                        self._server.addresses.give_back(self._behind)
+                        self._behind = ""
                 if request.head.is_odd or not request.payload.is_eof():
                     self._close_lingering()
                     return
@@ -433,15 +431,9 @@ class ClientConnection(SteppedHandler):
         """
         transport = self.transport
         has_begun = self._header_timer is not None
-        if transport is not None and (has_begun or (not self._reading_paused and _has_input(transport))):
-            self._keepalive_handle = self._loop.call_later(_LOOK_AGAIN_S, self._process_keepalive)
+        if transport is not None and (has_begun or (not self._reading_paused and has_input(transport))):
+            self._keepalive_handle = self._loop.call_later(LOOK_AGAIN_S, self._process_keepalive)
             return
         super()._process_keepalive()
         if transport is not None and self.transport is None and transport.get_write_buffer_size():
             transport.abort()
-
-
-def _has_input(transport: asyncio.Transport) -> bool:
-    """Return whether bytes of the client wait in the kernel."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)

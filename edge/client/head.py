@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
@@ -10,6 +10,7 @@ from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDictProxy, istr
 
 from edge.config.settings import ServerConfig
+from edge.config.values import Network
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
 from edge.exchange import Credential
 from edge.operations import UNKNOWN, Asked, asked_at
@@ -124,7 +125,7 @@ def address_behind_proxies(head: Head, peer: str, server: ServerConfig) -> str:
     """Return the client's address; a trusted proxy's word counts, read from the right (RFC 7239 section 7.4)."""
     address = peer
     hops = ",".join(head.headers.getall("X-Forwarded-For", [])).split(",")
-    while hops and _is_trusted(address, server):
+    while hops and is_trusted(address, server.trusted_proxies):
         hop = hops.pop().strip()
         try:
             address = _address_without_scope(hop)
@@ -144,11 +145,12 @@ def _address_without_scope(text: str) -> str:
     return str((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address)
 
 
-def _is_trusted(address: str, server: ServerConfig) -> bool:
+def is_trusted(address: str, proxies: Sequence[Network]) -> bool:
+    """Return whether an address is that of a trusted proxy; what connects by a unix socket is one."""
     if address == "unix":
         return True
     ip = ipaddress.ip_address(address)
-    return any(ip in network for network in server.trusted_proxies)
+    return any(ip in network for network in proxies)
 
 
 def _expects_what_is_known(headers: CIMultiDictProxy[str]) -> bool:

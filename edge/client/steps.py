@@ -9,6 +9,7 @@ from aiohttp.web_protocol import RequestHandler
 from edge.client.chunks import Framing
 from edge.errors import EdgeError
 
+_MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
 STEP_BYTES: Final = 8192  # of what may have many chunks, in up to 3 ms
 
 
@@ -24,6 +25,29 @@ class SteppedHandler(RequestHandler):
         self._parser_reads = True
         self._parked = b""  # received while the parser is full
         self.answering: object | None = None
+
+    def _pause_transport_reading(self) -> None:
+        """Keep what comes from the parser, which is full of pipelined requests; do not stop noticing departure."""
+        self._parser_reads = False
+        if self.answering is None:
+            super()._pause_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        """Let the parser have what came in the meantime, and go on."""
+        self._parser_reads = True
+        parked, self._parked = self._parked, b""
+        if parked:
+            self.data_received(parked)
+        if self._parser_reads:
+            super()._resume_transport_reading()
+
+    def _park(self, data: bytes) -> None:
+        """Hold bytes behind a running answer; a client that sends too many gets no further answer (RFC 9112 9.3.2)."""
+        self._parked += data
+        if len(self._parked) > _MAX_PARKED_BYTES:
+            self._parked = b""
+            self._messages.clear()
+            self._close = True
 
     def _wait(self, data: bytes) -> None:
         """Hold what came before the parser was through with a read."""

@@ -75,8 +75,15 @@ class ServerConfig:
         "nothing for 30 s.",
         zero=True, key="min_client_rate")] = 2**10
     max_connections: Annotated[int | None, kinds.count(
-        "Connections of clients. Absent: just under half the limit of open files, as a stream holds two.",
+        "Connections of clients. One more closes the longest idle one; without any it is refused with a 503. Absent: "
+        "just under half the limit of open files, as a stream holds two.",
         10**7, example=10_000)] = None
+    max_connections_per_address: Annotated[int | None, kinds.count(
+        "Connections of one client address, or of one IPv6 network of 64 bits; one more gets a 429. Absent: no bound. "
+        "Trusted proxies and unix sockets may open any number: for each client behind them, requests that are being "
+        "answered count. Too small a number refuses users who share an address, as those of one company or of one "
+        "mobile network do.",
+        10**7, example=500)] = None
     drain_timeout_s: Annotated[float, kinds.duration(
         "How long a stop waits for running answers before it cuts them. Let the supervisor wait longer.", zero=True
     )] = 120

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
-from edge.client.connection import LAST_REQUEST_S
 from edge.client.server import ClientServer
 from edge.config.settings import ServerConfig
 from edge.stage import Lifecycle, Stage
@@ -58,22 +57,19 @@ class Drain:
         for client in clients.clients:
             client.be_last()
         busy = sum(client.busy for client in clients.clients)
-        _log.info("draining: %d requests, %d connections", busy, len(clients.clients))
+        _log.info("draining: %d requests, %d connections", busy, clients.open_connections)
         await self.until(asyncio.sleep(server.shutdown_delay_s))
         self._lifecycle.stage = Stage.CLOSING
         for listener in listeners:
             listener.close()
         for client in clients.clients:
             client.leave_soon()
-        patience_s = server.drain_timeout_s
-        if server.tls is not None:  # until the end of its handshake a client is not counted
-            handshakes_s = min(LAST_REQUEST_S, patience_s)
-            patience_s -= handshakes_s
-            await self.until(asyncio.sleep(handshakes_s))
-        if await self.until(clients.wait_empty(), patience_s):
+        for arrival in clients.arrivals:
+            arrival.leave_soon()
+        if await self.until(clients.wait_empty(), server.drain_timeout_s):
             return
         self._hurried.clear()
-        _log.warning("drain: %d connections are cut", len(clients.clients))
+        _log.warning("drain: %d connections are cut", clients.open_connections)
         _cut(clients)
         if await self.until(clients.wait_empty(), _CUT_GRACE_S):
             return
@@ -105,3 +101,5 @@ def _cut(clients: ClientServer) -> None:
             client.answering.cut()
         elif not client.busy:
             client.force_close()
+    for arrival in list(clients.arrivals):
+        arrival.give_way()

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import resource
 import signal
 import ssl
 import time
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jwt
-from aiohttp import web
 
 from edge.client.body import BodyMemory
-from edge.client.server import ClientServer
+from edge.client.server import MOST_REFUSED, ClientServer
 from edge.config.settings import Config, ServerConfig, UsageConfig
 from edge.config.values import Address
 from edge.errors import Unusable
@@ -37,7 +35,15 @@ from edge.process import status
 from edge.process.admin import Readiness, admin_handler
 from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
-from edge.process.listeners import bind, listener_tls, load_certificate, name_of, passed_sockets
+from edge.process.listeners import (
+    AdminListener,
+    bind,
+    listener_tls,
+    load_certificate,
+    name_of,
+    passed_sockets,
+    raise_descriptor_limit,
+)
 from edge.process.reloading import Reloader
 from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
@@ -58,7 +64,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy; capped by net.core.somaxconn
-_SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners
+_SPARE_DESCRIPTORS: Final = 64  # for the store, the log, the listeners, and connections that are being refused
 _SHARED_TIMEOUT_S: Final = 2.0
 _DRAIN_INTERVAL_S: Final = 0.1  # of the journal's buffer
 _DRAINS_A_SYNC: Final = 10  # a second: what a crash of the machine can take
@@ -103,7 +109,7 @@ class Server:
         self._sink: Sink | None = None
         self._shipper: Shipper | None = None
         self._listeners: list[asyncio.Server] = []
-        self._admin: asyncio.Server | None = None
+        self._admin: AdminListener | None = None
         self.addresses: list[str] = []
         self.admin_address = ""
 
@@ -117,7 +123,7 @@ class Server:
 
         Raises: `ConfigError`, `Unusable` when it cannot start, `Hung` when something of it does not end.
         """
-        self._descriptors = _raise_descriptor_limit()
+        self._descriptors = raise_descriptor_limit()
         gc.set_threshold(*_GC_THRESHOLDS)
         generation = await self._reloader.first()
         config = generation.config
@@ -186,7 +192,15 @@ class Server:
 
     def _most_connections(self, server: ServerConfig) -> int:
         """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
-        return server.max_connections or max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
+        if server.max_connections is None:
+            return max((self._descriptors - _SPARE_DESCRIPTORS) // 2 - 1, 1)
+        most = max(self._descriptors - _SPARE_DESCRIPTORS - MOST_REFUSED, 1)
+        if server.max_connections > most:
+            _log.warning(
+                "server.max_connections: %d are more than the limit of open files has room for: %d are accepted",
+                server.max_connections, most,
+            )  # fmt: skip
+        return min(server.max_connections, most)
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
@@ -212,19 +226,12 @@ class Server:
 
     async def _listen(self, config: Config) -> None:
         server = config.server
-        handshake_timeout_s = None
         if server.tls is not None:
-            self._tls = listener_tls(server.tls)
-            handshake_timeout_s = server.header_timeout_s  # until its end a client is not counted
+            self.clients.tls = self._tls = listener_tls(server.tls)
         try:
             for sock in passed_sockets() or [bind(address) for address in server.listen]:
                 listener = await self._loop.create_server(
-                    self.clients,
-                    sock=sock,
-                    ssl=self._tls,
-                    ssl_handshake_timeout=handshake_timeout_s,
-                    backlog=_BACKLOG,
-                    start_serving=False,
+                    self.clients, sock=sock, backlog=_BACKLOG, start_serving=False
                 )
                 self._listeners.append(listener)
                 self.addresses.append(name_of(sock))
@@ -233,8 +240,7 @@ class Server:
             raise Unusable(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = name_of(admin_socket)
         handler = admin_handler(self.readiness, self.metrics, self.purge)
-        self._admin_server = web.Server(handler, access_log=None)
-        self._admin = await self._loop.create_server(self._admin_server, sock=admin_socket)
+        self._admin = AdminListener(self._loop, admin_socket, handler)
         for listener in self._listeners:
             await listener.start_serving()
 
@@ -369,7 +375,7 @@ class Server:
             parts["shared limits"] = self.shared_limits.leave()
         if self._admin is not None:
             self._admin.close()
-            parts["admin"] = self._admin_server.shutdown(0.1)
+            parts["admin"] = self._admin.shutdown(0.1)
         await ending.close(_PART_PATIENCE_S, parts)
         self.endpoints.close()
         parts = {"requests": self.proxy.wait_idle()}  # cancelled handlers take their closing step
@@ -413,15 +419,6 @@ def _steady_unix_time() -> Callable[[], float]:
     """Return a clock of Unix seconds that no correction of the machine's clock moves."""
     offset_s = time.time() - time.monotonic()
     return lambda: time.monotonic() + offset_s
-
-
-def _raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors to its hard value and return it; every stream holds two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = 1 << 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def _spare_the_collector() -> None:

@@ -24,7 +24,7 @@ def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:
     """Yield what is configured, and what goes on."""
     yield "routes", str(len(proxy.generation.config.routes))
     yield "requests in flight", str(proxy.in_flight)
-    yield "connections", str(len(clients.clients))
+    yield "connections", f"{clients.open_connections} of {clients.max_connections}"
 
 
 def key_lines(
@@ -60,10 +60,24 @@ def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator
 def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> Iterator[Metric]:
     """Yield what clients do now."""
     yield GaugeMetricFamily("edge_requests_in_flight", "Requests being answered.", proxy.in_flight)
-    yield GaugeMetricFamily("edge_client_connections", "Open connections of clients.", len(clients.clients))
+    yield GaugeMetricFamily("edge_client_connections", "Open connections of clients.", clients.open_connections)
+    yield GaugeMetricFamily("edge_client_connections_idle", "Those that wait for a request.", len(clients.idle))
+    yield GaugeMetricFamily("edge_client_connections_silent", "Those of which no byte came yet.", len(clients.silent))
+    yield GaugeMetricFamily("edge_client_handshakes", "TLS handshakes that have begun.", clients.handshakes)
     yield CounterMetricFamily("edge_connections_accepted", "Connections accepted.", clients.accepted_connections)
+    yield CounterMetricFamily(
+        "edge_connections_evicted", "Connections that did nothing, closed for others.", clients.evicted_connections
+    )
     yield CounterMetricFamily(
         "edge_connections_refused", "Connections over max_connections.", clients.refused_connections
     )
+    yield CounterMetricFamily(
+        "edge_connections_refused_of_address", "Connections over max_connections_per_address.",
+        clients.addresses.refused,
+    )  # fmt: skip
+    handshakes = CounterMetricFamily("edge_handshakes_failed", "TLS handshakes that failed.", labels=("reason",))
+    handshakes.add_metric(("silent",), clients.silent_handshakes)
+    handshakes.add_metric(("failed",), clients.failed_handshakes)
+    yield handshakes
     yield CounterMetricFamily("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
     yield GaugeMetricFamily("edge_request_body_bytes", "Request bodies held now.", memory.used_bytes)

@@ -20,7 +20,7 @@ from edge.client.answers import response
 from edge.client.body import BodyMemory
 from edge.client.bounds import MAX_FIELD_BYTES, MAX_FIELDS, MAX_REQUEST_LINE_BYTES
 from edge.client.connection import ClientConnection
-from edge.client.server import ClientServer
+from edge.client.server import MOST_REFUSED, ClientServer
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, Edge, RawClient, StartEdge, WatchMethod, tls_setting
@@ -169,13 +169,13 @@ async def test_request_before_a_malformed_one_is_still_answered(edge: Edge, simu
 async def test_connection_too_many_is_refused_with_503(
     start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
 ) -> None:
-    """And is no longer too many when another has gone."""
+    """While all others are busy; and is no longer too many when another has gone."""
     lost = watch(ClientServer, "connection_lost")
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
     first, second = await edge.connect(), await edge.connect()
     for client in (first, second):
-        client.send(edge.request({"model": "public/deepseek-r1"}))
-        assert (await client.response())[0] == 200
+        client.send(edge.request({"model": "public/deepseek-r1", "simulate": {"ttft_ms": 86_400_000}}))
+    await simulator.wait_for(lambda: len(simulator.requests) == 2)
     third = await edge.connect()
     status, headers, body = await third.response()
     assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
@@ -186,6 +186,7 @@ async def test_connection_too_many_is_refused_with_503(
     first.close()
     await lost.until(lambda: len(edge.server.clients.clients) == 1)
     assert (await edge.ask({"model": "public/deepseek-r1"}))[0] == 200
+    second.abort()
     await edge.consistent()
 
 
@@ -193,19 +194,26 @@ async def test_flood_of_connections_takes_no_descriptors(
     start_edge: StartEdge, simulator: Simulator, watch: WatchMethod
 ) -> None:
     """Some are told why; each of those lingers to be read, so not all can be."""
-    made = watch(ClientConnection, "connection_made")
+    arrived = watch(ClientServer, "arrive")
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server="max_connections = 2\n")
+    for _ in range(2):
+        (await edge.connect()).send(edge.request({"model": "public/deepseek-r1", "simulate": {"ttft_ms": 86_400_000}}))
+    await simulator.wait_for(lambda: len(simulator.requests) == 2)
     clients = [await edge.connect() for _ in range(60)]
-    await made.until(lambda: edge.server.clients.refused_connections >= 58)
-    assert len(edge.server.clients.clients) <= 2 + 32
+    await arrived.until(lambda: edge.server.clients.refused_connections >= 60)
+    assert len(edge.server.clients.clients) + len(edge.server.clients.arrivals) <= 2 + MOST_REFUSED
+    assert edge.server.clients.open_connections == 2
     assert await clients[-1].rest() == b""
 
 
 async def test_handshake_that_never_ends_has_the_time_of_a_head(start_edge: StartEdge, tmp_path: Path) -> None:
     settings = 'header_timeout = "100ms"\n' + tls_setting(tmp_path, trustme.CA())
     edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"), server=settings)
-    silent = await edge.connect()
-    assert await silent.rest() == b""
+    begun = await edge.connect()
+    begun.send(b"\x16")  # of a record that holds a ClientHello (RFC 8446 section 5.1)
+    assert await begun.rest() == b""
+    clients = edge.server.clients
+    assert (clients.failed_handshakes, clients.silent_handshakes, clients.open_connections) == (1, 0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels lack some of it")

@@ -29,7 +29,7 @@ class Wire(asyncio.Transport):
     """A transport that keeps what is written: reads are cut where a test wants them, which no socket does."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__({"peername": ""})  # as that of a unix socket
         self.written = b""
         self.closed = False
 
@@ -69,7 +69,7 @@ class Served:
     async def take(self, reads: Sequence[bytes]) -> "Served":
         config = ServerConfig()
         server = ClientServer(self._answer, Lifecycle(), config, 10)
-        connection = server()
+        connection = server.connection()
         if not self.remembers:
             connection._repeats.due_bytes = None
         connection.connection_made(self.wire)

@@ -81,7 +81,7 @@ class Served:
 async def serve(reads: list[bytes]) -> Served:
     """Give reads to a connection of the edge, as its sockets would."""
     served, wire = Served(), Wire()
-    connection = ClientServer(served.answer, Lifecycle(), ServerConfig(), 10)()
+    connection = ClientServer(served.answer, Lifecycle(), ServerConfig(), 10).connection()
     connection.connection_made(wire)
     await _settled()
     for read in reads:
