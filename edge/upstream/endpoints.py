@@ -28,7 +28,7 @@ _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
-_A_STEP: Final = 100  # endpoints in a step of a scrape
+_A_STEP: Final = 100  # endpoints or pools in a step of a scrape, or of a walk through all
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
 
@@ -54,7 +54,7 @@ class Endpoint:
 
     __slots__ = (
         "_log_at", "_outage", "_refusal_log_at", "authority", "connections", "health", "in_flight", "is_instance",
-        "url", "waiting",
+        "kept_in", "url", "waiting",
     )  # fmt: skip
 
     def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
@@ -65,6 +65,7 @@ class Endpoint:
         self.in_flight = 0
         self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
         self.is_instance = is_instance
+        self.kept_in = 0  # the latest of the walks through all pools in which it was found
         failed, back = f"{self} failed several times in a row", f"{self} answers again"
         self._outage = Outage(_log, failed, back)
         self._log_at = self._refusal_log_at = -math.inf
@@ -209,6 +210,7 @@ class Endpoints:
         self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
         self._instances: dict[tuple[str, Engine], Member] = {}
         self._labels: set[str] = set()  # the authorities that have series of their own
+        self._walk = 0  # of `keep_only`, the latest
         self._gone: dict[str, int] = {}  # ejections of endpoints that are no more, by a label that sums
         self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
 
@@ -219,6 +221,7 @@ class Endpoints:
         endpoint = self._members.get(key)
         if endpoint is None:
             endpoint = self._members[key] = self._new(url, authority, f"pools.{pool.name}.ca_file")
+        endpoint.kept_in = self._walk  # a pool has it from now on, which a walk under way may have passed
         return endpoint
 
     def instance(self, address: str, engine: Engine = "vllm", max_inflight: int | None = None) -> Lease:
@@ -253,14 +256,29 @@ class Endpoints:
             self._tls[authority] = context
         return context
 
-    def keep_only(self, pools: Iterable[Group]) -> None:
-        """Close the idle connections of endpoints that no pool names any more; requests in flight end as they will."""
-        named = {member.endpoint for pool in pools for member in pool.members}
+    def keep_only(self, pools: Iterable[Group]) -> Iterator[None]:
+        """Close the idle connections of endpoints that no pool names any more, in steps.
+
+        Requests in flight end as they will. An endpoint that is asked for between two steps stays.
+        """
+        self._walk += 1
+        walk = self._walk
+        for number, pool in enumerate(list(pools)):
+            for member in pool.members:
+                member.endpoint.kept_in = walk
+            if number % _A_STEP == _A_STEP - 1:
+                yield
+        work = 0
         for key, endpoint in list(self._members.items()):
-            if endpoint not in named:
+            work += 1
+            if endpoint.kept_in < walk and self._members.get(key) is endpoint:  # not gone by a later walk
+                work += len(endpoint.connections)
                 endpoint.connections.close()
                 del self._members[key]
                 self._forget(endpoint)
+            if work >= _A_STEP:
+                work = 0
+                yield
 
     def close(self) -> None:
         """Close every idle connection."""
