@@ -6,7 +6,7 @@ it waits for is done (https://github.com/python/cpython/issues/86296, put right 
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 PATIENCE_S: Final = 1.5  # for tasks that are cancelled; what is of any use then takes milliseconds
@@ -51,3 +51,10 @@ async def in_steps(steps: Iterable[None]) -> None:
     """Do work that would hold the loop up a step at a time; others get their turn after each."""
     for _ in steps:
         await asyncio.sleep(0)
+
+
+async def repeat_in_steps(interval_s: float, work: Callable[[], Iterable[None]]) -> None:
+    """Do such work again and again, with a pause before each, until cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        await in_steps(work())

@@ -31,7 +31,7 @@ from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import Invalidation
 from edge.keys.stores.table import key_store
 from edge.keys.tokens import TokenVerifier
-from edge.limits.admission import Admission
+from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
 from edge.process import status
 from edge.process.admin import Readiness, admin_handler
@@ -42,7 +42,7 @@ from edge.process.reloading import Reloader, retire
 from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
-from edge.tasks import Hung, in_steps
+from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
 from edge.upstream.catalogue import Catalogue
@@ -192,6 +192,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
+        parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run
         if self.shared_limits is not None:
@@ -257,8 +258,7 @@ class Server:
     async def _apply(self, generation: Generation) -> None:
         """Let new requests have a generation; running requests keep theirs.
 
-        What a request may see of it changes in one step of the loop. What is made ready before, and what follows
-        after, goes in steps: thousands of pools hold nobody up.
+        What a request may see of it changes in one step of the loop; what is long is done before it or after, in steps.
         """
         if generation is self.generation:
             return

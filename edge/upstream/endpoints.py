@@ -4,7 +4,9 @@ import asyncio
 import logging
 import math
 import ssl
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
+_MOST_LOOKED_AT: Final = 8  # of them at each new one, the longest unused first: all at once would hold the loop up
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
@@ -208,7 +211,7 @@ class Endpoints:
         self._loop = loop
         self._members: dict[tuple[object, ...], Endpoint] = {}
         self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
-        self._instances: dict[tuple[str, Engine], Member] = {}
+        self._instances: OrderedDict[tuple[str, Engine], Member] = OrderedDict()
         self._labels: set[str] = set()  # the authorities that have series of their own
         self._walk = 0  # of `keep_only`, the latest
         self._gone: dict[str, int] = {}  # ejections of endpoints that are no more, by a label that sums
@@ -232,14 +235,21 @@ class Endpoints:
         member = self._instances.get((address, engine))
         if member is None:
             if len(self._instances) >= _MAX_INSTANCES:
-                for at in [at for at, each in self._instances.items() if not each.endpoint.is_used]:
-                    self._forget(self._instances.pop(at).endpoint)
+                self._drop_instances()
             url = parse_url(address)
             member = Member(self._new(url, is_instance=True), EndpointConfig(url), engine)
             self._instances[address, engine] = member
         if max_inflight is not None and member.load >= max_inflight:
             raise UpstreamUnavailable("The model's server is busy, try again in a moment.", retry_after_s=1)
         return Lease(member)
+
+    def _drop_instances(self) -> None:
+        """Drop some instances without a request or connection; those that have one are looked at last next time."""
+        for at in list(islice(self._instances, _MOST_LOOKED_AT)):
+            if self._instances[at].endpoint.is_used:
+                self._instances.move_to_end(at)
+            else:
+                self._forget(self._instances.pop(at).endpoint)
 
     def _new(
         self, url: Url, authority: _Authority = (None, 0), setting: str = "", *, is_instance: bool = False

@@ -634,6 +634,25 @@ async def test_of_thousands_of_problems_the_first_are_reported(edge: Edge, reloa
     assert (len(lines), lines[-1]) == (21, "480 more: `edge check` lists them")
 
 
+async def test_all_that_a_request_sees_of_a_reload_changes_in_one_step_of_the_loop(edge: Edge) -> None:
+    """It goes in steps, for thousands of pools, and nobody gets a route of the new file with the limits of the old."""
+    more = "".join(f'[pools.p{number}]\nendpoints = ["http://10.0.0.1:{number}"]\n' for number in range(1, 251))
+    more += '[limits.new]\nrequests_per_minute = 7\n[routes."public/new"]\npool = "p250"\nlimit = "new"\n'
+    server = edge.server
+    edge.config_path.write_text(edge.config_path.read_text() + more)
+    new = await server._reloader.reload(server.generation)
+    applied = asyncio.get_running_loop().create_task(server._apply(new))
+    seen = []
+    while not applied.done():
+        seen.append(
+            (server.proxy.generation is new, "p250" in server.catalogue._pools, "new" in server.admission._configs)
+        )
+        await asyncio.sleep(0)
+    assert set(seen) == {(False,) * 3, (True,) * 3}
+    assert seen == sorted(seen)
+    assert len(seen) > 5
+
+
 class Part:
     """Something that a generation is made of, whose end is noted."""
 
