@@ -10,7 +10,7 @@ from edge.routing import RouteTable
 from edge.upstream.pools import Pool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Generation:
     """A configuration in force; `loaded_at` is Unix time.
 
@@ -36,6 +36,14 @@ class Generation:
         object.__setattr__(self, "timeouts", timeouts)
         object.__setattr__(self, "continuous", continuous)
         object.__setattr__(self, "paths", paths_of(self.config.server.operations))
+
+    def parts(self) -> list[object]:
+        """Return what it is made of in large numbers: who holds them decides when they are freed, and how many at once.
+
+        A part comes after what it holds itself.
+        """
+        config = self.config
+        return [*config.routes, *config.pools.values(), *self.routes.parts(), *self.pools.values()]
 
     def _asked(self, route: RouteConfig) -> PoolConfig | RouteConfig:
         """Return the settings with which a route's endpoints are asked: its pool's, or for an instance its own."""

@@ -11,7 +11,7 @@ the relay writes to it. How a request ended is known once: `Exchange.ended`, by 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -311,10 +311,10 @@ class Proxy:
             name = exchange.model = own_answers.model_in_path(asked.model)
             match = decide(table, name, caller)
             exchange.route = match.route.name
-            document = orjson.dumps(models.document(name, match))
+            _send(request, exchange, 200, orjson.dumps(models.document(name, match)))
         else:
-            document = await models.listed(table, caller)
-        _send(request, exchange, 200, document)
+            first, *others = await models.listed(table, caller)
+            _send(request, exchange, 200, first, more=others)
 
     # --- the end
 
@@ -360,9 +360,14 @@ class Proxy:
 
 
 def _send(
-    request: Request, exchange: Exchange, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()
+    request: Request,
+    exchange: Exchange,
+    status: int,
+    body: bytes,
+    headers: tuple[tuple[str, str], ...] = (),
+    more: Sequence[bytes] = (),
 ) -> None:
-    """Send an answer of the edge's own."""
+    """Send an answer of the edge's own; of a long one the body goes on with `more`."""
     connection = request.connection
     if not request.payload.is_eof():
         connection.last = True
@@ -375,9 +380,12 @@ def _send(
         last=connection.last,
         headers=headers,
         with_body=exchange.method != "HEAD",
+        more_bytes=sum(map(len, more)),
     )
-    exchange.response_bytes = len(answer)
-    connection.send(answer)
+    pieces = (answer, *more) if exchange.method != "HEAD" else (answer,)
+    exchange.response_bytes = sum(map(len, pieces))
+    for piece in pieces:
+        connection.send(piece)
 
 
 # --- what is decided, for requests and for `edge explain`

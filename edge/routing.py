@@ -158,6 +158,13 @@ class RouteTable:
         self._hosts: dict[str, HostTable] = {}
         self._held = 0  # numbers of lists in the tables
 
+    def parts(self) -> Iterator[object]:
+        """Yield what it is made of in large numbers, routes excepted."""
+        yield from self._tables
+        yield from self._index.exact.values()
+        yield from self._index.prefixes.values()
+        yield from self._index.names
+
     def for_host(self, host: str, loopback: bool) -> HostTable:
         """Return the routes of a host (lower case, no port); a loopback host on a loopback connection reaches all."""
         if loopback:

@@ -1,4 +1,4 @@
-"""Tasks that must end: what loses a cancellation is cancelled again, and what never ends is named.
+"""Tasks that must end, and work in steps: what loses a cancellation is cancelled again, what never ends is named.
 
 On CPython 3.11 `asyncio.wait_for` returns as if nothing had happened when it is cancelled in the moment in which what
 it waits for is done (https://github.com/python/cpython/issues/86296, put right in 3.12). redis-py sends with it.
@@ -6,7 +6,7 @@ it waits for is done (https://github.com/python/cpython/issues/86296, put right 
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 PATIENCE_S: Final = 1.5  # for tasks that are cancelled; what is of any use then takes milliseconds
@@ -45,3 +45,16 @@ def names_of(tasks: Iterable[asyncio.Task[Any]]) -> tuple[str, ...]:
     """Return the names of tasks for the log, each once."""
     names = (task.get_name() for task in tasks)
     return tuple(sorted({"an unnamed task" if _UNNAMED.fullmatch(name) else name for name in names}))
+
+
+async def in_steps(steps: Iterable[None]) -> None:
+    """Do work that would hold the loop up a step at a time; others get their turn after each."""
+    for _ in steps:
+        await asyncio.sleep(0)
+
+
+async def repeat_in_steps(interval_s: float, work: Callable[[], Iterable[None]]) -> None:
+    """Do such work again and again, with a pause before each, until cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        await in_steps(work())

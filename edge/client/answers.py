@@ -40,9 +40,10 @@ def response(
     headers: tuple[tuple[str, str], ...] = (),
     with_body: bool = True,
     protocol: Protocol = OPENAI,
+    more_bytes: int = 0,
 ) -> bytes:
-    """Return a whole response; `with_body` False answers a HEAD."""
-    head = _constant_head(status, len(body), last, content_type, headers)
+    """Return a whole response, but for `more_bytes` of its body that follow; `with_body` False answers a HEAD."""
+    head = _constant_head(status, len(body) + more_bytes, last, content_type, headers)
     name = protocol.id_lines(request_id)
     return b"".join((head, name, date_header(), CORS, b"\r\n", body if with_body else b""))
 

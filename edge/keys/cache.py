@@ -1,18 +1,23 @@
 """The cache of look-ups: aiocache's memory cache, bounded, keyed by the SHA-256 of a credential (never by itself).
 
 Its hot path is one dict look-up: aiocache's own `get` passes through four decorators and costs 8 us, a tenth of a whole
-request.
+request. Nothing here walks through all entries, of which there are 100,000. What a change names is found by an index; a
+change of everything begins an epoch, and each entry of an earlier one is put right when it is next looked at.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from aiocache import SimpleMemoryCache
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from edge.keys.caller import Caller
-from edge.keys.stores.protocol import Invalidation
+from edge.keys.stores.protocol import Invalidation, TokenPrincipal
+
+_MAX_DROPPED: Final = 4  # of no use any more, at each new one: all of a quiet night's at once would hold the loop up
+_MAX_WITHDRAWN: Final = 1000  # keys of an issuer that are remembered as such
 
 
 @dataclass(slots=True)
@@ -30,6 +35,33 @@ class Entry:
     stale_until: float
     message: str = ""
     failed: bool = False
+    epoch: int = 0
+
+
+class _Index:
+    """The digests that a name has; most have one, and a set for each of 100,000 would take 20 MB."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, bytes | set[bytes]] = {}
+
+    def add(self, name: str, digest: bytes) -> None:
+        there = self._digests.setdefault(name, digest)
+        if isinstance(there, set):
+            there.add(digest)
+        elif there != digest:
+            self._digests[name] = {there, digest}
+
+    def remove(self, name: str, digest: bytes) -> None:
+        there = self._digests.get(name)
+        if isinstance(there, set) and len(there) > 1:
+            there.discard(digest)
+        elif there is not None:
+            del self._digests[name]
+
+    def find(self, names: Iterable[str]) -> Iterator[bytes]:
+        for name in names:
+            there = self._digests.get(name, ())
+            yield from (there,) if isinstance(there, bytes) else there
 
 
 class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no types
@@ -40,41 +72,76 @@ class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no ty
         # A dict would search for its oldest entry past all that were deleted before it: 60 us of 100,000.
         self._cache: OrderedDict[bytes, Entry] = OrderedDict()
         self.max_entries = max_entries
+        self._by_user, self._by_id = _Index(), _Index()
+        self._epoch = self._doubted = self._dropped = 0  # what is of an earlier epoch may have changed, or is no more
+        self._withdrawn: dict[str, int] = {}  # by what proved a token, the epoch in which it ceased to
 
     def peek(self, digest: bytes) -> Entry | None:
         """Return an entry without aiocache's coroutine layers."""
-        return self._cache.get(digest)
+        entry = self._cache.get(digest)
+        if entry is not None and entry.epoch != self._epoch:
+            return self._put_right(digest, entry)
+        return entry
+
+    def _put_right(self, digest: bytes, entry: Entry) -> Entry | None:
+        """Return an entry after all that happened since it was last looked at; None when it is no more."""
+        principal = entry.caller.principal if entry.caller is not None else None
+        proof = principal.proof if isinstance(principal, TokenPrincipal) else ""
+        if entry.epoch < max(self._dropped, self._withdrawn.get(proof, 0)):
+            self.drop(digest)
+            return None
+        if entry.epoch < self._doubted:
+            entry.ask_at = entry.fresh_until = 0.0
+            entry.failed = False  # then: it may answer by now
+        entry.epoch = self._epoch
+        return entry
 
     def put(self, digest: bytes, entry: Entry, now: float) -> None:
         """Keep an entry as the newest; the oldest leave that are of no use any more, or over the bound."""
+        self.drop(digest)
         entries = self._cache
-        entries.pop(digest, None)
-        while entries and (len(entries) >= self.max_entries or next(iter(entries.values())).stale_until <= now):
-            entries.popitem(last=False)
+        for _ in range(_MAX_DROPPED):
+            if not entries or (len(entries) < self.max_entries and next(iter(entries.values())).stale_until > now):
+                break
+            self.drop(next(iter(entries)))
+        entry.epoch = self._epoch
         entries[digest] = entry
+        if entry.caller is not None:
+            self._by_user.add(entry.caller.principal.user, digest)
+            self._by_id.add(entry.caller.principal.id, digest)
 
     def drop(self, digest: bytes) -> None:
         """Drop an entry, if it is there."""
-        self._cache.pop(digest, None)
+        entry = self._cache.pop(digest, None)
+        if entry is not None and entry.caller is not None:
+            self._by_user.remove(entry.caller.principal.user, digest)
+            self._by_id.remove(entry.caller.principal.id, digest)
 
     def forget(self, invalidation: Invalidation) -> int:
-        """Drop the callers that were changed, and doubt those that may have been; return how many that is."""
+        """Drop the callers that were changed, and doubt those that may have been; return how many that is.
+
+        Tokens by what proved them are not counted: they leave when they are next looked at.
+        """
         entries = self._cache
-        if invalidation.everything:
-            for entry in entries.values():
-                entry.ask_at = entry.fresh_until = 0.0
-                entry.failed = False  # then: it may answer by now
         named = {digest for digest in invalidation.digests if digest in entries}
-        if invalidation.names_principals:
-            names = invalidation.names
-            named.update(digest for digest, entry in entries.items() if entry.caller and names(entry.caller.principal))
+        named.update(self._by_user.find(invalidation.users), self._by_id.find(invalidation.ids))
         for digest in named:
-            del entries[digest]
-        return len(entries) + len(named) if invalidation.everything else len(named)
+            self.drop(digest)
+        if invalidation.everything or invalidation.proofs:
+            self._epoch += 1
+        self._withdrawn.update(dict.fromkeys(invalidation.proofs, self._epoch))
+        if len(self._withdrawn) > _MAX_WITHDRAWN:
+            self._withdrawn.clear()
+            self.drop_all()
+        if invalidation.everything:
+            self._doubted = self._epoch
+            return len(entries) + len(named)
+        return len(named)
 
     def drop_all(self) -> None:
-        """Drop every entry."""
-        self._cache.clear()
+        """Drop every entry; its memory is free again as new ones come."""
+        self._epoch += 1
+        self._dropped = self._epoch
 
     def __len__(self) -> int:
         return len(self._cache)

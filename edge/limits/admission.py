@@ -37,6 +37,8 @@ _LONGEST_RETRY_AFTER_S: Final = 60  # SDKs ignore a longer one
 _ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
 _REFRESH_S: Final = 1.0  # how often counters are reported of which requests merely run
 _IN_TURN: Final = 200  # counters that are reported with each merge though nothing happened here
+_A_STEP: Final = 1000  # counters that are looked at
+IDLE_INTERVAL_S: Final = 30.0  # between two looks for those in which nothing is left
 _MAX_NAMES: Final = 1000  # of the combinations, and of the unknown ones, that key records may name
 # As OpenAI writes it, for 0 to 120 s: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
 _RESETS: Final = tuple(b"%dm%ds" % divmod(each, 60) if each >= 60 else b"%ds" % each for each in range(121))
@@ -113,9 +115,6 @@ class Admission:
         self._dirty: list[Counter] = []
         self._refreshed_at = 0.0
         self._in_turn: list[Counter] = []
-        self._limits: dict[str, _Limit] = {}
-        self._applying: dict[tuple[str | None, ...], tuple[_Limit, ...]] = {}  # by the names that are given
-        self._unknown: set[str] = set()
         self.reconfigure(limits)
 
     def metrics(self) -> Iterator[Metric]:
@@ -125,9 +124,10 @@ class Admission:
 
     def reconfigure(self, limits: Mapping[str, LimitConfig]) -> None:
         """Take over the limits of a reload."""
-        self._limits = {name: _Limit(limit) for name, limit in limits.items()}
-        self._applying.clear()
-        self._unknown.clear()
+        self._configs = limits
+        self._limits: dict[str, _Limit] = {}  # that were used; thousands are not made in one step of the loop
+        self._applying: dict[tuple[str | None, ...], tuple[_Limit, ...]] = {}  # by the names that are given
+        self._unknown: set[str] = set()
 
     # --- requests
 
@@ -217,8 +217,11 @@ class Admission:
     def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
         limits = []
         for name in dict.fromkeys(each for each in names if each is not None):
-            if name in self._limits:
-                limits.append(self._limits[name])
+            if name in self._configs:
+                limit = self._limits.get(name)
+                if limit is None:
+                    limit = self._limits[name] = _Limit(self._configs[name])
+                limits.append(limit)
             elif name not in self._unknown and len(self._unknown) < _MAX_NAMES:
                 self._unknown.add(name)
                 _log.warning("limit %r, named by a key, is not in [limits]: it limits nothing", name)
@@ -250,46 +253,62 @@ class Admission:
             for counter in self._counters.values():
                 counter.minute += minute - self._minute
         self._minute, self._minute_began = minute, float(minute * MINUTE_S)
-        self._forget_idle()
         return now - self._minute_began
 
-    def _forget_idle(self) -> None:
-        """Drop the counters in which nothing is left: memory holds who came in the last two minutes."""
-        idle = [each for each in self._counters.values() if not each.running and not each.counts_in(self._minute)]
-        for counter in idle:
-            del self._counters[counter.key]
-            counter.is_dirty = False
-        self._dirty = [counter for counter in self._dirty if counter.is_dirty]
+    def forget_idle(self) -> Iterator[None]:
+        """Drop the counters in which nothing is left, in steps; one call ends before the next begins.
+
+        Called every half a minute, memory holds who came in the last two and a half.
+        """
+        self._now()
+        for number, counter in enumerate(list(self._counters.values()), 1):
+            if not counter.running and not counter.counts_in(self._minute):
+                del self._counters[counter.key]
+                counter.is_dirty = False
+            if number % _A_STEP == 0:
+                yield
+        dirty, self._dirty = self._dirty, []
+        for at in range(0, len(dirty), _A_STEP):
+            self._dirty += [counter for counter in dirty[at : at + _A_STEP] if counter.is_dirty]
+            yield
 
     # --- other processes
 
-    def collect(self, everything: bool = False) -> list[Counter]:
-        """Return the counters to report to others, all or those of which there is news.
+    def collect(self, everything: bool = False) -> Iterator[list[Counter]]:
+        """Yield the counters to report to others, all or those of which there is news, in steps; a step may find none.
 
         News are those used since the last call, once a second those of which requests run, and of the rest, whose
         remote part would be old at their next request, some in turn.
         """
         now = self._now()
-        collected, self._dirty = self._dirty, []
+        dirty, self._dirty = self._dirty, []
         if everything:
-            collected = list(self._counters.values())
-        else:
-            if not 0.0 <= now - self._refreshed_at < _REFRESH_S:
-                collected += [each for each in self._counters.values() if each.running and not each.is_dirty]
-                self._refreshed_at = now
-            collected += self._next_in_turn()
-        for counter in collected:
-            counter.is_dirty = False
-            if counter.minute != self._minute:
-                counter.roll(self._minute)
-        return collected
+            yield from self._collected(list(self._counters.values()), lambda each: True)
+            return
+        turn = self._next_in_turn()
+        if not 0.0 <= now - self._refreshed_at < _REFRESH_S:
+            self._refreshed_at = now
+            yield from self._collected(list(self._counters.values()), lambda each: each.running and not each.is_dirty)
+        yield from self._collected(dirty, lambda each: each.is_dirty)
+        yield from self._collected(turn, lambda each: not each.is_dirty)
 
     def _next_in_turn(self) -> list[Counter]:
         """Return some counters that were used in this minute or the one before, and not since the last call."""
         if not self._in_turn:
             self._in_turn = list(self._counters.values())
-        turn, self._in_turn = self._in_turn[-_IN_TURN:], self._in_turn[:-_IN_TURN]
+        turn = self._in_turn[-_IN_TURN:]
+        del self._in_turn[-_IN_TURN:]
         return [each for each in turn if not each.is_dirty and each.counts_in(self._minute)]
+
+    def _collected(self, counters: list[Counter], is_wanted: Callable[[Counter], object]) -> Iterator[list[Counter]]:
+        """Yield those of some counters that are wanted, as reported."""
+        for at in range(0, len(counters), _A_STEP):
+            wanted = [counter for counter in counters[at : at + _A_STEP] if is_wanted(counter)]
+            for counter in wanted:
+                counter.is_dirty = False
+                if counter.minute != self._minute:
+                    counter.roll(self._minute)
+            yield wanted
 
     def merge(self, counters: Sequence[Counter], remote: Sequence[Counts]) -> None:
         """Take over what other processes counted of these counters."""

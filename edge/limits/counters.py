@@ -59,7 +59,9 @@ class Counter:
         return minute == self.minute + 1 and bool(self.requests or self.tokens)
 
     def roll(self, minute: int) -> None:
-        """Let a later minute begin."""
+        """Let a later minute begin; where nothing is left, what answers took is old too."""
+        if not self.running and not self.counts_in(minute):
+            self.answer_tokens = ASSUMED_ANSWER_TOKENS
         if minute == self.minute + 1:
             self.previous_requests, self.previous_tokens = self.requests, self.tokens
             self.remote_previous_requests, self.remote_previous_tokens = self.remote_requests, self.remote_tokens

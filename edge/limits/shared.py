@@ -135,16 +135,23 @@ class SharedLimits:
         if not joined:
             await answer_of(self._client.script_load(_SCRIPT))
             await self._exchange([])  # for its time: reports are in its minutes
-        counters = self._admission.collect(everything=not joined)
-        for first in range(0, max(len(counters), 1), _BATCH):
-            await self._exchange(counters[first : first + _BATCH])
+        await self._report(everything=not joined)
         self._joined = True
         self.merges += 1
 
     async def _leave(self) -> None:
-        counters = self._admission.collect(everything=True)
-        for first in range(0, len(counters), _BATCH):
-            await self._exchange(counters[first : first + _BATCH], leaving=True)
+        await self._report(everything=True, leaving=True)
+
+    async def _report(self, *, everything: bool, leaving: bool = False) -> None:
+        """Exchange counters as they are found; where there are none, only the time."""
+        found: list[Counter] = []
+        for some in self._admission.collect(everything):
+            found += some
+            while len(found) >= _BATCH:
+                await self._exchange(found[:_BATCH], leaving)
+                del found[:_BATCH]
+            await asyncio.sleep(0)
+        await self._exchange(found, leaving)
 
     async def _exchange(self, counters: Sequence[Counter], leaving: bool = False) -> None:
         local = [counter.local() for counter in counters]

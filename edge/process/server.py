@@ -29,7 +29,7 @@ from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import Invalidation
 from edge.keys.stores.table import key_store
 from edge.keys.tokens import TokenVerifier
-from edge.limits.admission import Admission
+from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
 from edge.process import status
 from edge.process.admin import Readiness, admin_handler
@@ -44,11 +44,11 @@ from edge.process.listeners import (
     passed_sockets,
     raise_descriptor_limit,
 )
-from edge.process.reloading import Reloader
+from edge.process.reloading import Reloader, retire
 from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
-from edge.tasks import Hung
+from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
 from edge.upstream.catalogue import Catalogue
@@ -102,6 +102,7 @@ class Server:
         self._drain = Drain(self.lifecycle, within)
         self._owned: list[asyncio.Task[None]] = []  # the background parts of the process
         self._reload_now = asyncio.Event()
+        self._following = asyncio.Lock()  # of who lets endpoints and probes follow the pools
         self._tls: ssl.SSLContext | None = None
         self._shared_client: Redis | None = None
         self._channel: RevocationChannel | None = None
@@ -126,6 +127,7 @@ class Server:
         self._descriptors = raise_descriptor_limit()
         gc.set_threshold(*_GC_THRESHOLDS)
         generation = await self._reloader.first()
+        self._reloader.accept(generation)
         config = generation.config
         self.metrics.max_labels = config.server.max_metric_labels
         store = self._store = key_store(config.keys)
@@ -154,7 +156,7 @@ class Server:
             self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)
         )
         self.probes = HealthProbes()
-        self.discovery = Discovery(self.endpoints, self._members_changed)
+        self.discovery = Discovery(self.endpoints, self._follow)
         # Before anybody can connect: who is told to stop in its first milliseconds drains too.
         for name, act in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             self._loop.add_signal_handler(name, act)
@@ -187,8 +189,8 @@ class Server:
         await self._listen(config)
         _spare_the_collector()
         self.discovery.apply(pools)
-        self.probes.apply(pools)
-        self.catalogue.apply(pools)
+        await in_steps(self.catalogue.apply(pools))
+        await self._follow()
 
     def _most_connections(self, server: ServerConfig) -> int:
         """Return how many clients there may be: as the file says, else as many as descriptors allow, two for each."""
@@ -204,6 +206,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
+        parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run
         if self.shared_limits is not None:
@@ -256,10 +259,13 @@ class Server:
             self._reload_now.clear()
             generation = await self._reloader.reload(self.generation)
             await self.discovery.learn(generation.pools.values())
-            self._apply(generation)
+            await self._apply(generation)
 
-    def _apply(self, generation: Generation) -> None:
-        """Let new requests have a generation; one reference is swapped, and running requests keep theirs."""
+    async def _apply(self, generation: Generation) -> None:
+        """Let new requests have a generation; running requests keep theirs.
+
+        What a request may see of it changes in one step of the loop; what is long is done before it or after, in steps.
+        """
         if generation is self.generation:
             return
         server = generation.config.server
@@ -270,11 +276,11 @@ class Server:
             except Unusable as error:
                 self._reloader.refuse(self.generation, str(error))
                 return
+        pools = generation.pools.values()
+        await in_steps(self.catalogue.apply(pools))  # in force in the step that begins here
+        retire(self.generation)
         self.proxy.generation = generation
-        self.endpoints.keep_only(generation.pools.values())
-        self.discovery.apply(generation.pools.values())
-        self.probes.apply(generation.pools.values())
-        self.catalogue.apply(generation.pools.values())
+        self.discovery.apply(pools)
         self.authenticator.reconfigure(generation.config.keys)
         self.admission.reconfigure(generation.config.limits)
         if self._sink is not None:
@@ -284,6 +290,15 @@ class Server:
         self.memory.limit_bytes = server.body_memory_bytes
         self.metrics.max_labels = server.max_metric_labels
         self.clients.reconfigure(server, self._most_connections(server))
+        self._reloader.accept(generation)
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """Let endpoints and probes be those of the pools in force, after a reload or when DNS names other members."""
+        async with self._following:
+            pools, coming = self.generation.pools.values(), self._reloader.coming
+            await in_steps(self.endpoints.keep_only((*pools, *(coming.pools.values() if coming is not None else ()))))
+            await in_steps(self.probes.apply(pools))
 
     # --- usage
 
@@ -343,12 +358,6 @@ class Server:
                 done["processes"] = 1
                 done["problem"] = f"other processes could not be told: {reason_of(error)}"
         return done
-
-    def _members_changed(self) -> None:
-        """Take over the members that DNS names now."""
-        coming = self._reloader.coming.pools.values() if self._reloader.coming is not None else ()
-        self.endpoints.keep_only((*self.generation.pools.values(), *coming))
-        self.probes.apply(self.generation.pools.values())
 
     # --- the end
 

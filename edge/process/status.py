@@ -50,7 +50,8 @@ def usage_lines(journal: Journal, shipper: Shipper | None) -> Iterator[Line]:
 def endpoint_lines(endpoints: Endpoints, clock: Callable[[], float]) -> Iterator[Line]:
     """Yield the endpoints that get no requests now, or not those of everybody, and why."""
     now = clock()
-    out = [endpoint for endpoint in endpoints.states() if endpoint.health.describe(now) != HEALTHY]
+    tainted = [endpoint for endpoint in endpoints.states() if endpoint.health.is_tainted]  # few, of thousands
+    out = [endpoint for endpoint in tainted if endpoint.health.describe(now) != HEALTHY]
     for endpoint in out[:_MAX_LINES]:
         yield f"endpoint {endpoint.authority}", endpoint.health.describe(now)
     if len(out) > _MAX_LINES:

@@ -10,7 +10,7 @@ Source: https://platform.openai.com/docs/api-reference/models/list, and the name
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -30,6 +30,7 @@ _FIRST_PAUSE_S: Final = 5.0  # after a failure; doubled by each one that follows
 _PATIENCE_S: Final = 1.0  # of who lists models, for a server that was not asked before
 _TIMEOUT_S: Final = 5.0  # an engine answers late while it prefills a long prompt
 _MOST_AT_ONCE: Final = 100  # pools: a list of models sets no thousand connections off
+_A_STEP: Final = 100  # pools of a reload
 _MAX_BYTES: Final = 2**20  # a router's list of hundreds of models, each described
 _LENGTHS: Final = ("max_model_len", "context_length", "context_window")
 _META_LENGTHS: Final = ("n_ctx", "n_ctx_train")  # of the server, and what the model was trained for
@@ -60,18 +61,27 @@ class Catalogue:
         self._asking = 0
         self._session: ClientSession | None = None
 
-    def apply(self, pools: Iterable[Pool]) -> None:
-        """Know of these pools, and of no others any more; what is known of those that are as they were stays."""
-        before, self._pools = self._pools, {}
-        for pool in pools:
+    def apply(self, pools: Iterable[Pool]) -> Iterator[None]:
+        """Know of these pools, and of no others any more; what is known of those that are as they were stays.
+
+        It is made ready in steps, and in force at once, with the last of them.
+        """
+        before, coming, moved = self._pools, dict[str, _Pool](), list[tuple[_Pool, Pool]]()
+        for number, pool in enumerate(list(pools)):
             known = before.get(pool.config.name)
             if known is None or (known.pool is not pool and known.pool.config != pool.config):
                 known = _Pool(pool)
+            elif known.pool is not pool:
+                moved.append((known, pool))
+            coming[pool.config.name] = known
+            if number % _A_STEP == _A_STEP - 1:
+                yield
+        self._pools = coming
+        for known, pool in moved:
             known.pool = pool
-            self._pools[pool.config.name] = known
-        for gone in set(before.values()) - set(self._pools.values()):
-            if gone.asking is not None:
-                gone.asking.cancel()
+        for name, known in before.items():
+            if known.asking is not None and coming.get(name) is not known:
+                known.asking.cancel()
 
     async def learn(self, names: Iterable[str]) -> None:
         """Ask pools of which nothing recent is known; wait a second at most, for those of which nothing is.

@@ -5,7 +5,7 @@ import logging
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from typing import Final
 
@@ -27,13 +27,14 @@ Addresses = tuple[str, ...]
 class Discovery:
     """Follows the names of a generation's pools; the last good answer counts while there is no new one."""
 
-    def __init__(self, endpoints: Endpoints, changed: Callable[[], None]) -> None:
+    def __init__(self, endpoints: Endpoints, changed: Callable[[], Awaitable[None]]) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoints = endpoints
         self._changed = changed  # called when pools have other members
         self._known: dict[Url, Addresses] = {}
         self._outages: dict[Url, Outage] = {}
         self._pools: dict[Url, list[Pool]] = {}
+        self._coming: dict[Url, list[Pool]] = {}  # that got their members, and are followed soon
         self._tasks: dict[Url, asyncio.Task[None]] = {}
         self._asking: dict[Url, asyncio.Task[Addresses]] = {}  # each until its answer comes, however late
 
@@ -44,12 +45,14 @@ class Discovery:
         """Give these pools their members, asking for the names that are new; a name that fails leaves a pool empty."""
         named = _by_name(pools)
         await asyncio.gather(*(self._ask(name) for name in named if name not in self._known))
+        self._coming = named
         for name in named:
             self._fill(name, named[name])
+            await asyncio.sleep(0)
 
     def apply(self, pools: Iterable[Pool]) -> None:
         """Follow the names of these pools, and no others any more."""
-        self._pools = _by_name(pools)
+        self._pools, self._coming = _by_name(pools), {}
         for name in self._tasks.keys() - self._pools.keys():
             self._tasks.pop(name).cancel()
             self._known.pop(name, None)
@@ -64,8 +67,8 @@ class Discovery:
             before = self._known.get(name)
             await self._ask(name)
             if self._known.get(name) != before:
-                self._fill(name, self._pools[name])
-                self._changed()
+                self._fill(name, (*self._pools[name], *self._coming.get(name, ())))
+                await self._changed()
 
     async def _ask(self, name: Url) -> None:
         """Take over the answer of a name's look-up; a late one goes on, and no other is begun before its end."""

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import math
 import ssl
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -25,10 +27,11 @@ _log = logging.getLogger(__name__)
 
 _FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
+_MOST_LOOKED_AT: Final = 8  # of them at each new one, the longest unused first: all at once would hold the loop up
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
-_A_STEP: Final = 100  # endpoints in a step of a scrape
+_A_STEP: Final = 100  # endpoints or pools in a step of a scrape, or of a walk through all
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
 
@@ -54,7 +57,7 @@ class Endpoint:
 
     __slots__ = (
         "_log_at", "_outage", "_refusal_log_at", "authority", "connections", "health", "in_flight", "is_instance",
-        "url", "waiting",
+        "kept_in", "url", "waiting",
     )  # fmt: skip
 
     def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
@@ -65,6 +68,7 @@ class Endpoint:
         self.in_flight = 0
         self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
         self.is_instance = is_instance
+        self.kept_in = 0  # the latest of the walks through all pools in which it was found
         failed, back = f"{self} failed several times in a row", f"{self} answers again"
         self._outage = Outage(_log, failed, back)
         self._log_at = self._refusal_log_at = -math.inf
@@ -207,8 +211,9 @@ class Endpoints:
         self._loop = loop
         self._members: dict[tuple[object, ...], Endpoint] = {}
         self._tls: dict[_Authority, ssl.SSLContext] = {}  # one takes 20 ms and 0.8 MB
-        self._instances: dict[tuple[str, Engine], Member] = {}
+        self._instances: OrderedDict[tuple[str, Engine], Member] = OrderedDict()
         self._labels: set[str] = set()  # the authorities that have series of their own
+        self._walk = 0  # of `keep_only`, the latest
         self._gone: dict[str, int] = {}  # ejections of endpoints that are no more, by a label that sums
         self._shortage = Shortage(lambda: [endpoint.connections for endpoint in self.states()])
 
@@ -219,6 +224,7 @@ class Endpoints:
         endpoint = self._members.get(key)
         if endpoint is None:
             endpoint = self._members[key] = self._new(url, authority, f"pools.{pool.name}.ca_file")
+        endpoint.kept_in = self._walk  # a pool has it from now on, which a walk under way may have passed
         return endpoint
 
     def instance(self, address: str, engine: Engine = "vllm", max_inflight: int | None = None) -> Lease:
@@ -229,14 +235,21 @@ class Endpoints:
         member = self._instances.get((address, engine))
         if member is None:
             if len(self._instances) >= _MAX_INSTANCES:
-                for at in [at for at, each in self._instances.items() if not each.endpoint.is_used]:
-                    self._forget(self._instances.pop(at).endpoint)
+                self._drop_instances()
             url = parse_url(address)
             member = Member(self._new(url, is_instance=True), EndpointConfig(url), engine)
             self._instances[address, engine] = member
         if max_inflight is not None and member.load >= max_inflight:
             raise UpstreamUnavailable("The model's server is busy, try again in a moment.", retry_after_s=1)
         return Lease(member)
+
+    def _drop_instances(self) -> None:
+        """Drop some instances without a request or connection; those that have one are looked at last next time."""
+        for at in list(islice(self._instances, _MOST_LOOKED_AT)):
+            if self._instances[at].endpoint.is_used:
+                self._instances.move_to_end(at)
+            else:
+                self._forget(self._instances.pop(at).endpoint)
 
     def _new(
         self, url: Url, authority: _Authority = (None, 0), setting: str = "", *, is_instance: bool = False
@@ -253,14 +266,29 @@ class Endpoints:
             self._tls[authority] = context
         return context
 
-    def keep_only(self, pools: Iterable[Group]) -> None:
-        """Close the idle connections of endpoints that no pool names any more; requests in flight end as they will."""
-        named = {member.endpoint for pool in pools for member in pool.members}
+    def keep_only(self, pools: Iterable[Group]) -> Iterator[None]:
+        """Close the idle connections of endpoints that no pool names any more, in steps.
+
+        Requests in flight end as they will. An endpoint that is asked for between two steps stays.
+        """
+        self._walk += 1
+        walk = self._walk
+        for number, pool in enumerate(list(pools)):
+            for member in pool.members:
+                member.endpoint.kept_in = walk
+            if number % _A_STEP == _A_STEP - 1:
+                yield
+        work = 0
         for key, endpoint in list(self._members.items()):
-            if endpoint not in named:
+            work += 1
+            if endpoint.kept_in < walk and self._members.get(key) is endpoint:  # not gone by a later walk
+                work += len(endpoint.connections)
                 endpoint.connections.close()
                 del self._members[key]
                 self._forget(endpoint)
+            if work >= _A_STEP:
+                work = 0
+                yield
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
@@ -20,10 +19,10 @@ _log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 5.0  # an engine answers late while it prefills a long prompt, and is well
 _JITTER: Final = 0.1  # of the interval, so that many edges do not ask at once
+_A_STEP: Final = 100  # pools, or probes
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
+class _Probe(NamedTuple):
     """What is asked of whom; equal ones go on across a reload."""
 
     endpoint: Endpoint
@@ -44,22 +43,32 @@ class HealthProbes:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def apply(self, pools: Iterable[Pool]) -> None:
-        """Probe what these pools ask for, and nothing else any more."""
-        wanted = set()
-        for pool in pools:
+    def apply(self, pools: Iterable[Pool]) -> Iterator[None]:
+        """Probe what these pools ask for, and nothing else any more, in steps; one call ends before the next begins."""
+        wanted, probed = dict[_Probe, None](), set[Endpoint]()
+        for number, pool in enumerate(list(pools)):
             health = pool.config.health
             if health is not None:
                 paths = (health.path,) if health.path is not None else ENGINES[pool.config.engine].health_paths
                 for member in pool.members:
-                    wanted.add(_Probe(member.endpoint, paths, health.interval_s, member.config.api_key))
-        for probe in self._tasks.keys() - wanted:
-            self._tasks.pop(probe).cancel()
-            if not any(other.endpoint is probe.endpoint for other in wanted):
-                self._outages.pop(probe.endpoint, None)
-                probe.endpoint.health.probed(healthy=True)  # no probe any more, so its answers alone count
-        for probe in wanted - self._tasks.keys():
-            self._tasks[probe] = self._loop.create_task(self._watch(probe), name=f"probe {probe.endpoint.authority}")
+                    wanted[_Probe(member.endpoint, paths, health.interval_s, member.config.api_key)] = None
+                    probed.add(member.endpoint)
+            if number % _A_STEP == _A_STEP - 1:
+                yield
+        for number, probe in enumerate(list(self._tasks)):
+            if probe not in wanted:
+                self._tasks.pop(probe).cancel()
+                if probe.endpoint not in probed:
+                    self._outages.pop(probe.endpoint, None)
+                    probe.endpoint.health.probed(healthy=True)  # no probe any more, so its answers alone count
+            if number % _A_STEP == _A_STEP - 1:
+                yield
+        for number, probe in enumerate(wanted):
+            if probe not in self._tasks:
+                name = f"probe {probe.endpoint.authority}"
+                self._tasks[probe] = self._loop.create_task(self._watch(probe), name=name)
+            if number % _A_STEP == _A_STEP - 1:
+                yield
 
     async def _watch(self, probe: _Probe) -> None:
         endpoint = probe.endpoint

@@ -233,7 +233,7 @@ async def test_who_waits_is_served_after_a_reload_too(
     old = await send(edge, "old")
     await queue.holds(edge, 1)
     edge.config_path.write_text(edge.config_path.read_text().replace("queue = 9", "queue = 8"))
-    edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
+    await edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
     new = await send(edge, "new")
     await queue.holds(edge, 1)  # of the new generation
     order = []

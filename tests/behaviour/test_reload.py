@@ -21,10 +21,10 @@ from edge.config import reading as reading_of
 from edge.config.settings import Config
 from edge.config.values import Url
 from edge.generation import Generation
-from edge.process.reloading import Reloader, state_of
-from edge.process.server import Server
+from edge.process.reloading import Reloader, retire, state_of
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
+from edge.upstream.discovery import Discovery
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream, tls_setting
 
 PATIENCE_S = 20
@@ -47,7 +47,7 @@ class Reloads:
 
 @pytest.fixture(autouse=True)
 async def reloads(monkeypatch: pytest.MonkeyPatch) -> Reloads:
-    """Notice every time the file was read, and every time that what it says was taken over or refused."""
+    """Notice every time that what the file says was built, taken over or refused."""
     reloads = Reloads()
 
     def noticed(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,9 +59,9 @@ async def reloads(monkeypatch: pytest.MonkeyPatch) -> Reloads:
 
         return call
 
-    monkeypatch.setattr(Reloader, "_accept", noticed(Reloader._accept))
+    monkeypatch.setattr(Reloader, "accept", noticed(Reloader.accept))
     monkeypatch.setattr(Reloader, "refuse", noticed(Reloader.refuse))
-    monkeypatch.setattr(Server, "_apply", noticed(Server._apply))
+    monkeypatch.setattr(Discovery, "learn", noticed(Discovery.learn))  # of a generation that is built
     monkeypatch.setattr("edge.process.reloading._POLL_INTERVAL_S", 0.05)  # so that nobody waits for a second
     return reloads
 
@@ -381,7 +381,7 @@ async def test_a_thousand_reloads_while_200_streams_run_cut_none_and_leave_nothi
     for number in range(1000):
         ways[number % len(ways)](path, texts[number % len(texts)])
         before = server.generation.number
-        server._apply(await server._reloader.reload(server.generation))
+        await server._apply(await server._reloader.reload(server.generation))
         refused += server.generation.number == before
         if number % 100 == 99:
             beats[number // 100 + 1].set()
@@ -542,7 +542,7 @@ async def test_members_that_change_during_a_reload_leave_the_coming_ones_alone(
     edge.config_path.write_text(with_pool_by_name(edge, simulator) + fixed)
     edge.server.reload()
     await reloads.reach(lambda: any(each.authority.startswith("localhost") for each in edge.server.endpoints.states()))
-    edge.server._members_changed()  # of a pool in force, as its name's addresses change
+    await edge.server._follow()  # of a pool in force, as its name's addresses change
     names["b.test"].set()
     await reloads.reach(lambda: edge.server.generation.number == 2)
     assert await status_of(edge, "public/fixed") == 200
@@ -573,7 +573,7 @@ async def test_certificate_that_is_half_replaced_during_a_reload_refuses_it(
     edge.config_path.write_text(with_pool_by_name(edge, simulator))
     edge.server.reload()
     # Built, and not in force before the name is known.
-    await reloads.reach(lambda: edge.server.readiness.generation == 2)
+    await reloads.reach(lambda: edge.server._reloader.coming.number == 2)  # type: ignore[union-attr]
     chain, secret = other.cert_chain_pems[0].bytes(), other.private_key_pem.bytes()
     first, then = ((certificate, chain), (key, secret))[:: 1 if half == "certificate" else -1]
     trusting = ssl.create_default_context()
@@ -632,3 +632,54 @@ async def test_of_thousands_of_problems_the_first_are_reported(edge: Edge, reloa
     await reload(edge, reloads, edge.config_path.read_text() + bad)
     lines = edge.server.readiness.reload_failed.splitlines()
     assert (len(lines), lines[-1]) == (21, "480 more: `edge check` lists them")
+
+
+async def test_all_that_a_request_sees_of_a_reload_changes_in_one_step_of_the_loop(edge: Edge) -> None:
+    """It goes in steps, for thousands of pools, and nobody gets a route of the new file with the limits of the old."""
+    more = "".join(f'[pools.p{number}]\nendpoints = ["http://10.0.0.1:{number}"]\n' for number in range(1, 251))
+    more += '[limits.new]\nrequests_per_minute = 7\n[routes."public/new"]\npool = "p250"\nlimit = "new"\n'
+    server = edge.server
+    edge.config_path.write_text(edge.config_path.read_text() + more)
+    new = await server._reloader.reload(server.generation)
+    applied = asyncio.get_running_loop().create_task(server._apply(new))
+    seen = []
+    while not applied.done():
+        seen.append(
+            (server.proxy.generation is new, "p250" in server.catalogue._pools, "new" in server.admission._configs)
+        )
+        await asyncio.sleep(0)
+    assert set(seen) == {(False,) * 3, (True,) * 3}
+    assert seen == sorted(seen)
+    assert len(seen) > 5
+
+
+class Part:
+    """Something that a generation is made of, whose end is noted."""
+
+    def __init__(self, freed: list[int]) -> None:
+        self._freed = freed
+
+    def __del__(self) -> None:
+        self._freed[-1] += 1
+
+
+async def test_generation_is_freed_in_pieces_once_no_request_has_it() -> None:
+    """A stream may be the last to have it, hours later; ten thousand routes at once would hold the others up."""
+
+    class Made:
+        def __init__(self) -> None:
+            self.made = [Part(freed) for _ in range(1000)]
+
+        def parts(self) -> list[Part]:
+            return list(self.made)
+
+    freed = [0]
+    made = Made()
+    retire(made)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert freed == [0]
+    del made
+    while sum(freed) < 1000:
+        freed.append(0)
+        await asyncio.sleep(0)
+    assert max(freed) == 200

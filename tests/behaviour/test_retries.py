@@ -169,7 +169,7 @@ async def test_health_is_kept_across_a_reload(
         await edge.ask(BODY)
     seen = len(bad.requests)
     edge.config_path.write_text(edge.config_path.read_text() + '[routes."public/other"]\npool = "p"\n')
-    edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
+    await edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
     assert edge.server.generation.number == 2
     for _ in range(8):
         assert (await edge.ask(BODY))[0] == 200
@@ -268,6 +268,6 @@ async def test_a_reload_that_drops_the_probes_ends_them(start_edge: StartEdge, p
     await upstream.until_asked(3)
     assert not endpoint.health.admits(0.0)
     edge.config_path.write_text(edge.config_path.read_text().replace('health = { interval = "10ms" }', ""))
-    edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
+    await edge.server._apply(await edge.server._reloader.reload(edge.server.generation))
     assert len(edge.server.probes) == 0
     assert endpoint.health.admits(0.0)  # no probe any more, so nothing is held against it

@@ -286,7 +286,7 @@ def test_a_change_concerns_what_it_names_and_what_nobody_knows_yet(
 
 def test_changes_are_joined() -> None:
     one, other = Invalidation(frozenset((b"d",)), frozenset(("key_1",))), Invalidation(users=frozenset((USER,)))
-    both = one | other | Invalidation(everything=True)
+    both = Invalidation.all_of((one, other, Invalidation(everything=True)))
     assert both == Invalidation(frozenset((b"d",)), frozenset(("key_1",)), frozenset((USER,)), everything=True)
 
 

@@ -53,8 +53,12 @@ def refused(of: Admission, *names: str, **kwargs: Any) -> RateLimited:
     return caught.value
 
 
+def collected(of: Admission, everything: bool = False) -> list[Counter]:
+    return [counter for some in of.collect(everything) for counter in some]
+
+
 def counters(of: Admission) -> dict[tuple[str, str, str], Counter]:
-    return {counter.key: counter for counter in of.collect(everything=True)}
+    return {counter.key: counter for counter in collected(of, everything=True)}
 
 
 def counter_count(of: Admission) -> float:
@@ -579,14 +583,17 @@ def test_idle_counters_are_forgotten() -> None:
         clock.now = BEGIN + 60 * minute
         for number in range(100):
             admit(of, user=f"u-{minute}-{number}").charge(0)
+        list(of.forget_idle())
         assert counter_count(of) <= 300
     running = admit(of, user="u-long")
     clock.now += 600
     admit(of, user="u-new").charge(0)
+    list(of.forget_idle())
     assert {key[2] for key in counters(of)} == {"u-long", "u-new"}
     running.charge(0)
     clock.now += 600
-    assert of.collect() == []
+    list(of.forget_idle())
+    assert collected(of) == []
     assert counter_count(of) == 0
 
 
@@ -711,7 +718,7 @@ def test_when_all_is_settled_the_counter_holds_the_sum_of_what_was_used(
             running.append((permit, tokens))
     for permit, tokens in running:
         permit.charge(tokens)
-    assert sum(counter.tokens for counter in of.collect(everything=True)) == used
+    assert sum(counter.tokens for counter in collected(of, everything=True)) == used
 
 
 # --- other processes
@@ -724,7 +731,7 @@ class Exchange:
         self._told: dict[int, Counts] = {}
 
     def merge(self, number: int, of: Admission) -> None:
-        for counter in of.collect(everything=True):
+        for counter in collected(of, everything=True):
             own = self._told[number] = counter.local()
             others = [told for each, told in self._told.items() if each != number]
             of.merge([counter], [Counts(own.minute, *(sum(told[at] for told in others) for at in range(1, 6)))])
@@ -793,7 +800,7 @@ def test_answer_belongs_to_the_minute_it_was_asked_in(passed_s: float, previous:
     clock = Clock()
     of = admission(clock, limit(requests_per_minute=100))
     admit(of).charge(0)
-    asked = of.collect()
+    asked = collected(of)
     told = Counts(asked[0].minute, 7, 70, 4, 40, 0)
     running = admit(of)
     clock.now += passed_s
@@ -805,13 +812,13 @@ def test_answer_belongs_to_the_minute_it_was_asked_in(passed_s: float, previous:
 def test_counters_are_told_when_they_were_touched_and_when_places_are_held() -> None:
     clock = Clock()
     of = admission(clock, limit(concurrent_requests=1))
-    of.collect()
+    collected(of)
     for each in range(1000):  # which take their turns
         admit(of, user=f"u-other-{each}").charge(0)
-    of.collect(everything=True)
+    collected(of, everything=True)
 
     def told() -> list[str]:
-        return [each.key[2] for each in of.collect() if "other" not in each.key[2]]
+        return [each.key[2] for each in collected(of) if "other" not in each.key[2]]
 
     admit(of, user="u-1").charge(0)
     running = admit(of, user="u-2")
@@ -832,22 +839,22 @@ def test_counters_that_nobody_touches_are_told_in_turn() -> None:
     users = {f"u-{each}" for each in range(1000)}
     for user in users:
         admit(of, user=user).charge(0)
-    of.collect()
-    turns = [{each.key[2] for each in of.collect()} for _ in range(5)]
+    collected(of)
+    turns = [{each.key[2] for each in collected(of)} for _ in range(5)]
     assert set().union(*turns) == users
     assert sum(map(len, turns)) == len(users)
     clock.now += 120
     admit(of, user="u-0").charge(0)
-    of.collect()
-    assert {each.key[2] for _ in range(5) for each in of.collect()} == {"u-0"}, "which is the only one left"
+    collected(of)
+    assert {each.key[2] for _ in range(5) for each in collected(of)} == {"u-0"}, "which is the only one left"
 
 
 def test_all_counters_are_told_when_all_are_asked_for() -> None:
     of = admission(Clock(), limit(concurrent_requests=1))
     admit(of, user="u-1").charge(0)
     admit(of, user="u-2")
-    of.collect()
-    assert {each.key[2] for each in of.collect(everything=True)} == {"u-1", "u-2"}
+    collected(of)
+    assert {each.key[2] for each in collected(of, everything=True)} == {"u-1", "u-2"}
 
 
 @examples(300)
@@ -889,5 +896,29 @@ def test_tokens_are_not_taken_back_from_a_minute_that_is_counted_anew() -> None:
     now += 180
     admission.admit("r", ("l",), "u", "k", 1)
     permit.charge(10)
-    [counter] = admission.collect(everything=True)
+    [counter] = collected(admission, everything=True)
     assert counter.local().tokens == 0
+
+
+# --- a hundred thousand users
+
+
+def test_walks_through_all_counters_go_in_steps() -> None:
+    """Who came a while ago is forgotten, and who runs is told, a thousand at a time."""
+    clock = Clock()
+    of = admission(clock, limit(requests_per_minute=1))
+    for number in range(3000):
+        admit(of, user=f"u-{number}")
+    assert [len(some) for some in of.collect()] == [0] * 3 + [1000] * 3
+    assert [len(some) for some in of.collect()] == [200]  # some in turn
+    clock.now += 1
+    assert [len(some) for some in of.collect()] == [1000] * 3 + [200]
+    assert len(list(of.forget_idle())) == 3
+
+
+def test_limits_of_a_reload_are_made_when_they_are_used() -> None:
+    of = admission(Clock(), *(LimitConfig(f"l{number}", requests_per_minute=1) for number in range(1000)))
+    assert of._limits == {}
+    admit(of, "l7", "l8").charge(0)
+    admit(of, "l8", user="u-2").charge(0)
+    assert list(of._limits) == ["l7", "l8"]

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from edge.config.settings import EndpointConfig, PoolConfig, RouteConfig
 from edge.config.values import Url, parse_dns, parse_url
 from edge.routing import Match
+from edge.tasks import in_steps
 from edge.upstream import catalogue as module
 from edge.upstream.catalogue import Catalogue, NotListed, lengths_of
 from edge.upstream.endpoints import Endpoints, Lease
@@ -212,7 +213,7 @@ async def test_nobody_is_asked_until_models_are_listed_and_then_as_requests_are(
     server = await listing(LISTED)
     url = parse_url(f"{server.url}/api/v3")
     config = PoolConfig("p", (EndpointConfig(url, api_key="sk-123"),))
-    catalogue.apply([Pool(config, [endpoints.member(url, config)])])
+    await in_steps(catalogue.apply([Pool(config, [endpoints.member(url, config)])]))
     assert catalogue.context_length("p", MODEL) is None
     assert server.asked == []
     await catalogue.learn(["p"])
@@ -230,7 +231,7 @@ async def test_context_of_a_model_is_that_of_its_route_or_of_its_pools_server(
     server = await listing(LISTED)
     url = parse_url(server.url)
     config = PoolConfig("p", (EndpointConfig(url),))
-    catalogue.apply([Pool(config, [endpoints.member(url, config)])])
+    await in_steps(catalogue.apply([Pool(config, [endpoints.member(url, config)])]))
     named, said, asked, other = (
         Match(RouteConfig("public/r1", "public/r1", pool="p", **each), "", "")
         for each in ({"model": MODEL}, {"model": MODEL, "context_length": 99}, {}, {"model": "x"})
@@ -246,7 +247,7 @@ async def test_api_that_is_at_the_root_lists_its_models_there(
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
 ) -> None:
     server = await listing(LISTED)
-    catalogue.apply([pool_of(endpoints, f"{server.url}/")])
+    await in_steps(catalogue.apply([pool_of(endpoints, f"{server.url}/")]))
     await catalogue.learn(["p"])
     assert server.asked[0].startswith("GET /models HTTP/1.1\r\n")
 
@@ -255,7 +256,7 @@ async def test_many_who_list_at_once_ask_once_and_again_after_five_minutes(
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
 ) -> None:
     server = await listing(LISTED, ok(document({"id": MODEL, "max_model_len": 7})))
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     await asyncio.gather(*(catalogue.learn(["p"]) for _ in range(9)))
     await asked_after(catalogue, 299)
     assert (len(server.asked), catalogue.context_length("p", MODEL)) == (1, 163840)
@@ -267,7 +268,7 @@ async def test_who_lists_waits_for_no_server_of_which_something_is_known_or_whic
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known, silent = await listing(LISTED, None), await listing(None)
-    catalogue.apply([pool_of(endpoints, known.url), pool_of(endpoints, silent.url, name="q")])
+    await in_steps(catalogue.apply([pool_of(endpoints, known.url), pool_of(endpoints, silent.url, name="q")]))
     await asked_after(catalogue, 0)
     catalogue._loop.now += 300  # type: ignore[attr-defined]
     await catalogue.learn(["p"])  # its second answer never comes
@@ -282,7 +283,7 @@ async def test_server_without_a_list_is_no_news(
 ) -> None:
     caplog.set_level(logging.INFO)
     server = await listing(NOT_FOUND)
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     for _ in range(3):
         await asked_after(catalogue, 300)
     assert (len(server.asked), caplog.records) == (3, [])
@@ -296,7 +297,7 @@ async def test_next_member_is_asked_after_one_that_fails_and_none_that_is_out(
     pool = pool_of(endpoints, good.url, bad.url, out.url)
     for _ in range(2):
         pool.members[2].endpoint.health.probed(healthy=False)
-    catalogue.apply([pool])
+    await in_steps(catalogue.apply([pool]))
     with Lease(pool.members[0]):  # so that the other one is asked first
         await asked_after(catalogue, 0)
         assert (len(good.asked), len(bad.asked)) == (0, 1)
@@ -311,7 +312,7 @@ async def test_engine_that_would_interrupt_an_answer_is_asked_while_it_is_idle(
 ) -> None:
     server = await listing(LISTED)
     pool = pool_of(endpoints, server.url, engine=engine)
-    catalogue.apply([pool])
+    await in_steps(catalogue.apply([pool]))
     with Lease(pool.members[0]):
         await asked_after(catalogue, 0)
         assert len(server.asked) == asked
@@ -324,7 +325,7 @@ async def test_failure_is_followed_sooner_and_ever_later_and_what_was_known_goes
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
 ) -> None:
     server = await listing(LISTED, *[UNAVAILABLE] * 7, ok(document({"id": MODEL})))
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     await asked_after(catalogue, 0)
     for count, pause_s in enumerate((300, 5, 10, 20, 40, 80, 160), start=1):
         await asked_after(catalogue, pause_s - 1)
@@ -343,17 +344,19 @@ async def test_a_reload_asks_what_changed_and_forgets_what_is_gone(
     endpoints: Endpoints, catalogue: Catalogue, listing: StartListing
 ) -> None:
     first, second = await listing(LISTED), await listing(LISTED)
-    catalogue.apply([pool_of(endpoints, first.url, name="p"), pool_of(endpoints, second.url, name="q")])
+    await in_steps(catalogue.apply([pool_of(endpoints, first.url, name="p"), pool_of(endpoints, second.url, name="q")]))
     await asked_after(catalogue, 0, "p", "q")
-    catalogue.apply([pool_of(endpoints, first.url, name="p"), pool_of(endpoints, second.url, name="q", queue=7)])
+    await in_steps(
+        catalogue.apply([pool_of(endpoints, first.url, name="p"), pool_of(endpoints, second.url, name="q", queue=7)])
+    )
     assert catalogue.context_length("p", MODEL) == 163840
     assert catalogue.context_length("q", MODEL) is None
     await asked_after(catalogue, 0, "p", "q")
     assert catalogue.context_length("q", MODEL) == 163840
-    catalogue.apply([pool_of(endpoints, first.url, name="p")])
+    await in_steps(catalogue.apply([pool_of(endpoints, first.url, name="p")]))
     assert catalogue.context_length("q", MODEL) is None
     assert (len(first.asked), len(second.asked)) == (1, 2)
-    catalogue.apply([])
+    await in_steps(catalogue.apply([]))
     assert catalogue.context_length("p", MODEL) is None
 
 
@@ -362,11 +365,11 @@ async def test_a_question_to_a_pool_that_goes_is_given_up(
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
     server = await listing(None)
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     await catalogue.learn(["p"])
     asking = catalogue._pools["p"].asking
     assert asking is not None
-    catalogue.apply([])
+    await in_steps(catalogue.apply([]))
     await asyncio.wait((asking,), timeout=20)
     assert asking.cancelled()
 
@@ -379,7 +382,7 @@ async def test_members_by_dns_are_asked_as_they_are_at_that_time(
     second = await listing(LISTED, host="127.0.0.2", port=port)
     config = PoolConfig("p", dns=parse_dns(f"vllm.pool.svc:{port}"))
     pool = Pool(config, [])
-    catalogue.apply([pool])
+    await in_steps(catalogue.apply([pool]))
     await asked_after(catalogue, 0)  # nobody is there to be asked
     pool.replace([endpoints.member(Url("http", "127.0.0.1", port), config)])
     await asked_after(catalogue, 300)
@@ -398,10 +401,10 @@ async def test_a_server_is_proved_by_the_authority_of_its_pool(
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
     server = await listing(LISTED, tls=context)
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     await asked_after(catalogue, 0)
     assert not server.asked
-    catalogue.apply([pool_of(endpoints, server.url, ca_file=tmp_path / "ca.crt")])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url, ca_file=tmp_path / "ca.crt")]))
     await asked_after(catalogue, 0)
     assert catalogue.context_length("p", MODEL) == 163840
 
@@ -445,7 +448,7 @@ async def test_nothing_that_a_server_sends_ends_it_or_is_logged_twice(
     if answer is None:
         monkeypatch.setattr(module, "_TIMEOUT_S", 0.1)
     server = await listing(answer, answer, answer, LISTED)
-    catalogue.apply([pool_of(endpoints, server.url)])
+    await in_steps(catalogue.apply([pool_of(endpoints, server.url)]))
     for _ in range(4):
         await asked_after(catalogue, 300)
     assert catalogue.context_length("p", MODEL) == 163840
@@ -467,7 +470,7 @@ async def test_of_thousands_of_pools_a_hundred_are_asked_at_once(endpoints: Endp
         return b'{"data":[]}'
 
     catalogue._ask = ask  # type: ignore[method-assign]
-    catalogue.apply([pool_of(endpoints, "http://10.0.0.1", name=f"p{number}") for number in range(150)])
+    await in_steps(catalogue.apply([pool_of(endpoints, "http://10.0.0.1", name=f"p{number}") for number in range(150)]))
     names = [f"p{number}" for number in range(150)]
     async with asyncio.TaskGroup() as learning:
         learning.create_task(catalogue.learn(names))

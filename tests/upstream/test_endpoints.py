@@ -12,6 +12,7 @@ from edge.config.settings import EndpointConfig, PoolConfig
 from edge.config.values import parse_url
 from edge.errors import Unusable
 from edge.operations import OPERATIONS
+from edge.tasks import in_steps
 from edge.upstream.endpoints import Endpoints, Lease, Member
 from edge.upstream.health import Verdict
 from tests.upstream.conftest import pool_of
@@ -112,7 +113,7 @@ async def test_endpoint_keeps_its_state_while_any_pool_names_it(endpoints: Endpo
     kept, gone = (member.endpoint for member in old.members)
     with old.lease([gone]):
         new = pool_of(endpoints, 7)
-        endpoints.keep_only([new])
+        await in_steps(endpoints.keep_only([new]))
         assert new.members[0].endpoint is kept
         assert kept.in_flight == 1
         assert list(endpoints.states()) == [kept]
@@ -122,7 +123,7 @@ async def test_endpoint_keeps_its_state_while_any_pool_names_it(endpoints: Endpo
 
 async def test_instances_outlive_every_change_of_the_file(endpoints: Endpoints) -> None:
     instance = endpoints.instance("http://a.b.svc:8000").endpoint
-    endpoints.keep_only([])
+    await in_steps(endpoints.keep_only([]))
     assert endpoints.instance("http://a.b.svc:8000").endpoint is instance
     assert not instance.connections._closed
 
@@ -224,5 +225,24 @@ async def test_endpoints_and_pools_past_the_bound_are_one_sum_which_keeps_what_i
         for user in ("u-1", "u-2", "u-3"):
             endpoint.health.fault(0.0, 0, user)
     assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}
-    endpoints.keep_only([pools["p1"]])
+    await in_steps(endpoints.keep_only([pools["p1"]]))
     assert ejections() == {"10.0.0.1:8000": 1, "(other)": 3}
+
+
+async def test_walk_through_thousands_of_pools_goes_in_steps_and_keeps_what_is_asked_for_meanwhile(
+    endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name's addresses may change between two steps of a reload: those are no pool's of before."""
+    monkeypatch.setattr("edge.upstream.endpoints._A_STEP", 10)
+    pools = [pool_of(endpoints, 1, first=number) for number in range(100)]
+    gone = [pool_of(endpoints, 1, first=number).members[0].endpoint for number in range(100, 200)]
+    steps = endpoints.keep_only(pools)
+    next(steps)
+    late = pool_of(endpoints, 1, first=250).members[0].endpoint
+    also = endpoints.keep_only(pools[:40])  # as DNS changes the members of another pool
+    assert len(list(also)) == 4 + 20
+    assert late not in endpoints.states()  # which this walk began after
+    again = pool_of(endpoints, 1, first=250).members[0].endpoint
+    list(steps)
+    assert set(endpoints.states()) == {again, *(member.endpoint for pool in pools[:40] for member in pool.members)}
+    assert all(endpoint.connections._closed for endpoint in gone)

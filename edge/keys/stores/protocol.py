@@ -7,8 +7,8 @@ expired, how long an answer is kept, and what happens while the store is down, i
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge.config.settings import KeysConfig
@@ -50,9 +50,16 @@ class Invalidation:
     proofs: frozenset[str] = frozenset()
     everything: bool = False
 
-    def __or__(self, other: "Invalidation") -> "Invalidation":
-        """Return both as one."""
-        return Invalidation(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(self)))
+    @classmethod
+    def all_of(cls, parts: Sequence["Invalidation"]) -> "Invalidation":
+        """Return several as one."""
+        return cls(
+            digests=frozenset().union(*(each.digests for each in parts)),
+            ids=frozenset().union(*(each.ids for each in parts)),
+            users=frozenset().union(*(each.users for each in parts)),
+            proofs=frozenset().union(*(each.proofs for each in parts)),
+            everything=any(each.everything for each in parts),
+        )
 
     @property
     def names_principals(self) -> bool:
