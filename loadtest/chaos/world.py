@@ -21,13 +21,14 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
+from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from loadtest import peers, processes
-from loadtest.chaos_ledger import Given, Journal
-from loadtest.chaos_places import Clock, Denied, Disk, Island
-from loadtest.chaos_redis import Cluster, Pair, until
-from loadtest.chaos_traffic import ID
+from loadtest.chaos.ledger import Given, Journal
+from loadtest.chaos.places import Clock, Denied, Disk, Island
+from loadtest.chaos.servers import Cluster, Pair, until
+from loadtest.chaos.traffic import ID
 from loadtest.edges import Edge
 
 USER: Final = "u-chaos"
@@ -160,7 +161,8 @@ class World:
         node = self.cluster.nodes[0]
         for client in (self.pair.primary.client, node.client):
             digest = hashlib.sha256(self.key.encode()).hexdigest()
-            client.hset(f"edge:key:{digest}", mapping={"id": "key_chaos", "user": USER})
+            client.hset(KEY_PREFIX + digest, mapping={"id": "key_chaos", "user": USER})
+            client.set(MARKER, FORMAT)
         self._start_edge("mortal", store=node.url, sink=sink, shared="", usage="continuous")
         url = self.pair.url
         self._start_edge("steady", store=url, sink=url, shared=f'[shared]\nredis = "{url}"', usage="final")

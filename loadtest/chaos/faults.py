@@ -6,8 +6,8 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from loadtest.chaos_redis import until
-from loadtest.chaos_world import STOP_PATIENCE_S, World
+from loadtest.chaos.servers import until
+from loadtest.chaos.world import STOP_PATIENCE_S, World
 from loadtest.processes import ProcessError
 
 Fault = Callable[[World, random.Random], Awaitable[None]]

@@ -3,7 +3,7 @@
 Clients ask for chat, completions, messages and responses, as streams and documents; some leave, some dawdle, and some
 engines fail by themselves. Meanwhile one edge is killed and stopped, and everything that both need is killed, halted,
 cut off, filled or moved. It ends by itself after `--seconds`, or `--requests`. The verdict compares what the engines
-gave with what was recorded and delivered, request by request (`loadtest/chaos_ledger.py` has the rules), and what the
+gave with what was recorded and delivered, request by request (`loadtest/chaos/ledger.py` has the rules), and what the
 edge that lived has at rest, before and after: memory, descriptors, tasks.
 """
 
@@ -21,10 +21,10 @@ from typing import Final
 
 import uvloop
 
-from loadtest.chaos_faults import MORTAL, WORLD, Fault
-from loadtest.chaos_ledger import compare
-from loadtest.chaos_traffic import Traffic
-from loadtest.chaos_world import Census, World
+from loadtest.chaos.faults import MORTAL, WORLD, Fault
+from loadtest.chaos.ledger import compare
+from loadtest.chaos.traffic import Traffic
+from loadtest.chaos.world import Census, World
 from loadtest.processes import ProcessError
 from loadtest.target import positive
 
