@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import uvloop
+from redis.exceptions import RedisError
 
 from loadtest.chaos.faults import MORTAL, WORLD, Fault
 from loadtest.chaos.ledger import compare
@@ -128,7 +129,7 @@ class Chaos:
             try:
                 async with asyncio.timeout(_FAULT_PATIENCE_S):
                     await faults[name](self._world, chance)
-            except (ProcessError, OSError) as error:
+            except (ProcessError, RedisError, OSError) as error:
                 self._problems.append(f"{name}: {error}")
             self._done[name] += 1
             with contextlib.suppress(TimeoutError):

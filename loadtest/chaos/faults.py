@@ -113,6 +113,7 @@ async def redis_silent(world: World, chance: random.Random) -> None:
         await asyncio.sleep(chance.uniform(0.3, 0.7))
     finally:
         primary.send_signal(signal.SIGCONT)
+    await world.pair.settle()  # on a busy machine it may have been long enough for Sentinel
 
 
 async def redis_dies(world: World, chance: random.Random) -> None:
