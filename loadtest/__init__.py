@@ -22,10 +22,7 @@
 | `comparison_report` | Those figures for people: tables and plots. |
 | `edges` | Edges on a socket that outlives them, a Redis, a key. |
 | `census` | Run the edge so that it tells its tasks. |
-| `chaos_world`, `chaos_redis`, `chaos_places` | What chaos breaks: processes; Redis servers; network, disk and clock. |
-| `chaos_faults` | How it breaks. |
-| `chaos_traffic` | Who asks meanwhile. |
-| `chaos_ledger` | Whether every token is accounted for. |
+| `chaos/` | Break everything around two edges, and account for every token. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `chaos` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `chaos.command` | The commands. |
 """

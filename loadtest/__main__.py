@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",
 }
+_MODULES: Final = {"chaos": "chaos.command"}  # where it is not of the command's name
 _INTERRUPTED: Final = 130  # as a shell tells SIGINT
 _TERMINATED: Final = 143  # and SIGTERM
 
@@ -34,7 +35,7 @@ def main() -> int:
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if sys.argv[1:2] == [name]:  # the others need not even import
-            module = importlib.import_module(f"loadtest.{name}")
+            module = importlib.import_module(f"loadtest.{_MODULES.get(name, name)}")
             command.description = module.__doc__
             module.add_arguments(command)
     parsed = parser.parse_args()

@@ -23,6 +23,7 @@ from edge.names import (
 
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
 _IS_TLS: Final = ("https", "rediss")
+_HAS_REPLICAS: Final = ("redis", "rediss")
 # What a route has for its instances, and a pool for itself.
 _OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
     each.key for each in settings_of(settings.PoolConfig)
@@ -80,6 +81,7 @@ def check_usage(usage: settings.UsageConfig, table: Table) -> None:
         scheme = usage.sink.partition(":")[0] or "no sink"
         _refuse_unused(table, "sink_token", usage.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
         _refuse_unused(table, "sink_ca_file", usage.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
+        _refuse_unused(table, "sink_replicas", usage.sink_replicas, scheme in _HAS_REPLICAS, f"with {scheme}")
 
 
 def check_shared(shared: settings.SharedConfig, table: Table) -> None:

@@ -183,6 +183,10 @@ class UsageConfig:
         "The bearer token of a sink at http or https.", restart="never")] = field(default=None, repr=False)
     sink_ca_file: Annotated[Path | None, kinds.file(
         "A PEM file with the authority of a sink at https or rediss.", example="tls.crt")] = None
+    sink_replicas: Annotated[int | None, kinds.count(
+        "How many replicas of a Redis must have a record before it counts as shipped. Absent: none, and a failover may "
+        "lose what the primary acknowledged last. With fewer replicas there, records wait in the journal.",
+        100, example=1)] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,19 +33,28 @@ class Ending:
 
     async def close(self, patience_s: float, parts: Mapping[str, Coroutine[Any, Any, object]]) -> None:
         """Run the closings of parts, by their names, side by side; a further signal ends the wait for them."""
+        late = await self._run(patience_s, parts)
+        if not self._drain.is_hurried:
+            self.hung += (name for name in late if name not in self.hung)
+
+    async def finish(self, patience_s: float, parts: Mapping[str, Coroutine[Any, Any, object]]) -> None:
+        """Run what parts have left to do, as `close` does; it may be cut off, and hangs only if it cannot be."""
+        await self._run(patience_s, parts)
+
+    async def _run(self, patience_s: float, parts: Mapping[str, Coroutine[Any, Any, object]]) -> tuple[str, ...]:
+        """Return the names of those that were cancelled; note those that this does not end."""
         tasks = [self._loop.create_task(closing, name=name) for name, closing in parts.items()]
         patience_s = max(min(patience_s, self._give_up_at - self._loop.time()), _LEAST_S)
         await self._drain.until(asyncio.wait(tasks), patience_s)
         late = [task for task in tasks if not task.done()]
-        hung = () if self._drain.is_hurried else names_of(late)
         try:
             await end_tasks(late, _CANCEL_S)
         except Hung as error:
-            hung = error.names
-        self.hung += hung
+            self.hung += error.names
         for task in tasks:
             failure = None if task in late or task.cancelled() else task.exception()
             if isinstance(failure, Hung):
                 self.hung += failure.names
             elif failure is not None:
                 _log.error("stop: closing %s failed", task.get_name(), exc_info=failure)
+        return names_of(late)

@@ -395,9 +395,9 @@ class Server:
         parts = {"access log": self._access_log.close(_LOG_PATIENCE_S)}
         if self._shipper is not None:
             parts["usage sink"] = self._shipper.flush(_SHIP_PATIENCE_S)
-        await ending.close(_PART_PATIENCE_S, parts)
+        await ending.finish(_PART_PATIENCE_S, parts)
         if self._sink is not None:
-            await ending.close(_HANDLER_PATIENCE_S, {"usage sink": self._sink.close()})
+            await ending.finish(_HANDLER_PATIENCE_S, {"usage sink": self._sink.close()})
         self.journal.close()
         if ending.hung:
             _log.error("stop: these do not end and are left behind: %s", ", ".join(ending.hung))

@@ -181,13 +181,15 @@ class AccessLog:
 
     async def close(self, patience_s: float = 2.0) -> None:
         """Write the rest, waiting `patience_s` for a reader that is stuck."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await self.flush()
-        self._writer.close()
-        if lost := self._writer.backlog:
-            self._dropped += lost
-            _log.error("access log: its reader is stuck, %d lines are lost", lost)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.flush()
+        finally:  # who is cancelled has as little time left
+            self._writer.close()
+            if lost := self._writer.backlog:
+                self._dropped += lost
+                _log.error("access log: its reader is stuck, %d lines are lost", lost)
 
     def metrics(self) -> Iterator[Metric]:
         """Yield what was lost."""

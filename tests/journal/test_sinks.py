@@ -315,6 +315,34 @@ async def test_redis_takes_a_batch_whole_or_not_at_all(receiver: RedisReceiver) 
     assert calls["cmdstat_exec"]["calls"] == 1
 
 
+@pytest.mark.parametrize("receiver", ["redis"], indirect=True)
+async def test_record_is_shipped_once_as_many_replicas_have_it_as_are_asked_for(
+    receiver: RedisReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A primary that was replaced and does not know it yet has no replica: what it takes is lost, and sent again."""
+    replica = ValkeyServer(tmp_path)
+    replica.start()
+    careful, careless = sink_at(receiver.server.url, sink_replicas=1), receiver.sink()
+    try:
+        with replica.client() as client:
+            client.replicaof("127.0.0.1", str(receiver.server.port))
+            async with asyncio.timeout(PATIENCE_S):
+                while client.info("replication")["master_link_status"] != "up":
+                    await asyncio.sleep(0.01)
+            await careful.deliver(LINES)
+            assert [fields[b"record"] for _, fields in client.xrange(STREAM)] == LINES
+            monkeypatch.setattr(sink_redis, "_WAIT_S", 0.2)
+            client.replicaof("NO", "ONE")
+            await careless.deliver(LINES)
+            with pytest.raises(SinkUnavailable, match="0 of 1 replicas have the records"):
+                await careful.deliver(LINES)
+            assert len(client.xrange(STREAM)) == len(LINES)
+    finally:
+        await careful.close()
+        await careless.close()
+        replica.stop()
+
+
 async def test_delivery_that_is_cancelled_while_redis_is_connected_to_ends() -> None:
     """redis-py takes a cancellation at some moments for a failure, and at others for nothing at all."""
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from edge.journal.shipping import Shipper
 from edge.keys.stores.sqlite import SqliteKeyStore
@@ -142,6 +143,33 @@ async def test_part_whose_closing_fails_is_told_and_the_rest_is_closed(
     edge = await started(start_edge, simulator)
     await soon(edge.stop())
     await heard.until("stop: closing key store failed")
+
+
+@pytest.mark.parametrize("how", ["denies", "is silent"])
+async def test_sink_that_takes_nothing_makes_no_stop_fail(
+    start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, heard: Heard, how: str
+) -> None:
+    """Nor where the other parts have spent the time: what was not delivered is in the journal."""
+
+    async def take(request: web.BaseRequest) -> web.StreamResponse:
+        if how == "is silent":
+            await asyncio.Event().wait()
+        return web.Response(status=503)
+
+    sink = web.ServerRunner(web.Server(take), shutdown_timeout=0.1)
+    await sink.setup()
+    await web.TCPSite(sink, "127.0.0.1", 0).start()
+    monkeypatch.setattr("edge.process.ending._BUDGET_S", 0)
+    url = f"http://127.0.0.1:{sink.addresses[0][1]}/"
+    try:
+        edge = await start_edge(ROUTES.replace("{upstream}", simulator.url) + f'[usage]\nsink = "{url}"\n')
+        assert (await edge.ask(BODY))[0] == 200
+        edge.server.stop()
+        await soon(edge._task)
+    finally:
+        await sink.cleanup()
+    await heard.until("bytes of the journal are left to the next start")
+    assert [record["end"] for record in edge.records()] == ["complete"]
 
 
 # --- a further signal

@@ -3,7 +3,7 @@
 Clients ask for chat, completions, messages and responses, as streams and documents; some leave, some dawdle, and some
 engines fail by themselves. Meanwhile one edge is killed and stopped, and everything that both need is killed, halted,
 cut off, filled or moved. It ends by itself after `--seconds`, or `--requests`. The verdict compares what the engines
-gave with what was recorded and delivered, request by request (`loadtest/chaos_ledger.py` has the rules), and what the
+gave with what was recorded and delivered, request by request (`loadtest/chaos/ledger.py` has the rules), and what the
 edge that lived has at rest, before and after: memory, descriptors, tasks.
 """
 
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Final
 
 import uvloop
+from redis.exceptions import RedisError
 
-from loadtest.chaos_faults import MORTAL, WORLD, Fault
-from loadtest.chaos_ledger import compare
-from loadtest.chaos_traffic import Traffic
-from loadtest.chaos_world import Census, World
+from loadtest.chaos.faults import MORTAL, WORLD, Fault
+from loadtest.chaos.ledger import compare
+from loadtest.chaos.traffic import Traffic
+from loadtest.chaos.world import Census, World
 from loadtest.processes import ProcessError
 from loadtest.target import positive
 
@@ -128,7 +129,7 @@ class Chaos:
             try:
                 async with asyncio.timeout(_FAULT_PATIENCE_S):
                     await faults[name](self._world, chance)
-            except (ProcessError, OSError) as error:
+            except (ProcessError, RedisError, OSError) as error:
                 self._problems.append(f"{name}: {error}")
             self._done[name] += 1
             with contextlib.suppress(TimeoutError):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from loadtest.chaos_ledger import Asked
+from loadtest.chaos.ledger import Asked
 from loadtest.client import Address, Client, Connections
 from loadtest.workload import raw_request
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from loadtest.chaos_ledger import Asked, Given, Journal, Ledger, compare
+from loadtest.chaos.ledger import Asked, Given, Journal, Ledger, compare
 
 ENDS = {
     "c-1": {"end": "complete", "usage_source": "final", "prompt_tokens": 7, "completion_tokens": 20},

@@ -6,8 +6,8 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from loadtest.chaos_redis import until
-from loadtest.chaos_world import STOP_PATIENCE_S, World
+from loadtest.chaos.servers import until
+from loadtest.chaos.world import STOP_PATIENCE_S, World
 from loadtest.processes import ProcessError
 
 Fault = Callable[[World, random.Random], Awaitable[None]]
@@ -113,6 +113,7 @@ async def redis_silent(world: World, chance: random.Random) -> None:
         await asyncio.sleep(chance.uniform(0.3, 0.7))
     finally:
         primary.send_signal(signal.SIGCONT)
+    await world.pair.settle()  # on a busy machine it may have been long enough for Sentinel
 
 
 async def redis_dies(world: World, chance: random.Random) -> None:

@@ -21,13 +21,14 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
+from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from loadtest import peers, processes
-from loadtest.chaos_ledger import Given, Journal
-from loadtest.chaos_places import Clock, Denied, Disk, Island
-from loadtest.chaos_redis import Cluster, Pair, until
-from loadtest.chaos_traffic import ID
+from loadtest.chaos.ledger import Given, Journal
+from loadtest.chaos.places import Clock, Denied, Disk, Island
+from loadtest.chaos.servers import Cluster, Pair, until
+from loadtest.chaos.traffic import ID
 from loadtest.edges import Edge
 
 USER: Final = "u-chaos"
@@ -47,6 +48,7 @@ store_timeout = "500ms"
 [usage]
 journal = "{journal}"
 sink = "{sink}"
+{replicas}
 rotate = "1MB"
 {shared}
 [limits.many]
@@ -160,10 +162,12 @@ class World:
         node = self.cluster.nodes[0]
         for client in (self.pair.primary.client, node.client):
             digest = hashlib.sha256(self.key.encode()).hexdigest()
-            client.hset(f"edge:key:{digest}", mapping={"id": "key_chaos", "user": USER})
-        self._start_edge("mortal", store=node.url, sink=sink, shared="", usage="continuous")
-        url = self.pair.url
-        self._start_edge("steady", store=url, sink=url, shared=f'[shared]\nredis = "{url}"', usage="final")
+            client.hset(KEY_PREFIX + digest, mapping={"id": "key_chaos", "user": USER})
+            client.set(MARKER, FORMAT)
+        self._start_edge("mortal", store=node.url, sink=sink, replicas="", shared="", usage="continuous")
+        url, replicas = self.pair.url, "sink_replicas = 1"  # else a failover may lose what the primary acknowledged
+        shared = f'[shared]\nredis = "{url}"'
+        self._start_edge("steady", store=url, sink=url, replicas=replicas, shared=shared, usage="final")
         await asyncio.gather(*(asyncio.to_thread(edge.start) for edge in self.edges.values()))
 
     async def close(self) -> None:
@@ -195,13 +199,14 @@ class World:
             inside = self.island.listening() if name == "island" and self.island is not None else None
             await (engine.start(sock=inside) if inside is not None else engine.start())
 
-    def _start_edge(self, name: str, *, store: str, sink: str, shared: str, usage: str) -> None:
+    def _start_edge(self, name: str, *, store: str, sink: str, replicas: str, shared: str, usage: str) -> None:
         directory = self.directory / name
         directory.mkdir()
         is_on_disk = name == "steady" and self.disk is not None
         journal = self.disk.directory / "usage" if is_on_disk and self.disk is not None else directory / "usage"
         urls = {each: engine.url for each, engine in self.engines.items()}
-        text = _CONFIG.format(store=store, journal=journal, sink=sink, shared=shared, usage=usage, times=_TIMES, **urls)
+        own = {"store": store, "sink": sink, "replicas": replicas, "shared": shared, "usage": usage}
+        text = _CONFIG.format(journal=journal, times=_TIMES, **own, **urls)
         (directory / "routes.toml").write_text(text)
         listening = self._stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         command = ("-m", "loadtest.census", str(directory / "tasks"), "serve", "--config", "routes.toml")

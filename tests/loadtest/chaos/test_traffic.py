@@ -4,7 +4,7 @@ import pytest
 
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
-from loadtest.chaos_traffic import ID, PATHS, Traffic
+from loadtest.chaos.traffic import ID, PATHS, Traffic
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "llamacpp"])

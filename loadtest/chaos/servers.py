@@ -141,11 +141,18 @@ class Pair:
 
     async def fail_over(self, *, kill: bool) -> None:
         """Let the replica take over: by order, or because the primary is killed, which then comes back as replica."""
+        await self.settle()  # a replica that still has to copy would take over with a part
         old, new = self.primary, self.replica
+
+        def ordered() -> bool:  # Sentinel denies it while it is busy with another one
+            return self._primary is new or bool(
+                self._sentinel.client.execute_command("SENTINEL", "FAILOVER", NAME, "COORDINATED")
+            )
+
         if kill:
             old.kill()
         else:
-            self._sentinel.client.execute_command("SENTINEL", "FAILOVER", NAME, "COORDINATED")
+            await until(ordered, "an order to fail over")
         await until(lambda: self._primary is new, "a failover")
         if kill:
             old.start("--replicaof", f"127.0.0.1 {new.port}")
