@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import json
 import os
 import re
@@ -51,6 +52,28 @@ def simulate(**members: Any) -> dict[str, Any]:
 
 def events(body: bytes) -> list[Any]:
     return [json.loads(data) for data in re.findall(rb"^data: (\{.*)$", body, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_compressed_answer_is_passed_on_and_estimated(
+    start_edge: StartEdge, start_upstream: StartUpstream, stream: bool
+) -> None:
+    """Nobody asked for it: `identity` goes upstream. What cannot be read is billed by its size, never as nothing."""
+    words = b'{"choices":[{"message":{"content":"%b"}}],"usage":{"completion_tokens":7}}' % (b"word " * 40)
+    packed = gzip.compress(b"data: %b\n\ndata: [DONE]\n\n" % words if stream else words)
+    head = SSE if stream else SSE.replace(b"text/event-stream", b"application/json")
+    head = head.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(head, chunk(packed), b"0\r\n\r\n")
+
+    upstream = await start_upstream(script)
+    edge = await start_edge(metered(upstream.url))
+    status, headers, body = await edge.ask(ask(stream=stream, max_tokens=50))
+    assert (status, headers["content-encoding"], body) == (200, "gzip", packed)
+    (record,) = edge.records()
+    assert (record["usage_source"], record["end"]) == ("estimated", "complete")
+    assert 0 < record["completion_tokens"] <= 50
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
