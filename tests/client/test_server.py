@@ -142,6 +142,22 @@ async def test_idle_client_of_tls_gives_way_in_order_and_at_once(
         client.abort()
 
 
+async def test_longest_idle_client_of_a_unix_socket_gives_way_whatever_an_address_may_hold(
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Who connects by it has no address."""
+    server = f'listen = "unix:{tmp_path}/edge.sock"\nmax_connections = 2\nmax_connections_per_address = 1\n'
+    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url), server=server)
+    kept = []
+    for _ in range(3):
+        kept.append(RawClient(*await asyncio.open_unix_connection(f"{tmp_path}/edge.sock")))
+        assert await served(edge, kept[-1])
+    assert await soon(kept[0].rest()) == b""
+    assert await served(edge, kept[1])
+    for client in kept:
+        client.abort()
+
+
 async def test_handshake_that_never_begins_is_counted_and_closed(
     start_edge: StartEdge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: WatchMethod
 ) -> None:

@@ -9,9 +9,10 @@ import pytest
 from edge.config.changes import describe_change
 from edge.config.problems import ConfigError
 from edge.config.reading import parse
-from edge.config.settings import Config
+from edge.config.settings import Config, ServerConfig
 from edge.config.values import Address, KeyStoreAddress
 from edge.keys.stores.keyfile import KeyFileError
+from edge.process.listeners import raise_descriptor_limit
 from edge.process.server import Server, listening_on
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, StartEdge
@@ -82,6 +83,20 @@ async def test_descriptor_limit_is_raised_and_bounds_connections(start_edge: Sta
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard - 32
     assert hard / 2 - 100 < edge.server.clients.max_connections < hard / 2
+
+
+@pytest.mark.parametrize(("hard", "left", "clients"), [(256, 240, 87), (1024, 992, 463), (4096, 4064, 1999)])
+async def test_small_descriptor_limit_goes_to_clients_mostly(
+    start_edge: StartEdge, monkeypatch: pytest.MonkeyPatch, hard: int, left: int, clients: int
+) -> None:
+    """At 256 their streams, 32 that are being refused and the 23 that a process has by itself fit into the 240."""
+    edge = await start_edge(ROUTES.replace("{upstream}", "http://127.0.0.1:1"))
+    with monkeypatch.context() as limited:
+        limited.setattr("resource.getrlimit", lambda _: (hard, hard))
+        limited.setattr("resource.setrlimit", lambda _, limits: None)
+        edge.server._descriptors = raise_descriptor_limit()
+    assert edge.server._descriptors == left
+    assert edge.server._most_connections(ServerConfig()) == clients
 
 
 async def test_part_that_fails_begins_again_and_ends_nothing_else(
