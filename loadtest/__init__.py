@@ -27,5 +27,5 @@
 | `chaos_traffic` | Who asks meanwhile. |
 | `chaos_ledger` | Whether every token is accounted for. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `chaos` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `scale`, `stops`, `chaos` | The commands. |
 """

@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "soak": "many live streams for a long time, every byte checked",
     "budget": "whether the edge costs what it may cost",
     "chaos": "whether every token is accounted for while everything breaks",
+    "scale": "the longest step of the loop with ten thousand routes and a hundred thousand keys",
     "stops": "what a rolling restart loses, and whether every stop ends",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",
