@@ -24,5 +24,5 @@
 | `census` | Run the edge so that it tells its tasks. |
 | `chaos/` | Break everything around two edges, and account for every token. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `overload`, `chaos.command` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `scale`, `stops`, `overload`, `chaos.command` | The commands. |
 """

@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "budget": "whether the edge costs what it may cost",
     "chaos": "whether every token is accounted for while everything breaks",
     "overload": "what is served when three times as much is asked, and what a refusal costs",
+    "scale": "the longest step of the loop with ten thousand routes and a hundred thousand keys",
     "stops": "what a rolling restart loses, and whether every stop ends",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",

@@ -56,7 +56,8 @@ class Reloader:
 
     async def first(self) -> Generation:
         """Return the first generation; raises `ConfigError` or `Unusable`."""
-        generation = self._read(())
+        with _no_collection():
+            generation = self._read(())
         for warning in generation.config.warnings:
             _log.warning("%s:%d: %s", self._path, warning.line, warning)
         await self._fill(generation, {})
@@ -170,6 +171,18 @@ def _short_turns() -> Iterator[None]:
     finally:
         sys.setswitchinterval(interval_s)
         gc.set_threshold(*thresholds)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage among ten thousand routes that are just being made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _change(old: Config, new: Config) -> str:
