@@ -41,7 +41,7 @@ _OPENS: Final = b"[{"
 _OPENING_BIT: Final = 2  # which "[" and "{" have, and "]" and "}" have not
 _TOP: Final = 2  # open brackets within which no member of the top level begins or ends
 _ARRAY, _OBJECT = b"[{"
-_BACKSLASH: Final = ord("\\")
+_FEW_BYTES: Final = 1 << 12
 # The phases of a member.
 _KEY: Final = "key"
 _COLON: Final = "colon"
@@ -102,13 +102,20 @@ def _text_in(window: bytes) -> int:
         at = plain_quotes(window).find(b'"')
         return at if at >= 0 else len(window)
     while at >= 0:
-        begins = at
-        while begins and window[begins - 1] == _BACKSLASH:
-            begins -= 1
-        if (at - begins) % 2 == 0:
+        if not _is_escaped(window, at):
             return at
         at = window.find(b'"', at + 1)
     return len(window)
+
+
+def _is_escaped(window: bytes, at: int) -> bool:
+    """Return whether an odd number of backslashes stands before a place."""
+    before = window[max(0, at - _FEW_BYTES) : at]
+    kept = before.rstrip(b"\\")
+    if not kept:
+        before = window[:at]
+        kept = before.rstrip(b"\\")
+    return (len(before) - len(kept)) % 2 == 1
 
 
 def _end_of_plain_text(window: bytes) -> int:
@@ -117,9 +124,8 @@ def _end_of_plain_text(window: bytes) -> int:
     escape = window.rfind(b"\\", max(0, end - 2 * _ESCAPE_BYTES))
     if escape >= 0:
         end = len(window[: escape + 1].rstrip(b"\\"))
-        if _HIGH_SURROGATE.match(window, max(0, end - _ESCAPE_BYTES), end):
-            end -= _ESCAPE_BYTES
-        return end
+        half = max(0, end - _ESCAPE_BYTES)
+        return half if _HIGH_SURROGATE.match(window, half, end) and not _is_escaped(window, half) else end
     for last in range(end - 1, end - 5, -1):
         if window[last] < 0x80:
             break
