@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "budget": "whether the edge costs what it may cost",
     "chaos": "whether every token is accounted for while everything breaks",
     "stops": "what a rolling restart loses, and whether every stop ends",
+    "stalls": "the longest turn of the loop for every kind of long body and answer",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",
 }

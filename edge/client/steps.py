@@ -26,6 +26,11 @@ class SteppedHandler(RequestHandler):
         self._parked = b""  # received while the parser is full
         self.answering: object | None = None
 
+    @property
+    def unparsed_bytes(self) -> int:
+        """How much of a read the parser has not got yet."""
+        return len(self._rest)
+
     def _wait(self, data: bytes) -> None:
         """Hold what came before the parser was through with a read."""
         self._rest += data
