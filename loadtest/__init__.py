@@ -21,11 +21,13 @@
 | `comparison` | From a comparison's raw rounds to its figures. |
 | `comparison_report` | Those figures for people: tables and plots. |
 | `edges` | Edges on a socket that outlives them, a Redis, a key. |
+| `turns` | Run the edge with the turns of its loop measured. |
+| `stalls_kinds` | What may hold its loop: long bodies and answers, each of another kind. |
 | `census` | Run the edge so that it tells its tasks. |
 | `chaos_world`, `chaos_redis`, `chaos_places` | What chaos breaks: processes; Redis servers; network, disk and clock. |
 | `chaos_faults` | How it breaks. |
 | `chaos_traffic` | Who asks meanwhile. |
 | `chaos_ledger` | Whether every token is accounted for. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `chaos` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `stops`, `stalls`, `chaos` | The commands. |
 """

@@ -15,6 +15,7 @@ from edge.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLa
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FREED_AT_ONCE_BYTES: Final = 8 << 20
+_LARGE_BYTES: Final = 1 << 20  # of blocks that are mappings of their own, see `process/memory.py`
 _LOOK_AGAIN_S: Final = 0.05  # whether a connection that was closed still holds the bytes
 _LOOKS: Final = 20
 _ALONE: Final = 2  # references: of who frees the bytes, and of the call that counts
@@ -69,6 +70,13 @@ def _free_unless_held(content: io.BytesIO, looks: int) -> None:
         _free(content)
     elif looks:
         asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, _free_unless_held, content, looks - 1)
+
+
+def _mapped(content: io.BytesIO) -> io.BytesIO:
+    """Return the beginning of a long body in a mapping, which grows without a copy; the heap's would move later."""
+    mapped = io.BytesIO(bytes(2 * len(content.getbuffer())))
+    mapped.write(content.getbuffer())
+    return mapped
 
 
 def _free(content: io.BytesIO) -> None:
@@ -130,11 +138,14 @@ async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) 
                 memory.reserve(held_bytes - reserved_bytes)
                 reserved_bytes = held_bytes
                 content.write(part)
+                if count > _LARGE_BYTES >= count - len(part):
+                    content = _mapped(content)
                 if count > max_body_bytes:
                     raise _too_large(max_body_bytes)
                 floor = count / min_rate_bytes_per_s if min_rate_bytes_per_s else float("inf")
                 deadline.reschedule(min(loop.time() + timeout_s, begun + 2 * timeout_s + floor))
         memory.release(reserved_bytes - count)
+        content.truncate(count)
         return Body(content.getvalue(), memory)
     except BaseException as error:
         memory.release(reserved_bytes)
