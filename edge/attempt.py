@@ -74,7 +74,7 @@ class Work:
             elif envelope.places is not None:
                 pieces = rewrite_long_json(body, envelope, model, include_usage=usage, continuous=running)
             else:
-                pieces = (rewrite_json(body, envelope, model, include_usage=usage, continuous=running),)
+                pieces = self.body.copied(rewrite_json(body, envelope, model, include_usage=usage, continuous=running))
         upstream_id = exchange.upstream_id = new_upstream_id()
         first_lines = self._first_lines(member, exchange.method)
         return Attempt(

@@ -21,8 +21,10 @@
 | `comparison` | From a comparison's raw rounds to its figures. |
 | `comparison_report` | Those figures for people: tables and plots. |
 | `edges` | Edges on a socket that outlives them, a Redis, a key. |
+| `turns` | Run the edge with the turns of its loop measured. |
+| `stalls_kinds` | What may hold its loop: long bodies and answers, each of another kind. |
 | `census` | Run the edge so that it tells its tasks. |
 | `chaos/` | Break everything around two edges, and account for every token. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `scale`, `stops`, `overload`, `chaos.command` | The commands. |
+| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `scale`, `stops`, `stalls`, `overload`, `chaos.command` | The commands. |
 """

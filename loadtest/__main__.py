@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "overload": "what is served when three times as much is asked, and what a refusal costs",
     "scale": "the longest step of the loop with ten thousand routes and a hundred thousand keys",
     "stops": "what a rolling restart loses, and whether every stop ends",
+    "stalls": "the longest turn of the loop for every kind of long body and answer",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",
 }

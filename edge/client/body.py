@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import sys
 from typing import Final
 
 from aiohttp import hdrs
@@ -13,6 +14,11 @@ from edge.config.settings import ServerConfig
 from edge.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FREED_AT_ONCE_BYTES: Final = 8 << 20
+_LARGE_BYTES: Final = 1 << 20  # of blocks that are mappings of their own, see `process/memory.py`
+_LOOK_AGAIN_S: Final = 0.05  # whether a connection that was closed still holds the bytes
+_LOOKS: Final = 20
+_ALONE: Final = 2  # references: of who frees the bytes, and of the call that counts
 
 
 class BodyMemory:
@@ -36,16 +42,49 @@ class BodyMemory:
 class Body:
     """The body of a request, counted in the memory of all bodies until it is released."""
 
-    __slots__ = ("_memory", "data")
+    __slots__ = ("_copied_bytes", "_memory", "data")
 
     def __init__(self, data: bytes, memory: BodyMemory) -> None:
         self.data = data
         self._memory = memory
+        self._copied_bytes = 0
+
+    def copied(self, copy: bytes) -> tuple[bytes]:
+        """Count a changed copy until the release, in place of the one before; it is not refused any more."""
+        count = len(copy) if copy is not self.data else 0
+        self._memory.used_bytes += count - self._copied_bytes
+        self._copied_bytes = count
+        return (copy,)
 
     def release(self) -> None:
         """Let go of the bytes."""
-        self._memory.release(len(self.data))
-        self.data = b""
+        self._memory.release(len(self.data) + self._copied_bytes)
+        if len(self.data) > _FREED_AT_ONCE_BYTES:
+            asyncio.get_running_loop().call_soon(_free_unless_held, io.BytesIO(self.data), _LOOKS)
+        self.data, self._copied_bytes = b"", 0
+
+
+def _free_unless_held(content: io.BytesIO, looks: int) -> None:
+    """Free a long body once nobody else has it; `content` shares its bytes."""
+    if sys.getrefcount(content.getvalue()) == _ALONE:
+        _free(content)
+    elif looks:
+        asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, _free_unless_held, content, looks - 1)
+
+
+def _mapped(content: io.BytesIO) -> io.BytesIO:
+    """Return the beginning of a long body in a mapping, which grows without a copy; the heap's would move later."""
+    mapped = io.BytesIO(bytes(2 * len(content.getbuffer())))
+    mapped.write(content.getbuffer())
+    return mapped
+
+
+def _free(content: io.BytesIO) -> None:
+    """Free a long body half by half: the kernel takes back 6 MiB in a ms, and all of them in one call."""
+    count = content.seek(0, io.SEEK_END)
+    if count > _FREED_AT_ONCE_BYTES:
+        content.truncate(count // 2 - 1)  # of more than the half BytesIO would keep the memory
+        asyncio.get_running_loop().call_soon(_free, content)
 
 
 def _too_large(max_body_bytes: int) -> RequestTooLarge:
@@ -88,22 +127,29 @@ async def read_body(request: Request, server: ServerConfig, memory: BodyMemory) 
     if expects and not request.head.bare and not payload.total_bytes:  # RFC 9110 section 10.1.1
         request.connection.send(_CONTINUE)
     content = io.BytesIO()  # grows in place; to join 10 MB of parts at the end would take 6 ms in one go
-    count = 0
+    count = reserved_bytes = 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
     try:
         async with asyncio.timeout(timeout_s) as deadline:
             while part := await payload.readany():
-                memory.reserve(len(part))
                 count += len(part)
+                held_bytes = count + request.connection.unparsed_bytes
+                memory.reserve(held_bytes - reserved_bytes)
+                reserved_bytes = held_bytes
                 content.write(part)
+                if count > _LARGE_BYTES >= count - len(part):
+                    content = _mapped(content)
                 if count > max_body_bytes:
                     raise _too_large(max_body_bytes)
                 floor = count / min_rate_bytes_per_s if min_rate_bytes_per_s else float("inf")
                 deadline.reschedule(min(loop.time() + timeout_s, begun + 2 * timeout_s + floor))
+        memory.release(reserved_bytes - count)
+        content.truncate(count)
         return Body(content.getvalue(), memory)
     except BaseException as error:
-        memory.release(count)
+        memory.release(reserved_bytes)
+        _free(content)
         match error:
             case TimeoutError():
                 raise RequestTimeout("The body of the request took too long.") from None

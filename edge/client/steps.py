@@ -26,6 +26,11 @@ class SteppedHandler(RequestHandler):
         self._parked = b""  # received while the parser is full
         self.answering: object | None = None
 
+    @property
+    def unparsed_bytes(self) -> int:
+        """How much of a read the parser has not got yet."""
+        return len(self._rest)
+
     def _pause_transport_reading(self) -> None:
         """Keep what comes from the parser, which is full of pipelined requests; do not stop noticing departure."""
         self._parser_reads = False

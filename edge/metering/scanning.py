@@ -43,13 +43,14 @@ _BETWEEN: Final = re.compile(rb'[^"\[\]{},:]*+')
 class Scanner:
     """Finds members of the object that is fed to it in pieces.
 
-    `names` are the keys whose values are kept, in `found`: as bytes, the last of a key that stands there twice. `inner`
-    are scanners of the objects that stand under a key. `done`: nothing more will be found.
+    `names` are the keys whose values are kept, in `found`: as bytes, the last of a key that stands there twice. `ends`
+    has where they end in all that was fed. `inner` are scanners of the objects that stand under a key. `done`: nothing
+    more will be found.
     """
 
     __slots__ = (
-        "_at_key", "_depth", "_inner", "_key", "_names", "_skip", "_spare", "_target", "_text", "_value",
-        "done", "found",
+        "_at_key", "_depth", "_inner", "_key", "_names", "_passed", "_skip", "_spare", "_target", "_text", "_value",
+        "done", "ends", "found",
     )  # fmt: skip
 
     def __init__(self, *names: bytes, **inner: "Scanner") -> None:
@@ -63,6 +64,8 @@ class Scanner:
             re.DOTALL,
         )
         self.found: dict[bytes, bytes] = {}
+        self.ends: dict[bytes, int] = {}
+        self._passed = 0  # bytes before the piece that is read
         self.done = False
         self._spare = _SPARE_STEPS
         self._depth = 0
@@ -87,6 +90,7 @@ class Scanner:
             else:
                 at = self._read_beginning(data, at)
         self._spare = spare
+        self._passed += len(data)
 
     def _read_beginning(self, data: bytes, at: int) -> int:
         end = _BLANK.match(data, at).end()  # type: ignore[union-attr]
@@ -107,12 +111,12 @@ class Scanner:
             self.done = not self._at_key
             self._begin_value()
         elif mark in (b",", b"}") and mark:
-            self._end_value()
+            self._end_value(self._passed + end)
             self._at_key = True
             self.done = mark == b"}"
         elif mark == b'"':
             self._text = b""
-            self._key.clear()
+            self.done = self._at_key and bool(self._key)  # two texts in a row
             self._keep(data, end, end + 1)
         elif mark:
             self._keep(data, end, end + 1)
@@ -174,10 +178,12 @@ class Scanner:
         elif len(self._value) <= MAX_VALUE_BYTES:
             self._value += data[start:end]
 
-    def _end_value(self) -> None:
+    def _end_value(self, end: int) -> None:
         target, self._target = self._target, None
         if target is None or self._at_key or target in self._inner:
             return
         self.found.pop(target, None)
         if len(self._value) <= MAX_VALUE_BYTES:
-            self.found[target] = bytes(self._value).strip(_SPACE)
+            value = bytes(self._value).rstrip(_SPACE)
+            self.ends[target] = end - len(self._value) + len(value)
+            self.found[target] = value.lstrip(_SPACE)

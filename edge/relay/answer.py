@@ -26,14 +26,14 @@ from edge.exchange import End, Exchange
 from edge.metering.meters import Meter
 from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
-from edge.relay.echo import MAX_JSON_BYTES, echo_json
+from edge.relay.echo import MAX_JSON_BYTES, DocumentEcho
 from edge.relay.framed import Framed
 from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, error_in, event_end
 from edge.wire import http1
-from edge.wire.http1 import SIZE_LINE_BYTES, ResponseHead, whole_chunks
+from edge.wire.http1 import READ_STEP_BYTES, SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
 _STATUS_LINE: Final = b"HTTP/1."
@@ -53,8 +53,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_attempt", "_body", "_client", "_exchange", "_head", "_held", "_interim", "_owner", "_parts", "_write",
-        "connection", "ending", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
+        "_attempt", "_body", "_client", "_collects", "_exchange", "_head", "_held", "_interim", "_owner", "_parts",
+        "_write", "connection", "ending", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, exchange: Exchange, client: Client, attempt: Attempt, connection: Any) -> None:
@@ -68,7 +68,8 @@ class Answer:
         self._head: ResponseHead | None = None
         self._held = b""  # not understood yet
         self._interim = 0
-        self._parts: list[bytes] = []  # of what is collected
+        self._parts: list[bytes] = []  # of an error
+        self._collects: DocumentEcho | None = None
         self._body: Verbatim | Framed | None = None
         self.streams: bool | None = False  # None: the first bytes decide
         # what passed
@@ -110,8 +111,7 @@ class Answer:
             if head.shape.status == 101 or self._interim > _MAX_INTERIM:
                 self._refuse()
                 return
-        self._held = b""
-        self._head = head
+        self._head, self._held = head, b""
         if not 200 <= head.shape.status < 300:
             self._enter(REFUSED, self.refused)
         else:
@@ -121,6 +121,7 @@ class Answer:
                 self._refuse(_NO_STREAM)
                 return
             if self.streams is not None and self._attempt.echo is not None and heads.takes_model(head):
+                self._collects = DocumentEcho(self._attempt.echo, self._attempt.metering.document())
                 self._enter(COLLECTING, self.collecting)
             else:
                 # Only where there is framing can bytes come that are no content, and only events can be errors.
@@ -132,6 +133,8 @@ class Answer:
     def opening(self, data: bytes) -> None:
         """Hold the head until it is certain that the body has begun, as what, and that it is no error."""
         head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
+        if len(data) > READ_STEP_BYTES:
+            data = self.connection.first_step(data)
         data = self._held + data if self._held else data
         opening = heads.opening_of(head.framing, data, self.streams)
         if opening is UNCERTAIN:
@@ -153,19 +156,23 @@ class Answer:
 
     def collecting(self, data: bytes) -> None:
         """Hold a JSON answer until it is whole and `model` can be changed, or is too long for that."""
-        head, parts = self._head, self._parts
-        assert head is not None
+        head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
+        collects: DocumentEcho = self._collects  # type: ignore[assignment]  # in this state
         self.reads += 1
+        if len(data) > READ_STEP_BYTES:
+            data = self.connection.first_step(data)
         begins = not self._exchange.first_byte
         self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
         data = self._held + data
+        parts: list[bytes] = []
         try:
             self._held = data[head.framing.scan(data, parts) :]
         except http1.Malformed:
             self._refuse()
             return
-        if sum(map(len, parts)) > MAX_JSON_BYTES:
-            self._begin(b"", b"".join(parts))
+        collects.feed(b"".join(parts))
+        if collects.held_bytes > MAX_JSON_BYTES:
+            self._begin(b"")
         elif head.framing.done:
             self._pass_collected(head)
         elif begins:
@@ -184,53 +191,44 @@ class Answer:
             head.keep_alive = False
             understood = len(data)
         self._held = data[understood:]
-        too_long = sum(map(len, parts)) > _MAX_ERROR_BYTES
-        if framing.done or too_long or (head.shape.status < 300 and event_end(b"".join(parts), 0, False)):
+        is_whole = framing.done or (head.shape.status < 300 and event_end(b"".join(parts), 0, False))
+        if is_whole or sum(map(len, parts)) > _MAX_ERROR_BYTES:
             self._fail_as_answered(head)
 
     def _fail_as_answered(self, head: ResponseHead) -> None:
         status, body = head.shape.status, b"".join(self._parts)
         if status < 300:  # an event: what it carries has the status
             status, body = error_in(body)
-        reusable = head.framing.done and head.keep_alive and not self._held
-        self._owner.fail(
-            UpstreamAnsweredError(status, head.shape.headers, body), head.shape.idle_s if reusable else 0.0
-        )
+        idle_s = head.shape.idle_s if head.framing.done and head.keep_alive and not self._held else 0.0
+        self._owner.fail(UpstreamAnsweredError(status, head.shape.headers, body), idle_s)
 
     def _refuse(self, why: str = "sent a malformed response") -> None:
         self._owner.fail(UpstreamError(f"The model's server {why}."))
 
     def _pass_collected(self, head: ResponseHead) -> None:
         """Pass on a whole JSON answer with the name that was asked."""
-        client, attempt = self._client, self._attempt
-        assert attempt.echo is not None
-        content = b"".join(self._parts)
-        self.meter = attempt.metering.document()
-        self.meter.feed(content)
-        content = echo_json(content, attempt.echo)
+        assert self._collects is not None
+        self.meter, content = self._collects.meter, self._collects.changed()
         self._write = self._owner.open(head.shape.status)
         self._owner.settle(_COMPLETE)
         line = b"content-length: %d\r\n" % len(content)
-        before = heads.client_head(self._exchange, client, attempt, head.shape, line, streams=False)
+        before = heads.client_head(self._exchange, self._client, self._attempt, head.shape, line, streams=False)
         self.write(before + content)
         self._end(head, self._held)
 
     # --- the beginning
 
-    def _begin(self, data: bytes, collected: bytes | None = None) -> None:
-        """Pass the head on, unless a heartbeat had to, and the first bytes with it.
-
-        `collected` is content that was held in vain: it is too long to be changed.
-        """
-        head = self._head
-        assert head is not None
-        exchange, client, attempt = self._exchange, self._client, self._attempt
+    def _begin(self, data: bytes) -> None:
+        """Pass the head on, unless a heartbeat had to, and the first bytes with it, also those collected in vain."""
+        head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
+        exchange, client, attempt, collects = self._exchange, self._client, self._attempt, self._collects
         framing, streams, metering, before = head.framing, bool(self.streams), attempt.metering, b""
-        meter = self.meter = metering.events() if streams and heads.is_identity(head) else metering.document()
+        kind = metering.events if streams and heads.is_identity(head) else metering.document
+        meter = self.meter = kind() if collects is None else collects.meter
         if self.sent_bytes:
             framing.tail = exchange.operation.protocol.heartbeat[-http1.EVENT_END_BYTES :]
         body = self._body = body_for(
-            head, meter, attempt, bare=client.bare, streams=streams, collected=collected is not None
+            head, meter, attempt, bare=client.bare, streams=streams, collected=collects is not None
         )
         if not self.sent_bytes:
             self._write = self._owner.open(head.shape.status)
@@ -239,7 +237,7 @@ class Answer:
         if isinstance(body, Framed):
             self._enter(FRAMED, self.framed)
             body.left, self._held = self._held, b""
-            self.framed(data, before + body.chunk(meter.feed(collected) if collected is not None else b""))
+            self.framed(data, before + body.chunk(collects.held() if collects is not None else b""))
         else:
             self._enter(VERBATIM, self.token if framing.chunked else self.verbatim)
             self.verbatim(data, before)
@@ -271,6 +269,8 @@ class Answer:
         if self.last_chunk:
             self._note_last_chunk()
             self.last_chunk = b""
+        if len(data) > READ_STEP_BYTES:
+            data = self.connection.first_step(data)
         body: Verbatim = self._body  # type: ignore[assignment]  # in this state; an assert here costs
         data = body.feed(data)
         self.ending = body.ending
@@ -282,6 +282,8 @@ class Answer:
     def framed(self, data: bytes, before: bytes = b"") -> None:
         """Take the upstream's framing away and put ours on, `before` in front."""
         self.reads += 1
+        if len(data) > READ_STEP_BYTES:
+            data = self.connection.first_step(data)
         self._pass(before + self._body.feed(data))  # type: ignore[union-attr]  # as above
 
     def _pass(self, data: bytes) -> None:
@@ -296,9 +298,7 @@ class Answer:
             if not self.sent_bytes:
                 self._refuse()
                 return
-            if data:
-                self.write(data)
-            self._break(End.UPSTREAM_CUT)
+            self._break(End.UPSTREAM_CUT, data)
             return
         done = head.framing.done
         if done and self._is_half():
@@ -319,9 +319,8 @@ class Answer:
 
     def _note_last_chunk(self) -> None:
         """Let the framing know how the content ends, which the hot path does not."""
-        framing = self._head.framing  # type: ignore[union-attr]  # as above
         if self.last_chunk:
-            framing.tail = self.last_chunk[-2 - http1.EVENT_END_BYTES : -2]
+            self._head.framing.tail = self.last_chunk[-2 - http1.EVENT_END_BYTES : -2]  # type: ignore[union-attr]
 
     # --- the end
 
@@ -442,7 +441,7 @@ class Answer:
         beat = heartbeat if self._client.bare else http1.chunk(heartbeat)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
-            self._attempt.let_go()
+            self._owner.let_go()
             shape = self._head.shape if self._head is not None else heads.STREAM
             self._write = self._owner.open(shape.status)
             line = b"" if self._client.bare else heads.CHUNKED

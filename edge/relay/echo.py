@@ -9,11 +9,14 @@ from typing import Final
 
 import orjson
 
+from edge.metering.meters import Meter
+from edge.metering.scanning import Scanner
 from edge.sse import EVENT_DATA, event_end
 
 MAX_JSON_BYTES: Final = 2**20  # of a JSON answer that is held to be changed; a longer one passes as it is
 MAX_ECHOED_BYTES: Final = 64 * 1024  # held of one event; of a longer one only so much is looked through
 
+_MODEL: Final = b"model"
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _MEMBER = re.compile(rb"[ \t\r\n,]*+(" + _STRING + rb")[ \t\r\n]*:[ \t\r\n]*", re.DOTALL)
@@ -66,10 +69,36 @@ def _after_value(document: bytes, at: int) -> int:
     return len(document) if depth else at
 
 
-def echo_json(document: bytes, model: str) -> bytes:
-    """Return a JSON answer with the name that was asked; unchanged where it names no model."""
-    span = model_span(document)
-    return document if span is None else b"".join((document[: span[0]], orjson.dumps(model), document[span[1] :]))
+class DocumentEcho:
+    """Puts the name that was asked into a JSON answer, which is held; `meter` and a scanner read it as it comes."""
+
+    __slots__ = ("_parts", "_scanner", "_value", "held_bytes", "meter")
+
+    def __init__(self, model: str, meter: Meter) -> None:
+        self.meter = meter
+        self._value = orjson.dumps(model)
+        self._scanner = Scanner(_MODEL)
+        self._parts: list[bytes] = []
+        self.held_bytes = 0
+
+    def feed(self, content: bytes) -> None:
+        """Hold the next piece."""
+        self.meter.feed(content)
+        self._scanner.feed(content)
+        self._parts.append(content)
+        self.held_bytes += len(content)
+
+    def held(self) -> bytes:
+        """Return what came, as it came."""
+        return b"".join(self._parts)
+
+    def changed(self) -> bytes:
+        """Return the whole answer with the name in it; unchanged where it names no model."""
+        document = self.held()
+        name, end = self._scanner.found.get(_MODEL, b""), self._scanner.ends.get(_MODEL, 0)
+        if not name.startswith(b'"'):
+            return document
+        return b"".join((document[: end - len(name)], self._value, document[end:]))
 
 
 class EventEcho:

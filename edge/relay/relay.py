@@ -93,7 +93,7 @@ class Relay(Receiver):
         if sum(map(len, attempt.body)) < _JOIN_BYTES:
             transport.write(b"".join((attempt.head, *attempt.body)))
         else:
-            transport.writelines((attempt.head, *attempt.body))
+            connection.send_long((attempt.head, *attempt.body))
         if attempt.heartbeat_s:
             self._heartbeat = Heartbeat(self._answer, self, attempt.heartbeat_s, loop)
         return self.done
@@ -121,11 +121,17 @@ class Relay(Receiver):
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
         if self._answer.sent_bytes:
-            self._attempt.let_go()
+            self.let_go()
         if self._connection is not None:
             now = self._client.loop.time()
             self._silence = Silence(self._answer, now)
             self._connection.expect_by(now + self._attempt.timeouts.idle_timeout_s / POLLS)
+
+    def let_go(self) -> None:
+        """Let go of the request's body, which nobody else is asked; what is still being sent is held to the end."""
+        connection = self._connection
+        if connection is None or not connection.is_sending:
+            self._attempt.let_go()
 
     def settle(self, end: End) -> None:
         """Charge and record the request with what its answer used, before its last bytes go."""
@@ -177,12 +183,12 @@ class Relay(Receiver):
         answer.state = ENDED
         self._exchange.response_bytes = answer.sent_bytes
         connection, transport = self._connection, self._transport
-        if connection is None or not idle_s or transport.get_write_buffer_size():
+        if connection is None or not idle_s or connection.is_sending or transport.get_write_buffer_size():
             self._drop_connection()
             return
         answer.connection = None
         if self.paused:
-            transport.resume_reading()
+            connection.resume_reading()
         connection.free(idle_s)
 
     def _drop_connection(self) -> None:
@@ -226,7 +232,7 @@ class Relay(Receiver):
         """Stop reading the upstream."""
         self.paused = True
         if self._connection is not None:
-            self._transport.pause_reading()
+            self._connection.pause_reading()
         rate = self._attempt.timeouts.min_client_rate_bytes_per_s
         if rate:
             self._slow_client = SlowClient(self._client, rate, self._client_too_slow)
@@ -238,7 +244,7 @@ class Relay(Receiver):
         if self._silence is not None:
             self._silence.since = self._client.loop.time()
         if self._connection is not None:
-            self._transport.resume_reading()
+            self._connection.resume_reading()
         if self._answer.state is ENDED:
             self.leave(0.0)
 

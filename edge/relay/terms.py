@@ -97,6 +97,9 @@ class Owner(Protocol):
     def began(self) -> None:
         """Note that the first bytes of the upstream's body are here."""
 
+    def let_go(self) -> None:
+        """Let go of the request's body: nobody else is asked."""
+
     def settle(self, end: End) -> None:
         """Charge and record the request."""
 

@@ -20,6 +20,7 @@ from aiohappyeyeballs import start_connection
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
 from edge.sockets import notices_of_death
+from edge.wire.flow import Flow
 
 _log = logging.getLogger(__name__)
 
@@ -56,15 +57,16 @@ class Receiver:
 _NOTICE_DEATH: Final = notices_of_death(interval_s=5)
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Flow):
     """One connection to an endpoint: lent to one request at a time, idle in its pool in between."""
 
     __slots__ = (
         "_deadline", "_fresh_until", "_pool", "_receiver", "_timer", "_timer_at",
-        "closed", "eof", "receive", "retire_at", "retire_busy_at", "transport", "uses",
+        "closed", "eof", "receive", "retire_at", "retire_busy_at", "uses",
     )  # fmt: skip
 
     def __init__(self, pool: "ConnectionPool") -> None:
+        super().__init__(pool.loop)
         self._pool = pool
         self.receive: Callable[[bytes], None] | None = None  # what takes the bytes; the receiver may change it
         self._receiver: Receiver | None = None
@@ -77,7 +79,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.uses = 0
         self.closed = False
         self.eof = False
-        self.transport: asyncio.Transport | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "active" if self._receiver else "idle"
@@ -134,6 +135,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the pool, and report the end to the request."""
         self.closed = True
+        self.forget()
         if self._timer is not None:
             self._timer.cancel()
         self._pool.lost(self)
@@ -144,6 +146,9 @@ class UpstreamConnection(asyncio.Protocol):
     def free(self, idle_s: float) -> None:
         """Give the connection back to its pool, where it may be idle for `idle_s` if it does not become too old."""
         self._receiver = self.receive = None
+        if self._long_read:  # behind the end of the answer
+            self.abort()
+            return
         retire_at = self.retire_at if self.uses < _MANY_USES else self.retire_busy_at
         self._fresh_until = min(self._pool.loop.time() + idle_s, retire_at)
         self._pool.keep(self)
@@ -155,6 +160,7 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, and report it to nobody."""
         self._receiver = self.receive = None
+        self.forget()
         if self.transport is not None:
             self.transport.abort()
 

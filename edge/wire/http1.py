@@ -11,6 +11,7 @@ from typing import Final
 MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
 _MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
 _MAX_TRAILER_BYTES: Final = 16 * 1024
+READ_STEP_BYTES: Final = 16 * 1024  # that are read at once: of what is costliest, chunks of a byte, in 5 ms
 DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _LONGEST_IDLE_S: Final = 60.0

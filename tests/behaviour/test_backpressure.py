@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from edge.attempt import Work
-from edge.relay import pace
+from edge.relay import answer, pace
 from edge.relay.relay import Relay
 from edge.relay.terms import Attempt
 from edge.wire.connections import ConnectionPool
@@ -215,7 +215,8 @@ async def whole_answer(connection: ScriptedConnection) -> None:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[Any]:
-    """The pools to which a connection came back."""
+    """The pools to which a connection came back, after an answer that is read at once."""
+    monkeypatch.setattr(answer, "READ_STEP_BYTES", MIB)
     return called(monkeypatch, ConnectionPool, "keep")
 
 

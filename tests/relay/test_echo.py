@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.relay.echo import MAX_ECHOED_BYTES, EventEcho, echo_json, model_span
+from edge.metering.meters import Metering
+from edge.operations import OPERATIONS
+from edge.relay.echo import MAX_ECHOED_BYTES, DocumentEcho, EventEcho, model_span
 from tests.profiles import examples
 from tests.streams import cut
 
@@ -38,6 +40,17 @@ UNTOUCHED = [
     b'[{"model":"m"}]', b'{"a":{"model":"m"}}', b'{"message":{"model":"m"}}', b'{"a":"\\"model\\":\\"m\\""}',
     b'{"a":1 "model', b'{"model":"m', b"{{{", b'{"a":]', b"\xff\xfe", b'{"a" "model":"m"}',
 ]  # fmt: skip
+
+
+def named(document: bytes) -> bytes:
+    """The document with the name, the same however it was cut."""
+    echoes = list(DocumentEcho(NAME, Metering(OPERATIONS["chat/completions"]).document()) for _ in range(2))
+    echoes[0].feed(document)
+    for part in cut(document, range(7, len(document), 7)):
+        echoes[1].feed(part)
+    changed, in_parts = (each.changed() for each in echoes)
+    assert changed == in_parts
+    return changed
 
 
 def echoed(name: str, parts: Iterable[bytes]) -> bytes:
@@ -75,13 +88,13 @@ def is_named(holder: Any, name: str | None = None) -> bool:
 @pytest.mark.parametrize(("document", "changed"), DOCUMENTS)
 def test_only_the_value_of_the_answers_own_model_changes(document: bytes, changed: bytes) -> None:
     value = json.dumps(NAME, ensure_ascii=False).encode()
-    assert echo_json(document, NAME) == changed % value
-    assert json.loads(echo_json(document, NAME))["model"] == NAME
+    assert named(document) == changed % value
+    assert json.loads(named(document))["model"] == NAME
 
 
 @pytest.mark.parametrize("document", UNTOUCHED)
 def test_answer_without_a_model_is_left_as_it_is(document: bytes) -> None:
-    assert echo_json(document, NAME) == document
+    assert named(document) == document
 
 
 JSON = st.recursive(
@@ -98,7 +111,7 @@ JSON = st.recursive(
 def test_any_object_is_changed_as_a_parser_would(document: dict[str, Any], spaced: bool) -> None:
     text = json.dumps(document, indent=1 if spaced else None).encode()
     changed = {**document, "model": NAME} if isinstance(document.get("model"), str) else document
-    assert json.loads(echo_json(text, NAME)) == changed
+    assert json.loads(named(text)) == changed
 
 
 def test_answer_that_is_deep_or_many_times_nested_costs_no_stack() -> None:

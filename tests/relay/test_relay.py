@@ -27,6 +27,7 @@ from edge.relay.pace import Heartbeat, Silence
 from edge.relay.relay import Relay
 from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
+from edge.wire.http1 import READ_STEP_BYTES
 from tests.profiles import examples
 from tests.streams import STREAMS, chunk, cut
 
@@ -137,6 +138,8 @@ class Running:
         for part in filter(None, parts):
             if "abort" not in self.upstream.done:  # an aborted transport reads no more
                 self.connection.data_received(part)
+            for _ in range(len(part) // READ_STEP_BYTES):  # a long read is taken in steps
+                await asyncio.sleep(0)
 
     async def lose(self, *, eof: bool) -> None:
         await asyncio.sleep(0)
