@@ -27,6 +27,7 @@ class Work:
 
     `head` are the lines that the client's head yields, `query` what stands behind the path of a stored response. No
     `pool` is the instance that `match` names. `keeper` is the name of the one member that can answer, None for any.
+    `dropped` are members of the body that do not go upstream.
     """
 
     asked: Asked
@@ -39,6 +40,7 @@ class Work:
     pool: Pool | None
     timeouts: Timeouts
     keeper: str | None = None
+    dropped: tuple[str, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -64,13 +66,14 @@ class Work:
         if model is None:
             model = envelope.model if route.model is None else self.match.filled(route.model)
         exchange.upstream_model = model
-        if (model != envelope.written or metering.changes) and body:
+        if (model != envelope.written or metering.changes or self.dropped) and body:
             if self.asked.operation.form:
                 body = b"".join(rewrite_multipart(body, envelope, model))
             else:
                 body = rewrite_json(
-                    body, envelope, model, include_usage=metering.hide_usage, continuous=metering.hide_running
-                )
+                    body, envelope, model, self.dropped,
+                    include_usage=metering.hide_usage, continuous=metering.hide_running,
+                )  # fmt: skip
         upstream_id = exchange.upstream_id = new_upstream_id()
         first_lines = self._first_lines(member, exchange.method)
         return Attempt(
