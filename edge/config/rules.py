@@ -134,6 +134,9 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
     for other in ("endpoints", "ca_file") if "dns" in table.data else ():
         if table.is_given(other):
             table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
+    for at, name in table.listed.get("allow_members", ()):
+        if name in pool.refuse_members:
+            table.reader.problem(at, f"{name!r} stands in refuse_members too: remove one of the two")
     for index, endpoint in enumerate(pool.endpoints):
         _warn_of_metadata(table, ("endpoints", index), str(endpoint.url))
     if pool.dns is not None:
