@@ -189,12 +189,12 @@ class Proxy:
         self, caller: Caller, asked: Asked, content_type: str, body: Body, generation: Generation
     ) -> tuple[Envelope, str | None]:
         """Return what a body asks for, and the member that alone can answer, None for any."""
-        data, form, limits, reader = body.data, asked.operation.form, asked.operation.limits, generation.reader
+        data, form, limits, names = body.data, asked.operation.form, asked.operation.limits, generation.names
         name = own_answers.model_in_path(asked.model) if asked.model else ""
         if len(data) <= LONG_BODY_BYTES:
-            envelope = read_multipart(data, content_type, name) if form else read_json(data, name, limits, reader)
+            envelope = read_multipart(data, content_type, name) if form else read_json(data, name, limits, names)
         else:
-            long = read_long_multipart(data, content_type, name) if form else read_long_json(data, name, limits, reader)
+            long = read_long_multipart(data, content_type, name) if form else read_long_json(data, name, limits, names)
             async with self._long_body:
                 envelope = await long
         if not envelope.previous_response_id or not asked.operation.keeps:

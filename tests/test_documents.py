@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge import errors
 from edge.__main__ import main
-from edge.envelope.steering import STEERING
+from edge.config.steering import STEERING
 from edge.exchange import End, Phase, UsageSource
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import JsonFormatter

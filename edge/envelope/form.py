@@ -32,7 +32,7 @@ from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from edge.envelope.json import STEP_BYTES, Envelope, model_name
-from edge.envelope.steering import may_steer
+from edge.envelope.steering import folded
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.names import MAX_MODEL_LENGTH
 
@@ -139,7 +139,7 @@ def _envelope(body: bytes, content_type: str, fields: list[_Field], path_model: 
     others: dict[str, None] = {}
     for field in fields:
         if field.name not in _FIELDS:
-            may_steer(field.name, others)
+            others[folded(field.name)] = None
             continue
         if field.name in found:
             raise InvalidRequest(f"the form has two {field.name} parts: send one", param=field.name)

@@ -4,19 +4,20 @@ Two parsers that disagree about a body could authorise one model and serve anoth
 (RFC 8259 section 4: names SHOULD be unique). `envelope/splices.py` changes what goes upstream.
 """
 
+import itertools
 import re
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
 from edge.envelope.lax import is_true, whole_number
-from edge.envelope.outline import Member, not_json, not_text, plain_quotes, too_deep
-from edge.envelope.steering import MEMBERS, Members
+from edge.envelope.outline import MAX_MEMBERS, Member, not_json, not_text, plain_quotes, too_deep, too_many_members
+from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.metering.estimating import estimated
 from edge.names import is_model_name
 
+_COUNTED_BYTES: Final = 1 << 14  # a shorter body has no more members than are read in 1 ms
 LONG_BODY_BYTES: Final = 1 << 18  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
@@ -38,7 +39,6 @@ _FALSE: Final = msgspec.Raw(b"false")
 _NULL: Final = msgspec.Raw(b"null")
 _NO: Final = (b"", b"false", b"null")
 _TRUTHS: Final = (_FALSE, TRUE, _NULL)
-_KEPT: Final = frozenset({"previous_response_id", "background", "store"})
 HYPHEN: Final = ord("-")
 MODEL_KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
@@ -90,20 +90,58 @@ class Envelope(msgspec.Struct, frozen=True):
     places: Places | None = None
 
 
+class _Members(msgspec.Struct, forbid_unknown_fields=True):
+    """What a body has most often, in about the order of SDKs: the search for a name goes on where the last one stood.
+
+    Each more costs every request; of those after `best_of` none is read, or steers.
+    """
+
+    messages: msgspec.Raw = _ABSENT
+    model: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    stream: bool | None = None
+    stream_options: msgspec.Raw = _ABSENT
+    n: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+    previous_response_id: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
+    store: msgspec.Raw = _ABSENT
+    best_of: msgspec.Raw = _ABSENT
+    temperature: msgspec.Raw = _ABSENT
+    top_p: msgspec.Raw = _ABSENT
+    stop: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    tool_choice: msgspec.Raw = _ABSENT
+    parallel_tool_calls: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    presence_penalty: msgspec.Raw = _ABSENT
+    frequency_penalty: msgspec.Raw = _ABSENT
+    reasoning_effort: msgspec.Raw = _ABSENT
+    seed: msgspec.Raw = _ABSENT
+    user: msgspec.Raw = _ABSENT
+    metadata: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+
+
 class _OnlyModel(msgspec.Struct):
     model: msgspec.Raw = _ABSENT
 
 
+_members = msgspec.json.Decoder(_Members)
 _only_model = msgspec.json.Decoder(_OnlyModel)
 _text = msgspec.json.Decoder(str)
 top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), reader: Members = MEMBERS) -> Envelope:
+def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES) -> Envelope:
     """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
 
     `path_model` is the model that the path names, which counts before that of the body. `limits` are the members that
-    may limit the answer, of which the first one that is there does. `reader` knows what pools look for.
+    may limit the answer, of which the first one that is there does. `names` are those of members that pools look for.
     Raises: `InvalidRequest`, naming what to change.
     """
     if not body.isascii():
@@ -111,18 +149,18 @@ def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), r
             body.decode()
         except UnicodeDecodeError:
             raise not_text() from None
-    members, steering = _decode(body, reader)
+    members, steering = _decode(body, names)
     written = _model_in(members, path_model)
     one_spelling = body.count(MODEL_KEY) == 1 and not (
-        b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.get("model", _ABSENT)))
+        b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
     )
     span = None if one_spelling or not written else _place_of_model(body, written)
     return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits, steering)
 
 
-def _model_in(members: Mapping[str, msgspec.Raw], path_model: str) -> str:
+def _model_in(members: _Members, path_model: str) -> str:
     """Return the model's name in a body, which may be absent only where the path has one."""
-    raw = bytes(members.get("model", _ABSENT))
+    raw = bytes(members.model)
     if path_model and raw in (b"", b"null"):
         return ""
     if raw and raw[:1] != b'"':
@@ -131,7 +169,7 @@ def _model_in(members: Mapping[str, msgspec.Raw], path_model: str) -> str:
 
 
 def _envelope(
-    members: Mapping[str, msgspec.Raw],
+    members: _Members,
     model: str,
     written: str,
     span: tuple[int, int] | None,
@@ -140,29 +178,26 @@ def _envelope(
     limits: tuple[str, ...],
     steering: tuple[str, ...],
 ) -> Envelope:
-    get = members.get
-    stream, max_tokens, n, prompts = get("stream", _FALSE), None, 1, 1
-    if stream not in _TRUTHS:
-        raise InvalidRequest("stream must be true or false", param="stream")
     options, include_usage, continuous_usage = b"", False, False
-    if "stream_options" in members:
-        options, include_usage, continuous_usage = _asked_of_usage(members["stream_options"])
+    if members.stream_options:
+        options, include_usage, continuous_usage = _asked_of_usage(members.stream_options)
+    max_tokens = None
     for name in limits:
-        limit = get(name, _NULL)
-        if limit != _NULL:
+        limit = getattr(members, name)
+        if limit and limit != _NULL:
             max_tokens = whole_number(limit)
             break
-    if "n" in members or "best_of" in members:
-        n = max(whole_number(get("n", _NULL)) or 1, whole_number(get("best_of", _NULL)) or 1)
-    if "prompt" in members:
-        prompts = max(1, _prompts_in(members["prompt"]))
+    n = (whole_number(members.n) or 1) if members.n else 1
+    if members.best_of:
+        n = max(n, whole_number(members.best_of) or 1)
+    prompts = max(1, _prompts_in(members.prompt)) if members.prompt else 1
     previous, background, stored = "", False, True
-    if not _KEPT.isdisjoint(members):
-        previous = _text_in(get("previous_response_id", _ABSENT))
-        background = bytes(get("background", _ABSENT)) not in _NO  # engines take 1 and "yes" for true
-        stored = get("store") != _FALSE
+    if members.previous_response_id or members.background or members.store:
+        previous = _text_in(members.previous_response_id)
+        background = bytes(members.background) not in _NO  # engines take 1 and "yes" for true
+        stored = members.store != _FALSE
     return Envelope(
-        model, stream == TRUE, span, one_spelling, prompt_tokens or 1, max_tokens, n,
+        model, members.stream is True, span, one_spelling, prompt_tokens or 1, max_tokens, n,
         options, include_usage, continuous_usage,
         written, previous, background, stored, prompts, steering,
     )  # fmt: skip
@@ -177,7 +212,8 @@ def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
     if len(stream_options) > _MAX_OPTIONS_BYTES:
         raise InvalidRequest(f"`stream_options` is over {_MAX_OPTIONS_BYTES} bytes", param="stream_options")
     options = options_in(stream_options) or {}
-    return stream_options, is_true(options.get("include_usage")), is_true(options.get("continuous_usage_stats"))
+    usage, running = options.get("include_usage"), options.get("continuous_usage_stats")
+    return stream_options, usage is not None and is_true(usage), running is not None and is_true(running)
 
 
 def options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
@@ -247,17 +283,57 @@ def conversation_start(body: bytes) -> bytes:
     return b"\0".join(parts)
 
 
-def _decode(body: bytes, reader: Members) -> tuple[Mapping[str, msgspec.Raw], tuple[str, ...]]:
+def _decode(body: bytes, names: Names) -> tuple[_Members, tuple[str, ...]]:
+    """Return the members that are read, and the names of those that may steer an engine.
+
+    Of a name that comes twice the last value counts, as for engines. Each name is looked at only where one is unusual.
+    """
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object with a model")
     try:
-        return reader.read(body)
+        if names.usual_are_taken:
+            try:
+                return _members.decode(body), ()
+            except msgspec.ValidationError:  # another name, or no object
+                pass
+        found = top_level.decode(body) if len(body) <= _COUNTED_BYTES else _counted(body)
     except RecursionError:
         raise too_deep() from None
     except msgspec.ValidationError:
         raise InvalidRequest("the body must be a JSON object") from None
     except msgspec.DecodeError:
         raise not_json() from None
+    if len(found) > MAX_MEMBERS:
+        raise too_many_members()
+    steering = names.steering(found)
+    values: dict[str, Any] = {name: value for name, value in found.items() if name in READ}
+    if "stream" in values:
+        values["stream"] = _is_stream(values["stream"])
+    return _Members(**values), steering
+
+
+def _is_stream(raw: msgspec.Raw) -> bool:
+    if raw not in _TRUTHS:
+        raise InvalidRequest("stream must be true or false", param="stream")
+    return raw == TRUE
+
+
+class _Name(str):
+    """The name of a member, told apart from other texts so that msgspec shows each of them."""
+
+    __slots__ = ()
+
+
+def _counted(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the members of a body that may have tens of thousands: no more are read than there may be."""
+    count = itertools.count(1)
+
+    def name(_: type, text: str) -> _Name:
+        if next(count) > MAX_MEMBERS:
+            raise too_many_members()
+        return _Name(text)
+
+    return cast(dict[str, msgspec.Raw], msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=name))
 
 
 def model_name(name: str) -> str:

@@ -13,6 +13,7 @@ import msgspec
 _MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _MAX_BYTES: Final = 64
 _TEXT: Final = re.compile(r"\s*\+?([0-9]+(?:_[0-9]+)*)(?:\.0+)?\s*")
+_TRUE: Final = msgspec.Raw(b"true")
 _TRUE_TEXTS: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 _text = msgspec.json.Decoder(str)
 
@@ -25,12 +26,14 @@ def whole_number(raw: msgspec.Raw) -> int | None:
     return _unusual(digits) if len(digits) <= _MAX_BYTES else None
 
 
-def is_true(raw: msgspec.Raw | None) -> bool:
+def is_true(raw: msgspec.Raw) -> bool:
     """Whether a JSON value is true to engines."""
-    value = bytes(raw) if raw is not None else b""
-    if not value or len(value) > _MAX_BYTES:
+    if raw == _TRUE:
+        return True
+    value = bytes(raw)
+    if len(value) > _MAX_BYTES:
         return False
-    return value == b"true" or (_text_of(value).lower() in _TRUE_TEXTS if value[:1] == b'"' else _float(value) == 1)
+    return _text_of(value).lower() in _TRUE_TEXTS if value[:1] == b'"' else _float(value) == 1
 
 
 def _unusual(value: bytes) -> int | None:

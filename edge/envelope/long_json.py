@@ -14,7 +14,7 @@ import msgspec
 from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
 from edge.envelope.outline import PIECE_BYTES, Member, Outline, end_within_text, plain_quotes
 from edge.envelope.splices import options_for
-from edge.envelope.steering import MEMBERS, READ, Members
+from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest
 from edge.metering.estimating import estimated_in_steps
 
@@ -32,7 +32,7 @@ _text = msgspec.json.Decoder(str)
 
 @types.coroutine
 def read_long_json(
-    body: bytes, path_model: str = "", limits: tuple[str, ...] = (), reader: Members = MEMBERS
+    body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES
 ) -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps; no step takes 5 ms.
 
@@ -41,7 +41,7 @@ def read_long_json(
     outline = Outline(body, LONG_BODY_BYTES)
     yield from outline.read()
     members = outline.members
-    envelope = read_json(_short(body, members), path_model, limits, reader)
+    envelope = read_json(_short(body, members), path_model, limits, names)
     yield
     prompt_tokens = yield from estimated_in_steps(body)
     last = {member.name: member for member in members if member.name is not None}
@@ -80,10 +80,10 @@ def rewrite_long_json(
     splices = [(start, end, wanted[name]) for name, _, start, end in members if name in wanted]
     if dropped:
         splices += _cuts(members, dropped)
-    names = {member.name for member in members}
-    added = [b'"%b":%b' % (name.encode(), value) for name, value in wanted.items() if name not in names]
+    present = {member.name for member in members}
+    added = [b'"%b":%b' % (name.encode(), value) for name, value in wanted.items() if name not in present]
     if added:
-        before = b",".join(added) + (b"" if names.issubset(dropped) else b",")
+        before = b",".join(added) + (b"" if present.issubset(dropped) else b",")
         splices.append((places.inside, places.inside, before))
     view, at = memoryview(body), 0
     pieces: list[memoryview | bytes] = []

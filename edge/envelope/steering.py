@@ -1,11 +1,8 @@
-"""Members of a body that steer an engine: which are refused or dropped on a pool, and how they are found.
+"""Members of a body that steer an engine: how they are found, and which are refused or dropped on a pool.
 
 A pool is shared, and what it did is recorded for the model that was asked. So no caller decides what else an engine
-loads, whom it talks to, or who comes first. Users' own instances take everything. Where a list is of is said beside it;
-none of these members is one that an SDK sends by itself.
-
-- Refused is what would change the answer, what was asked, or its bill: without it the caller would get another answer.
-- Dropped is what only places a request. The answer is the same without it.
+loads, whom it talks to, or who comes first. Users' own instances take everything. The lists are in
+`config/steering.py`.
 
 What stands within another member is left: no engine reads `extra_body` or `sampling_params` at these paths (SDKs put
 the members of `extra_body` at the top level, where they are found), and `chat_template_kwargs` reaches only the
@@ -14,61 +11,16 @@ vLLM reads X-Request-Id, X-Session-ID, X-Vllm-Priority and X-data-parallel-rank,
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, cast
+from typing import Final
 
-import msgspec
-
-from edge.config.settings import Engine, PoolConfig
+from edge.config.settings import PoolConfig
+from edge.config.steering import REFUSE, STEERING
 from edge.errors import InvalidRequest
 
-_MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
 _MAX_NAME: Final = 64  # characters of a name that anyone looks for
 
-REFUSE: Final = "refuse"
-DROP: Final = "drop"
 _INSTEAD: Final = {"n_predict": "max_tokens", "n_cmpl": "n"}
 
-
-def _table(refused: str, dropped: str) -> Mapping[str, str]:
-    return dict.fromkeys(refused.split(), REFUSE) | dict.fromkeys(dropped.split(), DROP)
-
-
-STEERING: Final[Mapping[Engine, Mapping[str, str]]] = {
-    # vLLM 0.32.0, vllm/entrypoints: the protocol.py of chat_completion, completion, responses, anthropic, pooling and
-    # structured_decisions. `logits_processors`, `lora_request` and `guided_decoding_backend` are of releases before.
-    # A larger `stream_interval` puts several tokens in an event, and events are counted where a client leaves early.
-    # `generation_config` is of transformers serve 5.24.0 (cli/serving/utils.py), for which there is no name: all
-    # settings as text, among them how many tokens and answers.
-    "vllm": _table(
-        "kv_transfer_params ec_transfer_params vllm_xargs logits_processors lora_request generation_config",
-        "request_id session_id priority cache_salt stream_interval guided_decoding_backend",
-    ),
-    # SGLang 0.5.23, sglang/srt/entrypoints/openai/protocol.py. `session_params` goes on with what a session of the
-    # engine holds, whoever's it is; `custom_params` are those of a custom logit processor.
-    "sglang": _table(
-        "lora_path custom_logit_processor custom_params session_params bootstrap_host bootstrap_port bootstrap_room "
-        "return_hidden_states return_pooled_hidden_states return_routed_experts",
-        "rid request_id session_id priority cache_salt extra_key custom_labels ngram_corpus_id routed_dp_rank "
-        "data_parallel_rank disagg_prefill_dp_rank",
-    ),
-    # llama.cpp of 2026-10 (xllamacpp 2026.10.11549), tools/server/server-schema.cpp and server-context.cpp.
-    # `n_predict` and `n_cmpl` count before `max_tokens` and `n`, and `response_fields` can leave out the usage.
-    # `chat_format`, `chat_parser` and `grammar_type` the server writes for itself.
-    "llamacpp": _table(
-        "lora n_predict n_cmpl response_fields chat_format chat_parser grammar_type",
-        "id_slot cache_prompt n_cache_reuse backend_sampling verbose sse_ping_interval speculative.type "
-        "speculative.n_max speculative.n_min speculative.p_min speculative.ngram_size_n speculative.ngram_size_m "
-        "speculative.ngram_min_hits",
-    ),
-    # Hosted APIs, and what others put in front of them: another model or place than was asked, at another price.
-    # platform.openai.com, "Create chat completion"; anthropic 2.14.0, `BetaMessageCreateParams`; openrouter.ai,
-    # "Model Fallbacks", "Provider Routing"; docs.litellm.ai, "Client-Side Fallbacks", "Clientside LLM Credentials".
-    "openai": _table(
-        "models fallbacks fallback_credit_token provider route billing_policy inference_geo api_base base_url api_key "
-        "user_config mock_response mock_testing_fallbacks generation_config",
-        "service_tier",
-    ),
-}  # fmt: skip
 
 # What the edge reads of a body: engines must read the same, so no other spelling of these may stand there.
 READ: Final = frozenset({
@@ -89,63 +41,45 @@ _USUAL: Final = READ | frozenset({
 })  # fmt: skip
 
 
-class _Name(str):
-    """A name of a member, told apart from other texts so that msgspec shows it."""
+class Names:
+    """Finds the names of members that may steer an engine; `watched` are those that a pool's own settings look for.
 
-    __slots__ = ()
+    `usual_are_taken`: no pool looks for a usual one.
+    """
 
-
-_OTHER: Final = _Name()  # all names that nobody reads: what a thousand of them hold is not kept
-_KNOWN: Final = {name: _Name(name) for name in READ}
-
-
-class Members:
-    """Reads the top level of bodies; `watched` are names that a pool's own settings look for."""
-
-    __slots__ = ("_all", "_count", "_found", "_usual")
+    __slots__ = ("_steer", "_usual", "usual_are_taken")
 
     def __init__(self, watched: Iterable[str] = ()) -> None:
-        usual = tuple(sorted(_USUAL - set(watched)))
-        self._usual = msgspec.json.Decoder(dict[Literal[usual], msgspec.Raw])  # type: ignore[valid-type]
-        self._all = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=self._name)
-        self._found: dict[str, None] = {}
-        self._count = 0
+        steer = {name.casefold() for name in watched}
+        self._usual = _USUAL - steer
+        self.usual_are_taken = self._usual == _USUAL
+        self._steer = steer.union(*STEERING.values())
 
-    def read(self, body: bytes) -> tuple[dict[str, msgspec.Raw], tuple[str, ...]]:
-        """Return the members that the edge reads, and the names of those that may steer an engine, as written.
+    def steering(self, names: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the names that may steer an engine, as they are written; a body has only usual ones most often.
 
-        Of a name that comes twice the last value counts, as for engines. A body of usual names is read once and in C;
-        at another name the reading stops, and begins anew with a look at each.
-        Raises: `InvalidRequest` for a name that is almost one that the edge reads, and for very many; those of msgspec.
+        Raises: `InvalidRequest` for a name that is almost one that the edge reads.
         """
-        try:
-            return self._usual.decode(body), ()
-        except msgspec.ValidationError:  # another name, or no object
-            self._found, self._count = {}, 0
-            return cast(dict[str, msgspec.Raw], self._all.decode(body)), tuple(self._found)
-
-    def _name(self, _: type, name: str) -> _Name:
-        self._count += 1
-        if self._count > _MAX_MEMBERS:
-            raise InvalidRequest(f"the body has more than {_MAX_MEMBERS} members")
-        if len(name) <= _MAX_NAME:
-            may_steer(name, self._found)
-        return _KNOWN.get(name, _OTHER)
+        usual = self._usual
+        if usual.issuperset(names):
+            return ()
+        others = [name for name in names if name not in usual and len(name) <= _MAX_NAME]
+        return tuple([name for name in others if folded(name) in self._steer])
 
 
-MEMBERS: Final = Members()
+NAMES: Final = Names()
 
 
-def may_steer(name: str, found: dict[str, None]) -> None:
-    """Add a name to those that are judged by the rules of a pool.
+def folded(name: str) -> str:
+    """Return a name as a parser reads it that folds case.
 
     Raises: `InvalidRequest` for one that differs from what the edge reads only in case: Go's parsers take it for the
     same (encoding/json, `Unmarshal`), with the two letters of Unicode that fold to k and s.
     """
-    folded = name.casefold()
-    if folded in READ and name != folded:
-        raise InvalidRequest(f"a member is almost named {folded}: write its name in lower case", param=folded)
-    found[name] = None
+    lower = name.casefold()
+    if lower in READ and name != lower:
+        raise InvalidRequest(f"a member is almost named {lower}: write its name in lower case", param=lower)
+    return lower
 
 
 class Rules:

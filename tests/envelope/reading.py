@@ -13,7 +13,7 @@ from edge.envelope import json as envelopes
 from edge.envelope import splices
 from edge.envelope.json import LONG_BODY_BYTES, Envelope
 from edge.envelope.long_json import read_long_json, rewrite_long_json
-from edge.envelope.steering import MEMBERS, Members
+from edge.envelope.steering import NAMES, Names
 from edge.errors import EdgeError
 
 MIB = 2**20
@@ -58,9 +58,9 @@ def rewrite_json(
     return rewritten
 
 
-def in_steps(body: bytes, limits: tuple[str, ...] = (), path_model: str = "", reader: Members = MEMBERS) -> Envelope:
+def in_steps(body: bytes, limits: tuple[str, ...] = (), path_model: str = "", names: Names = NAMES) -> Envelope:
     async def read() -> Envelope:
-        return await read_long_json(body, path_model, limits, reader)
+        return await read_long_json(body, path_model, limits, names)
 
     reading = read()
     while True:

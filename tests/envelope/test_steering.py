@@ -2,12 +2,19 @@
 
 import json
 from typing import Any, get_args
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
 
 from edge.config.settings import Engine, PoolConfig
-from edge.envelope.steering import READ, REFUSE, STEERING, Members, Rules
-from edge.errors import InvalidRequest
+from edge.config.steering import REFUSE, STEERING
+from edge.envelope import json as envelopes
+from edge.envelope.json import LONG_BODY_BYTES, Envelope
+from edge.envelope.steering import READ, Names, Rules
+from edge.errors import EdgeError, InvalidRequest
 from edge.simulator.server import Simulator
 from tests.conftest import USER, Edge, StartEdge, soon
 from tests.envelope.reading import MIB, in_steps, read_json, rewrite_json
@@ -62,7 +69,11 @@ def test_body_of_usual_members_is_read_without_a_look_at_any_name() -> None:
     """What SDKs send by themselves: the hot path."""
     usual = {"messages": [], "model": "m", "stream": True, "temperature": 1, "tools": [], "max_tokens": 9, "stop": None}
     assert read_json(json.dumps(usual).encode()).steering == ()
-    assert not {name for table in STEERING.values() for name in table} & (READ | set(usual))
+    unread = {field.name for field in structs.fields(envelopes._Members)}
+    assert unread >= READ | set(usual)
+    assert not {name for table in STEERING.values() for name in table} & unread
+    with mock.patch.object(Names, "steering", side_effect=AssertionError):
+        assert envelopes.read_json(json.dumps(usual).encode()).model == "m"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +90,19 @@ def test_member_that_differs_in_case_from_what_the_edge_reads_is_refused(name: s
             read_json(body.encode())
         assert caught.value.param == folded
     assert read_json(f'{{"model":"m","x":{{"{name}":1}}}}'.encode()).model == "m"
+
+
+@pytest.mark.parametrize("value", [b'"%b"', b"[%b]", b'{"a":[%b]}', b"null%b"])
+def test_long_value_of_a_refused_member_is_refused_all_the_same(value: bytes) -> None:
+    """The edge reads a stand-in of it, and the name counts."""
+    text = b"0" + (b",0" * LONG_BODY_BYTES if value[:1] != b"n" else b" " * LONG_BODY_BYTES)
+    value = value % (text.lstrip(b"0") if value[:1] == b"n" else text)
+    body = b'{"model":"m","lora_path":%b,"prompt":%b}' % (value, value)
+    with pytest.raises(InvalidRequest, match="lora_path"):
+        rules(engine="sglang").dropped(read_json(body).steering, form=False)
+    found = in_steps(body, names=Names({"prompt"})).steering
+    with pytest.raises(InvalidRequest, match="prompt"):
+        rules(refuse_members=("prompt",)).dropped(found, form=False)
 
 
 # --- what is done with them
@@ -116,10 +140,92 @@ def test_dropped_members_leave_the_rest_as_it_was() -> None:
     assert rewrite_json(body, envelope, "n", dropped) == b'{"a":[ "\\ud83d\\ude00" ],"model":"n"}'
 
 
+DROPPED = ("priority", "cache_salt", "Session_Id")
+SPELLINGS = {"priority": ['"priority"', '"pri\\u006frity"'], "cache_salt": ['"cache_salt"', '"\\u0063ache_salt"']}
+KEYS = ("model", *DROPPED, "a", "stream", "n", "lora_request", "stream_options", "max_tokens", "Model", "é" * 300)
+SMALL = st.sampled_from(
+    ["null", "1", "true", '"m"', '"\\u006d"', "[ 1 ,{}]", '{"priority":1,"model":"x"}', '{"include_usage":1}', '"}, "']
+)
+
+
+@st.composite
+def steered(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """Draw a body, and the same one with space or a member of text that makes it long."""
+    space = draw(st.sampled_from(["", " ", "\n\t"]))
+    members = []
+    for name in draw(st.lists(st.sampled_from(KEYS), max_size=6)):
+        key = draw(st.sampled_from(SPELLINGS.get(name, [f'"{name}"'])))
+        members.append(f"{space}{key}{space}:{space}{draw(SMALL)}{space}")
+    members.insert(draw(st.integers(0, len(members))), f'{space}"model":"m"')
+    at = draw(st.integers(0, len(members)))
+    name = draw(st.sampled_from(["a", "messages", "priority", "lora_request", "y"]))
+    members.insert(at, f'{space}"{name}"{space}:"PADDING"')
+    padded = f"{space}{{{','.join(members)}}}{space}".encode()
+    short, long = (padded.replace(b"PADDING", b"x" * length) for length in (1, LONG_BODY_BYTES))
+    if draw(st.booleans()):
+        return short, long
+    plain = short.strip()
+    at = draw(st.sampled_from([0, 1, len(plain) - 1, len(plain)]))
+    return plain, plain[:at] + b" " * LONG_BODY_BYTES + plain[at:]
+
+
+def outcome(body: bytes) -> tuple[Any, dict[str, Any]]:
+    """Return what is read of a body, or why it is refused, and what goes upstream."""
+    try:
+        envelope = in_steps(body, ("max_tokens",)) if len(body) > LONG_BODY_BYTES else at_once(body)
+        dropped = rules(engine="vllm").dropped(envelope.steering, form=False)
+        sent = rewrite_json(body, envelope, "n", dropped, include_usage=True)
+    except EdgeError as error:
+        return (error.message, getattr(error, "param", None)), {}
+    bare = structs.replace(envelope, span=None, one_spelling=False, places=None, prompt_tokens=0)
+    return bare, {name: value for name, value in json.loads(sent).items() if not is_padding(value)}
+
+
+def at_once(body: bytes) -> Envelope:
+    return envelopes.read_json(body, "", ("max_tokens",))
+
+
+def is_padding(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip("x")
+
+
+@settings(max_examples=60)
+@given(steered())
+def test_short_and_long_bodies_are_read_refused_and_sent_alike(bodies: tuple[bytes, bytes]) -> None:
+    short, long = bodies
+    assert outcome(long) == outcome(short)
+
+
+@pytest.mark.parametrize(
+    ("members", "left"),
+    [
+        (b'"priority":1,"model":"m","x":2', b'"model":"m","x":2'),
+        (b' "priority" : 1 , "model":"m" ,"x":2', b' "model":"m" ,"x":2'),
+        (b'"model":"m", "priority":[1,{"a":2}] ,"x":2', b'"model":"m", "x":2'),
+        (b'"model":"m" , "priority":"," ', b'"model":"m" '),
+        (b'"priority":1,"pri\\u006frity":2,"model":"m","priority":3, "cache_salt":4', b'"model":"m"'),
+        (b'"model":"m","%b":1,"priority":2' % (b"k" * 600), b'"model":"m","%b":1' % (b"k" * 600)),
+        (b'"model":"m","priority":2,"%b":1' % (b"k" * 600), b'"model":"m","%b":1' % (b"k" * 600)),
+    ],
+)  # fmt: skip
+def test_dropped_members_of_a_long_body_are_cut_and_all_else_stays_to_the_byte(members: bytes, left: bytes) -> None:
+    space = b" " * LONG_BODY_BYTES
+    envelope = read_json(b"{%b%b}" % (members, space))
+    dropped = rules().dropped(envelope.steering, form=False)
+    assert rewrite_json(b"{%b%b}" % (members, space), envelope, "m", dropped) == b"{%b%b}" % (left, space)
+
+
+def test_long_body_of_nothing_but_dropped_members_gets_a_model() -> None:
+    body = b'{ "priority":1,%b"cache_salt":"" }' % (b" " * LONG_BODY_BYTES)
+    envelope = in_steps(body, path_model="m")
+    dropped = rules().dropped(envelope.steering, form=False)
+    assert rewrite_json(body, envelope, "n", dropped) == b'{"model":"n"  }'
+
+
 def test_pool_may_refuse_more_also_what_is_usual() -> None:
-    reader = Members({"tools", "mm_processor_kwargs", "stream"})
+    names = Names({"tools", "mm_processor_kwargs", "stream"})
     for name in ("tools", "mm_processor_kwargs", "stream", "Mm_Processor_Kwargs"):
-        found = in_steps(json.dumps({"model": "m", name: True}).encode(), reader=reader).steering
+        found = in_steps(json.dumps({"model": "m", name: True}).encode(), names=names).steering
         assert rules().dropped(found, form=False) == ()
         with pytest.raises(InvalidRequest, match=name.lower()):
             rules(refuse_members=("tools", "mm_processor_kwargs", "stream")).dropped(found, form=False)
