@@ -28,6 +28,7 @@ class Work:
 
     `head` are the lines that the client's head yields, `query` what stands behind the path of a stored response. No
     `pool` is the instance that `match` names. `keeper` is the name of the one member that can answer, None for any.
+    `dropped` are members of the body that do not go upstream.
     """
 
     asked: Asked
@@ -40,6 +41,7 @@ class Work:
     pool: Pool | None
     timeouts: Timeouts
     keeper: str | None = None
+    dropped: tuple[str, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -67,14 +69,15 @@ class Work:
             model = envelope.model if route.model is None else self.match.filled(route.model)
         exchange.upstream_model = model
         pieces: Sequence[bytes | memoryview] = (body,)
-        if (model != envelope.written or metering.changes) and body:
-            usage, running = metering.hide_usage, metering.hide_running
+        if (model != envelope.written or metering.changes or self.dropped) and body:
+            dropped, usage, running = self.dropped, metering.hide_usage, metering.hide_running
             if self.asked.operation.form:
                 pieces = rewrite_multipart(body, envelope, model)
             elif envelope.places is not None:
-                pieces = rewrite_long_json(body, envelope, model, include_usage=usage, continuous=running)
+                pieces = rewrite_long_json(body, envelope, model, dropped, include_usage=usage, continuous=running)
             else:
-                pieces = self.body.copied(rewrite_json(body, envelope, model, include_usage=usage, continuous=running))
+                changed = rewrite_json(body, envelope, model, dropped, include_usage=usage, continuous=running)
+                pieces = self.body.copied(changed)
         upstream_id = exchange.upstream_id = new_upstream_id()
         first_lines = self._first_lines(member, exchange.method)
         return Attempt(

@@ -156,7 +156,7 @@ class Proxy:
             if is_stored:
                 envelope, keeper = await self._stored(caller, asked, query, body)
             else:
-                envelope, keeper = await self._read(caller, asked, content_type, body)
+                envelope, keeper = await self._read(caller, asked, content_type, body, generation)
             exchange.phase = _ROUTE
             exchange.model, exchange.stream = envelope.model, envelope.stream
             match = decide(table, envelope.model, caller)
@@ -167,6 +167,7 @@ class Proxy:
                     "background is not possible with this model, whose tokens are counted as they pass: leave it out",
                     param="background",
                 )
+            dropped = generation.dropped(route, envelope.steering, form=operation.form) if envelope.steering else ()
             exchange.phase = _ADMISSION
             sent = head.forwarded or head.read_forwarded(content_type)
             pool = generation.pools[route.pool] if route.pool is not None else None
@@ -174,7 +175,7 @@ class Proxy:
             length = self._catalogue.context_length_of(envelope.model, match)
             metering = metering_of(route, operation, envelope, body, continuous=continuous, context_length=length)
             timeouts = generation.timeouts[route.name]
-            work = Work(asked, query, envelope, body, sent, metering, match, pool, timeouts, keeper)
+            work = Work(asked, query, envelope, body, sent, metering, match, pool, timeouts, keeper, dropped)
             settlement = self._accept(exchange, route, caller.principal, work)
             try:
                 exchange.phase = _LEASE
@@ -186,14 +187,16 @@ class Proxy:
         finally:
             body.release()
 
-    async def _read(self, caller: Caller, asked: Asked, content_type: str, body: Body) -> tuple[Envelope, str | None]:
+    async def _read(
+        self, caller: Caller, asked: Asked, content_type: str, body: Body, generation: Generation
+    ) -> tuple[Envelope, str | None]:
         """Return what a body asks for, and the member that alone can answer, None for any."""
-        data, form, limits = body.data, asked.operation.form, asked.operation.limits
-        named = own_answers.model_in_path(asked.model) if asked.model else ""
+        data, form, limits, names = body.data, asked.operation.form, asked.operation.limits, generation.names
+        name = own_answers.model_in_path(asked.model) if asked.model else ""
         if len(data) <= LONG_BODY_BYTES:
-            envelope = read_multipart(data, content_type, named) if form else read_json(data, named, limits)
+            envelope = read_multipart(data, content_type, name) if form else read_json(data, name, limits, names)
         else:
-            long = read_long_multipart(data, content_type, named) if form else read_long_json(data, named, limits)
+            long = read_long_multipart(data, content_type, name) if form else read_long_json(data, name, limits, names)
             async with self._long_body:
                 envelope = await long
         if not envelope.previous_response_id or not asked.operation.keeps:
@@ -373,16 +376,17 @@ def _send(
         connection.last = True
     exchange.status = status
     exchange.ended(_COMPLETE)
+    with_body = exchange.method != "HEAD"
     answer = response(
         status,
         body,
         request_id=exchange.request_id,
         last=connection.last,
         headers=headers,
-        with_body=exchange.method != "HEAD",
+        with_body=with_body,
         more_bytes=sum(map(len, more)),
     )
-    pieces = (answer, *more) if exchange.method != "HEAD" else (answer,)
+    pieces = (answer, *more) if with_body else (answer,)
     exchange.response_bytes = sum(map(len, pieces))
     for piece in pieces:
         connection.send(piece)

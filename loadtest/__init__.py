@@ -26,5 +26,6 @@
 | `census` | Run the edge so that it tells its tasks. |
 | `chaos/` | Break everything around two edges, and account for every token. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `compare`, `soak`, `budget`, `before`, `instructions`, `scale`, `stops`, `stalls`, `overload`, `chaos.command` | The commands. |
+| `run`, `soak`, `compare`, `budget`, `before`, `instructions` | The commands that tell costs and times. |
+| `scale`, `stalls`, `stops`, `overload`, `chaos.command` | Those that tell whether something holds. |
 """

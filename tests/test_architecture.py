@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "commands/serve.py": "behaviour/test_demo.py: as a person runs it",
     "config/kinds.py": "config/test_reading.py: golden cases of every kind; test_schema.py and test_manual.py",
     "config/rules.py": "config/test_reading.py: golden cases of every rule",
+    "config/steering.py": "envelope/test_steering.py: each member of each list",
     "config/tables.py": "config/test_reading.py: golden cases of what is no table",
     "envelope/long_json.py": "envelope/test_json.py and test_splices.py: read and rewritten beside a short body",
     "exchange.py": "holds facts only; every test of the log reads them",

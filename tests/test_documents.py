@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge import errors
 from edge.__main__ import main
+from edge.config.steering import STEERING
 from edge.exchange import End, Phase, UsageSource
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import JsonFormatter
@@ -241,6 +242,13 @@ def test_every_error_is_described_with_its_status() -> None:
     } - {(422, "invalid_request_error")}  # an upstream's, on the row of 400
     described = {(int(line[0]), line[1].strip("`")) for line in rows(OPERATING, "Errors that callers get")}
     assert described == known | {(400, "context_length_exceeded")}  # whose class is that of the other 400
+
+
+def test_every_member_that_steers_an_engine_is_listed() -> None:
+    text = OPERATING.read_text()
+    for engine, table in STEERING.items():
+        cells = [", ".join(f"`{name}`" for name, kind in table.items() if kind == each) for each in ("refuse", "drop")]
+        assert f"| `{engine}` | {cells[0]} | {cells[1]} |" in text
 
 
 def test_runbook_quotes_the_process_log_as_it_is() -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from edge.config import settings
 from edge.config.kinds import settings_of
 from edge.config.problems import dotted
+from edge.config.steering import STEERING
 from edge.config.tables import Reader, Table
 from edge.names import (
     PLACEHOLDERS,
@@ -136,6 +137,12 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
     for other in ("endpoints", "ca_file") if "dns" in table.data else ():
         if table.is_given(other):
             table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
+    for at, name in table.listed.get("allow_members", ()):
+        if name in pool.refuse_members:
+            table.reader.problem(at, f"{name!r} stands in refuse_members too: remove one of the two")
+        elif name not in STEERING[pool.engine]:
+            what = f'{name!r} is neither refused nor dropped with the engine "{pool.engine}": remove it'
+            table.reader.warn(at, what)
     for index, endpoint in enumerate(pool.endpoints):
         _warn_of_metadata(table, ("endpoints", index), str(endpoint.url))
     if pool.dns is not None:

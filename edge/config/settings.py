@@ -301,6 +301,13 @@ class PoolConfig:
         "memory, and a long queue only delays the 503.", 10**5, example=100)] = 0
     queue_timeout_s: Annotated[float, kinds.duration(
         "How long a request waits in the queue before it gets a 503.")] = 10
+    allow_members: Annotated[tuple[str, ...], kinds.texts(
+        "Members of a body that are refused or dropped with this engine, and that callers of this pool may send: they "
+        "steer the engine, past what the edge limits and records.",
+        values.check_member, example=["cache_salt"])] = ()
+    refuse_members: Annotated[tuple[str, ...], kinds.texts(
+        "Further members of a body that are refused with a 400, such as those of a plugin or of a newer release.",
+        values.check_member, example=["mm_processor_kwargs"])] = ()
     dns: Annotated[Url | None, kinds.parsed(
         "A name and a port in place of endpoints: every address of the name is a member, over plain HTTP. Changes are "
         "followed within seconds; while DNS fails the last good answer is kept.",

@@ -29,6 +29,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OPERATION = re.compile(r"[a-z0-9_-]{1,64}(?:/[a-z0-9_-]{1,64}){0,4}")
+_MEMBER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
 _MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can verify a token make one.
@@ -384,6 +385,14 @@ def check_operation(text: str) -> None:
         raise ValueError(f"{text!r} begins with {first}: write the path behind /v1")
     if text in OPERATIONS or first in ("models", "responses", "messages", "health"):
         raise ValueError(f"{text!r} is served already: remove it")
+
+
+def check_member(text: str) -> None:
+    """Accept the name of a member of a body, of the top level."""
+    if not _MEMBER.fullmatch(text):
+        raise ValueError(f'{text!r} is not the name of a member: write it as in "cache_salt", of 64 characters at most')
+    if text.lower() == "model":
+        raise ValueError("every body has a model: remove it")
 
 
 def check_claim(text: str) -> None:

@@ -32,6 +32,7 @@ from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from edge.envelope.json import STEP_BYTES, Envelope, model_name
+from edge.envelope.steering import folded
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.names import MAX_MODEL_LENGTH
 
@@ -71,7 +72,7 @@ _STREAM: Final = {b"true": True, b"1": True, b"false": False, b"0": False, b"": 
 
 
 class _Field(NamedTuple):
-    """A field that the edge reads: its name, and where its content begins and ends."""
+    """A part of the form: its name, and where its content begins and ends."""
 
     name: str
     start: int
@@ -135,14 +136,18 @@ def rewrite_multipart(body: bytes, envelope: Envelope, model: str) -> tuple[memo
 
 def _envelope(body: bytes, content_type: str, fields: list[_Field], path_model: str) -> Envelope:
     found: dict[str, _Field] = {}
+    others: dict[str, None] = {}
     for field in fields:
+        if field.name not in _FIELDS:
+            others[folded(field.name)] = None
+            continue
         if field.name in found:
             raise InvalidRequest(f"the form has two {field.name} parts: send one", param=field.name)
         found[field.name] = field
-    stream = _is_stream(body, found.get("stream"))
+    stream, steering = _is_stream(body, found.get("stream")), tuple(others)
     if "model" not in found and path_model:
         first = body.find(b"--" + boundary_of(content_type).encode())
-        return Envelope(path_model, stream, (first, first))
+        return Envelope(path_model, stream, (first, first), steering=steering)
     if "model" not in found:
         raise InvalidRequest("you must provide a model part in the form", param="model")
     _, start, end = found["model"]
@@ -152,7 +157,7 @@ def _envelope(body: bytes, content_type: str, fields: list[_Field], path_model: 
         model = model_name(body[start:end].decode())
     except UnicodeDecodeError:
         raise InvalidRequest("the model part is not valid UTF-8", param="model") from None
-    return Envelope(path_model or model, stream, (start, end), written=model)
+    return Envelope(path_model or model, stream, (start, end), written=model, steering=steering)
 
 
 def _is_stream(body: bytes, field: _Field | None) -> bool:
@@ -165,7 +170,7 @@ def _is_stream(body: bytes, field: _Field | None) -> bool:
 
 
 def _fields(body: bytes, content_type: str) -> Iterator[_Field | None]:
-    """Yield the fields that the edge reads, and None in between, where others may run."""
+    """Yield the fields, and None in between, where others may run."""
     delimiter = b"--" + boundary_of(content_type).encode()
     places: list[int] = []
     for start in range(0, len(body), STEP_BYTES):
@@ -221,19 +226,18 @@ def _check_frame(body: bytes, delimiter: bytes, places: list[int]) -> None:
             raise InvalidRequest(f"a part stands {what} boundary of the form")
 
 
-def _read_part(body: bytes, start: int, head_end: int, end: int) -> _Field | None:
-    """Return the field that stands between two delimiters, None for one that the edge does not read.
+def _read_part(body: bytes, start: int, head_end: int, end: int) -> _Field:
+    """Return the field that stands between two delimiters; of one that the edge does not read only the name counts.
 
     `start` is where the first delimiter ends, and `end` where the content does. Raises: `InvalidRequest`.
     """
     headers = _headers(body[start + len(_CRLF) : head_end])
     content = head_end + len(_BLANK_LINE)
     name, is_file = _named(headers.get("content-disposition", ""))
-    if name not in _FIELDS:
-        _check_other(name)
+    base = name if name in _FIELDS else _base_of(name)
     _check_headers(headers, name, end - content)
     if name not in _FIELDS:
-        return None
+        return _Field(base, 0, 0)
     if is_file:
         raise InvalidRequest(f"{name} must be a field of the form, not a file: send it without filename", param=name)
     _check_text(headers, name, body[content : min(end, content + _MAX_NAME_BYTES)])
@@ -277,13 +281,14 @@ def _named(disposition: str) -> tuple[str, bool]:
     return name, file is not None or extended is not None
 
 
-def _check_other(name: str) -> None:
-    """Raise `InvalidRequest` for the name of a part that some parsers would take for one of the fields."""
+def _base_of(name: str) -> str:
+    """Return what some parsers take the name of a part for; raises `InvalidRequest` where that is one of the fields."""
     if name.lower() == "_charset_":
         raise InvalidRequest("a form is in UTF-8: leave out the part _charset_", param=name)
     base = next(filter(None, _BRACKETS.split(name)), "").lower()
     if base in _FIELDS:
         raise InvalidRequest(f"a part is almost named {base}: write its name as {base}, or another one", param=base)
+    return base
 
 
 def _check_headers(headers: dict[str, str], name: str, length: int) -> None:

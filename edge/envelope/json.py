@@ -4,21 +4,24 @@ Two parsers that disagree about a body could authorise one model and serve anoth
 (RFC 8259 section 4: names SHOULD be unique). `envelope/splices.py` changes what goes upstream.
 """
 
+import itertools
 import re
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from edge.envelope.outline import not_json, not_text, plain_quotes, too_deep
+from edge.envelope.lax import is_true, whole_number
+from edge.envelope.outline import MAX_MEMBERS, Member, not_json, not_text, plain_quotes, too_deep, too_many_members
+from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.metering.estimating import estimated
 from edge.names import is_model_name
 
+_COUNTED_BYTES: Final = 1 << 14  # a shorter body has no more members than are read in 1 ms
 LONG_BODY_BYTES: Final = 1 << 19  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
-_MAX_DIGITS: Final = 15  # of a limit of tokens; no model writes that many
 _MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
 MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
 
@@ -35,6 +38,7 @@ TRUE: Final = msgspec.Raw(b"true")
 _FALSE: Final = msgspec.Raw(b"false")
 _NULL: Final = msgspec.Raw(b"null")
 _NO: Final = (b"", b"false", b"null")
+_TRUTHS: Final = (_FALSE, TRUE, _NULL)
 HYPHEN: Final = ord("-")
 MODEL_KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
@@ -43,15 +47,12 @@ _ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
 class Places(NamedTuple):
     """What is known of a long body, in which nothing is to be looked for again.
 
-    `model` and `options` are where the values of those members stand, each with its quotes, and `inside` is where the
-    first member could, `is_empty` where there is none. `characters` are those of the text `input`, and `begins` is what
-    `conversation_start` returns.
+    `members` are those of the top level, in their order, and `inside` is where the first one could stand. `characters`
+    are those of the text `input`, and `begins` is what `conversation_start` returns.
     """
 
-    model: tuple[tuple[int, int], ...]
-    options: tuple[tuple[int, int], ...]
+    members: tuple[Member, ...]
     inside: int
-    is_empty: bool
     characters: int
     begins: bytes
 
@@ -66,7 +67,8 @@ class Envelope(msgspec.Struct, frozen=True):
     of answers to each of `prompts`. `stream_options` is the client's own value, b"" when there is none, and
     `include_usage` and `continuous_usage` are what it asks for in there. `previous_response_id` is the response that is
     gone on with, "" for none, `background` asks for one that is written while nobody waits, and `stored` that it is
-    kept. `places` are those of a long body. What is of a wrong type counts as not said: the upstream will judge it.
+    kept. `places` are those of a long body. `steering` are names of members that may steer an engine. What is of a
+    wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
@@ -84,21 +86,45 @@ class Envelope(msgspec.Struct, frozen=True):
     background: bool = False
     stored: bool = True
     prompts: int = 1
+    steering: tuple[str, ...] = ()
     places: Places | None = None
 
 
-class _Members(msgspec.Struct):
+class _Members(msgspec.Struct, forbid_unknown_fields=True):
+    """What a body has most often, in about the order of SDKs: the search for a name goes on where the last one stood.
+
+    Each more costs every request; of those after `best_of` none is read, or steers.
+    """
+
+    messages: msgspec.Raw = _ABSENT
     model: msgspec.Raw = _ABSENT
-    stream: bool | None = None
-    max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
-    max_output_tokens: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    stream: bool | None = None
+    stream_options: msgspec.Raw = _ABSENT
     n: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
-    stream_options: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
     previous_response_id: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
     store: msgspec.Raw = _ABSENT
+    best_of: msgspec.Raw = _ABSENT
+    temperature: msgspec.Raw = _ABSENT
+    top_p: msgspec.Raw = _ABSENT
+    stop: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    tool_choice: msgspec.Raw = _ABSENT
+    parallel_tool_calls: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    presence_penalty: msgspec.Raw = _ABSENT
+    frequency_penalty: msgspec.Raw = _ABSENT
+    reasoning_effort: msgspec.Raw = _ABSENT
+    seed: msgspec.Raw = _ABSENT
+    user: msgspec.Raw = _ABSENT
+    metadata: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
 
 
 class _OnlyModel(msgspec.Struct):
@@ -111,11 +137,11 @@ _text = msgspec.json.Decoder(str)
 top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Envelope:
+def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES) -> Envelope:
     """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
 
     `path_model` is the model that the path names, which counts before that of the body. `limits` are the members that
-    may limit the answer, of which the first one that is there does.
+    may limit the answer, of which the first one that is there does. `names` are those of members that pools look for.
     Raises: `InvalidRequest`, naming what to change.
     """
     if not body.isascii():
@@ -123,19 +149,19 @@ def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -
             body.decode()
         except UnicodeDecodeError:
             raise not_text() from None
-    members = _decode(body)
+    members, steering = _decode(body, names)
     written = _model_in(members, path_model)
     one_spelling = body.count(MODEL_KEY) == 1 and not (
         b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
     )
     span = None if one_spelling or not written else _place_of_model(body, written)
-    return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits)
+    return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits, steering)
 
 
 def _model_in(members: _Members, path_model: str) -> str:
     """Return the model's name in a body, which may be absent only where the path has one."""
     raw = bytes(members.model)
-    if path_model and members.model in (_ABSENT, _NULL):
+    if path_model and raw in (b"", b"null"):
         return ""
     if raw and raw[:1] != b'"':
         raise InvalidRequest('model must be a string, such as "public/deepseek-r1"', param="model")
@@ -150,6 +176,7 @@ def _envelope(
     one_spelling: bool,
     prompt_tokens: int,
     limits: tuple[str, ...],
+    steering: tuple[str, ...],
 ) -> Envelope:
     options, include_usage, continuous_usage = b"", False, False
     if members.stream_options:
@@ -158,9 +185,11 @@ def _envelope(
     for name in limits:
         limit = getattr(members, name)
         if limit and limit != _NULL:
-            max_tokens = _number(limit)
+            max_tokens = whole_number(limit)
             break
-    n = (_number(members.n) or 1) if members.n else 1
+    n = (whole_number(members.n) or 1) if members.n else 1
+    if members.best_of:
+        n = max(n, whole_number(members.best_of) or 1)
     prompts = max(1, _prompts_in(members.prompt)) if members.prompt else 1
     previous, background, stored = "", False, True
     if members.previous_response_id or members.background or members.store:
@@ -170,7 +199,7 @@ def _envelope(
     return Envelope(
         model, members.stream is True, span, one_spelling, prompt_tokens or 1, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, previous, background, stored, prompts,
+        written, previous, background, stored, prompts, steering,
     )  # fmt: skip
 
 
@@ -183,7 +212,8 @@ def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
     if len(stream_options) > _MAX_OPTIONS_BYTES:
         raise InvalidRequest(f"`stream_options` is over {_MAX_OPTIONS_BYTES} bytes", param="stream_options")
     options = options_in(stream_options) or {}
-    return stream_options, options.get("include_usage") == TRUE, options.get("continuous_usage_stats") == TRUE
+    usage, running = options.get("include_usage"), options.get("continuous_usage_stats")
+    return stream_options, usage is not None and is_true(usage), running is not None and is_true(running)
 
 
 def options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
@@ -194,12 +224,6 @@ def options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
         return top_level.decode(raw)
     except (ValueError, RecursionError):
         return None
-
-
-def _number(raw: msgspec.Raw) -> int | None:
-    """Return a whole number above 0; None for what is no such number."""
-    digits = bytes(raw)
-    return int(digits) or None if digits.isdigit() and len(digits) <= _MAX_DIGITS else None
 
 
 def _prompts_in(raw: msgspec.Raw) -> int:
@@ -259,19 +283,57 @@ def conversation_start(body: bytes) -> bytes:
     return b"\0".join(parts)
 
 
-def _decode(body: bytes) -> _Members:
+def _decode(body: bytes, names: Names) -> tuple[_Members, tuple[str, ...]]:
+    """Return the members that are read, and the names of those that may steer an engine.
+
+    Of a name that comes twice the last value counts, as for engines. Each name is looked at only where one is unusual.
+    """
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object with a model")
     try:
-        return _members.decode(body)
+        if names.usual_are_taken:
+            try:
+                return _members.decode(body), ()
+            except msgspec.ValidationError:  # another name, or no object
+                pass
+        found = top_level.decode(body) if len(body) <= _COUNTED_BYTES else _counted(body)
     except RecursionError:
         raise too_deep() from None
-    except msgspec.ValidationError as error:
-        if "$.stream" in str(error):
-            raise InvalidRequest("stream must be true or false", param="stream") from None
+    except msgspec.ValidationError:
         raise InvalidRequest("the body must be a JSON object") from None
     except msgspec.DecodeError:
         raise not_json() from None
+    if len(found) > MAX_MEMBERS:
+        raise too_many_members()
+    steering = names.steering(found)
+    values: dict[str, Any] = {name: value for name, value in found.items() if name in READ}
+    if "stream" in values:
+        values["stream"] = _is_stream(values["stream"])
+    return _Members(**values), steering
+
+
+def _is_stream(raw: msgspec.Raw) -> bool:
+    if raw not in _TRUTHS:
+        raise InvalidRequest("stream must be true or false", param="stream")
+    return raw == TRUE
+
+
+class _Name(str):
+    """The name of a member, told apart from other texts so that msgspec shows each of them."""
+
+    __slots__ = ()
+
+
+def _counted(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the members of a body that may have tens of thousands: no more are read than there may be."""
+    count = itertools.count(1)
+
+    def name(_: type, text: str) -> _Name:
+        if next(count) > MAX_MEMBERS:
+            raise too_many_members()
+        return _Name(text)
+
+    return cast(dict[str, msgspec.Raw], msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=name))
 
 
 def model_name(name: str) -> str:

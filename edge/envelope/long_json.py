@@ -6,6 +6,7 @@ long value is another one of its kind. Where each member stands is known, so not
 
 import types
 from collections.abc import Generator
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
 from edge.envelope.outline import PIECE_BYTES, Member, Outline, end_within_text, plain_quotes
 from edge.envelope.splices import options_for
+from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest
 from edge.metering.estimating import estimated_in_steps
 
@@ -29,78 +31,99 @@ _text = msgspec.json.Decoder(str)
 
 
 @types.coroutine
-def read_long_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = ()) -> Generator[None, None, Envelope]:
+def read_long_json(
+    body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES
+) -> Generator[None, None, Envelope]:
     """Return what `read_json` does, and let others run between its steps; no step takes 5 ms.
 
-    Raises: as `read_json`; also for 1000 members of the top level.
+    Raises: as `read_json`.
     """
     outline = Outline(body, LONG_BODY_BYTES)
     yield from outline.read()
     members = outline.members
-    envelope = read_json(_short(body, members), path_model, limits)
+    envelope = read_json(_short(body, members), path_model, limits, names)
     yield
     prompt_tokens = yield from estimated_in_steps(body)
-    last = {member.name: member for member in members}
+    last = {member.name: member for member in members if member.name is not None}
     prompts, characters = envelope.prompts, 0
     if "prompt" in last and _is_long(last["prompt"]):
         prompts = max(1, (yield from _prompts_in(body, last["prompt"])))
     if "input" in last:
         characters = yield from _characters_in(body, last["input"])
         yield
-    places = Places(
-        tuple((start, end) for name, start, end in members if name == "model"),
-        tuple((start, end) for name, start, end in members if name == "stream_options"),
-        outline.inside,
-        outline.is_empty,
-        characters,
-        conversation_start(_beginning(body, last, outline)),
-    )
+    begins = conversation_start(_beginning(body, last, outline))
+    places = Places(tuple(members), outline.inside, characters, begins)
     return msgspec.structs.replace(
         envelope, span=None, one_spelling=False, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places
     )
 
 
 def rewrite_long_json(
-    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+    body: bytes,
+    envelope: Envelope,
+    model: str,
+    dropped: tuple[str, ...] = (),
+    *,
+    include_usage: bool = False,
+    continuous: bool = False,
 ) -> list[memoryview | bytes]:
     """Return what `rewrite_json` does, in pieces: to copy 64 MiB would take 50 ms."""
     places = envelope.places
     assert places is not None  # of `read_long_json`
-    splices: list[tuple[int, int, bytes]] = []
-    named = msgspec.json.encode(model)
-    added = []
+    wanted: dict[str, bytes] = {}
     if model != envelope.written:
-        splices += [(*place, named) for place in places.model]
-        if not places.model:
-            added.append(b'"model":%b' % named)
+        wanted["model"] = msgspec.json.encode(model)
     options = options_for(envelope, include_usage, continuous)
     if options is not None:
-        splices += [(*place, options) for place in places.options]
-        if not places.options:
-            added.append(b'"stream_options":%b' % options)
+        wanted["stream_options"] = options
+    members = places.members
+    splices = [(start, end, wanted[name]) for name, _, start, end in members if name in wanted]
+    if dropped:
+        splices += _cuts(members, dropped)
+    present = {member.name for member in members}
+    added = [b'"%b":%b' % (name.encode(), value) for name, value in wanted.items() if name not in present]
     if added:
-        before = b",".join(added) + (b"" if places.is_empty else b",")
+        before = b",".join(added) + (b"" if present.issubset(dropped) else b",")
         splices.append((places.inside, places.inside, before))
     view, at = memoryview(body), 0
     pieces: list[memoryview | bytes] = []
     for start, end, replacement in sorted(splices):
-        pieces += (view[at:start], replacement)
+        pieces += (view[at:start], replacement) if replacement else (view[at:start],)
         at = end
     pieces.append(view[at:])
     return pieces
 
 
+def _cuts(members: tuple[Member, ...], dropped: tuple[str, ...]) -> list[tuple[int, int, bytes]]:
+    """Return what is cut of a body without some members: each with the comma behind it, the last ones with that before.
+
+    All else stays to the byte.
+    """
+    count = len(members)
+    while count and members[count - 1].name in dropped:
+        count -= 1
+    kept = members[:count]
+    cuts = [(member.key, following.key, b"") for member, following in pairwise(kept) if member.name in dropped]
+    if count < len(members):
+        cuts.append((kept[-1].end if kept else members[0].key, members[-1].end, b""))
+    return cuts
+
+
 def _short(body: bytes, members: list[Member]) -> bytes:
-    """Return a body with the same members, and each long value replaced by another one of its kind."""
+    """Return a body with the same members.
+
+    Each long value is replaced by another one of its kind, and each that is not read by a small one.
+    """
     parts: list[bytes] = []
     size = 0
     for member in members:
-        if member.name == "prompt" and _is_long(member):
-            continue  # which is looked at by itself
-        if _is_long(member):
-            value = _STAND_INS.get(body[member.start : member.start + 1], _NUMBER)
-        else:
-            value = body[member.start : member.end]
+        if member.name is None:
+            continue  # nobody looks for it
+        value = b"0"
+        if member.name in READ:
+            is_long = _is_long(member)
+            stand_in = _STAND_INS.get(body[member.start : member.start + 1], _NUMBER)
+            value = stand_in if is_long else body[member.start : member.end]
             size += len(value)
         if size > _MAX_SHORT_BYTES:
             raise InvalidRequest("the body has too many members, and is too large for so many")
@@ -121,7 +144,7 @@ def _is_long(member: Member) -> bool:
 
 def _prompts_in(body: bytes, prompt: Member) -> Generator[None, None, int]:
     """Return how many prompts a long member asks to be completed, at most."""
-    _, start, end = prompt
+    start, end = prompt.start, prompt.end
     if body[start : start + 1] != b"[":
         return 1
     kind = body[start + 1 : start + START_BYTES].lstrip()[:1]

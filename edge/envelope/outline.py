@@ -26,7 +26,7 @@ _TEXT_PIECE_BYTES: Final = 1 << 18  # in 0.3 ms
 _STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
 _MAX_DEPTH: Final = 1000  # about what the parser takes
 _MAX_KEY_BYTES: Final = 512  # of a member that anyone looks for; a letter that is escaped has six
-_MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
+MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
 _SPACE: Final = b" \t\r\n"
 _BREAKS: Final = b' \t\r\n,:[]{}"'
 _LONG_TOKEN_BYTES: Final = 64  # only a number has more behind the last of the breaks
@@ -51,9 +51,13 @@ _text = msgspec.json.Decoder(str)
 
 
 class Member(NamedTuple):
-    """A member of the top level, and where its value begins and ends, without the space around it."""
+    """A member of the top level: where its key begins, and where its value begins and ends, without space around it.
 
-    name: str
+    It has no `name` where that is very long.
+    """
+
+    name: str | None
+    key: int
     start: int
     end: int
 
@@ -71,6 +75,11 @@ def not_text() -> InvalidRequest:
 def too_deep() -> InvalidRequest:
     """Return the error for a body whose values stand within too many others."""
     return InvalidRequest("the body is nested too deeply")
+
+
+def too_many_members() -> InvalidRequest:
+    """Return the error for a body of very many members."""
+    return InvalidRequest(f"the body has more than {MAX_MEMBERS} members")
 
 
 def plain_quotes(window: bytes) -> bytes:
@@ -135,14 +144,14 @@ def _end_of_plain_text(window: bytes) -> int:
 
 
 class Outline:
-    """What the top level of an object holds: its `members`, in their order, but for those of very long names.
+    """What the top level of an object holds: its `members`, in their order.
 
     `inside` is where the first one could stand. `beginnings` are long members by their names, each as JSON that begins
     like its value, for `beginning_bytes` or a piece more.
     """
 
     __slots__ = (
-        "_at", "_beginning_bytes", "_body", "_count", "_in_text", "_is_key", "_last", "_mark", "_name", "_number",
+        "_at", "_beginning_bytes", "_body", "_in_text", "_is_key", "_key", "_last", "_mark", "_name", "_number",
         "_phase", "_piece_bytes", "_stack", "_text_bytes", "beginnings", "inside", "members",
     )  # fmt: skip
 
@@ -162,13 +171,8 @@ class Outline:
         self._number = b""  # the number within which it begins, in short
         self._phase = _KEY  # of the member of the top level that is open
         self._name: str | None = None  # None for a very long one
-        self._count = 0  # of members
+        self._key = 0  # where its key begins
         self._mark = 0  # where its key, or its value, begins
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the object has no member."""
-        return not self._count
 
     def read(self) -> Generator[None, None, None]:
         """Read the body, and yield where others may run. Raises: `InvalidRequest`."""
@@ -187,8 +191,8 @@ class Outline:
                 begun = thread_time()
         if self._stack or self._in_text or not self._last:
             raise not_json()
-        for index, (name, start, end) in enumerate(self.members):
-            self.members[index] = Member(name, *(yield from _without_space(self._body, start, end)))
+        for index, (name, key, start, end) in enumerate(self.members):
+            self.members[index] = Member(name, key, *(yield from _without_space(self._body, start, end)))
 
     def _read_text(self) -> bool:
         """Read on in the text that is open, where that is long; most of a large body is text, and has no structure."""
@@ -369,10 +373,9 @@ class Outline:
 
     def _begin_member(self, end: int) -> None:
         """Take the key that ends there."""
-        self._phase, self._name = _COLON, None
-        self._count += 1
-        if self._count > _MAX_MEMBERS:
-            raise InvalidRequest(f"the body has more than {_MAX_MEMBERS} members, and is too large for so many")
+        self._phase, self._name, self._key = _COLON, None, self._mark
+        if len(self.members) == MAX_MEMBERS:
+            raise too_many_members()
         if end - self._mark <= _MAX_KEY_BYTES:
             try:
                 self._name = _text.decode(self._body[self._mark : end])
@@ -381,8 +384,8 @@ class Outline:
 
     def _end_member(self, end: int) -> None:
         """Take the value that ends there."""
-        if self._phase is _VALUE and self._name is not None:
-            self.members.append(Member(self._name, self._mark, end))
+        if self._phase is _VALUE:
+            self.members.append(Member(self._name, self._key, self._mark, end))
         self._phase = _KEY
 
 

@@ -24,19 +24,27 @@ _only_options = msgspec.json.Decoder(_OnlyOptions)
 
 
 def rewrite_json(
-    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+    body: bytes,
+    envelope: Envelope,
+    model: str,
+    dropped: tuple[str, ...] = (),
+    *,
+    include_usage: bool = False,
+    continuous: bool = False,
 ) -> bytes:
     """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
 
+    It is written anew without the members that are `dropped`, at most a thousand being left.
     `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
     client said of them; an upstream takes that only of a body with `"stream":true`.
     """
     splices: list[tuple[int, int, bytes]] = []
-    is_certain = True
+    is_certain = not dropped
     inside = body.find(b"{") + 1  # nothing but space stands before
     if not envelope.written:
         # What is put in front needs a member behind it, and no other `model`, such as null.
-        is_certain = _NO_MEMBER.match(body, inside) is None and MODEL_KEY not in body and b"\\u" not in body
+        has_place = _NO_MEMBER.match(body, inside) is None and MODEL_KEY not in body and b"\\u" not in body
+        is_certain = is_certain and has_place
         splices.append((inside, inside, b'"model":%b,' % msgspec.json.encode(model)))
     elif model != envelope.written:
         span = _model_span(body, envelope)
@@ -53,7 +61,7 @@ def rewrite_json(
             splices.append((*span, options))
         else:
             is_certain = False
-    return _spliced(body, splices) if is_certain else _written_anew(body, model, options)
+    return _spliced(body, splices) if is_certain else _written_anew(body, model, options, dropped)
 
 
 def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
@@ -65,8 +73,10 @@ def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
     return b"".join((*parts, body[at:])) if parts else body
 
 
-def _written_anew(body: bytes, model: str, options: bytes | None) -> bytes:
+def _written_anew(body: bytes, model: str, options: bytes | None, dropped: tuple[str, ...]) -> bytes:
     members = top_level.decode(body)
+    for name in dropped:
+        del members[name]
     members["model"] = msgspec.Raw(msgspec.json.encode(model))
     if options is not None:
         members["stream_options"] = msgspec.Raw(options)

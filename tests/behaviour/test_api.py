@@ -666,11 +666,11 @@ async def test_long_body_is_read_in_steps_and_alone(edge: Edge, monkeypatch: pyt
     reading, most = 0, 0
 
     @types.coroutine
-    def counted(body: bytes, path_model: str, limits: tuple[str, ...]) -> Generator[None, None, Envelope]:
+    def counted(body: bytes, *how: Any) -> Generator[None, None, Envelope]:
         nonlocal reading, most
         reading += 1
         most = max(most, reading)
-        envelope = yield from read_long_json(body, path_model, limits)
+        envelope = yield from read_long_json(body, *how)
         reading -= 1
         return envelope
 

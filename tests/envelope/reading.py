@@ -13,6 +13,7 @@ from edge.envelope import json as envelopes
 from edge.envelope import splices
 from edge.envelope.json import LONG_BODY_BYTES, Envelope
 from edge.envelope.long_json import read_long_json, rewrite_long_json
+from edge.envelope.steering import NAMES, Names
 from edge.errors import EdgeError
 
 MIB = 2**20
@@ -39,21 +40,27 @@ def read_json(body: bytes, *limits: str) -> Envelope:
 
 
 def rewrite_json(
-    body: bytes, envelope: Envelope, model: str, *, include_usage: bool = False, continuous: bool = False
+    body: bytes,
+    envelope: Envelope,
+    model: str,
+    dropped: tuple[str, ...] = (),
+    *,
+    include_usage: bool = False,
+    continuous: bool = False,
 ) -> bytes:
     """Rewrite a body as a proxy does; a short one both ways, which must mean the same."""
     options = {"include_usage": include_usage, "continuous": continuous}
     if envelope.places is not None:
-        return b"".join(rewrite_long_json(body, envelope, model, **options))
-    rewritten = splices.rewrite_json(body, envelope, model, **options)
-    pieces = rewrite_long_json(body, in_steps(body), model, **options)
+        return b"".join(rewrite_long_json(body, envelope, model, dropped, **options))
+    rewritten = splices.rewrite_json(body, envelope, model, dropped, **options)
+    pieces = rewrite_long_json(body, in_steps(body), model, dropped, **options)
     assert json.loads(b"".join(pieces)) == json.loads(rewritten)
     return rewritten
 
 
-def in_steps(body: bytes, limits: tuple[str, ...] = (), path_model: str = "") -> Envelope:
+def in_steps(body: bytes, limits: tuple[str, ...] = (), path_model: str = "", names: Names = NAMES) -> Envelope:
     async def read() -> Envelope:
-        return await read_long_json(body, path_model, limits)
+        return await read_long_json(body, path_model, limits, names)
 
     reading = read()
     while True:

@@ -33,7 +33,6 @@ from tests.envelope.reading import MIB, memory_below, read_json, rewrite_json
         (b'{"model":"m","tools":["model",{"x":"\\"model\\": \\"n\\""}]}', "m", False),
         (b'{"model":"m","model":"m"}', "m", False),
         (b'{"model":"m","mod\\u0065l":"\\u006d"}', "m", False),
-        (b'{"Model":"n","model":"m","MODEL":"o"}', "m", False),
         (b'{"model":"m","x":{"model":1e400}}', "m", False),
     ],
 )
@@ -141,10 +140,10 @@ CHAT, TEXT, MESSAGES, RESPONSES = (
         (b"0", None),
         (b"-1", None),
         (b"-0", None),
-        (b"1.0", None),
-        (b"1e3", None),
-        (b'"12"', None),
-        (b"true", None),
+        (b"1.0", 1),
+        (b"1e3", 1000),
+        (b'"12"', 12),
+        (b"true", 1),
         (b"[1]", None),
         (b'{"max_tokens":1}', None),
         (b"9" * 5000, None),
@@ -211,11 +210,18 @@ def test_batch_of_millions_of_prompts_is_not_built() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "n"), [(b"3", 3), (b"1", 1), (b"0", 1), (b"-2", 1), (b"null", 1), (b'"2"', 1), (b"2.5", 1)]
+    ("value", "n"), [(b"3", 3), (b"1", 1), (b"0", 1), (b"-2", 1), (b"null", 1), (b'"2"', 2), (b"2.0", 2), (b"[2]", 1)]
 )
 def test_number_of_answers_is_one_unless_it_says_more(value: bytes, n: int) -> None:
     assert read_json(b'{"model":"m","n":%b}' % value).n == n
     assert read_json(b'{"model":"m"}').n == 1
+
+
+def test_answers_that_are_made_to_choose_from_count() -> None:
+    """OpenAI's completions bill each of `best_of`; of fewer than `n` there are none."""
+    assert read_json(b'{"model":"m","best_of":5}').n == 5
+    assert read_json(b'{"model":"m","n":2,"best_of":5}').n == 5
+    assert read_json(b'{"model":"m","n":2,"best_of":1}').n == 2
 
 
 @pytest.mark.parametrize(
@@ -226,8 +232,10 @@ def test_number_of_answers_is_one_unless_it_says_more(value: bytes, n: int) -> N
         (b'{ "continuous_usage_stats" : true , "include_usag\\u0065" : true }', True, True),
         (b'{"include_usage":false,"continuous_usage_stats":true}', False, True),
         (b'{"include_usage":null}', False, False),
-        (b'{"include_usage":1}', False, False),
-        (b'{"include_usage":"true"}', False, False),
+        (b'{"include_usage":1}', True, False),
+        (b'{"include_usage":"true","continuous_usage_stats":1.0}', True, True),
+        (b'{"include_usage":0}', False, False),
+        (b'{"include_usage":[true]}', False, False),
         (b'{"x":{"include_usage":true}}', False, False),
         (b"{}", False, False),
         (b"null", False, False),
@@ -331,6 +339,15 @@ def test_long_body_has_at_most_a_thousand_members() -> None:
     assert read_json(body % b"".join(b',"%d":0' % number for number in range(998))).model == "m"
     with pytest.raises(InvalidRequest, match="more than 1000 members"):
         read_json(body % b"".join(b',"%d":0' % number for number in range(999)))
+
+
+def test_body_of_very_many_members_is_refused() -> None:
+    """Each name is looked at; the largest API has 50."""
+    few = b'{"mod\\u0065l":"m"%b}' % b"".join(b',"%d":[]' % number for number in range(999))
+    assert read_json(few).model == "m"
+    many = b'{"mod\\u0065l":"m"%b}' % b"".join(b',"%d":[]' % number for number in range(20_000))
+    with memory_below(4 * MIB), pytest.raises(InvalidRequest, match="1000 members"):
+        read_json(many)
 
 
 def test_conversation_of_millions_of_messages_is_not_built() -> None:

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.envelope.json import LONG_BODY_BYTES
+from edge.envelope.steering import READ
 from tests.envelope.reading import in_steps, read_json, rewrite_json
 
 WHITESPACE = st.text(" \t\r\n", max_size=2)
@@ -31,7 +32,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """Draw the text of an object with one model somewhere, written in any of the ways that JSON allows."""
-    members = draw(st.dictionaries(KEYS.filter(lambda key: key not in ("model", "stream")), VALUES, max_size=4))
+    members = draw(st.dictionaries(KEYS.filter(lambda key: key.casefold() not in READ), VALUES, max_size=4))
     items = [(json.dumps(key, ensure_ascii=draw(st.booleans())), json.dumps(value)) for key, value in members.items()]
     key = draw(st.sampled_from(['"model"', '"mod\\u0065l"', '"\\u006Dodel"']))
     items.insert(draw(st.integers(0, len(items))), (key, json.dumps(draw(NAMES), ensure_ascii=draw(st.booleans()))))

@@ -48,7 +48,7 @@ def check(body: bytes) -> None:
 def _check_numbers(envelope: Envelope, members: dict[str, Any]) -> None:
     assert envelope.stream == (members.get("stream") is True)
     if envelope.max_tokens is not None:
-        assert envelope.max_tokens in [int(members[name]) for name in _LIMITS if members.get(name) is not None]
+        assert envelope.max_tokens in [int(float(members[name])) for name in _LIMITS if members.get(name) is not None]
 
 
 def _same(one: object, other: object) -> bool:
