@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.engines import llamacpp, transformers_serve, vllm
+from tests.engines import llamacpp, sglang, transformers_serve, vllm
 from tests.engines.cases import CASES
 from tests.engines.document import document, mark, table
 from tests.engines.engine import installed
 from tests.engines.recordings import record
 from tests.engines.runs import Outcome, play
 
-ENGINES: Final = (llamacpp.ENGINE, vllm.ENGINE, transformers_serve.ENGINE)
+ENGINES: Final = (llamacpp.ENGINE, vllm.ENGINE, sglang.ENGINE, transformers_serve.ENGINE)
 _ROOT: Final = Path(__file__).parents[2]
 _DOCUMENT: Final = _ROOT / "docs/engines.md"
 _RECORDINGS: Final = _ROOT / "tests/cases/engines"

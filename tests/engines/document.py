@@ -29,7 +29,7 @@ and leaves the others' parts as they are.
   **engine fails**: the prompt is longer than the context; of `transformers serve`, which has no limit, an
   answer of no token is asked for.
 - An engine that refuses a case has zeros there: `transformers serve` takes one prompt. Of `n` = 2 it gives one choice.
-- SGLang is not among them: on a CPU its release starts only with stubs in the place of a GPU's kernels.
+- SGLang runs on the CPU with stand-ins for what its release imports of a GPU and of pictures, and never uses here.
 """
 
 

