@@ -140,7 +140,7 @@ class Backend(ABC):
 class SqliteBackend(Backend):
     """The embedded store; its file is made here."""
 
-    harms: ClassVar = {"dead": "cannot be used|No such file", "rubbish": "no such table"}
+    harms: ClassVar = {"dead": "is missing or empty", "rubbish": "no such table"}
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "backend-keys.db"

@@ -31,23 +31,31 @@ class Flow(asyncio.Protocol):
     # --- what is read
 
     def first_step(self, data: bytes) -> bytes:
-        """Return how a long read begins; the rest comes in the next turns of the loop, before what is read then."""
+        """Return how a long read begins; the rest comes in the next turns of the loop, before what is read then.
+
+        What was taken of a read and then held may be given again, with more of it behind.
+        """
         assert self.transport is not None
-        self._long_read, self._at = data, READ_STEP_BYTES
-        self.transport.pause_reading()
-        self._step = self._loop.call_soon(self._next_step)
+        behind = self._long_read[self._at :]
+        self._long_read, self._at = data + behind if behind else data, READ_STEP_BYTES
+        if self._step is None:
+            self.transport.pause_reading()
+            self._step = self._loop.call_soon(self._next_step)
         return data[:READ_STEP_BYTES]
 
     def _next_step(self) -> None:
+        self._step = None
         data, at = self._long_read, self._at
         self._at = at + READ_STEP_BYTES
         if self._at >= len(data):
-            self._long_read = b""
+            self._long_read, self._at = b"", 0
         self.data_received(data[at : at + READ_STEP_BYTES])
         if not self._is_paused:
             self._go_on()
 
     def _go_on(self) -> None:
+        if self._step is not None:
+            return
         if self._long_read:
             self._step = self._loop.call_soon(self._next_step)
         else:
@@ -58,8 +66,9 @@ class Flow(asyncio.Protocol):
         """Take nothing more."""
         assert self.transport is not None
         self._is_paused = True
-        if self._long_read and self._step is not None:
+        if self._step is not None:
             self._step.cancel()
+            self._step = None
         else:
             self.transport.pause_reading()
 
@@ -103,7 +112,7 @@ class Flow(asyncio.Protocol):
 
     def forget(self) -> None:
         """Let go of all bytes: the connection is over."""
-        self._long_read, self._unsent, self._is_paused = b"", None, True
+        self._long_read, self._at, self._unsent, self._is_paused = b"", 0, None, True
         if self._step is not None:
             self._step.cancel()
 

@@ -18,8 +18,9 @@ EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 LAST = b"0\r\n\r\n"
 # More than a client's buffer holds only with its last part: the edge stops reading when it has all of it.
-UNREAD = (b"x" * 60_000, b"y" * 60_000)
-UNREAD_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 120000\r\n\r\n"
+# It takes 16 KiB at a time.
+UNREAD = (b"x" * 81_000, b"y" * 16_000)
+UNREAD_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 97000\r\n\r\n"
 ROUTES = """
 [pools.r1]
 endpoints = ["{upstream}"]

@@ -1,8 +1,42 @@
-"""A long request goes in pieces, as its peer takes them."""
+"""A long read is taken, and a long request goes, in pieces."""
 
 import asyncio
 
 from edge.wire.flow import Flow
+from edge.wire.http1 import READ_STEP_BYTES
+
+
+async def test_what_was_held_of_a_long_read_may_be_given_again_and_nothing_is_lost() -> None:
+    """As by an answer whose first event is longer than a step."""
+    content = bytes(range(256)) * 400
+    taken: list[bytes] = []
+
+    class Transport:
+        def pause_reading(self) -> None: ...
+
+        def resume_reading(self) -> None: ...
+
+    class Holding(Flow):
+        held = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.held += data
+            if len(self.held) > 3 * READ_STEP_BYTES:
+                again, self.held = self.held, b""
+                taken.append(self.first_step(again))
+            elif taken:
+                taken.append(self.held)
+                self.held = b""
+
+    flow = Holding(asyncio.get_running_loop())
+    flow.transport = Transport()  # type: ignore[assignment]
+    flow.data_received(flow.first_step(content))
+    for turn in range(40):
+        await asyncio.sleep(0)
+        if turn == 5:
+            flow.pause_reading()
+            flow.resume_reading()
+    assert b"".join(taken) == content
 
 
 async def test_long_request_is_written_as_it_is_taken_and_in_order() -> None:
