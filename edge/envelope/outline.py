@@ -30,6 +30,7 @@ MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
 _SPACE: Final = b" \t\r\n"
 _BREAKS: Final = b' \t\r\n,:[]{}"'
 _LONG_TOKEN_BYTES: Final = 64  # only a number has more behind the last of the breaks
+_OTHERS: Final = (b"[", b'"', b"-", *(b"%d" % digit for digit in range(10)), b"true", b"false", b"null")
 _NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{},:"'))
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _CLOSED: Final = bytes.maketrans(b"[{", b"]}")
@@ -219,12 +220,12 @@ class Outline:
             window, plain = window[:count], plain[:count]
         _check_encoding(window)
         if not self._last:
-            first = window.lstrip(_SPACE)[:1]
-            if not first:
+            told = window.lstrip(_SPACE)
+            if not told:
                 self._at += len(window)
                 return
-            if first != b"{":
-                raise InvalidRequest("the body must be a JSON object") if first in b'["-0123456789tfn' else not_json()
+            if not told.startswith(b"{"):
+                raise InvalidRequest("the body must be a JSON object") if told.startswith(_OTHERS) else not_json()
         before, depth, was_in_text = self._opened(), len(self._stack), self._in_text
         lowest = self._follow(plain)
         _check(before + window + self._closed())
