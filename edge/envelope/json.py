@@ -11,7 +11,17 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from edge.envelope.lax import is_true, whole_number
-from edge.envelope.outline import MAX_MEMBERS, Member, not_json, not_text, plain_quotes, too_deep, too_many_members
+from edge.envelope.outline import (
+    MAX_MEMBERS,
+    SPACE,
+    Member,
+    no_object,
+    not_json,
+    not_text,
+    plain_quotes,
+    too_deep,
+    too_many_members,
+)
 from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.metering.estimating import estimated
@@ -299,10 +309,8 @@ def _decode(body: bytes, names: Names) -> tuple[_Members, tuple[str, ...]]:
         found = top_level.decode(body) if len(body) <= _COUNTED_BYTES else _counted(body)
     except RecursionError:
         raise too_deep() from None
-    except msgspec.ValidationError:
-        raise InvalidRequest("the body must be a JSON object") from None
     except msgspec.DecodeError:
-        raise not_json() from None
+        raise (not_json() if body.lstrip(SPACE).startswith(b"{") else no_object()) from None
     if len(found) > MAX_MEMBERS:
         raise too_many_members()
     steering = names.steering(found)

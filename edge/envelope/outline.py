@@ -27,10 +27,9 @@ _STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
 _MAX_DEPTH: Final = 1000  # about what the parser takes
 _MAX_KEY_BYTES: Final = 512  # of a member that anyone looks for; a letter that is escaped has six
 MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
-_SPACE: Final = b" \t\r\n"
+SPACE: Final = b" \t\r\n"
 _BREAKS: Final = b' \t\r\n,:[]{}"'
 _LONG_TOKEN_BYTES: Final = 64  # only a number has more behind the last of the breaks
-_OTHERS: Final = (b"[", b'"', b"-", *(b"%d" % digit for digit in range(10)), b"true", b"false", b"null")
 _NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{},:"'))
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _CLOSED: Final = bytes.maketrans(b"[{", b"]}")
@@ -66,6 +65,11 @@ class Member(NamedTuple):
 def not_json() -> InvalidRequest:
     """Return the error for a body that is no JSON."""
     return InvalidRequest("the body is not valid JSON")
+
+
+def no_object() -> InvalidRequest:
+    """Return the error for a body that does not begin as an object, whatever else it is."""
+    return InvalidRequest("the body must be a JSON object")
 
 
 def not_text() -> InvalidRequest:
@@ -220,12 +224,12 @@ class Outline:
             window, plain = window[:count], plain[:count]
         _check_encoding(window)
         if not self._last:
-            told = window.lstrip(_SPACE)
+            told = window.lstrip(SPACE)
             if not told:
                 self._at += len(window)
                 return
             if not told.startswith(b"{"):
-                raise InvalidRequest("the body must be a JSON object") if told.startswith(_OTHERS) else not_json()
+                raise no_object()
         before, depth, was_in_text = self._opened(), len(self._stack), self._in_text
         lowest = self._follow(plain)
         _check(before + window + self._closed())
@@ -321,7 +325,7 @@ class Outline:
 
     def _follow_tokens(self, plain: bytes, begun_in_text: bool) -> None:
         """Note between which tokens a piece ends."""
-        told = plain.rstrip(_SPACE)
+        told = plain.rstrip(SPACE)
         if not told and not self._in_text:
             self._number = b""
             return
@@ -332,7 +336,7 @@ class Outline:
         elif last == b'"':
             quote = plain.rfind(b'"', 0, len(told) - 1)
         if 0 <= quote < len(plain):
-            before = plain[:quote].rstrip(_SPACE)[-1:] or (b'"' if begun_in_text else self._last)
+            before = plain[:quote].rstrip(SPACE)[-1:] or (b'"' if begun_in_text else self._last)
             self._is_key = before in (b"{", b",") and self._stack[-1:] == b"{"
         if self._in_text:
             self._last = b'"'
@@ -411,10 +415,10 @@ def _without_space(body: bytes, start: int, end: int) -> Generator[None, None, t
     """Return where a value begins and ends that has space around it."""
     while body[start : start + 1] in (b" ", b"\t", b"\r", b"\n"):
         piece = body[start : min(end, start + PIECE_BYTES)]
-        start += len(piece) - len(piece.lstrip(_SPACE))
+        start += len(piece) - len(piece.lstrip(SPACE))
         yield
     while body[end - 1 : end] in (b" ", b"\t", b"\r", b"\n"):
         piece = body[max(start, end - PIECE_BYTES) : end]
-        end -= len(piece) - len(piece.rstrip(_SPACE))
+        end -= len(piece) - len(piece.rstrip(SPACE))
         yield
     return start, end

@@ -293,7 +293,7 @@ async def test_others_have_their_turn_between_the_steps_of_a_long_body() -> None
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read())
         await take_turns()
-    assert turns > 12  # one for each 256 KiB, and some over all of it
+    assert turns >= 8  # a step is a piece of at most 256 KiB of 3 MiB, or several on a quick machine
 
 
 # --- bombs
