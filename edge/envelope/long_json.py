@@ -13,7 +13,7 @@ import msgspec
 
 from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
 from edge.envelope.outline import PIECE_BYTES, Member, Outline, end_within_text, plain_quotes
-from edge.envelope.splices import options_for
+from edge.envelope.splices import options_for, spliced
 from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest
 from edge.metering.estimating import estimated_in_steps
@@ -85,13 +85,7 @@ def rewrite_long_json(
     if added:
         before = b",".join(added) + (b"" if present.issubset(dropped) else b",")
         splices.append((places.inside, places.inside, before))
-    view, at = memoryview(body), 0
-    pieces: list[memoryview | bytes] = []
-    for start, end, replacement in sorted(splices):
-        pieces += (view[at:start], replacement) if replacement else (view[at:start],)
-        at = end
-    pieces.append(view[at:])
-    return pieces
+    return spliced(body, splices)
 
 
 def _cuts(members: tuple[Member, ...], dropped: tuple[str, ...]) -> list[tuple[int, int, bytes]]:
@@ -170,7 +164,7 @@ def _characters_in(body: bytes, text: Member) -> Generator[None, None, int]:
     while at < end:
         window = body[at : min(end, at + PIECE_BYTES)]
         if at + len(window) < end:
-            window = window[: end_within_text(window, plain_quotes(window))]
+            window = window[: end_within_text(window)]
         characters += len(_text.decode(b'"%b"' % window))
         at += len(window)
         yield

@@ -94,21 +94,6 @@ def plain_quotes(window: bytes) -> bytes:
     return window.replace(b"\\\\", b"__").replace(b'\\"', b"__")
 
 
-def end_within_text(window: bytes, plain: bytes) -> int:
-    """Return where a piece may end that goes on within a text: `plain` is its `plain_quotes`."""
-    end = len(plain)
-    escape = plain.find(b"\\", end - 2 * _ESCAPE_BYTES)
-    if escape >= 0:
-        end = escape
-    if _HIGH_SURROGATE.match(plain, end - _ESCAPE_BYTES, end):
-        end -= _ESCAPE_BYTES
-    if end == len(plain):  # maybe within a character, which has up to four bytes
-        last = next((at for at in range(end - 1, end - 5, -1) if not 0x80 <= window[at] < 0xC0), end)
-        if last < end and window[last] >= 0xC0:
-            end = last
-    return end
-
-
 def _text_in(window: bytes) -> int:
     """Return how much of a piece that begins within a text is that text."""
     at = window.find(b'"')
@@ -132,12 +117,12 @@ def _is_escaped(window: bytes, at: int) -> bool:
     return (len(before) - len(kept)) % 2 == 1
 
 
-def _end_of_plain_text(window: bytes) -> int:
+def end_within_text(window: bytes) -> int:
     """Return where a piece may end that goes on within a text: not within an escape, a pair of them or a character."""
     end = len(window)
     escape = window.rfind(b"\\", max(0, end - 2 * _ESCAPE_BYTES))
     if escape >= 0:
-        end = len(window[: escape + 1].rstrip(b"\\"))
+        end = escape - _is_escaped(window, escape)  # where the last one begins
         half = max(0, end - _ESCAPE_BYTES)
         return half if _HIGH_SURROGATE.match(window, half, end) and not _is_escaped(window, half) else end
     for last in range(end - 1, end - 5, -1):
@@ -205,7 +190,7 @@ class Outline:
         window = body[at : at + self._text_bytes]
         count = _text_in(window)
         if count == len(window) and at + count < len(body):
-            count = _end_of_plain_text(window)
+            count = end_within_text(window)
         if count < _LONG_TEXT_BYTES:
             return False
         window = window[:count]
@@ -247,7 +232,7 @@ class Outline:
         """Return where a piece of the window may end."""
         count = len(plain)
         if self._in_text != bool(plain.count(b'"') % 2):  # it ends within a text
-            return end_within_text(window, plain)
+            return end_within_text(window)
         for end in range(count, count - _LONG_TOKEN_BYTES, -1):
             if plain[end - 1] in _BREAKS:
                 return end

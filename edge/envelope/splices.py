@@ -61,16 +61,20 @@ def rewrite_json(
             splices.append((*span, options))
         else:
             is_certain = False
-    return _spliced(body, splices) if is_certain else _written_anew(body, model, options, dropped)
+    if not is_certain:
+        return _written_anew(body, model, options, dropped)
+    return b"".join(spliced(body, splices)) if splices else body
 
 
-def _spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> bytes:
-    parts: list[bytes] = []
-    at = 0
+def spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> list[memoryview | bytes]:
+    """Return a body in pieces, of which some places are replaced; no byte of it is copied."""
+    view, at = memoryview(body), 0
+    pieces: list[memoryview | bytes] = []
     for start, end, replacement in sorted(splices):
-        parts += (body[at:start], replacement)
+        pieces += (view[at:start], replacement) if replacement else (view[at:start],)
         at = end
-    return b"".join((*parts, body[at:])) if parts else body
+    pieces.append(view[at:])
+    return pieces
 
 
 def _written_anew(body: bytes, model: str, options: bytes | None, dropped: tuple[str, ...]) -> bytes:
