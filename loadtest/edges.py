@@ -79,11 +79,6 @@ class Edge:
         assert self._running is not None, "a process that was started"
         return self._running.pid
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process that was started last has ended."""
-        return self._running is None or self._running.poll() is not None
-
     def send_signal(self, number: signal.Signals) -> None:
         """Send the process a signal."""
         os.kill(self.pid, number)

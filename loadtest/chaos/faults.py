@@ -6,8 +6,9 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from loadtest.chaos.servers import until
+from loadtest.chaos.servers import Redis, until
 from loadtest.chaos.world import STOP_PATIENCE_S, World
+from loadtest.edges import Edge
 from loadtest.processes import ProcessError
 
 Fault = Callable[[World, random.Random], Awaitable[None]]
@@ -33,12 +34,17 @@ async def stop(world: World, chance: random.Random) -> None:
 
 async def freeze(world: World, chance: random.Random) -> None:
     """Halt an edge, and let it go on, mostly after its timeouts."""
-    edge = world.edges["steady"]  # a halt within a stop may take the time of a part
-    edge.send_signal(signal.SIGSTOP)
+    # The one that is not stopped: a halt within a stop may take the time of a part.
+    await _halt(world.edges["steady"], chance.uniform(0.5, 2.5))
+
+
+async def _halt(process: Edge | Redis, seconds: float) -> None:
+    """Let a process do nothing for a while."""
+    process.send_signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(chance.uniform(0.5, 2.5))
+        await asyncio.sleep(seconds)
     finally:
-        edge.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
 
 
 async def engine_dies(world: World, chance: random.Random) -> None:
@@ -97,22 +103,12 @@ async def store_dies(world: World, chance: random.Random) -> None:
 
 async def store_silent(world: World, chance: random.Random) -> None:
     """Halt the key store of one edge: it takes connections and says nothing."""
-    node = world.cluster.nodes[0]
-    node.send_signal(signal.SIGSTOP)
-    try:
-        await asyncio.sleep(chance.uniform(0.5, 2.0))
-    finally:
-        node.send_signal(signal.SIGCONT)
+    await _halt(world.cluster.nodes[0], chance.uniform(0.5, 2.0))
 
 
 async def redis_silent(world: World, chance: random.Random) -> None:
     """Halt the Redis of keys, limits and records, for less time than Sentinel waits."""
-    primary = world.pair.primary
-    primary.send_signal(signal.SIGSTOP)
-    try:
-        await asyncio.sleep(chance.uniform(0.3, 0.7))
-    finally:
-        primary.send_signal(signal.SIGCONT)
+    await _halt(world.pair.primary, chance.uniform(0.3, 0.7))
     await world.pair.settle()  # on a busy machine it may have been long enough for Sentinel
 
 

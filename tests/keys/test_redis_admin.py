@@ -1,7 +1,6 @@
 """What `edge keys` does in a Redis: the first keys, and the mark that they are all there."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,15 @@ USER = "u-1100a15812cc"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A new one, without a mark."""
-    running = ValkeyServer(tmp_path)
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def config(server: ValkeyServer, tmp_path: Path) -> list[str]:
+def config(valkey: ValkeyServer, tmp_path: Path) -> list[str]:
     path = tmp_path / "routes.toml"
-    path.write_text(f'[keys]\nstore = "{server.url}"\n')
+    path.write_text(f'[keys]\nstore = "{valkey.url}"\n')
     return ["--config", str(path)]
 
 
-async def look_up(server: ValkeyServer, key: str) -> str | None:
-    backend = RedisBackend(server.directory)
-    backend.server = server
+async def look_up(valkey: ValkeyServer, key: str) -> str | None:
+    backend = RedisBackend(valkey.directory)
+    backend.server = valkey
     store = backend.store()
     await store.open()
     try:
@@ -54,11 +44,11 @@ def create(config: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[
 
 
 def test_first_key_marks_a_new_store_and_a_later_one_no_other(
-    server: ValkeyServer, config: list[str], capsys: pytest.CaptureFixture[str]
+    valkey: ValkeyServer, config: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A key among others that may be incomplete is no first one: the operator is told what to do."""
     made, told = create(config, capsys)
-    with server.client() as client:
+    with valkey.client() as client:
         name = KEY_PREFIX + hash_key(made["key"]).hex()
         record = client.hgetall(name)
         assert {b"id": made["id"].encode(), b"user": USER.encode(), b"allow": b"public/**"}.items() <= record.items()
@@ -72,16 +62,16 @@ def test_first_key_marks_a_new_store_and_a_later_one_no_other(
         assert client.get(MARKER) == FORMAT.encode()
 
 
-async def test_key_that_was_made_is_looked_up(server: ValkeyServer) -> None:
+async def test_key_that_was_made_is_looked_up(valkey: ValkeyServer) -> None:
     key, record = new_key(USER)
-    assert await add_key(KeysConfig(KeyStoreAddress(url=server.url)), hash_key(key), record)
-    assert await look_up(server, key) == record.id
+    assert await add_key(KeysConfig(KeyStoreAddress(url=valkey.url)), hash_key(key), record)
+    assert await look_up(valkey, key) == record.id
 
 
 def test_store_of_another_format_or_that_cannot_be_written_is_left_alone(
-    server: ValkeyServer, config: list[str], capsys: pytest.CaptureFixture[str]
+    valkey: ValkeyServer, config: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with server.client() as client:
+    with valkey.client() as client:
         client.set(MARKER, "2")
         for verb in (["init"], ["create", "--user", USER]):
             assert main(["keys", *verb, *config]) == 1
