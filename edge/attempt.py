@@ -78,12 +78,14 @@ class Work:
             else:
                 changed = rewrite_json(body, envelope, model, dropped, include_usage=usage, continuous=running)
                 pieces = self.body.copied(changed)
+        body_bytes = sum(map(len, pieces))
         upstream_id = exchange.upstream_id = new_upstream_id()
         first_lines = self._first_lines(member, exchange.method)
         return Attempt(
             b"%b%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n"
-            % (first_lines, self.head, upstream_id.encode(), sum(map(len, pieces))),
+            % (first_lines, self.head, upstream_id.encode(), body_bytes),
             pieces,
+            body_bytes,
             metering,
             self.timeouts,
             self.body.release,

@@ -90,7 +90,7 @@ class Relay(Receiver):
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
         self._exchange.phase = _WAIT
         self._client.attach(self)
-        if sum(map(len, attempt.body)) < _JOIN_BYTES:
+        if attempt.body_bytes < _JOIN_BYTES:
             transport.write(b"".join((attempt.head, *attempt.body)))
         else:
             connection.send_long((attempt.head, *attempt.body))

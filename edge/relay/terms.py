@@ -41,14 +41,15 @@ class Timeouts:
 class Attempt:
     """What one endpoint is asked, and how its answer is passed on.
 
-    `body` is in pieces, since a long one is not joined. `release` lets go of the client's own. `heartbeat_s` is the
-    silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the answer shall have, None
-    for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the id of a response, which
-    the endpoint keeps.
+    `body` is in pieces, since a long one is not joined, and `body_bytes` long. `release` lets go of the client's own.
+    `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
+    answer shall have, None for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the
+    id of a response, which the endpoint keeps.
     """
 
     head: bytes
     body: Sequence[bytes | memoryview]
+    body_bytes: int
     metering: Metering
     timeouts: Timeouts
     release: Callable[[], None]

@@ -58,7 +58,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.exchange = Exchange("req_1", "POST", 0.0, 0.0)
         echo = ECHO if self.state is State.COLLECTING else None
-        attempt = self.attempt = Attempt(b"", (), self.metering, Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
+        attempt = self.attempt = Attempt(b"", (), 0, self.metering, Timeouts(1, 1, 1, 0), lambda: None, 0, echo)
         self.connection = Connection()
         self.answer = Answer(self, self.exchange, self, attempt, self.connection)
         reached = REACHED[self.state] if self.reached is None else self.reached

@@ -115,7 +115,14 @@ class Running:
         self.settled: list[tuple[End | None, int]] = []
         body = Body(b"{}", BodyMemory(100))
         self._attempt = Attempt(
-            b"head\r\n\r\n", (body.data,), metering, Timeouts(1.0, 60.0, 60.0, 0), body.release, heartbeat_s, echo
+            b"head\r\n\r\n",
+            (body.data,),
+            len(body.data),
+            metering,
+            Timeouts(1.0, 60.0, 60.0, 0),
+            body.release,
+            heartbeat_s,
+            echo,
         )
         self._task = asyncio.get_running_loop().create_task(self._run())
 
