@@ -23,13 +23,12 @@ from edge.attempt import Work, metering_of
 from edge.client.answers import error_response, response
 from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
-from edge.client.head import address_behind_proxies
-from edge.config.settings import RouteConfig
+from edge.client.head import Head, address_behind_proxies
 from edge.envelope.form import read_long_multipart, read_multipart
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json
 from edge.envelope.long_json import read_long_json
 from edge.errors import EdgeError
-from edge.exchange import End, Exchange, Phase, Principal
+from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
@@ -38,8 +37,9 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
-from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Asked, Operation
+from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Operation
 from edge.own_answers import Models
+from edge.plan import Plan, plan_for
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
@@ -85,11 +85,65 @@ class Proxy:
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
-        head = request.head
+        head, generation, body = request.head, self.generation, None
         exchange = Exchange(head.request_id or new_request_id(), head.method, time.time(), time.monotonic())
         self.in_flight += 1
         try:
-            await self._answer(request, exchange, self.generation)
+            operation = self._operation(request, exchange, generation)
+            if operation is None or operation is HEALTH:
+                self._answer_at_once(request, exchange, operation)
+                return
+            credential = head.credential = head.credential or credential_of(head.headers)
+            caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
+            exchange.principal = caller.principal  # before it may be refused, so that the log names who was
+            self._authenticator.check(caller)
+            plan: Plan | None = head.plan
+            if plan is None or plan.caller is not caller or plan.generation != generation.number:
+                plan, table = None, routes_at(generation.routes, exchange.host, request.connection.peer)
+                if operation.name == MODELS.name:
+                    await self._show_models(request, exchange, generation, caller, table)
+                    return
+            exchange.phase = _BODY
+            server, memory = generation.config.server, self._memory
+            if operation is not STORED_RESPONSE and not head.content_type:
+                head.read_content_type()
+            body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
+            exchange.request_bytes = len(body.data)
+            keeper: str | None = None
+            if operation is STORED_RESPONSE:
+                envelope, keeper = await self._stored(caller, head, body)
+            elif len(body.data) <= LONG_BODY_BYTES:
+                envelope = _read(head, body.data, generation)
+            else:
+                envelope = await self._read_long(head, body.data, generation)
+            if envelope.previous_response_id and operation.keeps:
+                keeper = (await self._keeper(caller, envelope.previous_response_id)).member
+            exchange.phase = _ROUTE
+            model = exchange.model = envelope.model
+            exchange.stream = envelope.stream
+            if plan is None or plan.model != model:
+                table = routes_at(generation.routes, exchange.host, request.connection.peer)
+                plan = head.plan = plan_for(generation, head.asked, caller, model, decide(table, model, caller))
+            route = plan.route
+            exchange.route = route.name
+            if envelope.background and operation.keeps and route.metered:
+                raise errors.InvalidRequest(
+                    "background is not possible with this model, whose tokens are counted as they pass: leave it out",
+                    param="background",
+                )
+            dropped = generation.dropped(route, envelope.steering, form=operation.form) if envelope.steering else ()
+            exchange.phase = _ADMISSION
+            length = self._catalogue.context_length_of(model, plan.match)
+            metering = metering_of(plan, operation, envelope, body, length)
+            work = Work(head, plan, envelope, body, metering, keeper, dropped)
+            settlement = self._accept(exchange, plan, work)
+            try:
+                exchange.phase = _LEASE
+                await self._forward(request, exchange, work, settlement)
+            except BaseException as error:
+                self._failed(exchange, error)
+                settlement.settle(exchange.end or End.INTERNAL_ERROR)
+                raise
         except EdgeError as error:
             self._refuse(request, exchange, error)
         except asyncio.CancelledError as error:
@@ -105,6 +159,8 @@ class Proxy:
             else:
                 self._refuse(request, exchange, errors.InternalError("The edge failed to handle this request."))
         finally:
+            if body is not None:
+                body.release()
             self._observe(exchange)
 
     async def wait_idle(self) -> None:
@@ -115,98 +171,47 @@ class Proxy:
 
     # --- the phases, in their order
 
-    async def _answer(self, request: Request, exchange: Exchange, generation: Generation) -> None:
+    def _operation(self, request: Request, exchange: Exchange, generation: Generation) -> Operation | None:
+        """Return what is asked, None for a browser that asks what it may ask for; note who asks, and where."""
         server, head, connection = generation.config.server, request.head, request.connection
         peer = connection.peer
         exchange.client = address_behind_proxies(head, peer, server) if server.trusted_proxies else peer
-        exchange.path, method = head.path[:256], head.method
+        exchange.path = head.path[:256]
         asked = head.asked if head.paths is generation.paths else head.ask(generation.paths)
-        operation = exchange.operation = asked.operation  # before anything is refused, in its protocol's words
+        exchange.operation = asked.operation  # before anything is refused, in its protocol's words
         if exchange.client is not peer:
             connection.answer_for(exchange.client)
         if not head.is_checked:
             head.check()
         host = exchange.host = host_name(head.authority)
-        if method not in asked.methods:
-            if method != "OPTIONS":
-                raise own_answers.wrong_path(head, asked, host, is_secure=connection.is_secure)
+        if head.method in asked.methods:
+            return asked.operation
+        if head.method == "OPTIONS":
+            return None
+        raise own_answers.wrong_path(head, asked, host, is_secure=connection.is_secure)
+
+    def _answer_at_once(self, request: Request, exchange: Exchange, operation: Operation | None) -> None:
+        """Answer what wants no credential: whether this edge is healthy, or what a browser may ask for."""
+        if operation is None:
             _send(request, exchange, 204, b"", _PREFLIGHT)
-            return
-        if operation is HEALTH:
-            _send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
-            return
-        credential = head.credential or credential_of(head.headers)
-        head.credential = credential
-        caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
-        exchange.principal = caller.principal  # before it may be refused, so that the log names who was
-        self._authenticator.check(caller)
-        table = routes_at(generation.routes, host, peer)
-        if operation.name == MODELS.name:
-            models = Models(generation, self._catalogue, self._started_at)
-            await self._show_models(request, exchange, asked, models, caller, table)
-            return
-        exchange.phase = _BODY
-        is_stored = operation is STORED_RESPONSE
-        content_type = "" if is_stored else head.content_type or head.read_content_type()
-        query = head.query() if is_stored else ""
-        memory = self._memory
-        body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
-        try:
-            exchange.request_bytes = len(body.data)
-            if is_stored:
-                envelope, keeper = await self._stored(caller, asked, query, body)
-            else:
-                envelope, keeper = await self._read(caller, asked, content_type, body, generation)
-            exchange.phase = _ROUTE
-            exchange.model, exchange.stream = envelope.model, envelope.stream
-            match = decide(table, envelope.model, caller)
-            route = match.route
-            exchange.route = route.name
-            if envelope.background and operation.keeps and route.metered:
-                raise errors.InvalidRequest(
-                    "background is not possible with this model, whose tokens are counted as they pass: leave it out",
-                    param="background",
-                )
-            dropped = generation.dropped(route, envelope.steering, form=operation.form) if envelope.steering else ()
-            exchange.phase = _ADMISSION
-            sent = head.forwarded or head.read_forwarded(content_type)
-            pool = generation.pools[route.pool] if route.pool is not None else None
-            continuous = route.name in generation.continuous
-            length = self._catalogue.context_length_of(envelope.model, match)
-            metering = metering_of(route, operation, envelope, body, continuous=continuous, context_length=length)
-            timeouts = generation.timeouts[route.name]
-            work = Work(asked, query, envelope, body, sent, metering, match, pool, timeouts, keeper, dropped)
-            settlement = self._accept(exchange, route, caller.principal, work)
-            try:
-                exchange.phase = _LEASE
-                await self._forward(request, exchange, work, settlement)
-            except BaseException as error:
-                self._failed(exchange, error)
-                settlement.settle(exchange.end or End.INTERNAL_ERROR)
-                raise
-        finally:
-            body.release()
-
-    async def _read(
-        self, caller: Caller, asked: Asked, content_type: str, body: Body, generation: Generation
-    ) -> tuple[Envelope, str | None]:
-        """Return what a body asks for, and the member that alone can answer, None for any."""
-        data, form, limits, names = body.data, asked.operation.form, asked.operation.limits, generation.names
-        name = own_answers.model_in_path(asked.model) if asked.model else ""
-        if len(data) <= LONG_BODY_BYTES:
-            envelope = read_multipart(data, content_type, name) if form else read_json(data, name, limits, names)
         else:
-            long = read_long_multipart(data, content_type, name) if form else read_long_json(data, name, limits, names)
-            async with self._long_body:
-                envelope = await long
-        if not envelope.previous_response_id or not asked.operation.keeps:
-            return envelope, None
-        return envelope, (await self._keeper(caller, envelope.previous_response_id)).member
+            _send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
 
-    async def _stored(self, caller: Caller, asked: Asked, query: str, body: Body) -> tuple[Envelope, str | None]:
+    async def _read_long(self, head: Head, data: bytes, generation: Generation) -> Envelope:
+        """Return what a long body asks for, read in steps."""
+        operation, name = head.asked.operation, own_answers.named_in_path(head.asked)
+        if operation.form:
+            long = read_long_multipart(data, head.content_type, name)
+        else:
+            long = read_long_json(data, name, operation.limits, generation.names)
+        async with self._long_body:
+            return await long
+
+    async def _stored(self, caller: Caller, head: Head, body: Body) -> tuple[Envelope, str]:
         """Return what is asked of a response that was made before, and the member that keeps it."""
         body.release()  # which says nothing
-        keeper = await self._keeper(caller, asked.response_id)
+        query = head.query()
+        keeper = await self._keeper(caller, head.asked.response_id)
         return Envelope(keeper.model, stream="stream=true" in query[1:].split("&")), keeper.member
 
     async def _keeper(self, caller: Caller, response_id: str) -> Keeper:
@@ -216,16 +221,17 @@ class Proxy:
             raise errors.ResponseNotFound("No response of that id is kept here for the user of this key.")
         return keeper
 
-    def _accept(self, exchange: Exchange, route: RouteConfig, principal: Principal, work: Work) -> Settlement:
+    def _accept(self, exchange: Exchange, plan: Plan, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
-        permit = UNLIMITED
-        if route.instance is None and (route.limit is not None or principal.limit is not None):
+        permit, envelope, prompt_tokens = UNLIMITED, work.envelope, work.prompt_tokens
+        if plan.limits:
+            principal, answers = plan.caller.principal, envelope.n * envelope.prompts if plan.counts_answer else 0
             permit = self._admission.admit(
-                route.name, (route.limit, principal.limit), principal.user, principal.id, *work.reservation()
+                plan.route.name, plan.limits, principal.user, principal.id, prompt_tokens, answers, envelope.max_tokens
             )
             exchange.limit_headers = permit.headers
         try:
-            return Settlement(exchange, permit, self._journal, work.prompt_tokens)
+            return Settlement(exchange, permit, self._journal, prompt_tokens)
         except JournalFull:
             permit.cancel()
             raise errors.JournalUnavailable(
@@ -237,15 +243,15 @@ class Proxy:
         tried: list[Endpoint] = []
         failure: EdgeError | None = None
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
-        pool = work.pool
-        user = exchange.principal.user if exchange.principal is not None else ""
-        key = work.affinity_key(user) if pool is not None and pool.config.balance == "prefix-affinity" else b""
+        plan, operation = work.plan, exchange.operation
+        pool, user = plan.pool, plan.caller.principal.user
+        key = work.affinity_key(user) if plan.by_prefix else b""
         try:
             while True:
                 try:
                     lease: Lease | None
                     if pool is None:
-                        lease = self._instance(work.match, work.asked.operation)
+                        lease = self._instance(plan.match, operation)
                     elif work.keeper is not None:
                         lease = _keeper_in(pool, work.keeper, tried, user)
                     else:
@@ -260,7 +266,7 @@ class Proxy:
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
-                keep = self._keep(exchange, user, lease, work) if work.asked.operation.keeps else None
+                keep = self._keep(exchange, user, lease, work) if operation.keeps else None
                 attempt = work.attempt(exchange, lease.member, keep)
                 begun = time.monotonic()
                 try:
@@ -268,7 +274,7 @@ class Proxy:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
                     judge_answer(exchange, lease, missing)
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
-                        self._kept.forget(user, work.asked.response_id)
+                        self._kept.forget(user, work.head.asked.response_id)
                     return
                 except FailedInStream as failed:
                     judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
@@ -293,7 +299,7 @@ class Proxy:
         """Return what notes that a member keeps a response, None for one that is not to be kept."""
         if not work.envelope.stored:
             return None
-        keeper = Keeper(exchange.model, lease.member.name if work.pool is not None else "")
+        keeper = Keeper(exchange.model, lease.member.name if work.plan.pool is not None else "")
         return partial(self._kept.remember, user, keeper=keeper)
 
     def _instance(self, match: Match, operation: Operation) -> Lease:
@@ -306,10 +312,11 @@ class Proxy:
             raise errors.ModelNotFound.named("of that name") from None
 
     async def _show_models(
-        self, request: Request, exchange: Exchange, asked: Asked, models: Models, caller: Caller, table: HostTable
+        self, request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable
     ) -> None:
         """List the models this key may call on this host, or show one: any name that would route and is allowed."""
         exchange.phase = _ROUTE
+        models, asked = Models(generation, self._catalogue, self._started_at), request.head.asked
         if asked.model:
             name = exchange.model = own_answers.model_in_path(asked.model)
             match = decide(table, name, caller)
@@ -360,6 +367,14 @@ class Proxy:
             exchange.phase = _DONE
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
+
+
+def _read(head: Head, data: bytes, generation: Generation) -> Envelope:
+    """Return what a body asks for that is read in one go."""
+    operation, name = head.asked.operation, own_answers.named_in_path(head.asked)
+    if operation.form:
+        return read_multipart(data, head.content_type, name)
+    return read_json(data, name, operation.limits, generation.names)
 
 
 def _send(

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from aiohttp.http_parser import RawRequestMessage
@@ -38,7 +38,7 @@ class Head:
 
     __slots__ = (
         "asked", "authority", "bare", "content_type", "credential", "forwarded", "headers", "is_checked", "is_last",
-        "is_odd", "message", "method", "path", "paths", "request_id",
+        "is_odd", "message", "method", "path", "paths", "plan", "request_id",
     )  # fmt: skip
 
     def __init__(self, message: RawRequestMessage) -> None:
@@ -64,6 +64,7 @@ class Head:
         self.asked = _NOTHING
         self.is_checked = False
         self.credential: Credential | None = None  # which the proxy reads
+        self.plan: Any = None  # which the proxy keeps here
         self.content_type = ""
         self.forwarded = b""
 

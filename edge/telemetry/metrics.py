@@ -73,20 +73,20 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Count one finished request."""
-        numbers = self._routes.get(exchange.route)
-        if numbers is None:
-            numbers = self._new(exchange.route)
+        numbers = self._routes.get(exchange.route) or self._new(exchange.route)
         assert exchange.end is not None
         outcome = (exchange.status, exchange.end)
         numbers.requests[outcome] = numbers.requests.get(outcome, 0) + 1
-        numbers.duration.observe(exchange.finished - exchange.begun)
-        if exchange.first_byte:
-            numbers.first_byte.observe(exchange.first_byte - exchange.begun)
+        begun, first_byte, usage = exchange.begun, exchange.first_byte, exchange.usage
+        numbers.duration.observe(exchange.finished - begun)
+        if first_byte:
+            numbers.first_byte.observe(first_byte - begun)
         numbers.request_bytes += exchange.request_bytes
         numbers.response_bytes += exchange.response_bytes
-        numbers.retries += exchange.retries
-        numbers.replays += exchange.replays
-        usage = exchange.usage
+        if exchange.retries:
+            numbers.retries += exchange.retries
+        if exchange.replays:
+            numbers.replays += exchange.replays
         if usage is not NO_USAGE:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens

@@ -1,0 +1,81 @@
+"""What a request takes that its head, its caller and its model decide: worked out once, and kept with the head.
+
+A client sends the same head again and again, and mostly asks for the same model. A reload makes another generation, and
+a key that was changed, or is looked up again, another caller: then the plan is made anew.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from edge.config.settings import RouteConfig
+from edge.generation import Generation
+from edge.keys.caller import Caller
+from edge.operations import Asked, Reserves
+from edge.relay.terms import Timeouts
+from edge.routing import Match
+from edge.upstream.endpoints import Member
+from edge.upstream.pools import Pool
+
+_MAX_MEMBERS: Final = 64  # whose heads are kept: those of a name in DNS come and go
+_ANSWER, _NOTHING = Reserves.ANSWER, Reserves.NOTHING
+
+
+class Sent(NamedTuple):
+    """What a member is sent with each request of a plan: the model's name, and the head up to the request's id."""
+
+    model: str
+    head: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """How the requests of one head go that ask for one model.
+
+    `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none.
+    `asks_for_usage`: a stream is asked for its usage, `continuous` in every frame. `by_prefix`: a conversation is kept
+    with one member. `sent` is what each member is sent, as far as it was asked before.
+    """
+
+    generation: int
+    caller: Caller
+    model: str
+    match: Match
+    route: RouteConfig
+    pool: Pool | None
+    timeouts: Timeouts
+    limits: tuple[str | None, ...]
+    counts_prompt: bool
+    counts_answer: bool
+    asks_for_usage: bool
+    continuous: bool
+    by_prefix: bool
+    sent: dict[Member, Sent] = field(default_factory=dict)
+
+    def keep_sent(self, member: Member, sent: Sent) -> Sent:
+        """Keep what a member is sent."""
+        if len(self.sent) >= _MAX_MEMBERS:
+            self.sent.clear()
+        self.sent[member] = sent
+        return sent
+
+
+def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, match: Match) -> Plan:
+    """Return the plan of requests for a model that the caller may call, whose route is that of `match`."""
+    route, operation, limit = match.route, asked.operation, caller.principal.limit
+    pool = generation.pools[route.pool] if route.pool is not None else None
+    is_limited = route.instance is None and (route.limit is not None or limit is not None)
+    return Plan(
+        generation.number,
+        caller,
+        model,
+        match,
+        route,
+        pool,
+        generation.timeouts[route.name],
+        (route.limit, limit) if is_limited else (),
+        operation.reserves is not _NOTHING,
+        operation.reserves is _ANSWER,
+        (route.metered or route.usage is not None) and operation.takes_usage_options,
+        route.name in generation.continuous,
+        pool is not None and pool.config.balance == "prefix-affinity",
+    )
