@@ -58,8 +58,11 @@ class Body:
 
     def release(self) -> None:
         """Let go of the bytes."""
-        self._memory.release(len(self.data) + self._copied_bytes)
-        if len(self.data) > _FREED_AT_ONCE_BYTES:
+        count = len(self.data)
+        if not count:
+            return
+        self._memory.release(count + self._copied_bytes)
+        if count > _FREED_AT_ONCE_BYTES:
             asyncio.get_running_loop().call_soon(_free_unless_held, io.BytesIO(self.data), _LOOKS)
         self.data, self._copied_bytes = b"", 0
 

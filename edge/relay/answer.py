@@ -111,16 +111,16 @@ class Answer:
             if head.shape.status == 101 or self._interim > _MAX_INTERIM:
                 self._refuse()
                 return
-        self._head, self._held = head, b""
-        if not 200 <= head.shape.status < 300:
+        self._head, self._held, shape = head, b"", head.shape
+        if shape.status >= 300:
             self._enter(REFUSED, self.refused)
         else:
-            streams = head.shape.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
-            self.streams = None if not streams and self._exchange.stream and heads.may_stream(head) else streams
+            streams = shape.is_events
+            self.streams = None if self._exchange.stream and not streams and heads.may_stream(head) else streams
             if self.sent_bytes and not heads.takes_events(head, self.streams is not False):
                 self._refuse(_NO_STREAM)
                 return
-            if self.streams is not None and self._attempt.echo is not None and heads.takes_model(head):
+            if self._attempt.echo is not None and self.streams is not None and heads.takes_model(head):
                 self._collects = DocumentEcho(self._attempt.echo, self._attempt.metering.document())
                 self._enter(COLLECTING, self.collecting)
             else:
@@ -223,14 +223,17 @@ class Answer:
         head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
         exchange, client, attempt, collects = self._exchange, self._client, self._attempt, self._collects
         framing, streams, metering, before = head.framing, bool(self.streams), attempt.metering, b""
-        kind = metering.events if streams and heads.is_identity(head) else metering.document
-        meter = self.meter = kind() if collects is None else collects.meter
-        if self.sent_bytes:
-            framing.tail = exchange.operation.protocol.heartbeat[-http1.EVENT_END_BYTES :]
+        if collects is not None:
+            meter = collects.meter
+        else:
+            meter = metering.events() if streams and head.shape.is_identity else metering.document()
+        self.meter = meter
         body = self._body = body_for(
             head, meter, attempt, bare=client.bare, streams=streams, collected=collects is not None
         )
-        if not self.sent_bytes:
+        if self.sent_bytes:
+            framing.tail = exchange.operation.protocol.heartbeat[-http1.EVENT_END_BYTES :]
+        else:
             self._write = self._owner.open(head.shape.status)
             line = heads.framing_line(framing, bare=client.bare, framed=isinstance(body, Framed))
             before = heads.client_head(exchange, client, attempt, head.shape, line, streams=streams)
@@ -301,7 +304,7 @@ class Answer:
             self._break(End.UPSTREAM_CUT, data)
             return
         done = head.framing.done
-        if done and self._is_half():
+        if done and self.streams and self._is_half():
             self._break(End.UPSTREAM_CUT, data.removesuffix(http1.LAST_CHUNK))
             return
         if done:
@@ -433,7 +436,7 @@ class Answer:
             return False
         if self.state in WAITING:
             return head is None or heads.takes_events(head, self.streams or self.sent_bytes > 0)
-        return head is not None and self.takes_event_now() and heads.is_identity(head)
+        return head is not None and self.takes_event_now() and head.shape.is_identity
 
     def beat(self) -> None:
         """Give the client a heartbeat; before the answer, it decides the status."""

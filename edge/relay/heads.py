@@ -40,11 +40,6 @@ class Opening(enum.Enum):
 UNCERTAIN, DOCUMENT, EVENTS, NO_EVENT, ERROR = Opening
 
 
-def is_identity(head: ResponseHead) -> bool:
-    """Whether the content can be read; what is encoded is never touched."""
-    return head.shape.headers.get(b"content-encoding", b"identity").lower() == b"identity"
-
-
 def may_stream(head: ResponseHead) -> bool:
     """Whether an answer that is not said to be events may be a stream of them all the same.
 
@@ -55,12 +50,12 @@ def may_stream(head: ResponseHead) -> bool:
     is_told = all(
         each.endswith(_JSON) or each.startswith(_MEDIA) for each in (each.partition(b";")[0].strip() for each in types)
     )
-    return not is_told and is_identity(head) and not isinstance(head.framing, NoBody)
+    return not is_told and head.shape.is_identity and not isinstance(head.framing, NoBody)
 
 
 def takes_events(head: ResponseHead, streams: bool | None) -> bool:
     """Whether the answer is a stream that events of ours can stand in."""
-    return bool(streams) and not isinstance(head.framing, NoBody) and is_identity(head)
+    return bool(streams) and head.shape.is_identity and not isinstance(head.framing, NoBody)
 
 
 def has_to_end(operation: Operation, head: ResponseHead | None, streams: bool | None, *, framed: bool) -> bool:
@@ -77,7 +72,7 @@ def takes_model(head: ResponseHead) -> bool:
         framing, NoBody
     ):
         return False
-    return is_identity(head) and not (isinstance(framing, Length) and framing.total > MAX_JSON_BYTES)
+    return head.shape.is_identity and not (isinstance(framing, Length) and framing.total > MAX_JSON_BYTES)
 
 
 def content_of(framing: Framing, data: bytes) -> tuple[bytes, bool]:

@@ -75,11 +75,6 @@ class Relay(Receiver):
         self._heartbeat: Heartbeat | None = None
         self._slow_client: SlowClient | None = None
 
-    @property
-    def _connection(self) -> UpstreamConnection | None:
-        connection: UpstreamConnection | None = self._answer.connection
-        return connection
-
     def send(self, connection: UpstreamConnection) -> "asyncio.Future[None]":
         """Send the request; return what is done when its answer is over."""
         attempt, loop = self._attempt, self._client.loop
@@ -120,16 +115,17 @@ class Relay(Receiver):
 
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
-        if self._answer.sent_bytes:
+        answer = self._answer
+        if answer.sent_bytes:
             self.let_go()
-        if self._connection is not None:
+        if answer.connection is not None:
             now = self._client.loop.time()
-            self._silence = Silence(self._answer, now)
-            self._connection.expect_by(now + self._attempt.timeouts.idle_timeout_s / POLLS)
+            self._silence = Silence(answer, now)
+            answer.connection.expect_by(now + self._attempt.timeouts.idle_timeout_s / POLLS)
 
     def let_go(self) -> None:
         """Let go of the request's body, which nobody else is asked; what is still being sent is held to the end."""
-        connection = self._connection
+        connection = self._answer.connection
         if connection is None or not connection.is_sending:
             self._attempt.let_go()
 
@@ -182,7 +178,7 @@ class Relay(Receiver):
         answer = self._answer
         answer.state = ENDED
         self._exchange.response_bytes = answer.sent_bytes
-        connection, transport = self._connection, self._transport
+        connection, transport = answer.connection, self._transport
         if connection is None or not idle_s or connection.is_sending or transport.get_write_buffer_size():
             self._drop_connection()
             return
@@ -192,7 +188,8 @@ class Relay(Receiver):
         connection.free(idle_s)
 
     def _drop_connection(self) -> None:
-        connection, self._answer.connection = self._connection, None
+        answer = self._answer
+        connection, answer.connection = answer.connection, None
         if connection is not None:
             connection.abort()
 
@@ -214,8 +211,8 @@ class Relay(Receiver):
         since = silence.poll(now, paused=self.paused)
         if now - since >= idle_timeout_s:
             answer.overdue()
-        elif self._connection is not None:
-            self._connection.expect_by(min(since + idle_timeout_s, now + idle_timeout_s / POLLS))
+        elif answer.connection is not None:
+            answer.connection.expect_by(min(since + idle_timeout_s, now + idle_timeout_s / POLLS))
 
     # --- the client: `Answering`
 
@@ -231,8 +228,8 @@ class Relay(Receiver):
     def client_paused(self) -> None:
         """Stop reading the upstream."""
         self.paused = True
-        if self._connection is not None:
-            self._connection.pause_reading()
+        if self._answer.connection is not None:
+            self._answer.connection.pause_reading()
         rate = self._attempt.timeouts.min_client_rate_bytes_per_s
         if rate:
             self._slow_client = SlowClient(self._client, rate, self._client_too_slow)
@@ -243,8 +240,8 @@ class Relay(Receiver):
         self._stop_watching()
         if self._silence is not None:
             self._silence.since = self._client.loop.time()
-        if self._connection is not None:
-            self._connection.resume_reading()
+        if self._answer.connection is not None:
+            self._answer.connection.resume_reading()
         if self._answer.state is ENDED:
             self.leave(0.0)
 

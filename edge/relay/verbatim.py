@@ -84,11 +84,11 @@ def body_for(
 
     `bare` is a client that knows no chunks; `collected` says that some of the content was taken out of its framing.
     """
-    framing = head.framing
-    events = takes_events(head, streams)
-    hides = events and attempt.metering.changes
-    echo = EventEcho(attempt.echo) if events and attempt.echo is not None else None
-    adds = events and (attempt.heartbeat_s or hides) and isinstance(framing, Length)
+    framing, hides, adds, echo = head.framing, False, False, None
+    if takes_events(head, streams):
+        hides = attempt.metering.changes
+        echo = EventEcho(attempt.echo) if attempt.echo is not None else None
+        adds = bool(attempt.heartbeat_s or hides) and isinstance(framing, Length)
     if isinstance(framing, UntilClose) or (bare and framing.chunked) or collected or echo is not None or adds:
         return Framed(framing, meter, bare=bare, whole_events=hides or echo is not None, echo=echo)
     return Verbatim(framing, meter, streams=streams, hides=hides)

@@ -44,8 +44,9 @@ class Malformed(Exception):
 class Shape:
     """What a head says besides the length of the body; heads that differ in nothing else have the same one.
 
-    `headers` has lower-case names, each value as it came (RFC 9110 section 5). `returned` are the lines that a client
-    gets of them, once they were worked out, by whether it owns the server.
+    `headers` has lower-case names, each value as it came (RFC 9110 section 5). `is_events` says that the content is
+    server-sent events, `is_identity` that it can be read, since it is not encoded. `returned` are the lines that a
+    client gets, once they were worked out, by whether it owns the server.
     """
 
     status: int
@@ -54,6 +55,15 @@ class Shape:
     keep_alive: bool
     idle_s: float
     returned: dict[bool, bytes] = field(default_factory=dict)
+    is_events: bool = field(init=False)
+    is_identity: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_events = self.headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+        object.__setattr__(self, "is_events", is_events)
+        object.__setattr__(
+            self, "is_identity", self.headers.get(b"content-encoding", b"identity").lower() == b"identity"
+        )
 
 
 @dataclass(slots=True)
@@ -77,7 +87,7 @@ def parse_head(block: bytes) -> ResponseHead:
     is_whole = not name or (digits.isdigit() and len(digits) <= _MAX_LENGTH_DIGITS)
     shape = _shapes.get(key) if is_whole else None
     if shape is not None:
-        length = int(digits or 0)
+        length = int(digits) if name else 0
     else:
         shape, length = _parse(block)
         # Without the name a length may be written in another way, and is then not what was cut out.
