@@ -37,11 +37,6 @@ class Work:
     keeper: str | None = None
     dropped: tuple[str, ...] = ()
 
-    @property
-    def prompt_tokens(self) -> int:
-        """How many tokens the prompt may have that count."""
-        return self.envelope.prompt_tokens if self.plan.counts_prompt else 0
-
     def affinity_key(self, user: str) -> bytes:
         """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""
         if not self.head.asked.operation.is_cached:

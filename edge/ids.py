@@ -1,18 +1,19 @@
 """Random ids of requests. Nobody can guess one, or learn from one how many there were."""
 
 import os
+import re
 from typing import Final
 
 _BATCH: Final = 256  # a call of the system for each id would cost more than the id
 _BYTES: Final = 16
+_EACH: Final = re.compile(f".{{{2 * _BYTES}}}")
 _unused: list[str] = []
 
 
 def _random() -> str:
     """Return 128 random bits as 32 hexadecimal digits."""
     if not _unused:
-        digits = os.urandom(_BATCH * _BYTES).hex()
-        _unused.extend(digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES))
+        _unused.extend(_EACH.findall(os.urandom(_BATCH * _BYTES).hex()))
     return _unused.pop()
 
 

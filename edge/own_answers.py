@@ -51,11 +51,6 @@ def wrong_path(head: Head, asked: Asked, host: str, *, is_secure: bool) -> EdgeE
     return errors.PathNotFound(f"There is nothing at this path. The base URL is {base}/v1 (or {base} for openai<1).")
 
 
-def named_in_path(asked: Asked) -> str:
-    """Return the model that a path names, "" for none."""
-    return model_in_path(asked.model) if asked.model else ""
-
-
 def model_in_path(encoded: str) -> str:
     """Return the model of a path, percent-decoded once; ids contain `/`, which SDKs send as `%2F`."""
     try:

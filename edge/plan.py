@@ -31,9 +31,10 @@ class Sent(NamedTuple):
 class Plan:
     """How the requests of one head go that ask for one model.
 
-    `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none.
-    `asks_for_usage`: a stream is asked for its usage, `continuous` in every frame. `by_prefix`: a conversation is kept
-    with one member. `sent` is what each member is sent, as far as it was asked before.
+    `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none,
+    which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
+    `continuous` in every frame. `by_prefix`: a conversation is kept with one member. `sent` is what each member is
+    sent, as far as it was asked before.
     """
 
     generation: int
@@ -43,12 +44,12 @@ class Plan:
     route: RouteConfig
     pool: Pool | None
     timeouts: Timeouts
-    limits: tuple[str | None, ...]
-    counts_prompt: bool
-    counts_answer: bool
-    asks_for_usage: bool
-    continuous: bool
-    by_prefix: bool
+    limits: tuple[str | None, ...] = ()
+    counts_prompt: bool = False
+    counts_answer: bool = False
+    asks_for_usage: bool = False
+    continuous: bool = False
+    by_prefix: bool = False
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:

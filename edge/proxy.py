@@ -96,7 +96,7 @@ class Proxy:
             credential = head.credential = head.credential or credential_of(head.headers)
             caller = self._authenticator.recall(credential) or await self._authenticator.look_up(credential)
             exchange.principal = caller.principal  # before it may be refused, so that the log names who was
-            self._authenticator.check(caller)
+            caller.check_state(exchange.started_at)
             plan: Plan | None = head.plan
             if plan is None or plan.caller is not caller or plan.generation != generation.number:
                 plan, table = None, routes_at(generation.routes, exchange.host, request.connection.peer)
@@ -199,7 +199,9 @@ class Proxy:
 
     async def _read_long(self, head: Head, data: bytes, generation: Generation) -> Envelope:
         """Return what a long body asks for, read in steps."""
-        operation, name = head.asked.operation, own_answers.named_in_path(head.asked)
+        operation, name = head.asked.operation, head.asked.model
+        if name:
+            name = own_answers.model_in_path(name)
         if operation.form:
             long = read_long_multipart(data, head.content_type, name)
         else:
@@ -223,7 +225,8 @@ class Proxy:
 
     def _accept(self, exchange: Exchange, plan: Plan, work: Work) -> Settlement:
         """Let a request begin, and record that it did; raises `RateLimited`, `JournalUnavailable`."""
-        permit, envelope, prompt_tokens = UNLIMITED, work.envelope, work.prompt_tokens
+        permit, envelope = UNLIMITED, work.envelope
+        prompt_tokens = envelope.prompt_tokens if plan.counts_prompt else 0
         if plan.limits:
             principal, answers = plan.caller.principal, envelope.n * envelope.prompts if plan.counts_answer else 0
             permit = self._admission.admit(
@@ -371,7 +374,9 @@ class Proxy:
 
 def _read(head: Head, data: bytes, generation: Generation) -> Envelope:
     """Return what a body asks for that is read in one go."""
-    operation, name = head.asked.operation, own_answers.named_in_path(head.asked)
+    operation, name = head.asked.operation, head.asked.model
+    if name:
+        name = own_answers.model_in_path(name)
     if operation.form:
         return read_multipart(data, head.content_type, name)
     return read_json(data, name, operation.limits, generation.names)

@@ -144,10 +144,6 @@ class Authenticator:
         up = not self.outage
         yield GaugeMetricFamily("edge_key_store_up", "1, or 0 while the key store does not answer.", value=up)
 
-    def check(self, caller: Caller) -> None:
-        """Raise `Unauthenticated` or `OutOfQuota` unless the caller, who is known by now, may call at all."""
-        caller.check_state(self._wall())
-
     def _ageing(self, credential: Credential, entry: Entry, now: float) -> Caller | None:
         """Return the caller of an entry that needs a new look-up and can do without for now, else None."""
         is_fresh = now < entry.fresh_until

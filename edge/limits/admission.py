@@ -201,7 +201,9 @@ class Admission:
 
         `answer_tokens` is what an answer took, 0 where there was none.
         """
-        self._now()
+        now = self.clock() + self.clock_offset_s
+        if not 0.0 <= now - self._minute_began < MINUTE_S:
+            self._turn(now)
         for counter, reserved in held:
             if counter.minute != self._minute:
                 counter.roll(self._minute)

@@ -98,8 +98,10 @@ class Relay(Receiver):
         self._client.attach(None)
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._stop_watching()
-        self._drop_connection()
+        if self._slow_client is not None:
+            self._stop_watching()
+        if self._answer.connection is not None:
+            self._drop_connection()
         self._silence = self._heartbeat = None
         del self._answer  # which has this as its owner: a circle of references lives until it is collected
 

@@ -207,7 +207,7 @@ class Length(Framing):
     __slots__ = ("left", "total")
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        self.tail = b""  # as in `Framing`, whose call each answer would pay for
         self.total = self.left = length
         self.done = length == 0
 

@@ -18,8 +18,10 @@ from edge.config.values import parse_url
 from edge.envelope.form import read_multipart
 from edge.envelope.json import read_json
 from edge.errors import EdgeError
-from edge.exchange import Exchange
+from edge.exchange import Exchange, Principal
+from edge.keys.caller import Caller
 from edge.operations import STORED_RESPONSE, UNKNOWN, paths_of
+from edge.plan import Plan
 from edge.relay.terms import Timeouts
 from edge.routing import Match
 from edge.stage import Lifecycle
@@ -31,6 +33,7 @@ from tests.streams import cut
 _UPSTREAM = EndpointConfig(parse_url("http://10.0.0.1:8000"))
 _MEMBER = Member(cast(Endpoint, SimpleNamespace(authority="10.0.0.1:8000")), _UPSTREAM)
 _ROUTE = RouteConfig("r", "*", "p", model="another-name")
+_CALLER = Caller(Principal("key_1", "u-a"))
 _PATHS = paths_of()
 _BEGINS = re.compile(rb"(?=[A-Z]{3,} )|(?<=\n)")  # a request, a line
 _TURNS = 6  # of the loop, which wait for nothing
@@ -67,11 +70,8 @@ class Served:
         envelope = (
             read_multipart(body.data, content_type) if operation.form else read_json(body.data, "", operation.limits)
         )
-        metering = metering_of(_ROUTE, operation, envelope, body, continuous=False, context_length=None)
-        work = Work(
-            asked, "", envelope, body, head.read_forwarded(content_type), metering, Match(_ROUTE), None,
-            Timeouts(1, 1, 1, 0),
-        )  # fmt: skip
+        plan = Plan(0, _CALLER, envelope.model, Match(_ROUTE), _ROUTE, None, Timeouts(1, 1, 1, 0))
+        work = Work(head, plan, envelope, body, metering_of(plan, operation, envelope, body, None))
         attempt = work.attempt(Exchange("r", head.method, 0.0, 0.0, stream=envelope.stream), _MEMBER, None)
         sent = b"".join(attempt.body)
         self.bodies.append(sent)
