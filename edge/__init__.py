@@ -11,6 +11,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     attempt.py     what one endpoint is asked
     settlement.py  what an accepted request owes: charged and recorded once
     judgement.py   what an attempt showed of its endpoint, and whether to ask another one
+    plan.py        what requests of one head, caller and model have in common, worked out once
     generation.py  everything built from one file
     keys/          who calls: keys and tokens, through a cache; stores/ where keys are kept
     limits/        may it start now: requests, tokens and concurrency, shared by processes
