@@ -7,12 +7,13 @@ a key that was changed, or is looked up again, another caller: then the plan is 
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from edge import errors
 from edge.config.settings import RouteConfig
 from edge.generation import Generation
 from edge.keys.caller import Caller
 from edge.operations import Asked, Reserves
 from edge.relay.terms import Timeouts
-from edge.routing import Match
+from edge.routing import HostTable, Match, RouteTable, is_loopback
 from edge.upstream.endpoints import Member
 from edge.upstream.pools import Pool
 
@@ -80,3 +81,27 @@ def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, m
         route.name in generation.continuous,
         pool is not None and pool.config.balance == "prefix-affinity",
     )
+
+
+# --- what is decided, for requests and for `edge explain`
+
+
+def routes_at(routes: RouteTable, host: str, peer: str) -> HostTable:
+    """Return the routes of a host; one of this machine, asked from it, reaches all. Raises `MisdirectedRequest`."""
+    table = routes.for_host(host, is_loopback(host) and (peer == "unix" or is_loopback(peer)))
+    if not table:
+        raise errors.MisdirectedRequest("no model is served at this host")
+    return table
+
+
+def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
+    """Return the route of a model that the caller may call, None for one who may; unknown and not-yours look the same.
+
+    Raises: `ModelNotFound`, `PermissionDenied`.
+    """
+    match = table.find(model)
+    if match is None:
+        raise errors.ModelNotFound.named(f"`{model}`")
+    if caller is not None:
+        caller.check(model)
+    return match

@@ -39,10 +39,10 @@ from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
 from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Operation
 from edge.own_answers import Models
-from edge.plan import Plan, plan_for
+from edge.plan import Plan, decide, plan_for, routes_at
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
-from edge.routing import HostTable, Match, RouteTable, host_name, is_loopback
+from edge.routing import HostTable, Match, host_name
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.access_log import AccessLog
@@ -410,30 +410,6 @@ def _send(
     exchange.response_bytes = sum(map(len, pieces))
     for piece in pieces:
         connection.send(piece)
-
-
-# --- what is decided, for requests and for `edge explain`
-
-
-def routes_at(routes: RouteTable, host: str, peer: str) -> HostTable:
-    """Return the routes of a host; one of this machine, asked from it, reaches all. Raises `MisdirectedRequest`."""
-    table = routes.for_host(host, is_loopback(host) and (peer == "unix" or is_loopback(peer)))
-    if not table:
-        raise errors.MisdirectedRequest("no model is served at this host")
-    return table
-
-
-def decide(table: HostTable, model: str, caller: Caller | None) -> Match:
-    """Return the route of a model that the caller may call, None for one who may; unknown and not-yours look the same.
-
-    Raises: `ModelNotFound`, `PermissionDenied`.
-    """
-    match = table.find(model)
-    if match is None:
-        raise errors.ModelNotFound.named(f"`{model}`")
-    if caller is not None:
-        caller.check(model)
-    return match
 
 
 def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:

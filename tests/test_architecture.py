@@ -63,6 +63,7 @@ TESTED_ELSEWHERE = {
     "relay/pace.py": "relay/test_relay.py by a clock of its own, and behaviour/test_backpressure.py",
     "relay/terms.py": "holds what others are given; relay/test_relay.py",
     "relay/verbatim.py": "relay/test_relay.py: every answer in every cut",
+    "plan.py": "behaviour/test_plans.py: a kept connection meets what a new one does",
     "settlement.py": "behaviour/test_ends.py: record, log line and metrics agree on every end",
     "simulator/dialects.py": "simulator/test_server.py: what a simulated server says, as it says it",
     "stage.py": "behaviour/test_drain.py: every stage of a stop",

@@ -25,7 +25,7 @@ from edge.exchange import Principal
 from edge.keys.caller import Caller
 from edge.keys.stores.registry import KeyRegistry
 from edge.names import host_matches
-from edge.proxy import decide, routes_at
+from edge.plan import decide, routes_at
 from edge.routing import Match, RouteTable, host_name, is_loopback
 
 

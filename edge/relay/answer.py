@@ -223,11 +223,8 @@ class Answer:
         head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
         exchange, client, attempt, collects = self._exchange, self._client, self._attempt, self._collects
         framing, streams, metering, before = head.framing, bool(self.streams), attempt.metering, b""
-        if collects is not None:
-            meter = collects.meter
-        else:
-            meter = metering.events() if streams and head.shape.is_identity else metering.document()
-        self.meter = meter
+        kind = metering.events if streams and head.shape.is_identity else metering.document
+        meter = self.meter = kind() if collects is None else collects.meter
         body = self._body = body_for(
             head, meter, attempt, bare=client.bare, streams=streams, collected=collects is not None
         )

@@ -107,7 +107,7 @@ class Scene:
         try:
             credential = Credential("", key, hash_key(key))
             found = self.auth.recall(credential) or await self.auth.look_up(credential)
-            self.auth.check(found)
+            found.check_state(self.wall())
         except EdgeError as error:
             return error.status
         assert found.principal.user == ME
@@ -431,7 +431,7 @@ async def test_out_of_quota_and_unknown_are_told_apart() -> None:
     scene.store.put(out_of_quota=True)
     caller = await scene.auth.look_up(Credential("", KEY, hash_key(KEY)))
     with pytest.raises(OutOfQuota):
-        scene.auth.check(caller)
+        caller.check_state(scene.wall())
 
 
 # --- ahead of need, and while the store is down
