@@ -26,11 +26,11 @@ from edge.envelope.members import (
 
 PIECE_BYTES: Final = 1 << 15  # at most, with structure in it
 _DENSE_PIECE_BYTES: Final = 1 << 12  # with a mark in each of them up to 2 ms
-_FIRST_PIECE_BYTES: Final = 1 << 9  # behind a long text: what ends one and begins the next is short
-_MANY_MARKS: Final = 16  # in a piece is one in so many bytes
+_FIRST_PIECE_BYTES: Final = 1 << 12  # behind a long text: what ends one and begins the next is short
+_MANY_MARKS: Final = 8  # in a piece is one in so many bytes
 _FEW_QUOTES: Final = 256  # is one in so many; few are looked at one by one
-_LONG_TEXT_BYTES: Final = 1 << 11  # a text is read by itself where so many follow
-_FIRST_TEXT_BYTES: Final = 1 << 13
+_LONG_TEXT_BYTES: Final = 1 << 13  # a text is read by itself where so many follow
+_FIRST_TEXT_BYTES: Final = 1 << 14
 _TEXT_PIECE_BYTES: Final = 1 << 18  # in 0.3 ms
 _STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
 _MAX_DEPTH: Final = 1000  # about what the parser takes
