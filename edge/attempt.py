@@ -7,7 +7,6 @@ from edge.client.body import Body
 from edge.client.head import Head
 from edge.envelope.form import rewrite_multipart
 from edge.envelope.json import Envelope, conversation_start
-from edge.envelope.long_json import rewrite_long_json
 from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
@@ -42,7 +41,8 @@ class Work:
         if not self.head.asked.operation.is_cached:
             return b""
         places = self.envelope.places
-        return user.encode() + b"\0" + (places.begins if places is not None else conversation_start(self.body.data))
+        begins = places.begins if places is not None else None
+        return user.encode() + b"\0" + (conversation_start(self.body.data) if begins is None else begins)
 
     def attempt(self, exchange: Exchange, member: Member, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""
@@ -71,14 +71,10 @@ class Work:
 
     def _changed(self, body: bytes, model: str) -> Sequence[bytes | memoryview]:
         """Return the pieces of the body with what is to be changed in it."""
-        envelope, dropped = self.envelope, self.dropped
         usage, running = self.metering.hide_usage, self.metering.hide_running
         if self.head.asked.operation.form:
-            return rewrite_multipart(body, envelope, model)
-        if envelope.places is not None:
-            return rewrite_long_json(body, envelope, model, dropped, include_usage=usage, continuous=running)
-        changed = rewrite_json(body, envelope, model, dropped, include_usage=usage, continuous=running)
-        return self.body.copied(changed)
+            return rewrite_multipart(body, self.envelope, model)
+        return rewrite_json(body, self.envelope, model, self.dropped, include_usage=usage, continuous=running)
 
     def _sent(self, member: Member) -> Sent:
         """Return what a member is sent with each request of the plan."""
@@ -103,8 +99,8 @@ def metering_of(
     """
     if operation.reads is _SPEECH:
         places = envelope.places
-        characters = places.characters if places is not None else spoken_characters(body.data)
-        return Metering(operation, prompt_estimate=characters)
+        characters = places.characters if places is not None else None
+        return Metering(operation, prompt_estimate=spoken_characters(body.data) if characters is None else characters)
     most = envelope.max_tokens
     if context_length is not None and (most is None or context_length < most):
         most = context_length

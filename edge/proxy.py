@@ -26,7 +26,7 @@ from edge.client.connection import Request
 from edge.client.head import Head, address_behind_proxies
 from edge.envelope.form import read_long_multipart, read_multipart
 from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json
-from edge.envelope.long_json import read_long_json
+from edge.envelope.long_json import read_long_json, takes_long
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
@@ -112,7 +112,7 @@ class Proxy:
             keeper: str | None = None
             if operation is STORED_RESPONSE:
                 envelope, keeper = await self._stored(caller, head, body)
-            elif len(body.data) <= LONG_BODY_BYTES:
+            elif len(body.data) <= LONG_BODY_BYTES or not (operation.form or takes_long(body.data)):
                 envelope = _read(head, body.data, generation)
             else:
                 envelope = await self._read_long(head, body.data, generation)

@@ -37,7 +37,7 @@ TESTED_ELSEWHERE = {
     "config/rules.py": "config/test_reading.py: golden cases of every rule",
     "config/steering.py": "envelope/test_steering.py: each member of each list",
     "config/tables.py": "config/test_reading.py: golden cases of what is no table",
-    "envelope/long_json.py": "envelope/test_json.py and test_splices.py: read and rewritten beside a short body",
+    "envelope/long_json.py": "envelope/test_json.py: read beside a short body",
     "exchange.py": "holds facts only; every test of the log reads them",
     "generation.py": "behaviour/test_reload.py: what a request keeps while the file changes",
     "journal/rotating.py": "journal/test_journal.py: the journal's files",

@@ -4,87 +4,72 @@ Two parsers that disagree about a body could authorise one model and serve anoth
 (RFC 8259 section 4: names SHOULD be unique). `envelope/splices.py` changes what goes upstream.
 """
 
-import itertools
-import re
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 from edge.envelope.lax import is_true, whole_number
-from edge.envelope.outline import (
-    MAX_MEMBERS,
-    SPACE,
-    Member,
-    no_object,
-    not_json,
-    not_text,
-    plain_quotes,
-    too_deep,
-    too_many_members,
-)
-from edge.envelope.steering import NAMES, READ, Names
+from edge.envelope.members import MAX_MEMBERS, Member, check_text, first_place, members_of, refusal, too_many_members
+from edge.envelope.outline import plain_quotes
+from edge.envelope.steering import NAMES, Names
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.metering.estimating import estimated
 from edge.names import is_model_name
 
-_COUNTED_BYTES: Final = 1 << 14  # a shorter body has no more members than are read in 1 ms
+# To look for `"model"` in all of a longer body takes as long as to read it. A shorter one has no more members than are
+# read in 1 ms.
+_SHORT_BYTES: Final = 1 << 14
 LONG_BODY_BYTES: Final = 1 << 19  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
 _MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
-MAX_SPELLINGS: Final = 10_000  # `"model"` keys at any depth; a body with more is built to be slow
-
-# A member with a text, by the six letters of its key in every spelling that JSON allows (RFC 8259 section 7). Within a
-# text it may be found as well, behind a backslash, where it means nothing. No name has more than 1024 escapes, two a
-# character; and nothing is tried twice.
-_MODEL_MEMBER = re.compile(
-    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
-    rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*+(?:\\.[^"\\]*+){0,1024}+")'
-)
 _MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
-_ABSENT: Final = msgspec.Raw(b"")
 TRUE: Final = msgspec.Raw(b"true")
 _FALSE: Final = msgspec.Raw(b"false")
 _NULL: Final = msgspec.Raw(b"null")
-_NO: Final = (b"", b"false", b"null")
-_TRUTHS: Final = (_FALSE, TRUE, _NULL)
-HYPHEN: Final = ord("-")
+_NO: Final = (_FALSE, _NULL)
+_ABSENT: Final = msgspec.Raw(b"")
 MODEL_KEY: Final = b'"model"'
-_ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins
+_ESCAPED: Final = b"\\u006"  # how an escape of one of its letters begins (RFC 8259 section 7)
+# What most bodies do not say, besides `model`, `stream` and a limit.
+_RARE: Final = frozenset({"stream_options", "n", "best_of", "prompt", "previous_response_id", "background", "store"})
+_text = msgspec.json.Decoder(str)
+_top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Places(NamedTuple):
-    """What is known of a long body, in which nothing is to be looked for again.
+    """What is known of a long or unusual body, in which nothing is to be looked for again.
 
-    `members` are those of the top level, in their order, and `inside` is where the first one could stand. `characters`
-    are those of the text `input`, and `begins` is what `conversation_start` returns.
+    `members` are those of the top level, in their order, and `inside` is where the first one could stand. Of a body
+    that is read in steps, `characters` are those of the text `input`, and `begins` is what `conversation_start`
+    returns; else nobody has worked them out.
     """
 
     members: tuple[Member, ...]
     inside: int
-    characters: int
-    begins: bytes
+    characters: int | None = None
+    begins: bytes | None = None
 
 
 class Envelope(msgspec.Struct, frozen=True):
     """What a body asks for.
 
     `model` is the name that is asked, `written` the one in the body, which is another, or "", only where the path names
-    the model. `span` is where it stands, where that was found; `one_spelling`: JSON names no other `model`.
-    `prompt_tokens` is a guess (`metering/estimating.py`), at least 1, and 0 for a form: it holds sound or an image,
-    whose size says nothing of tokens. `max_tokens` is the limit of an answer, None where there is none, `n` the number
-    of answers to each of `prompts`. `stream_options` is the client's own value, b"" when there is none, and
-    `include_usage` and `continuous_usage` are what it asks for in there. `previous_response_id` is the response that is
-    gone on with, "" for none, `background` asks for one that is written while nobody waits, and `stored` that it is
-    kept. `places` are those of a long body. `steering` are names of members that may steer an engine. What is of a
-    wrong type counts as not said: the upstream will judge it.
+    the model. `span` is where it stands in a form. `prompt_tokens` is a guess (`metering/estimating.py`), at least 1,
+    and 0 for a form: it holds sound or an image, whose size says nothing of tokens. `max_tokens` is the limit of an
+    answer, None where there is none, `n` the number of answers to each of `prompts`. `stream_options` is the client's
+    own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in there.
+    `previous_response_id` is the response that is gone on with, "" for none, `background` asks for one that is written
+    while nobody waits, and `stored` that it is kept. `steering` are names of members that may steer an engine. `places`
+    are None where the body cannot have another `model`. What is of a wrong type counts as not said: the upstream will
+    judge it.
     """
 
     model: str
     stream: bool = False
     span: tuple[int, int] | None = None
-    one_spelling: bool = False
     prompt_tokens: int = 0
     max_tokens: int | None = None
     n: int = 1
@@ -100,77 +85,43 @@ class Envelope(msgspec.Struct, frozen=True):
     places: Places | None = None
 
 
-class _Members(msgspec.Struct, forbid_unknown_fields=True):
-    """What a body has most often, in about the order of SDKs: the search for a name goes on where the last one stood.
-
-    Each more costs every request; of those after `best_of` none is read, or steers.
-    """
-
-    messages: msgspec.Raw = _ABSENT
-    model: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    stream: bool | None = None
-    stream_options: msgspec.Raw = _ABSENT
-    n: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    max_output_tokens: msgspec.Raw = _ABSENT
-    previous_response_id: msgspec.Raw = _ABSENT
-    background: msgspec.Raw = _ABSENT
-    store: msgspec.Raw = _ABSENT
-    best_of: msgspec.Raw = _ABSENT
-    temperature: msgspec.Raw = _ABSENT
-    top_p: msgspec.Raw = _ABSENT
-    stop: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    tool_choice: msgspec.Raw = _ABSENT
-    parallel_tool_calls: msgspec.Raw = _ABSENT
-    response_format: msgspec.Raw = _ABSENT
-    presence_penalty: msgspec.Raw = _ABSENT
-    frequency_penalty: msgspec.Raw = _ABSENT
-    reasoning_effort: msgspec.Raw = _ABSENT
-    seed: msgspec.Raw = _ABSENT
-    user: msgspec.Raw = _ABSENT
-    metadata: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    instructions: msgspec.Raw = _ABSENT
-
-
-class _OnlyModel(msgspec.Struct):
-    model: msgspec.Raw = _ABSENT
-
-
-_members = msgspec.json.Decoder(_Members)
-_only_model = msgspec.json.Decoder(_OnlyModel)
-_text = msgspec.json.Decoder(str)
-top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
 def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES) -> Envelope:
     """Return the envelope of a JSON body; builds no tree, so a bomb of tiny values costs no memory.
 
     `path_model` is the model that the path names, which counts before that of the body. `limits` are the members that
     may limit the answer, of which the first one that is there does. `names` are those of members that pools look for.
-    Raises: `InvalidRequest`, naming what to change.
+    Of a member that comes twice the last value counts, as for engines.
+    Raises: `InvalidRequest`, naming what to change; `ModelNotFound`.
     """
-    if not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError:
-            raise not_text() from None
-    members, steering = _decode(body, names)
-    written = _model_in(members, path_model)
-    one_spelling = body.count(MODEL_KEY) == 1 and not (
-        b"\\" in body and (_ESCAPED in body or b"\\" in bytes(members.model))
-    )
-    span = None if one_spelling or not written else _place_of_model(body, written)
-    return _envelope(members, path_model or written, written, span, one_spelling, estimated(body), limits, steering)
+    if not body:
+        raise InvalidRequest("the body is empty: send a JSON object with a model")
+    check_text(body)
+    if len(body) <= _SHORT_BYTES and _can_name_model_once(body):
+        return _envelope(body, _read(body), None, path_model, limits, names)
+    members, values = members_of(body)
+    found = {member.name: value for member, value in zip(members, values, strict=True) if member.name is not None}
+    models = [value for member, value in zip(members, values, strict=True) if member.name == "model"]
+    return _envelope(body, found, Places(tuple(members), first_place(body)), path_model, limits, names, models)
 
 
-def _model_in(members: _Members, path_model: str) -> str:
+def _can_name_model_once(body: bytes) -> bool:
+    """Whether a body has at most one member named `model`, at any depth."""
+    return body.count(MODEL_KEY) <= 1 and not (b"\\" in body and _ESCAPED in body)
+
+
+def _read(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        found = _top_level.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refusal(body, error) from None
+    if len(found) > MAX_MEMBERS:
+        raise too_many_members()
+    return found
+
+
+def _model_in(found: dict[str, msgspec.Raw], path_model: str) -> str:
     """Return the model's name in a body, which may be absent only where the path has one."""
-    raw = bytes(members.model)
+    raw = bytes(found.get("model", b""))
     if path_model and raw in (b"", b"null"):
         return ""
     if raw and raw[:1] != b'"':
@@ -178,43 +129,58 @@ def _model_in(members: _Members, path_model: str) -> str:
     return model_name(_text.decode(raw) if raw else "")
 
 
+def _stream_in(found: dict[str, msgspec.Raw]) -> bool:
+    raw = found.get("stream")
+    if raw is None or raw in _NO:
+        return False
+    if raw != TRUE:
+        raise InvalidRequest("stream must be true or false", param="stream")
+    return True
+
+
 def _envelope(
-    members: _Members,
-    model: str,
-    written: str,
-    span: tuple[int, int] | None,
-    one_spelling: bool,
-    prompt_tokens: int,
+    body: bytes,
+    found: dict[str, msgspec.Raw],
+    places: Places | None,
+    path_model: str,
     limits: tuple[str, ...],
-    steering: tuple[str, ...],
+    names: Names,
+    models: Sequence[msgspec.Raw] = (),
 ) -> Envelope:
-    options, include_usage, continuous_usage = b"", False, False
-    if members.stream_options:
-        options, include_usage, continuous_usage = _asked_of_usage(members.stream_options)
+    steering = names.steering(found)
+    stream = _stream_in(found)
+    written = _model_in(found, path_model)
+    if len(models) > 1 and written and not all(_is_text(value, written) for value in models):
+        raise InvalidRequest("the body has two different model members", param="model")
     max_tokens = None
     for name in limits:
-        limit = getattr(members, name)
-        if limit and limit != _NULL:
+        limit = found.get(name)
+        if limit is not None and limit != _NULL:
             max_tokens = whole_number(limit)
             break
-    n = (whole_number(members.n) or 1) if members.n else 1
-    if members.best_of:
-        n = max(n, whole_number(members.best_of) or 1)
-    prompts = max(1, _prompts_in(members.prompt)) if members.prompt else 1
+    options, include_usage, continuous_usage = b"", False, False
+    n = prompts = 1
     previous, background, stored = "", False, True
-    if members.previous_response_id or members.background or members.store:
-        previous = _text_in(members.previous_response_id)
-        background = bytes(members.background) not in _NO  # engines take 1 and "yes" for true
-        stored = members.store != _FALSE
+    if not _RARE.isdisjoint(found):
+        if "stream_options" in found:
+            options, include_usage, continuous_usage = _asked_of_usage(found["stream_options"])
+        if "n" in found or "best_of" in found:
+            n = max(whole_number(found.get(name, _ABSENT)) or 1 for name in ("n", "best_of"))
+        if "prompt" in found:
+            prompts = max(1, _prompts_in(found["prompt"]))
+        if "previous_response_id" in found:
+            previous = _text_in(found["previous_response_id"])
+        background = found.get("background", _FALSE) not in _NO  # engines take 1 and "yes" for true
+        stored = found.get("store", TRUE) != _FALSE
     return Envelope(
-        model, members.stream is True, span, one_spelling, prompt_tokens or 1, max_tokens, n,
+        path_model or written, stream, None, estimated(body) or 1, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, previous, background, stored, prompts, steering,
+        written, previous, background, stored, prompts, steering, places,
     )  # fmt: skip
 
 
 def _text_in(raw: msgspec.Raw) -> str:
-    return _text.decode(raw) if raw and bytes(raw).startswith(b'"') else ""
+    return _text.decode(raw) if bytes(raw).startswith(b'"') else ""
 
 
 def _asked_of_usage(raw: msgspec.Raw) -> tuple[bytes, bool, bool]:
@@ -231,7 +197,7 @@ def options_in(raw: bytes) -> dict[str, msgspec.Raw] | None:
     if raw in (b"", b"null"):
         return {}
     try:
-        return top_level.decode(raw)
+        return _top_level.decode(raw)
     except (ValueError, RecursionError):
         return None
 
@@ -293,57 +259,6 @@ def conversation_start(body: bytes) -> bytes:
     return b"\0".join(parts)
 
 
-def _decode(body: bytes, names: Names) -> tuple[_Members, tuple[str, ...]]:
-    """Return the members that are read, and the names of those that may steer an engine.
-
-    Of a name that comes twice the last value counts, as for engines. Each name is looked at only where one is unusual.
-    """
-    if not body:
-        raise InvalidRequest("the body is empty: send a JSON object with a model")
-    try:
-        if names.usual_are_taken:
-            try:
-                return _members.decode(body), ()
-            except msgspec.ValidationError:  # another name, or no object
-                pass
-        found = top_level.decode(body) if len(body) <= _COUNTED_BYTES else _counted(body)
-    except RecursionError:
-        raise too_deep() from None
-    except msgspec.DecodeError:
-        raise (not_json() if body.lstrip(SPACE).startswith(b"{") else no_object()) from None
-    if len(found) > MAX_MEMBERS:
-        raise too_many_members()
-    steering = names.steering(found)
-    values: dict[str, Any] = {name: value for name, value in found.items() if name in READ}
-    if "stream" in values:
-        values["stream"] = _is_stream(values["stream"])
-    return _Members(**values), steering
-
-
-def _is_stream(raw: msgspec.Raw) -> bool:
-    if raw not in _TRUTHS:
-        raise InvalidRequest("stream must be true or false", param="stream")
-    return raw == TRUE
-
-
-class _Name(str):
-    """The name of a member, told apart from other texts so that msgspec shows each of them."""
-
-    __slots__ = ()
-
-
-def _counted(body: bytes) -> dict[str, msgspec.Raw]:
-    """Return the members of a body that may have tens of thousands: no more are read than there may be."""
-    count = itertools.count(1)
-
-    def name(_: type, text: str) -> _Name:
-        if next(count) > MAX_MEMBERS:
-            raise too_many_members()
-        return _Name(text)
-
-    return cast(dict[str, msgspec.Raw], msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=name))
-
-
 def model_name(name: str) -> str:
     """Return the name that a body asks for; raises `InvalidRequest`, `ModelNotFound`."""
     if not name:
@@ -353,26 +268,8 @@ def model_name(name: str) -> str:
     return name
 
 
-def _place_of_model(body: bytes, model: str) -> tuple[int, int] | None:
-    """Return where `model` stands, the value of the last member of that name; None where it stands at several places.
-
-    Raises: `InvalidRequest` for another value at the top level, in any spelling of the key. Each member of this value
-    gets another key, at any depth; where a decoding then still finds a `model`, its value is another one.
-    """
-    renamed, places = bytearray(body), []
-    for number, member in enumerate(_MODEL_MEMBER.finditer(body)):
-        if number >= MAX_SPELLINGS:
-            raise InvalidRequest("the body has too many members named model", param="model")
-        if _is_text(member[1], model):
-            places.append((member.start(1) + 1, member.end(1) - 1))
-            renamed[member.start() + 1] = HYPHEN
-    if _only_model.decode(renamed).model:
-        raise InvalidRequest("the body has two different model members", param="model")
-    return places[0] if len(places) == 1 else None
-
-
-def _is_text(raw: bytes, text: str) -> bool:
+def _is_text(raw: msgspec.Raw, text: str) -> bool:
     try:
         return _text.decode(raw) == text
-    except msgspec.DecodeError:  # within a text that is not JSON
+    except msgspec.DecodeError:
         return False

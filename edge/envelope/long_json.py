@@ -1,19 +1,19 @@
-"""A long JSON body: what it asks, found in steps between which others run, and what of it goes upstream changed.
+"""A long JSON body: what it asks, found in steps between which others run.
 
 Its outline is read (`envelope/outline.py`), and what it asks is read in a short body of the same members, in which each
-long value is another one of its kind. Where each member stands is known, so nothing is ever written anew.
+long value is another one of its kind.
 """
 
+import random
 import types
 from collections.abc import Generator
-from itertools import pairwise
 from typing import Final
 
 import msgspec
 
 from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
-from edge.envelope.outline import PIECE_BYTES, Member, Outline, end_within_text, plain_quotes
-from edge.envelope.splices import options_for, spliced
+from edge.envelope.members import Member
+from edge.envelope.outline import PIECE_BYTES, Outline, end_within_text, plain_quotes
 from edge.envelope.steering import NAMES, READ, Names
 from edge.errors import InvalidRequest
 from edge.metering.estimating import estimated_in_steps
@@ -27,7 +27,23 @@ _STAND_INS: Final = {
 }
 _NUMBER: Final = b"1" * _MAX_VALUE_BYTES
 _OPENING: Final = ("prompt", "input", "messages")
+_MOST_AT_ONCE_BYTES: Final = 1 << 20  # of text, in 1 ms, or 3 where it is not ASCII
+_STRIDE_BITS: Final = 12  # between two bytes of a sample
+_FEW_MARKS: Final = 8  # in a sample is one in so many
+_NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{},:"\\'))
 _text = msgspec.json.Decoder(str)
+
+
+def takes_long(body: bytes) -> bool:
+    """Whether a body is to be read in steps: it is very long, or long and dense.
+
+    A number or a bracket takes ten times as long as so much text. How many there are is told from a sample: it begins
+    anywhere, so that nobody can write a body around it.
+    """
+    if len(body) <= LONG_BODY_BYTES:
+        return False
+    sample = body[random.getrandbits(_STRIDE_BITS) :: 1 << _STRIDE_BITS]
+    return len(body) > _MOST_AT_ONCE_BYTES or len(sample.translate(None, _NOT_MARKS)) > len(sample) // _FEW_MARKS
 
 
 @types.coroutine
@@ -53,54 +69,7 @@ def read_long_json(
         yield
     begins = conversation_start(_beginning(body, last, outline))
     places = Places(tuple(members), outline.inside, characters, begins)
-    return msgspec.structs.replace(
-        envelope, span=None, one_spelling=False, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places
-    )
-
-
-def rewrite_long_json(
-    body: bytes,
-    envelope: Envelope,
-    model: str,
-    dropped: tuple[str, ...] = (),
-    *,
-    include_usage: bool = False,
-    continuous: bool = False,
-) -> list[memoryview | bytes]:
-    """Return what `rewrite_json` does, in pieces: to copy 64 MiB would take 50 ms."""
-    places = envelope.places
-    assert places is not None  # of `read_long_json`
-    wanted: dict[str, bytes] = {}
-    if model != envelope.written:
-        wanted["model"] = msgspec.json.encode(model)
-    options = options_for(envelope, include_usage, continuous)
-    if options is not None:
-        wanted["stream_options"] = options
-    members = places.members
-    splices = [(start, end, wanted[name]) for name, _, start, end in members if name in wanted]
-    if dropped:
-        splices += _cuts(members, dropped)
-    present = {member.name for member in members}
-    added = [b'"%b":%b' % (name.encode(), value) for name, value in wanted.items() if name not in present]
-    if added:
-        before = b",".join(added) + (b"" if present.issubset(dropped) else b",")
-        splices.append((places.inside, places.inside, before))
-    return spliced(body, splices)
-
-
-def _cuts(members: tuple[Member, ...], dropped: tuple[str, ...]) -> list[tuple[int, int, bytes]]:
-    """Return what is cut of a body without some members: each with the comma behind it, the last ones with that before.
-
-    All else stays to the byte.
-    """
-    count = len(members)
-    while count and members[count - 1].name in dropped:
-        count -= 1
-    kept = members[:count]
-    cuts = [(member.key, following.key, b"") for member, following in pairwise(kept) if member.name in dropped]
-    if count < len(members):
-        cuts.append((kept[-1].end if kept else members[0].key, members[-1].end, b""))
-    return cuts
+    return msgspec.structs.replace(envelope, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places)
 
 
 def _short(body: bytes, members: list[Member]) -> bytes:

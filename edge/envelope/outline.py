@@ -9,25 +9,32 @@ piece may end: within a text, not within an escape or a character; else behind a
 import re
 from collections.abc import Generator
 from time import thread_time
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from edge.errors import InvalidRequest
+from edge.envelope.members import (
+    MAX_MEMBERS,
+    SPACE,
+    Member,
+    check_text,
+    no_object,
+    not_json,
+    too_deep,
+    too_many_members,
+)
 
 PIECE_BYTES: Final = 1 << 15  # at most, with structure in it
 _DENSE_PIECE_BYTES: Final = 1 << 12  # with a mark in each of them up to 2 ms
-_FIRST_PIECE_BYTES: Final = 1 << 9  # behind a long text: what ends one and begins the next is short
-_MANY_MARKS: Final = 16  # in a piece is one in so many bytes
+_FIRST_PIECE_BYTES: Final = 1 << 12  # behind a long text: what ends one and begins the next is short
+_MANY_MARKS: Final = 8  # in a piece is one in so many bytes
 _FEW_QUOTES: Final = 256  # is one in so many; few are looked at one by one
-_LONG_TEXT_BYTES: Final = 1 << 11  # a text is read by itself where so many follow
-_FIRST_TEXT_BYTES: Final = 1 << 13
+_LONG_TEXT_BYTES: Final = 1 << 13  # a text is read by itself where so many follow
+_FIRST_TEXT_BYTES: Final = 1 << 14
 _TEXT_PIECE_BYTES: Final = 1 << 18  # in 0.3 ms
 _STEP_S: Final = 0.001  # of CPU; pieces that cost less share a step
 _MAX_DEPTH: Final = 1000  # about what the parser takes
 _MAX_KEY_BYTES: Final = 512  # of a member that anyone looks for; a letter that is escaped has six
-MAX_MEMBERS: Final = 1000  # of the top level; the largest API has 50
-SPACE: Final = b" \t\r\n"
 _BREAKS: Final = b' \t\r\n,:[]{}"'
 _LONG_TOKEN_BYTES: Final = 64  # only a number has more behind the last of the breaks
 _NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{},:"'))
@@ -48,43 +55,6 @@ _COLON: Final = "colon"
 _VALUE: Final = "value"
 _json = msgspec.json.Decoder(msgspec.Raw)
 _text = msgspec.json.Decoder(str)
-
-
-class Member(NamedTuple):
-    """A member of the top level: where its key begins, and where its value begins and ends, without space around it.
-
-    It has no `name` where that is very long.
-    """
-
-    name: str | None
-    key: int
-    start: int
-    end: int
-
-
-def not_json() -> InvalidRequest:
-    """Return the error for a body that is no JSON."""
-    return InvalidRequest("the body is not valid JSON")
-
-
-def no_object() -> InvalidRequest:
-    """Return the error for a body that does not begin as an object, whatever else it is."""
-    return InvalidRequest("the body must be a JSON object")
-
-
-def not_text() -> InvalidRequest:
-    """Return the error for a body that is not in UTF-8."""
-    return InvalidRequest("the body is not valid UTF-8")
-
-
-def too_deep() -> InvalidRequest:
-    """Return the error for a body whose values stand within too many others."""
-    return InvalidRequest("the body is nested too deeply")
-
-
-def too_many_members() -> InvalidRequest:
-    """Return the error for a body of very many members."""
-    return InvalidRequest(f"the body has more than {MAX_MEMBERS} members")
 
 
 def plain_quotes(window: bytes) -> bytes:
@@ -194,7 +164,7 @@ class Outline:
         if count < _LONG_TEXT_BYTES:
             return False
         window = window[:count]
-        _check_encoding(window)
+        check_text(window)
         _check(b'"%b"' % window)
         self._at += len(window)
         return True
@@ -207,7 +177,7 @@ class Outline:
         if self._at + len(window) < len(self._body):
             count = self._end(window, plain)
             window, plain = window[:count], plain[:count]
-        _check_encoding(window)
+        check_text(window)
         if not self._last:
             told = window.lstrip(SPACE)
             if not told:
@@ -377,14 +347,6 @@ class Outline:
         if self._phase is _VALUE:
             self.members.append(Member(self._name, self._key, self._mark, end))
         self._phase = _KEY
-
-
-def _check_encoding(window: bytes) -> None:
-    if not window.isascii():
-        try:
-            window.decode()
-        except UnicodeDecodeError:
-            raise not_text() from None
 
 
 def _check(piece: bytes) -> None:

@@ -1,26 +1,20 @@
 """What of a body goes upstream changed: the model's name, and what makes a stream report its usage.
 
-Where a splice is not provably right, the top level of the object is written anew, each of its values still as the
-client's own bytes.
+Only these bytes change, and what is dropped: all else is the client's own, to the byte. Nothing is joined or copied:
+to copy 64 MiB would take 50 ms.
 """
 
-import itertools
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
-from edge.envelope.json import HYPHEN, MAX_SPELLINGS, MODEL_KEY, TRUE, Envelope, options_in, top_level
+from edge.envelope.json import MODEL_KEY, TRUE, Envelope, options_in
+from edge.envelope.members import Member, first_place, members_of
 
 _MODEL_VALUE = re.compile(MODEL_KEY + rb'[ \t\r\n]*:[ \t\r\n]*"([^"\\]*)"')
-_NO_MEMBER = re.compile(rb"[ \t\r\n]*\}")
-_OPTIONS_KEY = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*')
-
-
-class _OnlyOptions(msgspec.Struct):
-    stream_options: msgspec.Raw = msgspec.Raw(b"")
-
-
-_only_options = msgspec.json.Decoder(_OnlyOptions)
+_Splices = list[tuple[int, int, bytes]]
 
 
 def rewrite_json(
@@ -31,39 +25,24 @@ def rewrite_json(
     *,
     include_usage: bool = False,
     continuous: bool = False,
-) -> bytes:
-    """Return `body` with the model's name replaced: spliced where its place is certain, else written anew.
+) -> list[memoryview | bytes]:
+    """Return `body`, in pieces, with the model's name replaced, without the members that are `dropped`.
 
-    It is written anew without the members that are `dropped`, at most a thousand being left.
     `include_usage` and `continuous` make it ask for usage at the end of a stream and for running usage, whatever the
     client said of them; an upstream takes that only of a body with `"stream":true`.
     """
-    splices: list[tuple[int, int, bytes]] = []
-    is_certain = not dropped
-    inside = body.find(b"{") + 1  # nothing but space stands before
-    if not envelope.written:
-        # What is put in front needs a member behind it, and no other `model`, such as null.
-        has_place = _NO_MEMBER.match(body, inside) is None and MODEL_KEY not in body and b"\\u" not in body
-        is_certain = is_certain and has_place
-        splices.append((inside, inside, b'"model":%b,' % msgspec.json.encode(model)))
-    elif model != envelope.written:
-        span = _model_span(body, envelope)
-        if span is not None:
-            splices.append((*span, msgspec.json.encode(model)[1:-1]))
-        else:
-            is_certain = False
+    wanted: dict[str, bytes] = {}
+    if model != envelope.written:
+        wanted["model"] = msgspec.json.encode(model)
     options = options_for(envelope, include_usage, continuous)
-    if options is not None and not envelope.stream_options:
-        splices.append((inside, inside, b'"stream_options":%b,' % options))
-    elif options is not None:
-        span = _place_of_options(body, envelope.stream_options)
-        if span is not None:
-            splices.append((*span, options))
-        else:
-            is_certain = False
-    if not is_certain:
-        return _written_anew(body, model, options, dropped)
-    return b"".join(spliced(body, splices)) if splices else body
+    if options is not None:
+        wanted["stream_options"] = options
+    if envelope.places is not None:
+        splices = _splices(envelope.places.members, envelope.places.inside, wanted, dropped)
+    else:
+        plain = None if dropped else _plain_splices(body, envelope, wanted)
+        splices = _splices(members_of(body)[0], first_place(body), wanted, dropped) if plain is None else plain
+    return spliced(body, splices)
 
 
 def spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> list[memoryview | bytes]:
@@ -77,38 +56,47 @@ def spliced(body: bytes, splices: list[tuple[int, int, bytes]]) -> list[memoryvi
     return pieces
 
 
-def _written_anew(body: bytes, model: str, options: bytes | None, dropped: tuple[str, ...]) -> bytes:
-    members = top_level.decode(body)
-    for name in dropped:
-        del members[name]
-    members["model"] = msgspec.Raw(msgspec.json.encode(model))
-    if options is not None:
-        members["stream_options"] = msgspec.Raw(options)
-    return msgspec.json.encode(members)
+def _plain_splices(body: bytes, envelope: Envelope, wanted: dict[str, bytes]) -> _Splices | None:
+    """Return what changes in a body in which `"model"` stands once; None where that is not where its name stands."""
+    splices: _Splices = []
+    if "model" in wanted:
+        value = _MODEL_VALUE.match(body, body.find(MODEL_KEY)) if envelope.written else None
+        if value is None or value[1] != envelope.written.encode():
+            return None
+        splices.append((value.start(1) - 1, value.end(1) + 1, wanted["model"]))
+    if "stream_options" in wanted:
+        if envelope.stream_options or not envelope.written:
+            return None
+        inside = first_place(body)  # and a member follows, the model
+        splices.append((inside, inside, b'"stream_options":%b,' % wanted["stream_options"]))
+    return splices
 
 
-def _model_span(body: bytes, envelope: Envelope) -> tuple[int, int] | None:
-    """Return where the model's name stands; None where that is not certain."""
-    if envelope.one_spelling:
-        value = _MODEL_VALUE.search(body, body.find(MODEL_KEY))
-        if value is not None and value[1] == envelope.written.encode():
-            return value.span(1)
-    return envelope.span
+def _splices(members: Sequence[Member], inside: int, wanted: dict[str, bytes], dropped: tuple[str, ...]) -> _Splices:
+    splices = [(start, end, wanted[name]) for name, _, start, end in members if name in wanted]
+    if dropped:
+        splices += _cuts(members, dropped)
+    present = {member.name for member in members}
+    added = [b'"%b":%b' % (name.encode(), value) for name, value in wanted.items() if name not in present]
+    if added:
+        before = b",".join(added) + (b"" if present.issubset(dropped) else b",")
+        splices.append((inside, inside, before))
+    return splices
 
 
-def _place_of_options(body: bytes, raw: bytes) -> tuple[int, int] | None:
-    """Return where the client's own `stream_options` stand; None where that is not certain."""
-    places = [
-        key for key in itertools.islice(_OPTIONS_KEY.finditer(body), MAX_SPELLINGS) if body.startswith(raw, key.end())
-    ]
-    if len(places) != 1:
-        return None
-    [key] = places
-    renamed = bytearray(body)
-    renamed[key.start() + 1] = HYPHEN
-    if _only_options.decode(renamed).stream_options:
-        return None
-    return key.end(), key.end() + len(raw)
+def _cuts(members: Sequence[Member], dropped: tuple[str, ...]) -> _Splices:
+    """Return what is cut of a body without some members: each with the comma behind it, the last ones with that before.
+
+    All else stays to the byte.
+    """
+    count = len(members)
+    while count and members[count - 1].name in dropped:
+        count -= 1
+    kept = members[:count]
+    cuts = [(member.key, following.key, b"") for member, following in pairwise(kept) if member.name in dropped]
+    if count < len(members):
+        cuts.append((kept[-1].end if kept else members[0].key, members[-1].end, b""))
+    return cuts
 
 
 def options_for(envelope: Envelope, include_usage: bool, continuous: bool) -> bytes | None:

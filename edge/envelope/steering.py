@@ -42,17 +42,13 @@ _USUAL: Final = READ | frozenset({
 
 
 class Names:
-    """Finds the names of members that may steer an engine; `watched` are those that a pool's own settings look for.
+    """Finds the names of members that may steer an engine; `watched` are those that a pool's own settings look for."""
 
-    `usual_are_taken`: no pool looks for a usual one.
-    """
-
-    __slots__ = ("_steer", "_usual", "usual_are_taken")
+    __slots__ = ("_steer", "_usual")
 
     def __init__(self, watched: Iterable[str] = ()) -> None:
         steer = {name.casefold() for name in watched}
         self._usual = _USUAL - steer
-        self.usual_are_taken = self._usual == _USUAL
         self._steer = steer.union(*STEERING.values())
 
     def steering(self, names: Mapping[str, object]) -> tuple[str, ...]:
@@ -63,8 +59,9 @@ class Names:
         usual = self._usual
         if usual.issuperset(names):
             return ()
-        others = [name for name in names if name not in usual and len(name) <= _MAX_NAME]
-        return tuple([name for name in others if folded(name) in self._steer])
+        return tuple(
+            [name for name in names if name not in usual and len(name) <= _MAX_NAME and folded(name) in self._steer]
+        )
 
 
 NAMES: Final = Names()

@@ -23,10 +23,14 @@ from typing import Final
 _BYTES_PER_TOKEN: Final = 4
 _SMALL_BYTES: Final = 4096  # of a text in which a medium would not matter, and of a medium that is taken for text
 _STRIDE: Final = _SMALL_BYTES // 2  # between two looks: there is one within each medium, wherever it begins
-_FOUND_PER_STEP: Final = 1 << 22  # bytes in which one is looked for, in 1 ms
+_LOOKED_PER_STEP: Final = 1 << 22  # bytes in which one is looked for, in a quarter of a ms
+_FOUND_PER_STEP: Final = 1 << 22  # bytes in which a mark is looked for, in 1 ms
 _LOOKS_PER_STEP: Final = 256  # in half a ms, or 2 in a text that is built to be slow
 # Some escape the slash, some break lines. Text has a space, a comma or another mark among so many.
-_BASE64: Final = re.compile(rb"(?:[A-Za-z0-9+/=_-]|\\[/nr]){64}")
+_RUN_BYTES: Final = 64
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/=_-]*+(?:\\[/nr][A-Za-z0-9+/=_-]*+)*+\\?")
+_FIRST_BYTES: Final = 8  # of a run: most text has another mark among them already
+_IS_BASE64: Final = bytes(chr(byte).isascii() and (chr(byte).isalnum() or byte in b"+/=_-\\") for byte in range(256))
 _DATA_URL: Final = re.compile(rb'data:([a-z]*+)[^",]{0,200}?;base64,', re.IGNORECASE)
 # Where the dialects of OpenAI, Anthropic, vLLM, SGLang and MCP have a medium; none of them has a text there.
 _MEMBER: Final = re.compile(
@@ -69,26 +73,43 @@ def _media(text: bytes) -> Generator[tuple[int, int] | None, None, None]:
 
     A text is not read, it is looked at now and then: only base64 goes on for so long without a mark.
     """
-    at = behind = looks = 0  # behind: the string that was looked at last
-    while at < len(text):
-        looks += 1
-        if not looks % _LOOKS_PER_STEP:
-            yield None
-        if _BASE64.match(text, at) is None:
-            at += _STRIDE
-            continue
-        start = (yield from _last(text, behind, at)) + 1
-        end = yield from _first(text, b'"', at, len(text))
-        if end < 0:
-            end = len(text)
-        if end - start >= _SMALL_BYTES:
-            yield None
-            if (yield from _first(text, b" ", start, end)) < 0 and (start or not behind):
-                tokens = _tokens_of(text, start, end)
-                if tokens is not None:
-                    yield end - start, tokens
-        behind = end + 1
-        at = max(behind, at + _STRIDE)
+    behind = count = 0  # behind: the string that was looked at last
+    for window in range(0, len(text), _LOOKED_PER_STEP):
+        yield None
+        looks = _looks(text, window)
+        look = looks.find(True, max(0, (behind - window) // _STRIDE))
+        while look >= 0:
+            at = window + look * _STRIDE
+            count += 1
+            if not count % _LOOKS_PER_STEP:
+                yield None
+            if at >= behind and not _is_short(text, at) and _BASE64.fullmatch(text, at, at + _RUN_BYTES) is not None:
+                start = (yield from _last(text, behind, at)) + 1
+                end = yield from _first(text, b'"', at, len(text))
+                if end < 0:
+                    end = len(text)
+                if end - start >= _SMALL_BYTES:
+                    yield None
+                    if (yield from _first(text, b" ", start, end)) < 0 and (start or not behind):
+                        tokens = _tokens_of(text, start, end)
+                        if tokens is not None:
+                            yield end - start, tokens
+                behind = end + 1
+            look = looks.find(True, max(look, (behind - window) // _STRIDE) + 1)
+
+
+def _looks(text: bytes, window: int) -> bytes:
+    """Return for each look whether the first bytes that it sees may be base64; those of a step are made at once."""
+    end = max(window, min(len(text) - _RUN_BYTES, window + _LOOKED_PER_STEP))
+    found, count = -1, len(text[window:end:_STRIDE])
+    for offset in range(_FIRST_BYTES):
+        found &= int.from_bytes(text[window + offset : end + offset : _STRIDE].translate(_IS_BASE64))
+    return found.to_bytes(count)
+
+
+def _is_short(text: bytes, at: int) -> bool:
+    """Whether a place is within a string of less than `_SMALL_BYTES`, or between two."""
+    return text.find(b'"', at, at + _STRIDE) >= 0 and text.rfind(b'"', max(0, at - _STRIDE), at) >= 0
 
 
 def _first(text: bytes, mark: bytes, start: int, end: int) -> Generator[None, None, int]:

@@ -40,7 +40,7 @@ def check(body: bytes) -> None:
         return
     assert {value for key, value in members if key == "model"} == {envelope.model}
     _check_numbers(envelope, dict(members))
-    rewritten = members_of(rewrite_json(body, envelope, _OTHER_MODEL))
+    rewritten = members_of(b"".join(rewrite_json(body, envelope, _OTHER_MODEL)))
     assert rewritten is not None
     assert _same(dict(rewritten), {**dict(members), "model": _OTHER_MODEL})
 
