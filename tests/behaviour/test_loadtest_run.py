@@ -1,18 +1,24 @@
 """`python -m loadtest run` and `soak` as a person runs them, through an edge; no duration is asserted."""
 
+import argparse
 import asyncio
+import csv
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
 
+from loadtest import options
 from loadtest.__main__ import main
+from loadtest.channel import Batch, Told
 from loadtest.upstream import Ticks, Upstream
+from loadtest.worker import Worker
 from tests.behaviour.test_demo import Ran, run
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
@@ -54,6 +60,11 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert (numbers["completed"], numbers["failed"], numbers["total_output_tokens"]) == (30, 0, 150)
     assert numbers["request_goodput"] == numbers["request_throughput"]
     assert numbers["p50_ttft_ms"] > 0
+    assert (numbers["backend"], numbers["max_concurrency"], numbers["max_output_tokens_per_s"]) == (
+        "openai-chat",
+        None,
+        150,
+    )
     assert numbers["p99_ttft_ms"] is None  # which 30 requests do not have
     assert numbers["tokens"] == "usage"
     assert len(numbers["ttfts"]) == len(numbers["itls"]) == len(numbers["start_times"]) == 30
@@ -68,11 +79,118 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert not re.search(r"(?:src|href)=[\"']?https?:", html)
 
 
-@pytest.mark.parametrize("scenario", ["chat", "completions", "completions-stream", "embeddings", "body-1mb"])
-async def test_every_kind_of_request_is_served(edge: Edge, scenario: str) -> None:
-    ran = await loadtest("run", *at(edge), "--num-prompts", "4", "--scenario", scenario, "--max-concurrency", "2")
-    assert ran.code == 0, ran
-    assert re.search(r"Successful requests: +4\n", ran.out)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--scenario", "chat", "--header", "X-Tenant: a"),
+        ("--scenario", "completions"),
+        ("--scenario", "completions-stream", "--prefix-len", "100"),
+        ("--scenario", "messages"),
+        ("--scenario", "messages-stream", "--image", "8x8"),
+        ("--scenario", "responses"),
+        ("--scenario", "responses-stream", "--image", "8x8"),
+        ("--scenario", "embeddings", "--num-inputs", "2"),
+        ("--scenario", "body-1mb"),
+        ("--turns", "2", "--think-time", "1ms", "--num-prompts", "2"),
+    ],
+)
+async def test_every_kind_of_request_is_served(edge: Edge, words: tuple[str, ...]) -> None:
+    """In this process: a process of its own for each would cost more than all the rest."""
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    asked = [*at(edge), "--num-prompts", "4", "--max-concurrency", "2", *words]
+    told: list[Told] = []
+    worker = Worker(options.plan_of(parser.parse_args(asked)), 0, 1, told.append)
+    await worker.send_all(time.monotonic(), asyncio.Event())
+    outcomes = [outcome for each in told if isinstance(each, Batch) for outcome in each.outcomes]
+    assert [outcome.error for outcome in outcomes] == [""] * 4
+    assert all(outcome.input_tokens and outcome.is_counted for outcome in outcomes)
+
+
+async def test_a_trace_is_replayed_at_its_times_and_each_request_is_written(edge: Edge, tmp_path: Path) -> None:
+    trace, requests, table = tmp_path / "t.jsonl", tmp_path / "requests.jsonl", tmp_path / "t.csv"
+    trace.write_text(
+        '{"timestamp": 5000, "input_length": 600, "output_length": 3, "hash_ids": [0, 1]}\n'
+        '{"timestamp": 5400, "input_length": 700, "output_length": 4, "hash_ids": [0, 2]}\n'
+    )
+    ran = await loadtest(
+        *("run", *at(edge), "--prompts", trace, "--speed", "4", "--save-requests", requests, "--csv", table),
+        *("--metadata", "commit=abc"),
+    )
+    assert re.search(r"Successful requests: +2\n", ran.out), ran
+    told = sorted(map(orjson.loads, requests.read_bytes().splitlines()), key=lambda each: float(each["start"]))
+    assert [each["output_tokens"] for each in told] == [3, 4]
+    assert told[1]["start"] == pytest.approx(0.1)
+    [row] = csv.DictReader(table.read_text().splitlines())
+    assert (row["completed"], row["commit"], row["prompts"]) == ("2", "abc", str(trace))
+
+
+async def test_a_sweep_finds_what_a_server_can_do(start_upstream: StartUpstream, tmp_path: Path) -> None:
+    """A server of one at a time, each 10 ms: no more than 100 a second."""
+    one_at_a_time = asyncio.Lock()
+
+    async def answer(connection: ScriptedConnection) -> None:
+        async with one_at_a_time:
+            await asyncio.sleep(0.01)
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+
+    upstream = await start_upstream(answer)
+    result, page, table = tmp_path / "s.json", tmp_path / "s.html", tmp_path / "s.csv"
+    ran = await loadtest(
+        *("run", "--target", upstream.url, "--scenario", "chat", "--rates", "10,300", "--duration", "500ms"),
+        *("--save-result", result, "--html", page, "--csv", table),
+    )
+    document = orjson.loads(result.read_bytes())
+    assert [each["request_rate"] for each in document["steps"]] == [10, 300]
+    assert [each["is_good"] for each in document["steps"]][1] is False
+    assert ran.code == (0 if document["capacity"] == 10 else 1), ran
+    assert "Capacity: " in ran.out
+    assert "300/s: " in ran.err
+    assert len(table.read_text().splitlines()) == 3
+    assert "<svg" in page.read_text()
+
+
+async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:
+    seen = asyncio.Event()
+
+    async def answer(connection: ScriptedConnection) -> None:
+        if len(upstream.requests) > 200:  # the first must have been told by now
+            seen.set()
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+
+    upstream = await start_upstream(answer)
+    result = tmp_path / "r.json"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--scenario", "chat", "--duration", "1h"),
+        *("--max-concurrency", "2", "--save-result", result),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await seen.wait()
+    process.send_signal(signal.SIGINT)
+    out, _ = await process.communicate()
+    assert process.returncode == 130
+    assert b"INTERRUPTED: " in out
+    numbers = orjson.loads(result.read_bytes())
+    assert numbers["interrupted"]
+    assert numbers["completed"] > 0
+
+
+async def test_results_are_kept_when_nobody_reads_the_output(edge: Edge, tmp_path: Path) -> None:
+    result = tmp_path / "r.json"
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", *at(edge), "--num-prompts", "3", "--save-result", result),
+        cwd=ROOT,
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    _, err = await process.communicate()
+    assert process.returncode == 141
+    assert err == b""
+    assert orjson.loads(result.read_bytes())["completed"] == 3
 
 
 async def test_the_bytes_of_every_stream_are_exact_and_answers_to_one_question_equal(
@@ -132,6 +250,21 @@ async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> No
         ("soak", "--duration", "long"),
         ("soak", "--duration", "nan"),
         ("soak", "--duration", "0"),
+        ("run", "--header", "no header"),
+        ("run", "--header", "X: a\r\nY: b"),
+        ("run", "--prompts", "/no/such/file.jsonl"),
+        ("run", "--image", "big"),
+        ("run", "--scenario", "embeddings", "--image", "8x8"),
+        ("run", "--scenario", "completions", "--turns", "2"),
+        ("run", "--num-inputs", "2"),
+        ("run", "--duration", "1m"),
+        ("run", "--speed", "0"),
+        ("run", "--rates", "1,0"),
+        ("run", "--slo-share", "2"),
+        ("run", "--metadata", "commit"),
+        ("run", "--scenario", "messages-stream", "--exact"),
+        ("soak", "--target", "http://h", "http://g"),
+        ("diff", "/no/such/file.json", "/no/such/file.json"),
         ("fly",),
         (),
     ],
