@@ -37,6 +37,7 @@ QUICK: Final = Scale(
     published_s=1.0,
 )
 DEFAULT_ROUNDS: Final = 6
+INTERRUPTED: Final = 130  # as a shell tells SIGINT
 QUICK_ROUNDS: Final = 2
 
 
@@ -79,7 +80,7 @@ def add_rig_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Compare; return 0, 1 when a proxy failed, or 2 for wrong usage."""
+    """Compare; return 0, 1 when a proxy failed, 2 for wrong usage, or 130 when interrupted, what was seen told."""
     names = [each for each in arguments.peers.split(",") if each]
     work = [each for each in arguments.work.split(",") if each]
     for told, known, what in ((names, PEERS, "peer"), (work, MEASURES, "work")):
@@ -109,6 +110,8 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     if arguments.html:
         arguments.html.write_text(comparison_page.html(document))
+    if document["about"]["interrupted"]:
+        return INTERRUPTED
     return 1 if any(about["problems"] for about in document["peers"].values()) else 0
 
 
@@ -122,8 +125,12 @@ def run(plan: Plan, after: Callable[[Session], None] = lambda session: None) -> 
     """Return the document of a comparison; `after` is called while the proxies still run. Raises: `Unusable`."""
     begun = Session(plan)
     with session.running(begun):
-        uvloop.run(session.measure(begun))
-        after(begun)
+        try:
+            uvloop.run(session.measure(begun))
+        except KeyboardInterrupt:
+            begun.interrupted = True  # what was seen so far is worth telling
+        else:
+            after(begun)
     plan.told("")
     document = begun.document()
     return document | {"summary": summarise(document)}

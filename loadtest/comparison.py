@@ -138,7 +138,7 @@ def told_others(document: Mapping[str, Any]) -> str:
     before, after = document["about"]["load_average"]
     return (
         f"Other programs took {statistics.median(shares):.0%} of the cores of proxy and rig at the median, "
-        f"{max(shares):.0%} at most, and something of them in {often} of {len(shares)} measurements. "
+        f"{min(max(shares), 1.0):.0%} at most, and something of them in {often} of {len(shares)} measurements. "
         f"Load average {before:.1f} before and {after:.1f} after."
     )
 

@@ -213,6 +213,7 @@ def _standing(document: Document, peer: str, other: str, key: str) -> str:
 def notes(document: Document) -> list[str]:
     """Return what a reader must know of the run: what was discarded, how busy the machine was, what is missing."""
     told = [told_discarded(document), told_others(document)]
+    told += ["Interrupted: not all rounds were measured."] if document["about"].get("interrupted") else []
     told += [f"missing: {name}" + (f" ({hint})" if hint else "") for name, hint in document["missing"].items()]
     return [each for each in told if each]
 

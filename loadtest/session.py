@@ -68,12 +68,17 @@ class Session:
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
     began_with_load: float = field(default_factory=lambda: os.getloadavg()[0])
 
     def document(self) -> dict[str, Any]:
         """Return everything that was seen."""
         return {
-            "about": _machine(self.plan) | {"load_average": [self.began_with_load, os.getloadavg()[0]]},
+            "about": {
+                **_machine(self.plan),
+                "load_average": [self.began_with_load, os.getloadavg()[0]],
+                "interrupted": self.interrupted,
+            },
             "peers": self.about,
             "missing": self.missing,
             "rounds": self.rounds,
