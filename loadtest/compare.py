@@ -22,19 +22,19 @@ from loadtest.peers.table import PEERS
 from loadtest.session import Plan, Session, Unusable
 
 QUICK: Final = Scale(
-    requests=3000,
-    new_connections=500,
-    handshakes=150,
-    event_counts=(10, 40, 100),
+    requests=1500,
+    new_connections=300,
+    handshakes=80,
+    event_counts=(10, 80),
     arrivals_s=1.0,
     memory_streams=(1000,),
     bodies=10,
     big_bodies=3,
     prompts=16,
     aborts=10,
-    capacity_streams=500,
+    capacity_streams=400,
     loaded_s=1.0,
-    published_s=1.0,
+    published_s=0.5,
 )
 DEFAULT_ROUNDS: Final = 6
 INTERRUPTED: Final = 130  # as a shell tells SIGINT

@@ -1,6 +1,6 @@
 """A comparison for people, as a page with plots."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from loadtest import report
@@ -64,7 +64,7 @@ def html(document: Mapping[str, Any]) -> str:
                 "Time to the first event at 70 % load",
                 report.note("p99, over what the rig takes alone for the same arrivals. Each proxy at its own rate."),
                 report.plot(
-                    _bars(document, "loaded_added_p99_ms", "", "milliseconds"),
+                    _bars(document, "loaded_added_p99_ms", "milliseconds"),
                     height=_height(loaded),
                 ),
             )
@@ -87,29 +87,38 @@ def _shown(document: Mapping[str, Any], key: str, part: str = "") -> dict[str, M
 
 
 def _ratios(document: Mapping[str, Any], key: str) -> "Draw":
+    """Draw ratios to the baseline; those of next to nothing, which have no logarithm, are left out."""
+    shown = {peer: each for peer, each in _shown(document, key, "ratio").items() if (each["low"] or each["median"]) > 0}
+
     def draw(axes: "Axes") -> None:
-        _bars(document, key, "ratio", f"x {BASELINE}")(axes)
+        axes.axvline(1, color=report.INK, linewidth=0.8, linestyle=":", zorder=0.9)
         axes.set_xscale("log")
+        report.bars(axes, list(shown), _medians(shown), _spans(shown), begin=1.0)
         report.plain_numbers(axes.xaxis)
-        axes.axvline(1, color=report.INK, linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"x {BASELINE}")
 
     return draw
 
 
-def _bars(document: Mapping[str, Any], key: str, part: str, unit: str) -> "Draw":
-    shown = _shown(document, key, part)
+def _bars(document: Mapping[str, Any], key: str, unit: str) -> "Draw":
+    shown = _shown(document, key)
 
     def draw(axes: "Axes") -> None:
-        report.bars(axes, list(shown), [each["median"] for each in shown.values()], _spans(shown.values()))
+        report.bars(axes, list(shown), _medians(shown), _spans(shown))
         axes.set_xlabel(unit)
 
     return draw
 
 
-def _spans(figures: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+def _medians(shown: Mapping[str, Mapping[str, Any]]) -> list[float]:
+    return [each["median"] for each in shown.values()]
+
+
+def _spans(shown: Mapping[str, Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Return the intervals, each empty where there were too few rounds for one."""
     return [
-        (each["median"], each["median"]) if each["low"] is None else (each["low"], each["high"]) for each in figures
+        (each["median"], each["median"]) if each["low"] is None else (each["low"], each["high"])
+        for each in shown.values()
     ]
 
 

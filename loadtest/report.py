@@ -24,7 +24,7 @@ background: var(--paper); overflow-wrap: break-word }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem; margin: 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
 td, th { padding: .25rem .5rem; font-size: .9em; border-bottom: 1px solid var(--line); text-align: right;
-white-space: nowrap } th { font-weight: 600 }
+white-space: nowrap } th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4rem }
 td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
 figure { margin: 1rem 0 } svg { width: 100%; height: auto } .bad { color: var(--bad); font-weight: 600 }
 .narrow { display: none } .grid { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%,
@@ -144,17 +144,30 @@ def _svg(draw: "Callable[[Axes], None]", width: float, height: float, kind: str)
     return svg[svg.index("<svg") :].replace("<svg", f"<svg class='{kind}'" if kind else "<svg", 1)
 
 
-def bars(axes: "Axes", names: Sequence[str], heights: Sequence[float], spans: Sequence[tuple[float, float]]) -> None:
-    """Draw horizontal bars with their intervals, the first on top; the values stand beside, where no line reaches."""
+def bars(
+    axes: "Axes",
+    names: Sequence[str],
+    values: Sequence[float],
+    spans: Sequence[tuple[float, float]],
+    *,
+    begin: float = 0.0,
+) -> None:
+    """Draw horizontal bars from `begin` with their intervals, the first on top; each value stands where no line is."""
     places = range(len(names))
-    axes.barh(places, heights, color=[COLOURS[0] if name == "edge" else GREY for name in names], height=0.65)
-    for place, value, (low, high) in zip(places, heights, spans, strict=True):
+    colours = [COLOURS[0] if name == "edge" else GREY for name in names]
+    axes.barh(places, [value - begin for value in values], left=begin, color=colours, height=0.65)
+    for place, value, (low, high) in zip(places, values, spans, strict=True):
         if low < high:
-            axes.errorbar(
-                value, place, xerr=[[value - low], [high - value]], color=INK, elinewidth=1.2, capsize=2.5, capthick=1.2
-            )
+            reach = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=reach, color=INK, elinewidth=1.2, capsize=2.5, capthick=1.2)
         axes.annotate(
-            f"{value:.3g}", (max(value, high), place), (5, 0), textcoords="offset points", va="center", fontsize=8
+            f"{value:.3g}",
+            (max(value, high, begin), place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 1},
         )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
@@ -323,10 +336,10 @@ def legend_above(axes: "Axes") -> None:
 
 def plain_numbers(axis: "Axis") -> None:
     """Write 0.5, 20 and 1000 at a logarithmic axis, not powers of ten; between decades too when there are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()
     few = high / max(low, 1e-9) < _FEW_DECADES
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
