@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--work", default=",".join(MEASURES), metavar="A,B", help="what is measured; default: %(default)s")
     add("--rounds", type=_rounds, metavar="N", help=f"default: {DEFAULT_ROUNDS}, or {QUICK_ROUNDS} with --quick")
     add("--quick", action="store_true", help="less load, fewer rounds: wider intervals")
+    add("--repeats", type=_share, default=1.0, metavar="SHARE", help="of the usual: 0.3 is faster and less sure")
     add(
         "--shared",
         action="store_true",
@@ -63,6 +64,13 @@ def _rounds(text: str) -> int:
     if rounds < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return rounds
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 100:
+        raise argparse.ArgumentTypeError("above 0, at most 100")
+    return share
 
 
 def add_rig_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +103,7 @@ def main(arguments: argparse.Namespace) -> int:
         directories(arguments.peer_dir),
         arguments.rounds or (QUICK_ROUNDS if arguments.quick else DEFAULT_ROUNDS),
         arguments.seed,
-        QUICK if arguments.quick else Scale(),
+        (QUICK if arguments.quick else Scale()).repeated(arguments.repeats),
         wanted=lambda peer, measure: measure in work,
         told=progress,
         shared=arguments.shared,

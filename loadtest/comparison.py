@@ -113,6 +113,8 @@ def _instead(document: Mapping[str, Any], peer: str, figure: Figure) -> str:
         "rig_bound": "rig-bound",
         "unfit": "discarded",
     }
+    if document["about"].get("shared"):
+        del words["unfit"]
     return next((word for reason, word in words.items() if any(each.get(reason) for each in tried)), "")
 
 

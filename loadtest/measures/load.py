@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -20,6 +20,8 @@ PERCENTILES: Final = (50, 99, 99.9)
 _PROMPT_CHARACTERS: Final = 200
 _MAX_TOKENS: Final = 1024
 _NOT_SERVED: Final = (404, 405, 501)
+_REPEATED: Final = ("requests", "new_connections", "handshakes", "bodies", "prompts", "aborts", "capacity_streams")
+_LASTING: Final = ("arrivals_s", "loaded_s", "published_s")
 
 Numbers = dict[str, Any]
 
@@ -53,6 +55,11 @@ class Scale:
     loaded_s: float = 2.0
     published_per_s: float = 100.0
     published_s: float = 2.0
+
+    def repeated(self, share: float) -> "Scale":
+        """Return the same load at a time, so much of it: what is repeated or lasts, as a share of this."""
+        changed = {name: max(1, round(getattr(self, name) * share)) for name in _REPEATED}
+        return replace(self, **changed, **{name: getattr(self, name) * share for name in _LASTING})
 
 
 @dataclass(frozen=True, slots=True)
