@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 
 from loadtest import budget, comparison_page, comparison_tables
-from loadtest.comparison import BASELINE, DIRECT, FIGURES, order, summarise, told_discarded
+from loadtest.comparison import (
+    BASELINE,
+    DIRECT,
+    FIGURES,
+    Standing,
+    beside,
+    order,
+    summarise,
+    told_discarded,
+)
 
 
 def measured(peer: str, measure: str, index: int, numbers: dict[str, Any], **told: Any) -> dict[str, Any]:
@@ -70,6 +79,39 @@ def test_a_page_without_a_single_measure_has_no_plot_and_says_what_was_discarded
     page = comparison_page.html(told)
     assert "<svg" not in page
     assert "1 of 1 measurements discarded: arrivals of edge, round 1: steal 4.0%" in page
+
+
+def test_a_shared_machine_counts_what_was_measured_beside_others_and_says_so() -> None:
+    rounds = requests("edge", 30, 40, 30) + requests("nginx", 10, 10, 10)
+    rounds[1] |= {"unfit": "another program took 40.0% of the cores", "foreign": 0.4}
+    made = document(*rounds)
+    made["about"] |= {"shared": True, "load_average": [3.0, 4.0]}
+    told = made | {"summary": summarise(made)}
+    assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [30, 40, 30]
+    text = comparison_tables.text(told)
+    assert "1 of 6 measurements would be discarded" in text
+    assert "Other programs took 40% of the cores" in text
+
+
+@pytest.mark.parametrize(
+    ("costs", "standing"),
+    [
+        ([30, 31, 32, 33, 34, 35], Standing.LESS),
+        ([41, 42, 43, 44, 45, 46], Standing.MORE),
+        ([30, 31, 32, 33, 34, 41], Standing.CANNOT_TELL),
+        ([30, 30, 30, 30, 30], Standing.CANNOT_TELL),
+    ],
+)
+def test_one_proxy_stands_to_another_as_the_whole_interval_says(costs: list[float], standing: Standing) -> None:
+    made = document(*requests("edge", *costs), *requests("smg", *[40] * len(costs)), *requests("nginx", 1))
+    [figure] = [each for each in FIGURES if each.key == "cpu_per_request_us"]
+    assert beside(made, "edge", "smg", figure)[1] is standing
+    assert standing.value in comparison_tables.text(made)
+
+
+def test_what_a_proxy_has_no_operation_for_is_not_served_and_no_failure() -> None:
+    made = document(measured("smg", "messages", 0, {}, absent="not served: status 404"), *requests("nginx", 10))
+    assert made["summary"]["smg"]["cpu_per_messages_stream_us"] == {"instead": "not served"}
 
 
 def test_cpu_is_counted_even_when_the_rig_was_the_limit() -> None:
