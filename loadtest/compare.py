@@ -5,6 +5,7 @@ each other only. What is not installed is named as missing.
 """
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,7 @@ def run(plan: Plan, after: Callable[[Session], None] = lambda session: None) -> 
     with session.running(begun):
         try:
             uvloop.run(session.measure(begun))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):  # as which an interrupt within a group of tasks comes
             begun.interrupted = True  # what was seen so far is worth telling
         else:
             after(begun)
