@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 _ROW_IN: Final = 0.27
 _AXIS_IN: Final = 0.9
 _RATES: Final = {"request_throughput": "requests a second", "output_throughput": "tokens a second"}
+_INTERVALS: Final = (
+    "Left of the line it is less. A bar through a dot is the interval: both comparisons' 95 % intervals taken together, "
+    "which hold in at least 90 of 100 cases, since the two were not measured in the same rounds."
+)
+_NO_INTERVALS: Final = (
+    "Left of the line it is less. One run each tells no interval: repeat them to know what is chance."
+)
 _FACTS: Final = ("date", "command", "machine", "commit", "rounds", "shared", "scenario", "request_rate", "num_prompts")
 
 Document = Mapping[str, Any]
@@ -62,19 +69,20 @@ def _of_comparisons(first: Document, second: Document, peer: str) -> list[Row]:
     found = []
     for figure in FIGURES:
         one, two = (each["summary"][peer].get(figure.key, {}) for each in (first, second))
-        if not (one.get("median") and two.get("median")):
+        if not (figure.unit and one.get("median") and two.get("median")):
             continue
         low = high = None
         if one["low"] and two["low"]:
             low, high = two["low"] / one["high"], two["high"] / one["low"]
-        found.append(Row(figure.key, one["median"], two["median"], two["median"] / one["median"], low, high))
+        text = f"{figure.key.rpartition('_')[0].replace('_', ' ')}, {figure.unit}"
+        found.append(Row(text, one["median"], two["median"], two["median"] / one["median"], low, high))
     return found
 
 
 def _of_runs(first: Document, second: Document) -> list[Row]:
     names = dict(_RATES)
     for metric in METRICS:
-        keys = [key for key in first if key.endswith(f"_{metric}_ms") and key.partition("_")[0] in ("mean", "median")]
+        keys = [key for key in first if key == f"mean_{metric}_ms"]
         keys += [key for key in first if key.startswith("p") and key.endswith(f"_{metric}_ms") and key[1].isdigit()]
         names |= {key: f"{key.partition('_')[0]} {label(metric)}, ms" for key in keys}
     both = [(text, first.get(key), second.get(key)) for key, text in names.items()]
@@ -84,16 +92,13 @@ def _of_runs(first: Document, second: Document) -> list[Row]:
 def html(first: Document, second: Document, names: tuple[str, str], peer: str) -> str:
     """Return the page; `names` are what the two are called. Raises `ValueError` where nothing is in both."""
     found = rows(first, second, peer)
-    what = f" of {peer}" if "summary" in first else ""
+    what = f"{peer}: the" if "summary" in first else "The"
     header = ["", *names, f"{names[1]} / {names[0]}", ""]
     cells = [[each.text, number(each.first), number(each.second), _told(each), each.standing] for each in found]
     sections = [
         report.section(
-            f"The second as a multiple of the first{what}",
-            report.note(
-                "Left of the line it is less. A line through a dot is the interval: both runs' 95 % intervals taken "
-                "together, which hold in at least 90 of 100 cases, since the two were not measured in the same rounds."
-            ),
+            f"{what} second as a multiple of the first",
+            report.note(_INTERVALS if any(each.low is not None for each in found) else _NO_INTERVALS),
             report.plot(_dots(found), height=_AXIS_IN + _ROW_IN * len(found)),
         ),
         report.section("The numbers", report.table(header, cells)),
