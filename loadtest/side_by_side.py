@@ -16,8 +16,8 @@ _ROW_IN: Final = 0.27
 _AXIS_IN: Final = 0.9
 _RATES: Final = {"request_throughput": "requests a second", "output_throughput": "tokens a second"}
 _INTERVALS: Final = (
-    "Left of the line it is less. A bar through a dot is the interval: both comparisons' 95 % intervals taken together, "
-    "which hold in at least 90 of 100 cases, since the two were not measured in the same rounds."
+    "Left of the line it is less. A bar through a dot is the interval: both comparisons' 95 % intervals taken "
+    "together, which hold in at least 90 of 100 cases, since the two were not measured in the same rounds."
 )
 _NO_INTERVALS: Final = (
     "Left of the line it is less. One run each tells no interval: repeat them to know what is chance."
