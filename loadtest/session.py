@@ -186,14 +186,14 @@ async def _one(session: Session, name: str, told: Measure, peer: str, index: int
         gc.collect()
         gc.disable()  # a collection in the middle would be a lag that no proxy made
         try:
+            if told.instance is Instance.FRESH:
+                target = await session.fresh[peer](stack).served()
+                meter = Meter(target.pids, target.rig_pids)
             async with asyncio.timeout(_MEASURE_TIMEOUT_S):
-                if told.instance is Instance.FRESH:
-                    target = await session.fresh[peer](stack).served()
-                    meter = Meter(target.pids, target.rig_pids)
                 numbers = await told.call(target, session.plan.scale, meter, Random(draw.random()))
         except* NotServed as failures:
             absent = f"not served: {_first(failures)}"
-        except* (Failed, OSError, ProcessError) as failures:  # a timeout is an OSError too
+        except* (Failed, OSError, ProcessError, subprocess.CalledProcessError) as failures:  # a timeout is an OSError
             problem = _first(failures)
         finally:
             gc.enable()
