@@ -26,21 +26,25 @@
 | `outputs`, `tables` | Where numbers go: JSON, CSV, a line for each request; tables for a terminal. |
 | `hints` | What a failure means, and what to do next. |
 | `upstream` | The cheap, paced model server of the benchmarks; its events carry the time they were sent. |
+| `stamped` | Those events, as three protocols word them. |
 | `processes` | Start, pin and stop a process; read its tree's CPU, memory and descriptors. |
-| `peers` | The proxies that are compared: how each is found, configured and started. |
+| `peers/` | The proxies that are compared: how each is had, configured and started. |
 | `floor`, `tutorial` | Two of them: bare uvloop protocols, and what a tutorial of aiohttp would write. |
+| `rig` | Where they run, and how one is started. |
 | `meter` | What a load cost in CPU, and whether the machine kept still. |
-| `measures` | One number of one proxy under one load. |
+| `measures/` | One load on one proxy, and the raw numbers of a round. |
+| `session` | A comparison under way: who runs, what is measured in which order, what was seen. |
 | `opcodes` | Run the edge with its opcodes counted. |
 | `pairing` | Ratios of paired rounds, and how sure they are. |
 | `comparison` | From a comparison's raw rounds to its figures. |
-| `comparison_report` | Those figures for people: tables and plots. |
+| `comparison_tables`, `comparison_page` | Those figures for people: tables, and a page with plots. |
+| `side_by_side` | Two saved results beside each other. |
 | `edges` | Edges on a socket that outlives them, a Redis, a key. |
 | `turns` | Run the edge with the turns of its loop measured. |
 | `stalls_kinds` | What may hold its loop: long bodies and answers, each of another kind. |
 | `census` | Run the edge so that it tells its tasks. |
 | `chaos/` | Break everything around two edges, and account for every token. |
 | `report` | The HTML pages' frame, and the page of a run. |
-| `run`, `diff`, `soak`, `compare`, `budget`, `before`, `instructions` | The commands that tell costs and times. |
+| `run`, `diff`, `soak`, `compare`, `page`, `budget`, `before`, `instructions` | Those that tell costs and times. |
 | `scale`, `stalls`, `stops`, `overload`, `chaos.command` | Those that tell whether something holds. |
 """

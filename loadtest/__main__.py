@@ -12,6 +12,7 @@ _COMMANDS: Final = {
     "run": "an open loop of requests against any OpenAI-compatible URL",
     "diff": "two results of run, and whether the second is worse",
     "compare": "what the edge and other proxies cost, side by side",
+    "page": "the page of a saved comparison, or of two saved results beside each other",
     "soak": "many live streams for a long time, every byte checked",
     "budget": "whether the edge costs what it may cost",
     "chaos": "whether every token is accounted for while everything breaks",

