@@ -42,29 +42,21 @@ class BodyMemory:
 class Body:
     """The body of a request, counted in the memory of all bodies until it is released."""
 
-    __slots__ = ("_copied_bytes", "_memory", "data")
+    __slots__ = ("_memory", "data")
 
     def __init__(self, data: bytes, memory: BodyMemory) -> None:
         self.data = data
         self._memory = memory
-        self._copied_bytes = 0
-
-    def copied(self, copy: bytes) -> tuple[bytes]:
-        """Count a changed copy until the release, in place of the one before; it is not refused any more."""
-        count = len(copy) if copy is not self.data else 0
-        self._memory.used_bytes += count - self._copied_bytes
-        self._copied_bytes = count
-        return (copy,)
 
     def release(self) -> None:
         """Let go of the bytes."""
         count = len(self.data)
         if not count:
             return
-        self._memory.release(count + self._copied_bytes)
+        self._memory.release(count)
         if count > _FREED_AT_ONCE_BYTES:
             asyncio.get_running_loop().call_soon(_free_unless_held, io.BytesIO(self.data), _LOOKS)
-        self.data, self._copied_bytes = b"", 0
+        self.data = b""
 
 
 def _free_unless_held(content: io.BytesIO, looks: int) -> None:

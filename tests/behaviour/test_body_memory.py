@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-from edge.client.body import Body, BodyMemory
 from tests.conftest import Edge, ScriptedConnection, StartEdge, StartUpstream
 
 KIB = 1024
@@ -77,17 +76,6 @@ async def test_body_that_is_being_read_counts_as_much_as_it_holds(
     assert abs(held - counted) < SLACK_BYTES + len(content) // 8
     client.abort()
     await until(lambda: not edge.server.memory.used_bytes)
-
-
-def test_changed_copy_counts_beside_the_clients_own_bytes_until_the_release() -> None:
-    memory = BodyMemory(100)
-    memory.reserve(10)
-    body = Body(b"x" * 10, memory)
-    for copy, counted in ((b"y" * 12, 22), (b"z" * 5, 15), (body.data, 10), (b"z" * 5, 15)):
-        assert body.copied(copy) == (copy,)
-        assert memory.used_bytes == counted
-    body.release()
-    assert memory.used_bytes == 0
 
 
 async def test_body_that_its_upstream_does_not_read_counts_until_the_answer_ends(start_edge: StartEdge) -> None:
