@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from edge.config.steering import STEERING
 from edge.envelope.json import LONG_BODY_BYTES, STEP_BYTES, conversation_start
 from edge.envelope.long_json import read_long_json
+from edge.envelope.steering import READ
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.names import MAX_MODEL_LENGTH
 from edge.operations import OPERATIONS
@@ -121,6 +126,61 @@ def test_a_name_that_no_model_can_have_is_not_found_and_not_repeated(name: str) 
         read_json(b'{"model":"%b"}' % name.encode())
     assert len(caught.value.message) < 200
     assert caught.value.message.isprintable()
+
+
+# --- what is refused
+
+
+STEER = {name for table in STEERING.values() for name in table}
+MODELS = st.sampled_from(['"m"', '"m"', '"\\u006d"', '"n"', '""', "null", "1", '["m"]', '{"model":"m"}', '"a\\u0000"'])
+NAMES_OF_MODEL = st.sampled_from(['"model"', '"mod\\u0065l"', '"\\u006D\\u006f\\u0064\\u0065\\u006C"'])
+SCALARS = st.sampled_from(
+    ["null", "true", "false", "1", '"true"', "[]", '{"model":"n","Stream":1}', '"\\"model\\": 1"']
+)
+OTHERS = st.sampled_from(
+    ['"stream"', '"str\\u0065am"', '"Model"', '"MODE\\u004c"', '"\u017ftream"', '"messages"', '"x"', '"\\"model\\":"',
+     '"lora_path"', '"Lora_\\u0050ath"', '"priority"', '"max_tokens"', '"%s"' % ("k" * 600)]
+)  # fmt: skip
+MEMBERS = st.tuples(NAMES_OF_MODEL, MODELS) | st.tuples(OTHERS, SCALARS)
+PADDING = st.sampled_from(["", "x" * 20_000, '\\"model\\":\\"n\\",' * 1500, "\\\\u006dodel" * 2000, "é" * 9000])
+
+
+def verdict(body: bytes) -> tuple[str, ...]:
+    """Return what is to become of a body by what another parser finds: why it is refused, or its model."""
+    members: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=lambda pairs: pairs)
+    names = dict(members)
+    for name in names:
+        if name.casefold() in READ and name != name.casefold():
+            return "refused", name.casefold()
+    if not any(names.get("stream") is value for value in (None, True, False)):
+        return "refused", "stream"
+    models = [value for name, value in members if name == "model"]
+    if not models or not isinstance(models[-1], str) or not models[-1]:
+        return "refused", "model"
+    if not models[-1].isprintable():
+        return ("unknown",)
+    if any(value != models[-1] for value in models):
+        return "refused", "model"
+    return "read", models[-1], *(name for name in names if name.casefold() in STEER)
+
+
+@given(st.lists(MEMBERS, max_size=4), PADDING, st.sampled_from(["", " ", "\n\t"]))
+@example([('"model"', '"m"'), ('"mod\\u0065l"', '"n"')], "", "")
+@example([('"model"', '"m"'), ('"model"', "null")], "x" * 20_000, " ")
+def test_body_is_read_or_refused_as_another_parser_would_have_it(
+    members: list[tuple[str, str]], padding: str, space: str
+) -> None:
+    """However its names are spelled, whatever its texts hold, and whichever way a body of its size is read."""
+    padded = [*members, ('"y"', f'"{padding}"')] if padding else members
+    body = f",{space}".join(f"{name}{space}:{space}{value}" for name, value in padded)
+    try:
+        envelope = read_json(f"{space}{{{body}}}".encode())
+        outcome = ("read", envelope.model, *envelope.steering)
+    except ModelNotFound:
+        outcome = ("unknown",)
+    except InvalidRequest as refusal:
+        outcome = ("refused", str(refusal.param))
+    assert outcome == verdict(f"{{{body}}}".encode())
 
 
 # --- limits, and what is asked of usage
