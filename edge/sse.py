@@ -36,6 +36,9 @@ _LONGEST_LINE_OPENING: Final = max(map(len, _LINE_OPENINGS))
 _BOM: Final = b"\xef\xbb\xbf"  # which a stream may begin with
 _ERROR_DATA = re.compile(rb"^(?:data|error):[ ]?(.*?)\r?$", re.MULTILINE)
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+_SILENT: Final = (b":", b"\n", b"\r")
+_LINE_END: Final = rb"(?:\r\n?|\n)"
+_SILENCE = re.compile(rb"(?:(?::[^\r\n]*+" + _LINE_END + rb")*+" + _LINE_END + rb")*+")
 
 
 def event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
@@ -45,6 +48,16 @@ def event_end(data: bytes | bytearray, at: int, no_cr: bool) -> int:
         return end + 2 if end >= 0 else 0
     found = _EVENT_END.search(data, at)
     return found.end() if found is not None else 0
+
+
+def silence_end(data: bytes | bytearray, at: int) -> int:
+    """Return where the comments and empty lines end that stand at `at`, between two events; `at` for none.
+
+    They are passed over at once: a server can send thousands of them in one read.
+    """
+    if data[at : at + 1] not in _SILENT:
+        return at
+    return _SILENCE.match(data, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
 
 
 def opens_stream(content: bytes, whole: bool) -> bool | None:

@@ -88,6 +88,10 @@ def _small_stream(model: bytes, size: int) -> Pieces:
     yield b'{"model":"%b","stream":true,"messages":[{"role":"user","content":"Hi"}]}' % model
 
 
+def _response_stream(model: bytes, size: int) -> Pieces:
+    yield b'{"model":"%b","stream":true,"input":"Hi"}' % model
+
+
 _MESSAGE: Final = b'{"role":"user","content":"Hello there"},'
 _LAST_MESSAGE: Final = b'{"role":"user","content":"Hi"}'
 _ONE_TEXT: Final = b'"messages":[{"role":"user","content":"'
@@ -104,6 +108,18 @@ _EVENT: Final = (
     b"\n\n"
 )
 _DONE: Final = b"data: [DONE]\n\n"
+_TOOL: Final = (
+    b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"1"}}]},'
+    b'"finish_reason":null}]}\n\n'
+)
+_TOOL_OF_CLIENT: Final = b'{"type":"function","function":{"name":"f","parameters":{"type":"object"}}},'
+_USAGE: Final = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+_USAGES: Final = (b'data: {"choices":[{"a":{', b'"usage":null,', b'"b":1}}],"usage":{"prompt_tokens":1}}\n\n')
+_RESPONSE: Final = (
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"a","output":[',
+    b'{"type":"message","content":[{"type":"output_text","text":"Hello there"}]},',
+    b'{}],"usage":{"input_tokens":1,"output_tokens":1}}}\n\n',
+)
 
 
 def _chunked(*contents: bytes) -> bytes:
@@ -153,8 +169,48 @@ def _bytewise_stream() -> bytes:
     return _HEAD % _EVENTS + b"transfer-encoding: chunked\r\n\r\n" + _chunked(*each)
 
 
-def _error() -> bytes:
-    return b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n%b" % (10 * MIB, b"x" * (10 * MIB))
+def _error(content: bytes) -> bytes:
+    return b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content)
+
+
+def _bytewise_error() -> bytes:
+    chunks = _chunked(*(b"x" for _ in range(60_000)))
+    return b"HTTP/1.1 400 Bad Request\r\ntransfer-encoding: chunked\r\n\r\n" + chunks
+
+
+def _many_lines() -> bytes:
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"a%d: b\r\n" % each for each in range(6000)) + b"\r\n"
+
+
+def _interim() -> bytes:
+    """Sixteen answers of 1xx, each with as many lines as a head may have, and then one."""
+    return (
+        b"".join(
+            b"HTTP/1.1 103 Early Hints\r\n" + b"".join(b"a%d: %d\r\n" % (each, count) for each in range(127)) + b"\r\n"
+            for count in range(16)
+        )
+        + SHORT_ANSWER
+    )
+
+
+def _units(before: bytes, unit: bytes, after: bytes, size: int) -> bytes:
+    return before + unit * (size // len(unit)) + after
+
+
+def _answered(before: bytes, unit: bytes, after: bytes, size: int) -> Callable[[], bytes]:
+    """Return what makes a JSON answer of repeated units."""
+    return lambda: _document(_units(before, unit, after, size))
+
+
+def _streamed(before: bytes, unit: bytes, after: bytes, size: int) -> Callable[[], bytes]:
+    """Return what makes a stream whose content is repeated units, in chunks of 64 KiB."""
+
+    def answer() -> bytes:
+        content = _units(before, unit, after, size) + _DONE
+        pieces = (content[at : at + 65_536] for at in range(0, len(content), 65_536))
+        return _HEAD % _EVENTS + b"transfer-encoding: chunked\r\n\r\n" + _chunked(*pieces)
+
+    return answer
 
 
 KINDS: Final = (
@@ -180,7 +236,7 @@ KINDS: Final = (
     Kind("members of the top level", _json(b'"messages":[],', b'"a":1,', b'"b":1'), status=400),
     Kind("no end", _json(b'"messages":[', _MESSAGE, b"]]"), status=400),
     Kind("an unknown model", _MESSAGES, model="unknown", status=404),
-    Kind("over the limit", lambda model, size: _TEXT(model, size + 2 * MIB), chunk_bytes=65_536, status=413),
+    Kind("over the limit", lambda model, size: _TEXT(model, 65 * MIB), chunk_bytes=65_536, status=413),
     # forms
     Kind("a file", _form(_FILE, b"sound and "), path=_TRANSCRIPTIONS, content_type=_FORM),
     Kind("a file, renamed", _form(_FILE, b"\r\n--8c1f"), path=_TRANSCRIPTIONS, content_type=_FORM, model="renamed"),
@@ -231,5 +287,32 @@ KINDS: Final = (
     Kind("a long event", _small_stream, answer=lambda: _long_event(10 * MIB)),
     Kind("a long named event", _small_stream, model="echoed", answer=lambda: _long_event(10 * MIB)),
     Kind("events in chunks of a byte", _small_stream, answer=_bytewise_stream),
-    Kind("an error", _small, answer=_error, status=400),
+    Kind("an error", _small, answer=lambda: _error(b"x" * (10 * MIB)), status=400),
+    # answers that no server gives
+    Kind("an error in chunks of a byte", _small, answer=_bytewise_error, status=400),
+    Kind("a deep error", _small, answer=lambda: _error(b'{"error":' + b"[" * 60_000), status=400),
+    Kind("a head of many lines", _small, answer=_many_lines, status=502),
+    Kind("interim answers", _small, answer=_interim),
+    Kind("a deep answer", _small, answer=_answered(b'{"a":[', b"[[[[[[[[1]]]]]]]],", b"1]}", MIB)),
+    Kind("a deep named answer", _small, model="echoed", answer=_answered(b'{"a":', b"[", b"", MIB // 2)),
+    Kind("small objects", _small, answer=_answered(b'{"a":[', b"{},", b"{}]}", MIB)),
+    Kind("an answer that has no end", _small, answer=_answered(b'{"a":[', b'{"a":[1,"b"]},', b"{}", 120_000)),
+    Kind("usage again and again", _small, answer=_answered(b"{", b'"usage":{},', b'"b":1}', MIB)),
+    Kind("a tool's calls", _small_stream, answer=_streamed(b"", _TOOL, b"", MIB)),
+    Kind("usage events", _small_stream, answer=_streamed(b"", _USAGE, b"", MIB)),
+    Kind("an event of choices", _small_stream, answer=_streamed(b'data: {"choices":[', b"{},", b"{}]}\n\n", 60_000)),
+    Kind("an event with usages", _small_stream, answer=_streamed(*_USAGES, 60_000)),
+    Kind("an event that has no end", _small_stream, answer=_streamed(b'data: {"a":"', b"x", b"", 10 * MIB)),
+    Kind("a deep event, named", _small_stream, model="echoed", answer=_streamed(b'data: {"a":', b"[", b"\n\n", 60_000)),
+    Kind("many lines of data", _small_stream, answer=_streamed(b"", b'data: {"a":1}\n', b"\n", MIB)),
+    Kind("comments", _small_stream, answer=_streamed(b"", b":\n\n", b"", MIB)),
+    Kind("comments, named", _small_stream, model="echoed", answer=_streamed(b"", b":\n\n", b"", MIB)),
+    Kind("empty lines", _small_stream, answer=_streamed(b"data: {}\n\n", b"\n", b"", MIB)),
+    Kind("data that is no JSON", _small_stream, answer=_streamed(b"", b'data: {"aaa\n\n', b"", MIB)),
+    Kind("small named events", _small_stream, model="echoed", answer=_streamed(b"", b"data: {}\n\n", b"", MIB)),
+    Kind("a response", _response_stream, path="responses", answer=_streamed(*_RESPONSE, 10 * MIB)),
+    Kind("images", _small, path="images/generations", answer=_answered(b'{"data":[', b'{"url":""},', b"{}]}", MIB)),
+    # bodies of many small members
+    Kind("stop words", _json(b'"stop":[', b'"a",', b'"a"],"messages":[%b]' % _LAST_MESSAGE), model="renamed"),
+    Kind("tools", _json(b'"messages":[%b],"tools":[' % _LAST_MESSAGE, _TOOL_OF_CLIENT, b"]", _LAST_MESSAGE)),
 )  # fmt: skip

@@ -245,20 +245,27 @@ def _without_usage(event: bytes) -> bytes:
 
     A member of that name may stand deeper too: the right one is gone when a parser finds none at the top.
     """
-    at = -1
-    while (at := event.find(b'"usage"', at + 1)) >= 0:
-        found = _USAGE_OR_NULL.match(event, at)
-        if found is None:
-            continue
-        before, after = event[:at], event[found.end() :]
-        if before.rstrip(_SPACE).endswith(b","):
-            spliced = before.rstrip(_SPACE)[:-1] + after
-        else:
-            spliced = before + after.lstrip(_SPACE).removeprefix(b",")
-        chunk = decoded(_chunk, spliced)
-        if chunk is not None and not chunk.usage:
-            return spliced
-    return event
+    at = event.find(b'"usage"')
+    if event.find(b'"usage"', at + 1) >= 0:
+        at = _usage_at_top(event)
+    found = _USAGE_OR_NULL.match(event, at) if at >= 0 else None
+    if found is None:
+        return event
+    before, after = event[:at], event[found.end() :]
+    if before.rstrip(_SPACE).endswith(b","):
+        spliced = before.rstrip(_SPACE)[:-1] + after
+    else:
+        spliced = before + after.lstrip(_SPACE).removeprefix(b",")
+    chunk = decoded(_chunk, spliced)
+    return spliced if chunk is not None and not chunk.usage else event
+
+
+def _usage_at_top(event: bytes) -> int:
+    """Return where the member of the object itself stands, -1 for nowhere; the event has one line of data."""
+    scanner, at = Scanner(b"usage"), event.find(b"{")
+    scanner.feed(event, at)
+    end = scanner.ends.get(b"usage", 0)
+    return event.rfind(b'"usage"', 0, end - len(scanner.found[b"usage"])) if end else -1
 
 
 class OtherEvents(ChunkEvents):

@@ -34,7 +34,7 @@ from edge.metering.usage_objects import (
 )
 from edge.protocols import NOTHING_BEGUN, Begun
 
-MAX_DOCUMENT_BYTES: Final = 2**18  # of an answer that is no stream, kept to be parsed; to scan it takes 3 ms
+MAX_DOCUMENT_BYTES: Final = 2**17  # of an answer that is no stream, kept to be parsed; to scan it takes 3 ms
 _JSON_OPENINGS: Final = tuple(b"{%c" % each for each in b'"} \t\r\n')  # that sound begins so is unlikely
 _ERROR: Final = b'"error"'  # of `type` or `object`
 _FAILED: Final = b'"failed"'  # of `status`
@@ -123,6 +123,7 @@ class Document(Unmetered):
     _size: int = 0
     _parts: list[bytes] = []
     _scanner: Scanner | None = None  # of an answer too long to be kept
+    _late: Scanner | None = None  # of one that was kept and cannot be parsed, since its usage was asked for
 
     def feed(self, content: bytes) -> bytes:
         self._size += len(content)
@@ -140,6 +141,7 @@ class Document(Unmetered):
     def usage(self, whole: bool) -> Usage:
         if not self._size:
             return NO_USAGE
+        self._late = None
         used = self._found(whole)
         if used is not None:
             return used
@@ -169,9 +171,9 @@ class Document(Unmetered):
 
     def _members(self) -> dict[bytes, bytes]:
         """Return the members that a scan finds: of what was not kept, was cut, or has what a decoder refuses."""
-        scanner = self._scanner
+        scanner = self._scanner or self._late
         if scanner is None:
-            scanner = self._new_scanner()
+            scanner = self._late = self._new_scanner()
             scanner.feed(b"".join(self._parts))
         return scanner.found
 

@@ -10,27 +10,28 @@ import msgspec
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.metering.scanning import Scanner
-from edge.metering.usage_objects import NULL, UNREADABLE, at_most, raw_of, usage_in
+from edge.metering.usage_objects import ABSENT, NULL, UNREADABLE, at_most, raw_of, usage_in
 from edge.protocols import NOTHING_BEGUN, Begun
-from edge.sse import EVENT_DATA, event_end, opens_with_error
+from edge.sse import EVENT_DATA, event_end, opens_with_error, silence_end
 
-MAX_METERED_BYTES: Final = 2**20  # of one event that is read whole; `response.completed` repeats the whole text
 _KEPT_OF_LONG: Final = 4  # bytes of an event that is passed on, in which its end may have begun
 _DATA: Final = re.compile(rb"(?:\A|[\r\n])data:")
-MAX_HELD_BYTES: Final = 64 * 1024  # of one event that the client waits for; a longer one goes on as it comes
+MAX_HELD_BYTES: Final = 32 * 1024  # of one event that is read whole, in 5 ms at most; a longer one goes on as it comes
+_SHORTEST_LINE: Final = len(b"\ndata:")
+_SHORTEST_READ: Final = len(b"data:[DONE]\n\n")  # of events that end a stream, fail, or tell usage
+_MAX_ODD: Final = 20  # events of a stream that are no JSON and looked through all the same
 _T = TypeVar("_T")
 
 
 def decoded(decoder: msgspec.json.Decoder[_T], event: bytes) -> _T | None:
     """Return the object that an event carries; None for a comment, `[DONE]` and what cannot be read."""
     try:
-        if event.startswith(b"data: {"):  # as every server writes it, in one line: else this is no JSON
-            return decoder.decode(event[6:])
-        at = event.find(b"\n") + 1  # behind the line that names the event
-        if event.startswith(b"data: {", at):
+        at = 0 if event.startswith(b"data: {") else event.find(b"\n") + 1  # behind the line that names the event
+        if event.startswith(b"data: {", at):  # as every server writes it, in one line: else this is no JSON
             return decoder.decode(event[at + 6 :])
     except UNREADABLE:
-        pass
+        if len(event) - event.find(b"\n", at) <= _SHORTEST_LINE:
+            return None
     try:
         return decoder.decode(_data(event))
     except UNREADABLE:
@@ -59,6 +60,7 @@ class Events(msgspec.Struct):
     _frames: int = 0  # that carry a token
     _answers: bool = False  # there was data that is no error
     _usage: Usage | None = None
+    _odd: int = 0
     _is_last: bool = False  # the usage is the one at the end of a stream
     _held: bytearray = bytearray()  # an event that has begun
     _long: Scanner | None = None  # of an event too long to be held, which the client gets as it comes
@@ -79,9 +81,8 @@ class Events(msgspec.Struct):
         end = content.find(b"\n\n")
         if 2 <= end + 2 == len(content) < MAX_HELD_BYTES and not self._held and content.find(b"\r") < 0:
             return self._read(content)  # one event, as a read of a stream mostly is
-        changes = self.hide_usage or self.hide_running
-        given = self._cut(content, MAX_HELD_BYTES if changes else MAX_METERED_BYTES)
-        return given if changes and given != content else content
+        given = self._cut(content)
+        return given if (self.hide_usage or self.hide_running) and given != content else content
 
     def close(self) -> bytes:
         event = bytes(self._held)
@@ -118,8 +119,8 @@ class Events(msgspec.Struct):
         """Return how many tokens passed, of which each event that carries one is taken for one."""
         return at_most(self._frames + self.passed, self.most)
 
-    def _cut(self, content: bytes, most: int) -> bytes:
-        """Read the events that `content` completes and return what goes on; `most` is as much as is kept of one."""
+    def _cut(self, content: bytes) -> bytes:
+        """Read the events that `content` completes and return what goes on."""
         held = self._held
         looked = max(0, len(held) - 2)  # no event ends before, but its end may have begun
         given_to = len(held) if self._long is not None else 0
@@ -130,13 +131,21 @@ class Events(msgspec.Struct):
         no_cr = data.find(b"\r", looked) < 0
         given: list[bytes] = []
         at = 0
-        while (end := event_end(data, max(at, looked), no_cr)) > 0:
+        while True:
+            if at >= looked and (end := silence_end(data, at)) > at:
+                given.append(bytes(data[at:end]))
+                at = given_to = end
+            if (end := event_end(data, max(at, looked), no_cr)) <= 0:
+                break
             event = bytes(data[given_to:end])
-            if self._long is not None or len(event) >= most:
+            if self._long is not None or len(event) >= MAX_HELD_BYTES:
                 given.append(self._pass_long(event))
                 self._end_long()
             elif self.ending and event.endswith(self.ending):
                 self.passed += 1
+                given.append(event)
+            elif len(event) < _SHORTEST_READ and event.startswith(b"data:"):
+                self._read_odd()
                 given.append(event)
             else:
                 given.append(self._read(event))
@@ -145,7 +154,7 @@ class Events(msgspec.Struct):
             held += content[at:]
         else:
             del held[:at]
-        if self._long is not None or len(held) >= most:
+        if self._long is not None or len(held) >= MAX_HELD_BYTES:
             given.append(self._pass_long(bytes(held[given_to - at :])))
             del held[:-_KEPT_OF_LONG]
         return b"".join(given)
@@ -166,7 +175,7 @@ class Events(msgspec.Struct):
         self._long = None
 
     def _new_scanner(self) -> Scanner:
-        return Scanner(b"usage")
+        return Scanner(b"usage", b"error")
 
     def _read(self, event: bytes) -> bytes:
         """Read a whole event; return what goes on of it."""
@@ -174,6 +183,9 @@ class Events(msgspec.Struct):
 
     def _read_scanned(self, scanner: Scanner) -> None:
         """Read an event that is too long, or too odd, to be parsed; it counts as a token's."""
+        if raw_of(scanner.found, b"error") not in (ABSENT, NULL):
+            self._fail()
+            return
         self._frames += 1
         self._take(usage_in(raw_of(scanner.found, b"usage")), is_last=False)
 
@@ -200,10 +212,18 @@ class Events(msgspec.Struct):
             return
         if opens_with_error(event, True):
             self._fail()
-        elif data:
+        elif data and self._odd < _MAX_ODD:
+            self._odd += 1
             scanner = self._new_scanner()
             scanner.feed(data)
             self._read_scanned(scanner)
+        elif data:
+            self._read_odd()
+
+    def _read_odd(self) -> None:
+        """Take data that nothing can be read from for a token's."""
+        self._frames += 1
+        self._take(None, is_last=False)
 
 
 def is_error(kind: str, error: msgspec.Raw, event: bytes) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from edge.exchange import NO_USAGE, Usage
 from edge.metering.events import Events, decoded, is_error
 from edge.metering.scanning import Scanner
-from edge.metering.usage_objects import ABSENT, Response, begun_of, response_of, usage_in
+from edge.metering.usage_objects import ABSENT, Response, begun_of, raw_of, response_of, usage_in
 from edge.protocols import NOTHING_BEGUN, Begun
 
 _DELTA_TYPE: Final = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta" ?\}[\r\n]+')
@@ -68,12 +68,15 @@ class ResponseEvents(Events):
 
     def _new_scanner(self) -> Scanner:
         self._response = Scanner(b"usage", b"id", b"created_at", b"model")
-        return Scanner(b"type", b"sequence_number", response=self._response)
+        return Scanner(b"type", b"sequence_number", b"error", response=self._response)
 
     def _read_scanned(self, scanner: Scanner) -> None:
         found = scanner.found
         self._number = found.get(b"sequence_number", b"")
         kind = found.get(b"type", b"").decode(errors="replace").strip('"')
+        if is_error(kind, raw_of(found, b"error"), b""):
+            self._fail()
+            return
         if kind.endswith(".delta"):
             self._frames += 1
         answer = response_of(self._response.found) if self._response is not None else None

@@ -11,33 +11,46 @@ A key that is spelled with escapes is not found: no server writes one.
 Source: RFC 8259.
 """
 
+import functools
 import re
 from typing import Final
 
 MAX_VALUE_BYTES: Final = 64 * 1024  # of a member that is asked for; a longer one is nonsense
 _MAX_DEPTH: Final = 1000  # as deep as msgspec reads
 _MAX_KEY_BYTES: Final = 64  # of one that is compared; what is asked for is shorter
-_LEVELS: Final = 6  # that one match skips; an unfinished value is looked through once for each of its levels
+LEVELS: Final = 6  # that one match skips; an unfinished value is looked through once for each of its levels
 # A step takes 2 us. Documents of real servers take less than one in 500 bytes.
-_SPARE_STEPS: Final = 2000
+_SPARE_STEPS: Final = 1000
 _STEPS_PER_PIECE: Final = 4
-_BYTES_PER_STEP: Final = 50
+_BYTES_PER_STEP: Final = 100
 _SPACE: Final = b" \t\r\n"
 
 _REST_OF_TEXT: Final = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
 _TEXT: Final = b'"' + _REST_OF_TEXT + b'"'
+_PLAIN: Final = rb'[^"\[\]{}]*+'
 
 
-def _values(levels: int) -> bytes:
+def values(levels: int) -> bytes:
     """Return a pattern of whatever stands within an array or object, without what is nested deeper than `levels`."""
-    nested = rb"|[\[{]" + _values(levels - 1) + rb"[\]}]" if levels else b""
-    return rb'(?:[^"\[\]{}]++|' + _TEXT + nested + b")*+"
+    nested = rb"|[\[{]" + values(levels - 1) + rb"[\]}]" if levels else b""
+    return _PLAIN + b"(?:(?:" + _TEXT + nested + b")" + _PLAIN + b")*+"  # unrolled: it takes three fifths of the time
 
 
-_WITHIN: Final = re.compile(_values(_LEVELS), re.DOTALL)
+_WITHIN: Final = re.compile(values(LEVELS), re.DOTALL)
 _IN_TEXT: Final = re.compile(_REST_OF_TEXT, re.DOTALL)
 _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 _BETWEEN: Final = re.compile(rb'[^"\[\]{},:]*+')
+
+
+@functools.cache
+def _skipping(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    """Return a pattern of members that nobody asked for, each with the comma behind it."""
+    wanted = b"|".join(map(re.escape, names))
+    return re.compile(
+        rb'(?:[ \t\r\n]*+"(?!(?:' + wanted + rb')")' + _REST_OF_TEXT + rb'"[ \t\r\n]*+:'
+        rb'(?:[^"\[\]{},]++|' + _TEXT + rb"|[\[{]" + values(LEVELS - 1) + rb"[\]}])*+,)*+",
+        re.DOTALL,
+    )
 
 
 class Scanner:
@@ -56,13 +69,7 @@ class Scanner:
     def __init__(self, *names: bytes, **inner: "Scanner") -> None:
         self._inner = {name.encode(): scanner for name, scanner in inner.items()}
         self._names = (*names, *self._inner)
-        wanted = b"|".join(map(re.escape, self._names))
-        # Members that nobody asked for, each with the comma behind it.
-        self._skip = re.compile(
-            rb'(?:[ \t\r\n]*+"(?!(?:' + wanted + rb')")' + _REST_OF_TEXT + rb'"[ \t\r\n]*+:'
-            rb'(?:[^"\[\]{},]++|' + _TEXT + rb"|[\[{]" + _values(_LEVELS - 1) + rb"[\]}])*+,)*+",
-            re.DOTALL,
-        )
+        self._skip = _skipping(self._names)
         self.found: dict[bytes, bytes] = {}
         self.ends: dict[bytes, int] = {}
         self._passed = 0  # bytes before the piece that is read
@@ -78,9 +85,8 @@ class Scanner:
     def feed(self, data: bytes, at: int = 0) -> None:
         """Read the next piece, from `at` on."""
         spare = self._spare + _STEPS_PER_PIECE + len(data) // _BYTES_PER_STEP
-        while at < len(data) and not self.done:
+        while at < len(data) and not self.done and spare:
             spare -= 1
-            self.done = spare < 0
             if self._text is not None:
                 at = self._read_text(data, at)
             elif self._depth > 1:
@@ -90,6 +96,7 @@ class Scanner:
             else:
                 at = self._read_beginning(data, at)
         self._spare = spare
+        self.done |= not spare
         self._passed += len(data)
 
     def _read_beginning(self, data: bytes, at: int) -> int:

@@ -33,7 +33,7 @@ from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, Ups
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, error_in, event_end
 from edge.wire import http1
-from edge.wire.http1 import READ_STEP_BYTES, SIZE_LINE_BYTES, ResponseHead, whole_chunks
+from edge.wire.http1 import EVENT_END_BYTES, READ_STEP_BYTES, SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
 _STATUS_LINE: Final = b"HTTP/1."
@@ -53,7 +53,7 @@ class Answer:
     """
 
     __slots__ = (
-        "_attempt", "_body", "_client", "_collects", "_exchange", "_head", "_held", "_interim", "_owner", "_parts",
+        "_attempt", "_body", "_client", "_collects", "_error", "_exchange", "_head", "_held", "_interim", "_owner",
         "_write", "connection", "ending", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ class Answer:
         self._head: ResponseHead | None = None
         self._held = b""  # not understood yet
         self._interim = 0
-        self._parts: list[bytes] = []  # of an error
+        self._error = bytearray()  # its body
         self._collects: DocumentEcho | None = None
         self._body: Verbatim | Framed | None = None
         self.streams: bool | None = False  # None: the first bytes decide
@@ -126,17 +126,17 @@ class Answer:
             else:
                 # Only where there is framing can bytes come that are no content, and only events can be errors.
                 plain = self.streams is False and not head.framing.chunked
-                self._enter(OPENING, self._begin if plain else self.opening)
+                beginning = heads.Beginning(head.framing, self.streams)
+                self._enter(OPENING, self._begin if plain else lambda data: self.opening(beginning, data))
         if data or head.framing.done:
             self.connection.receive(data)
 
-    def opening(self, data: bytes) -> None:
+    def opening(self, beginning: heads.Beginning, data: bytes) -> None:
         """Hold the head until it is certain that the body has begun, as what, and that it is no error."""
-        head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
         if len(data) > READ_STEP_BYTES:
             data = self.connection.first_step(data)
         data = self._held + data if self._held else data
-        opening = heads.opening_of(head.framing, data, self.streams)
+        opening = beginning.opening(data)
         if opening is UNCERTAIN:
             self._held = data
             if len(data) > http1.MAX_HEAD_BYTES:
@@ -180,23 +180,24 @@ class Answer:
 
     def refused(self, data: bytes) -> None:
         """Collect the body of an error up to its end or its bound."""
-        head, parts = self._head, self._parts
-        assert head is not None
-        framing = head.framing
+        head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
+        error, framing, parts = self._error, head.framing, list[bytes]()
+        if len(data) > READ_STEP_BYTES:
+            data = self.connection.first_step(data)
         data = self._held + data if self._held else data
+        looked = max(0, len(error) - EVENT_END_BYTES)  # no event ends before
         try:
             understood = framing.scan(data, parts)
         except http1.Malformed:
-            framing.done = True
-            head.keep_alive = False
-            understood = len(data)
+            framing.done, head.keep_alive, understood = True, False, len(data)
         self._held = data[understood:]
-        is_whole = framing.done or (head.shape.status < 300 and event_end(b"".join(parts), 0, False))
-        if is_whole or sum(map(len, parts)) > _MAX_ERROR_BYTES:
+        error += b"".join(parts)
+        is_whole = framing.done or (head.shape.status < 300 and event_end(error, looked, False))
+        if is_whole or len(error) > _MAX_ERROR_BYTES:
             self._fail_as_answered(head)
 
     def _fail_as_answered(self, head: ResponseHead) -> None:
-        status, body = head.shape.status, b"".join(self._parts)
+        status, body = head.shape.status, bytes(self._error)
         if status < 300:  # an event: what it carries has the status
             status, body = error_in(body)
         idle_s = head.shape.idle_s if head.framing.done and head.keep_alive and not self._held else 0.0
@@ -320,7 +321,7 @@ class Answer:
     def _note_last_chunk(self) -> None:
         """Let the framing know how the content ends, which the hot path does not."""
         if self.last_chunk:
-            self._head.framing.tail = self.last_chunk[-2 - http1.EVENT_END_BYTES : -2]  # type: ignore[union-attr]
+            self._head.framing.tail = self.last_chunk[-2 - EVENT_END_BYTES : -2]  # type: ignore[union-attr]
 
     # --- the end
 
@@ -344,7 +345,7 @@ class Answer:
         else:
             head.framing.done = True
             if self.state is OPENING:
-                self.opening(b"")
+                self.opening(heads.Beginning(head.framing, self.streams), b"")
             else:
                 self._pass_collected(head)
 

@@ -10,8 +10,8 @@ from typing import Final
 import orjson
 
 from edge.metering.meters import Meter
-from edge.metering.scanning import Scanner
-from edge.sse import EVENT_DATA, event_end
+from edge.metering.scanning import LEVELS, Scanner, values
+from edge.sse import EVENT_DATA, event_end, silence_end
 
 MAX_JSON_BYTES: Final = 2**20  # of a JSON answer that is held to be changed; a longer one passes as it is
 MAX_ECHOED_BYTES: Final = 64 * 1024  # held of one event; of a longer one only so much is looked through
@@ -21,13 +21,10 @@ _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _MEMBER = re.compile(rb"[ \t\r\n,]*+(" + _STRING + rb")[ \t\r\n]*:[ \t\r\n]*", re.DOTALL)
 _TEXT = re.compile(_STRING, re.DOTALL)
-# Values are passed whole up to three levels, which is six times faster than a match for each of their brackets: what is
-# deep are long lists of small objects, `logprobs` above all.
-_FLAT: Final = rb'[^"{}\[\]]++|' + _STRING
-_LEVEL_1: Final = _FLAT + rb"|[{\[](?:" + _FLAT + rb")*+[}\]]"
-_LEVEL_2: Final = _FLAT + rb"|[{\[](?:" + _LEVEL_1 + rb")*+[}\]]"
-_VALUE = re.compile(_STRING + rb'|[^ \t\r\n,"{}\[\]]++|[{\[](?:' + _LEVEL_2 + rb")*+[}\]]", re.DOTALL)
-_TO_BRACKET = re.compile(rb"(?:" + _LEVEL_2 + rb")*+([{}\[\]])", re.DOTALL)
+# Values are passed whole up to some levels, which is six times faster than a match for each of their brackets.
+_VALUE = re.compile(_STRING + rb'|[^ \t\r\n,"{}\[\]]++|[{\[]' + values(LEVELS) + rb"[}\]]", re.DOTALL)
+_TO_BRACKET = re.compile(values(LEVELS) + rb"([{}\[\]])", re.DOTALL)
+_MAX_STEPS: Final = 1000  # members, or brackets that are deeper: 2 ms, as long as no server writes before the name
 # Where the name stands one level down: the events of `responses` and `messages`.
 _HOLDERS: Final = (b'"response"', b'"message"')
 
@@ -42,7 +39,10 @@ def model_span(document: bytes, at: int = 0, holders: tuple[bytes, ...] = ()) ->
     if opening is None:
         return None
     at = opening.end()
-    while member := _MEMBER.match(document, at):
+    for _ in range(_MAX_STEPS):
+        member = _MEMBER.match(document, at)
+        if member is None:
+            break
         name, at = member[1], member.end()
         found = None
         if name == b'"model"':
@@ -63,7 +63,10 @@ def _after_value(document: bytes, at: int) -> int:
         return value.end()
     depth = int(document.startswith((b"{", b"["), at))  # it is deep, or goes on, or is no JSON
     at += 1
-    while depth and (bracket := _TO_BRACKET.match(document, at)):
+    for _ in range(_MAX_STEPS):
+        bracket = _TO_BRACKET.match(document, at) if depth else None
+        if bracket is None:
+            break
         at = bracket.end()
         depth += 1 if bracket[1] in b"{[" else -1
     return len(document) if depth else at
@@ -141,7 +144,12 @@ class EventEcho:
         content = self._held + content
         no_cr = content.find(b"\r", looked) < 0
         at = 0
-        while end := event_end(content, max(at, looked), no_cr):
+        while True:
+            if at >= looked and (end := silence_end(content, at)) > at:
+                parts.append(content[at:end])
+                at = end
+            if not (end := event_end(content, max(at, looked), no_cr)):
+                break
             parts.append(self._echo(content[at:end]))
             at = end
         self._held = content[at:]
@@ -158,6 +166,8 @@ class EventEcho:
     def _echo(self, event: bytes) -> bytes:
         if self._standing and event.startswith(self._standing):
             return self._written + event[len(self._standing) :]
+        if event.find(b'"model"') < 0:
+            return event
         data = EVENT_DATA.search(event)
         # Of a longer event no more is looked through than is held of it, so that its reads make no difference.
         span = model_span(event[:MAX_ECHOED_BYTES], data.start(1), _HOLDERS) if data is not None else None

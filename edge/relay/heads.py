@@ -10,7 +10,7 @@ from edge.relay.echo import MAX_JSON_BYTES
 from edge.relay.terms import Attempt, Client
 from edge.sse import opens_stream, opens_with_error
 from edge.upstream_errors import ACCOUNT_HEADERS
-from edge.wire.http1 import Chunked, Framing, Length, Malformed, NoBody, ResponseHead, Shape
+from edge.wire.http1 import MAX_LINE_BYTES, Chunked, Framing, Length, Malformed, NoBody, ResponseHead, Shape
 
 # What comes back from the upstream besides the framing. Everything else, `server` and cookies above all, stays behind.
 _RETURNED: Final = frozenset({
@@ -24,6 +24,7 @@ _MEDIA: Final = (b"audio/", b"image/", b"video/")
 _JSON: Final = (b"/json", b"+json")
 STREAM: Final = Shape(200, {b"content-type": b"text/event-stream; charset=utf-8"}, Chunked, True, 0.0)
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_LOOK_BYTES: Final = MAX_LINE_BYTES + 2  # looked at in one go: a line of chunk framing is no longer
 _LAST_LINES: Final = CORS + b"\r\n"
 
 
@@ -75,39 +76,64 @@ def takes_model(head: ResponseHead) -> bool:
     return head.shape.is_identity and not (isinstance(framing, Length) and framing.total > MAX_JSON_BYTES)
 
 
-def content_of(framing: Framing, data: bytes) -> tuple[bytes, bool]:
-    """Return the content at the beginning of a body, and whether that is all of it; `framing` is left as it is."""
-    if isinstance(framing, Chunked):
-        payload: list[bytes] = []
-        ahead = Chunked()
-        try:
-            ahead.scan(data, payload)
-        except Malformed:
-            return data, True  # to be found out again, and refused, by who passes it on
-        return b"".join(payload), ahead.done
-    return data, framing.done or (isinstance(framing, Length) and len(data) >= framing.left)
+class Beginning:
+    """Finds out what a body is by its first bytes, of which each is looked at once; `framing` is left as it is.
 
-
-def opening_of(framing: Framing, data: bytes, streams: bool | None) -> Opening:
-    """Return what the beginning of a body is; `streams` is what its head says, None where it does not say.
-
-    JSON under the type of events is a document: some servers answer so whoever asked for a stream.
+    `streams` is what its head says, None where it does not say. JSON under the type of events is a document: some
+    servers answer so whoever asked for a stream.
     """
-    content, whole = content_of(framing, data)
-    if not content and not whole:
-        return UNCERTAIN
-    if streams is False:
-        return DOCUMENT
-    if streams is None or content[:1] == b"{":
-        streams = opens_stream(content, whole)
-        if not streams:
-            return UNCERTAIN if streams is None else DOCUMENT
-    if not content:
-        return NO_EVENT
-    is_error = opens_with_error(content, whole)
-    if is_error is None:
-        return UNCERTAIN
-    return ERROR if is_error else EVENTS
+
+    __slots__ = ("_ahead", "_at", "_content", "_framing", "_streams", "_whole")
+
+    def __init__(self, framing: Framing, streams: bool | None) -> None:
+        self._framing = framing
+        self._streams = streams
+        self._ahead = Chunked() if isinstance(framing, Chunked) else None
+        self._at = 0  # how much of a chunked body was understood
+        self._content = b""  # of it, without empty lines in front where anything may follow
+        self._whole = False
+
+    def opening(self, data: bytes) -> Opening:
+        """Return what a body is whose first bytes are `data`: all that came."""
+        if self._ahead is None:
+            left = self._framing.left if isinstance(self._framing, Length) else len(data) + 1
+            self._content, self._whole = data, self._framing.done or len(data) >= left
+            return self._judged()
+        found = UNCERTAIN
+        while found is UNCERTAIN and self._look(self._ahead, data):
+            found = self._judged()
+        return found
+
+    def _look(self, ahead: Chunked, data: bytes) -> bool:
+        """Look at a few bytes more; return whether they told something."""
+        payload: list[bytes] = []
+        piece = data[self._at : self._at + _LOOK_BYTES]
+        try:
+            count = ahead.scan(piece, payload)
+        except Malformed:  # to be found out again, and refused, by who passes it on
+            payload, count, ahead.done = [piece], len(piece), True
+        content = self._content + b"".join(payload)
+        self._content = content.lstrip(b"\r\n") if self._streams is None else content
+        self._at += count
+        self._whole = ahead.done
+        return count > 0
+
+    def _judged(self) -> Opening:
+        content, whole, streams = self._content, self._whole, self._streams
+        if not content and not whole:
+            return UNCERTAIN
+        if streams is False:
+            return DOCUMENT
+        if streams is None or content[:1] == b"{":
+            streams = opens_stream(content, whole)
+            if not streams:
+                return UNCERTAIN if streams is None else DOCUMENT
+        if not content:
+            return NO_EVENT
+        is_error = opens_with_error(content, whole)
+        if is_error is None:
+            return UNCERTAIN
+        return ERROR if is_error else EVENTS
 
 
 def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:

@@ -1,7 +1,8 @@
 """The flow of an upstream's connection: a long read is taken, and a long request written, in steps; others run between.
 
 One read may have 256 KB, and the event loop makes many of them in one turn: to read a long answer's usage would hold
-every other stream. A long request that is written at once would be encrypted at once.
+every other stream. What costs are lines more than bytes: those of chunks, events and heads. A long request that is
+written at once would be encrypted at once.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ from typing import Final
 
 from edge.wire.http1 import READ_STEP_BYTES
 
+_LONG_STEP_BYTES: Final = 16 * 1024  # of what has no more lines than servers write: an event of 60 bytes in each chunk
+_MANY_LINES: Final = 1000
 _WRITE_STEP_BYTES: Final = 128 * 1024
 
 
@@ -35,21 +38,25 @@ class Flow(asyncio.Protocol):
 
         What was taken of a read and then held may be given again, with more of it behind.
         """
+        count = _step_bytes(data, 0)
+        if count >= len(data):
+            return data
         assert self.transport is not None
         behind = self._long_read[self._at :]
-        self._long_read, self._at = data + behind if behind else data, READ_STEP_BYTES
+        self._long_read, self._at = data + behind if behind else data, count
         if self._step is None:
             self.transport.pause_reading()
             self._step = self._loop.call_soon(self._next_step)
-        return data[:READ_STEP_BYTES]
+        return data[:count]
 
     def _next_step(self) -> None:
         self._step = None
         data, at = self._long_read, self._at
-        self._at = at + READ_STEP_BYTES
+        count = _step_bytes(data, at)
+        self._at = at + count
         if self._at >= len(data):
             self._long_read, self._at = b"", 0
-        self.data_received(data[at : at + READ_STEP_BYTES])
+        self.data_received(data[at : at + count])
         if not self._is_paused:
             self._go_on()
 
@@ -115,6 +122,12 @@ class Flow(asyncio.Protocol):
         self._long_read, self._at, self._unsent, self._is_paused = b"", 0, None, True
         if self._step is not None:
             self._step.cancel()
+
+
+def _step_bytes(data: bytes, at: int) -> int:
+    """Return how much of a read is taken at once."""
+    many = data.count(b"\n", at, at + _LONG_STEP_BYTES) > _MANY_LINES
+    return READ_STEP_BYTES if many else _LONG_STEP_BYTES
 
 
 def _pieces(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:

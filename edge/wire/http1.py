@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # of one response head; Envoy allows 60 KiB
-_MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
+_MAX_LINES: Final = 128  # of one head, as aiohttp has it; a read may have many interim answers
+MAX_LINE_BYTES: Final = 4096  # of one chunk-size line with its extensions, or one trailer
 _MAX_TRAILER_BYTES: Final = 16 * 1024
-READ_STEP_BYTES: Final = 16 * 1024  # that are read at once: of what is costliest, chunks of a byte, in 5 ms
+READ_STEP_BYTES: Final = 2 * 1024  # that are read at once, whatever they are; `Flow` knows what of a longer read is
 DEFAULT_IDLE_S: Final = 4.0  # under the 5 s after which uvicorn, and so vLLM and SGLang, close an idle connection
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _LONGEST_IDLE_S: Final = 60.0
@@ -103,6 +104,8 @@ def parse_head(block: bytes) -> ResponseHead:
 def _parse(block: bytes) -> tuple[Shape, int]:
     """Return the shape of a head, and the length that it gives to the body, 0 for none."""
     first, *lines = block.split(b"\r\n")
+    if len(lines) > _MAX_LINES:
+        raise Malformed("too many header lines")
     minor_version, status = _status_line(first)
     headers: dict[bytes, bytes] = {}
     for line in lines:
@@ -347,10 +350,10 @@ class Chunked(Framing):
     def _irregular_line(self, data: bytes, at: int) -> int:
         line = _ANY_SIZE_LINE.match(data, at)
         if line is None:
-            if data.find(b"\n", at, at + _MAX_LINE_BYTES) >= 0 or len(data) - at > _MAX_LINE_BYTES:
+            if data.find(b"\n", at, at + MAX_LINE_BYTES) >= 0 or len(data) - at > MAX_LINE_BYTES:
                 raise Malformed("chunk size")
             return -1
-        if line.end() - at > _MAX_LINE_BYTES:
+        if line.end() - at > MAX_LINE_BYTES:
             raise Malformed("chunk extension")
         self._left = int(line[1], 16)
         self._in_trailers = not self._left
@@ -359,14 +362,14 @@ class Chunked(Framing):
     def _trailer(self, data: bytes, at: int) -> int:
         line_end = data.find(b"\r\n", at)
         if line_end < 0:
-            if len(data) - at > _MAX_LINE_BYTES:
+            if len(data) - at > MAX_LINE_BYTES:
                 raise Malformed("trailer")
             return -1
         self._trailer_bytes += line_end - at
         if line_end == at:
             self.done = True
         elif (
-            line_end - at > _MAX_LINE_BYTES
+            line_end - at > MAX_LINE_BYTES
             or self._trailer_bytes > _MAX_TRAILER_BYTES
             or not _FIELD.fullmatch(data, at, line_end)
         ):

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.metering import chunks
 from edge.metering.chunks import MAX_ENDING_BYTES
 from edge.metering.documents import MAX_DOCUMENT_BYTES
-from edge.metering.events import MAX_HELD_BYTES, MAX_METERED_BYTES
+from edge.metering.events import MAX_HELD_BYTES, decoded
 from edge.metering.meters import Meter, Metering
-from edge.metering.scanning import MAX_VALUE_BYTES
+from edge.metering.scanning import MAX_VALUE_BYTES, Scanner
 from edge.operations import OPERATIONS, Operation
 from edge.simulator import dialects
 from edge.simulator.dialects import Ask, Dialect, Question, error_frames
@@ -383,7 +384,7 @@ def test_no_bytes_make_a_meter_fail(parts: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["[" * 100_000, "[" * 50_000 + "]" * 50_000, '{"a":' * 50_000], ids=["open", "deep", "keys"]
+    "value", ["[" * 100_000, "[" * 50_000 + "]" * 50_000, '{"a":' * 25_000], ids=["open", "deep", "keys"]
 )
 def test_depth_costs_no_stack(value: str) -> None:
     """Deeper than any release of Python reads: 3.13 takes ten times the depth of those before."""
@@ -692,7 +693,7 @@ def test_what_is_too_long_does_not_depend_on_the_reads() -> None:
         assert outcome(CHAT, mode, [event + DONE])[0] == expected[0] + DONE
 
 
-@pytest.mark.parametrize("length", [10, MAX_HELD_BYTES, MAX_METERED_BYTES])
+@pytest.mark.parametrize("length", [10, MAX_HELD_BYTES])
 def test_usage_at_the_top_of_an_event_counts_however_long_it_is(length: int) -> None:
     """An object of that name that stands deeper, or in a text, is the caller's own."""
     own = {"usage": usage(1, 1), "x": '"usage":{"prompt_tokens":1}', "choices": [{"index": 0, "usage": None}]}
@@ -710,9 +711,48 @@ def test_usage_at_the_top_of_an_event_counts_however_long_it_is(length: int) -> 
 def test_end_of_a_long_event_may_be_the_end_of_the_stream() -> None:
     for hide in (True, False):
         meter = events(hide_usage=hide)
-        event = b'data: {"text":"' + b"x" * MAX_METERED_BYTES + b'","usage":{"total_tokens":3}}'
+        event = b'data: {"text":"' + b"x" * MAX_HELD_BYTES + b'","usage":{"total_tokens":3}}'
         assert b"".join(map(meter.feed, cut(event, [5, 90_000, 10**6]))) + meter.close() == event
         assert meter.usage(False).prompt_tokens == 3
+
+
+def test_usage_among_many_of_its_name_is_taken_out_with_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(chunks, "decoded", lambda decoder, event: looks.append(1) or decoded(decoder, event))
+    for many in (b'"usage":null,' * 1000, b'"usage":{},' * 1000):
+        own = b'"choices":[{"index":0,"delta":{"content":"a","x":{%b"y":1}}}]' % many
+        event = b'data: {%b,"usage":{"prompt_tokens":3}}\n\n' % own
+        meter = events(continuous=True, hide_usage=True, hide_running=True)
+        assert meter.feed(event) == b"data: {%b}\n\n" % own
+        assert meter.usage(False).prompt_tokens == 3
+    assert len(looks) == 4, "each event is read, and once more without its usage"
+
+
+def test_comments_and_empty_lines_are_passed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(chunks, "decoded", lambda decoder, event: reads.append(event) or decoded(decoder, event))
+    silence = b":\n\n" * 1000 + b"\n" * 1000 + b"\r\n" * 1000 + b": a\r: b\r\r" * 1000
+    for size in (10**6, 7):
+        meter = events(hide_usage=True)
+        stream = silence + chunk() + silence + chunk()
+        assert b"".join(map(meter.feed, cut(stream, range(size, len(stream), size)))) == stream
+        assert meter.usage(False).completion_tokens == 2
+    assert len(reads) < 10 + 2 * len(silence) // 7
+
+
+def test_data_that_is_no_json_costs_no_scan_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    monkeypatch.setattr("edge.metering.events.Scanner", lambda *names: scans.append(1) or Scanner(*names))
+    for odd in (b'data: {"a\n\n', b"data:1\n\n", b'data: {"aaaaaa\n\n'):
+        meter = fed(events(), [odd * 1000])
+        assert meter.usage(True).completion_tokens == 1000
+    assert 0 < len(scans) < 100
+
+
+@pytest.mark.parametrize("operation", [CHAT, MESSAGES, RESPONSES])
+def test_error_that_is_long_is_one(operation: str) -> None:
+    error = b'data: {"error":{"message":"%b"}}\n\n' % (b"x" * MAX_HELD_BYTES)
+    assert fed(events(operation), [error]).failed
 
 
 def test_little_is_kept_of_what_is_long() -> None:
@@ -731,7 +771,7 @@ def test_little_is_kept_of_what_is_long() -> None:
             for _ in range(300):
                 meter.feed(bytes(32_768))
             assert tracemalloc.get_traced_memory()[0] < 4 * MAX_VALUE_BYTES
-        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_METERED_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_VALUE_BYTES
     finally:
         tracemalloc.stop()
 
@@ -872,7 +912,7 @@ def test_timings_of_a_long_document_count() -> None:
 def test_images_of_a_stream_are_counted_however_long_they_are(size: int) -> None:
     for operation in ["generation", "edit"]:
         done = f"image_{operation}.completed"
-        image = "QUJD" * (MAX_METERED_BYTES // 4 if size > 1000 else 4)
+        image = "QUJD" * (MAX_HELD_BYTES // 4 if size > 1000 else 4)
         frames = [
             b"event: %b\n" % done.encode() + data({"type": done, "b64_json": image}),
             data({"type": f"image_{operation}.partial_image", "b64_json": "QUJD"}),

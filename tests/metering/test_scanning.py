@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.metering.scanning import MAX_VALUE_BYTES, Scanner
+from edge.metering.scanning import _BYTES_PER_STEP, MAX_VALUE_BYTES, Scanner
 from tests.profiles import examples
 from tests.streams import cut
 
@@ -129,6 +129,7 @@ def test_document_that_is_built_to_be_slow_is_given_up(name: str) -> None:
     scanner = Scanner(b"usage")
     for part in cut(BUILT_TO_BE_SLOW[name], range(65_536, len(BUILT_TO_BE_SLOW[name]), 65_536)):
         scanner.feed(part)
+        assert scanner._spare >= 0, "no more steps are taken than there are, whatever a step finds"
     scanner.feed(b'"usage":{"prompt_tokens":1}}')
     assert scanner.done
     is_found = scanner.found.get(b"usage") == b'{"prompt_tokens":1}'
@@ -162,4 +163,4 @@ def test_vectors_and_images_take_few_steps() -> None:
         before = scanner._spare
         scanner.feed(document)
         assert scanner.found == {b"usage": b'{"prompt_tokens":3}'}
-        assert before + len(document) // 50 - scanner._spare < 20
+        assert before + len(document) // _BYTES_PER_STEP - scanner._spare < 20

@@ -115,9 +115,20 @@ def test_any_object_is_changed_as_a_parser_would(document: dict[str, Any], space
 
 
 def test_answer_that_is_deep_or_many_times_nested_costs_no_stack() -> None:
-    deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b',"model":"m"}'
+    deep = b'{"a":' + b"[" * 400 + b"]" * 400 + b',"model":"m"}'
     assert model_span(deep) == (len(deep) - 4, len(deep) - 1)
     assert model_span(b'{"a":' + b"[" * 100_000) is None
+
+
+def test_name_behind_what_no_server_writes_is_not_looked_for() -> None:
+    for before in (b'"a":1,' * 10_000, b'"a":' + b"[" * 10_000 + b"]" * 10_000 + b","):
+        assert model_span(b"{" + before + b'"model":"m"}') is None
+
+
+def test_comments_and_empty_lines_pass_as_they_come() -> None:
+    stream = b": a\n: b\n\n\n\r\n:\r\r" + STREAMS["cr"] + b":\n\n" * 3 + STREAMS["cr"] + b"\n\r"
+    assert echoed(NAME, [stream]) == expected(stream)
+    assert echoed(NAME, cut(stream, range(1, len(stream)))) == expected(stream)
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -9,7 +9,9 @@ from edge.errors import UpstreamError
 from edge.exchange import End, UsageSource
 from edge.metering.meters import Metering
 from edge.operations import OPERATIONS
+from edge.relay.heads import Beginning, Opening
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
+from edge.wire.http1 import Chunked
 from tests.relay.test_relay import CHUNKED, LAST, Outcome, Running, content_of, in_bytes, relayed
 from tests.streams import chunk
 
@@ -129,3 +131,33 @@ async def test_heartbeat_goes_out_between_head_and_body_of_no_type_only_behind_a
         assert running.relay._answer.may_beat() is beaten
         await running.lose(eof=False)
         await running.end()
+
+
+def test_first_bytes_are_looked_at_once_however_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    scan = Chunked.scan
+
+    def counted(self: Chunked, data: bytes, payload: list[bytes], plain: bool = False) -> int:
+        scanned.append(len(data))
+        return scan(self, data, payload, plain)
+
+    monkeypatch.setattr(Chunked, "scan", counted)
+    blank = chunk(b"\n") * 1000
+    for step in (1, 100, len(blank)):
+        beginning = Beginning(Chunked(), None)
+        scanned.clear()
+        openings = {beginning.opening(blank[:at]) for at in range(step, len(blank) + 1, step)}
+        assert openings == {Opening.UNCERTAIN}
+        assert sum(scanned) < 4 * len(blank)
+        assert beginning.opening(blank + chunk(TOKEN) * 1000) is Opening.EVENTS
+        assert scanned[-1] < 5000, "no more than tells it"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_error_in_many_pieces_is_handed_over_whole(framing: str) -> None:
+    error = json.dumps({"error": {"message": "x" * 20_000}}).encode()
+    pieces = b"".join(chunk(error[at : at + 1]) for at in range(len(error))) + LAST
+    body = b"content-length: %d\r\n\r\n%b" % (len(error), error) if framing == "length" else CHUNKED + pieces
+    got = relayed([b"HTTP/1.1 400 Bad Request\r\n" + body])
+    assert isinstance(got.failure, UpstreamAnsweredError)
+    assert got.failure.body == error

@@ -95,6 +95,12 @@ def test_head_that_could_be_read_in_two_ways_is_malformed(lines: str) -> None:
         parse_head(lines.replace("|", "\r\n").encode("latin-1"))
 
 
+def test_head_of_many_lines_is_malformed() -> None:
+    assert parse_head(b"HTTP/1.1 200 OK" + b"\r\nx: y" * 128).shape.status == 200
+    with pytest.raises(Malformed):
+        parse_head(b"HTTP/1.1 200 OK" + b"\r\nx: y" * 129)
+
+
 @given(st.binary(max_size=200))
 def test_head_of_any_bytes_is_read_or_malformed(block: bytes) -> None:
     try:
