@@ -6,7 +6,7 @@ Each `check_` raises `ValueError` with a message for the operator: what is wrong
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from itertools import chain
 from typing import Any
 
@@ -37,6 +37,30 @@ def _is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# Not link-local, and the same thing all the same: the metadata services of Alibaba Cloud, Amazon EC2 over IPv6, Azure,
+# Google Cloud over IPv6, Oracle Cloud and Scaleway over IPv6, each by its vendor's documentation.
+_METADATA = frozenset(map(ip_address, (
+    "100.100.100.200", "fd00:ec2::254", "168.63.129.16", "fd20:ce::254", "192.0.0.192", "fd00:42::42",
+)))  # fmt: skip
+_METADATA_BEGINS = ("169.254.", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+
+
+def is_metadata_address(text: str) -> bool:
+    """Return whether this is an IP address at which clouds keep a machine's credentials: link-local, or of a few more.
+
+    Whoever is led to ask there gives them to who led it (OWASP, "Server-Side Request Forgery"; RFC 3927, RFC 4291
+    section 2.5.6). A name is none.
+    """
+    if not text.startswith(_METADATA_BEGINS) and ":" not in text:  # at once: ten thousand are looked at in a start
+        return False
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_link_local or (mapped or address) in _METADATA
 
 
 def check_pattern(pattern: str) -> None:

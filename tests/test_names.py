@@ -11,6 +11,7 @@ from edge.names import (
     is_dns_label,
     is_host_name,
     is_instance_name,
+    is_metadata_address,
 )
 
 
@@ -122,3 +123,18 @@ def test_placeholders_of_a_model_are_owner_and_service() -> None:
     check_placeholders("{owner}--{service}")
     with pytest.raises(ValueError, match="write"):
         check_placeholders("{model}")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("169.254.169.254", True), ("169.254.0.1", True), ("169.254.1.1", True), ("fe80::1", True),
+        ("fe80::1%eth0", True), ("::ffff:169.254.169.254", True), ("::FFFF:A9FE:A9FE", True), ("fd00:ec2::254", True),
+        ("fd20:ce::254", True), ("100.100.100.200", True), ("::ffff:100.100.100.200", True), ("168.63.129.16", True),
+        ("192.0.0.192", True), ("fd00:42::42", True), ("10.0.0.1", False), ("169.253.1.1", False), ("::1", False),
+        ("127.0.0.1", False), ("100.100.100.20", False), ("fd00::1", False), ("169.254.example", False), ("a:b", False),
+        ("metadata.example", False), ("", False),
+    ],
+)  # fmt: skip
+def test_addresses_at_which_clouds_keep_credentials_are_known(text: str, is_one: bool) -> None:
+    assert is_metadata_address(text) is is_one

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from edge.names import (
     fill,
     hosts_overlap,
     is_instance_name,
+    is_metadata_address,
     named_hosts,
 )
 
@@ -29,9 +29,6 @@ _HAS_REPLICAS: Final = ("redis", "rediss")
 _OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
     each.key for each in settings_of(settings.PoolConfig)
 }
-# Not link-local, and the same thing all the same: the metadata service of Amazon EC2 over IPv6.
-# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
-_METADATA: Final = IPv6Address("fd00:ec2::254")
 
 
 def check_server(server: settings.ServerConfig, table: Table) -> None:
@@ -91,17 +88,17 @@ def check_shared(shared: settings.SharedConfig, table: Table) -> None:
 
 
 def _warn_of_metadata(table: Table, key: tuple[str | int, ...], url: str) -> None:
-    """Warn of a URL in whose place clouds give a machine's credentials to whoever asks from it.
-
-    A proxy that is led there gives them to its callers (OWASP: server-side request forgery).
-    """
+    """Warn of a URL in whose place clouds give a machine's credentials to whoever asks from it."""
     try:
-        address = ip_address(urlsplit(url).hostname or "")
-    except ValueError:  # a name, or none
+        host = urlsplit(url).hostname
+    except ValueError:  # which is told elsewhere
         return
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    if (mapped or address).is_link_local or address == _METADATA:
-        what = f"{address} is a link-local address, at which clouds keep the credentials of a machine"
+    _warn_of_address(table, key, host or "")
+
+
+def _warn_of_address(table: Table, key: tuple[str | int, ...], host: str) -> None:
+    if is_metadata_address(host):
+        what = f"{host} is an address at which clouds keep the credentials of a machine"
         table.reader.warn((*table.at, *key), f"{what}: write the server's own address")
 
 
@@ -144,9 +141,9 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
             what = f'{name!r} is neither refused nor dropped with the engine "{pool.engine}": remove it'
             table.reader.warn(at, what)
     for index, endpoint in enumerate(pool.endpoints):
-        _warn_of_metadata(table, ("endpoints", index), str(endpoint.url))
+        _warn_of_address(table, ("endpoints", index), endpoint.url.host)
     if pool.dns is not None:
-        _warn_of_metadata(table, ("dns",), str(pool.dns))
+        _warn_of_address(table, ("dns",), pool.dns.host)
 
 
 def check_route(

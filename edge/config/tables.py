@@ -120,7 +120,10 @@ class Table:
     def take(self, key: str) -> object:
         """Return the value of `key`, expanded; None when it is absent (TOML has no null)."""
         self.known[key] = None
-        return self.reader.expand((*self.at, key), self.data.get(key))
+        value = self.data.get(key)
+        if isinstance(value, str | list):
+            return self.reader.expand((*self.at, key), value)
+        return value
 
     def text(self, key: str, unit: str = "") -> str | None:
         """Return a string; `unit` is what a bare number lacks."""

@@ -198,6 +198,14 @@ def _reason(error: ConfigError | Unusable) -> str:
     return "\n".join([*lines[:_MAX_PROBLEMS], f"{more} more: `edge check` lists them"] if more > 0 else lines)
 
 
+def unexpected(error: Exception) -> str:
+    """Return why a file is not in force where that is a fault of the edge's own; the log has its traceback."""
+    return (
+        f"the edge failed to take it over ({type(error).__name__}, the log has the traceback), which is no fault of "
+        "the file: send SIGHUP to have it read again, or restart"
+    )
+
+
 def state_of(path: Path) -> FileState:
     """Return what differs between two states of a file; `stat` follows the links of ConfigMaps."""
     try:

@@ -44,7 +44,7 @@ from edge.process.listeners import (
     passed_sockets,
     raise_descriptor_limit,
 )
-from edge.process.reloading import Reloader, retire
+from edge.process.reloading import Reloader, retire, unexpected
 from edge.process.start_checks import check_interpreter
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
@@ -257,9 +257,13 @@ class Server:
                 changed.cancel()
                 asked.cancel()
             self._reload_now.clear()
-            generation = await self._reloader.reload(self.generation)
-            await self.discovery.learn(generation.pools.values())
-            await self._apply(generation)
+            try:
+                generation = await self._reloader.reload(self.generation)
+                await self.discovery.learn(generation.pools.values())
+                await self._apply(generation)
+            except Exception as error:
+                self._reloader.refuse(self.generation, unexpected(error))
+                raise
 
     async def _apply(self, generation: Generation) -> None:
         """Let new requests have a generation; running requests keep theirs.

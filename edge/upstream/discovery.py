@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from edge.config.values import Url
+from edge.names import is_metadata_address
 from edge.outage import Outage
 from edge.tasks import end_tasks
 from edge.upstream.endpoints import Endpoints
@@ -122,7 +123,9 @@ async def look_up(name: Url) -> Addresses:
 
     Each on a thread of its own: the loop has four for all names of the process, and one whose server is dead holds its
     thread for as long as the resolver is patient. A daemon, so that it does not hold the process's end either.
-    Raises: `OSError`, `UnicodeError`, or `RuntimeError` when there is no thread to be had.
+    None at which clouds give a machine's credentials to whoever asks, as for a connection by name.
+    Raises: `OSError`, also when no other address is left, `UnicodeError`, or `RuntimeError` when there is no thread to
+    be had.
     """
     answer: Future[Addresses] = Future()
     answer.set_running_or_notify_cancel()  # that nobody waits any more ends no look-up
@@ -134,6 +137,10 @@ def _resolve(name: Url, answer: Future[Addresses]) -> None:
     """Ask the resolver, on a thread that may wait for it."""
     try:
         found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
-        answer.set_result(tuple(sorted({str(address[0]) for *_, address in found})))
+        addresses = {str(address[0]) for *_, address in found}
+        kept = sorted(each for each in addresses if not is_metadata_address(each))
+        if not kept:
+            raise OSError("it leads to nothing but addresses at which clouds keep the credentials of a machine")
+        answer.set_result(tuple(kept))
     except Exception as error:  # raised where it is waited for
         answer.set_exception(error)

@@ -19,6 +19,7 @@ from aiohappyeyeballs import start_connection
 
 from edge.config.values import Url
 from edge.errors import ConnectFailed, OutOfPorts, Overloaded
+from edge.names import is_metadata_address
 from edge.sockets import notices_of_death
 from edge.wire.flow import Flow
 
@@ -225,6 +226,7 @@ class ConnectionPool:
         self.tls = tls
         self._shortage = shortage or Shortage(lambda: (self,))
         self._is_name = not _is_address(url.host)
+        self._warn_at = -math.inf
         self._passed_over: dict[Any, float] = {}  # until when an address is tried last
         self._idle: dict[UpstreamConnection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -300,6 +302,7 @@ class ConnectionPool:
         now = self.loop.time()
         self._passed_over = {address: until for address, until in self._passed_over.items() if until > now}
         found = await self.loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
+        found = self._without_metadata(found, now)
         families = [info[0] for info in found]
         random.shuffle(found)
         found.sort(key=lambda info: (info[4] in self._passed_over, families.index(info[0])))
@@ -308,6 +311,21 @@ class ConnectionPool:
         if sock.getpeername() != first:
             self._passed_over[first] = now + _PASSED_OVER_S
         return sock
+
+    def _without_metadata(self, found: list[Any], now: float) -> list[Any]:
+        """Return the addresses of a name without those at which clouds give a machine's credentials to who asks.
+
+        Who owns the name of an instance, or answers for it, chooses what it leads to; an operator who means such an
+        address writes it himself. Raises `OSError` when no other is left.
+        """
+        kept = [info for info in found if not is_metadata_address(info[4][0])]
+        if len(kept) < len(found) and now >= self._warn_at:
+            self._warn_at = now + _LOG_INTERVAL_S
+            what = "leads to an address at which clouds keep the credentials of a machine, which is not asked"
+            _log.warning("upstream %s %s: write the address itself where it is meant", self.url.authority, what)
+        if not kept:
+            raise OSError("no address that may be asked")
+        return kept
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back."""

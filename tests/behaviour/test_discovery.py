@@ -188,6 +188,18 @@ async def test_addresses_are_all_that_the_machine_knows() -> None:
     assert "127.0.0.1" in await discovery.look_up(Url("http", "localhost", 8000))
 
 
+async def test_address_of_a_metadata_service_is_no_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers for the name chooses it; a name that leads nowhere else is as good as unknown."""
+    known = ["169.254.169.254", "127.0.0.1", "fd00:ec2::254"]
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, 80)) for it in known]
+    )
+    assert await discovery.look_up(Url("http", "model.test", 80)) == ("127.0.0.1",)
+    known.remove("127.0.0.1")
+    with pytest.raises(OSError, match="credentials of a machine"):
+        await discovery.look_up(Url("http", "model.test", 80))
+
+
 class System:
     """The machine's resolver: 127.0.0.1 for each name, and nothing for the dead one while its server is silent."""
 

@@ -216,6 +216,32 @@ async def test_bad_file_changes_nothing_and_says_so_everywhere(
     assert await metric(edge, "edge_config_last_reload_successful") == 1
 
 
+@pytest.mark.parametrize("where", ["edge.process.reloading.load", "edge.process.server.retire"])
+async def test_fault_of_the_edge_in_a_reload_says_so_everywhere(
+    edge: Edge, where: str, caplog: pytest.LogCaptureFixture, reloads: Reloads
+) -> None:
+    """As a bad file does, wherever it fails; the edge goes on, and SIGHUP has the file read again."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of 5")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, fails)
+        edge.config_path.write_text(edge.config_path.read_text() + NEW)
+        await reloads.reach(lambda: edge.server.readiness.reload_failed)
+    assert await status_of(edge, "public/deepseek-r1") == 200
+    shown = edge.server.readiness.describe()
+    assert "last reload: failed" in shown
+    assert "ZeroDivisionError" in shown
+    assert "of 5" not in shown
+    assert await metric(edge, "edge_config_last_reload_successful") == 0
+    assert any(record.exc_info for record in caplog.records)
+    edge.server.reload()
+    await reloads.reach(lambda: edge.server.readiness.generation == 2)
+    assert await status_of(edge, "public/new") == 200
+    assert await metric(edge, "edge_config_last_reload_successful") == 1
+
+
 async def test_file_that_vanishes_changes_nothing_and_may_come_back(edge: Edge, reloads: Reloads) -> None:
     text = edge.config_path.read_text()
     edge.config_path.unlink()

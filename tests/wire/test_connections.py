@@ -325,6 +325,28 @@ def refusing() -> Iterator[Address]:
         yield taken.getsockname()
 
 
+@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.1.1", "fe80::1", "fd00:ec2::254", "100.100.100.200"])
+async def test_name_that_leads_to_a_metadata_service_is_not_connected_to(
+    listening: str, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever answers for the name chooses that; another address of it is asked, and the operator is told, once."""
+    live = ("127.0.0.1", parse_url(listening).port)
+    loop = Resolving((address, 80))
+    pool = new_pool("http://model.test", loop)
+    for _ in range(2):
+        with pytest.raises(ConnectFailed) as failure:
+            await pool.connect(5)
+        assert address not in str(failure.value)
+    assert loop.tried == []
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "model.test leads to an address" in record.getMessage()
+    loop.addresses.append(live)
+    for _ in range(4):
+        assert await loop.connect(pool) == live
+    assert loop.tried == [live] * 4
+
+
 @pytest.mark.parametrize("dead", ["silent", "refusing"])
 async def test_dead_address_of_a_name_is_passed_over_and_tried_last_for_some_minutes(
     listening: str, dead: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
