@@ -278,6 +278,9 @@ class ClientConnection(SteppedHandler):
         if self._messages:
             self._stop_header_timer()
             self._check_head_sizes()
+            if current is not None and not self._has_room():
+                self._drop_queue()
+                return
             # The parser counts a request from its last byte on, also the one that is being answered: hence one less.
             if len(self._messages) >= self._max_msg_queue_size - 1:
                 self._parser_full = True

@@ -10,6 +10,7 @@ from edge.client.chunks import Framing
 from edge.errors import EdgeError
 
 _MAX_PARKED_BYTES: Final = 256 * 1024  # pipelined behind a running answer and its 32 queued requests
+_MAX_QUEUED_BYTES: Final = 512 * 1024  # of the bodies of these
 STEP_BYTES: Final = 8192  # of what may have many chunks, in up to 3 ms
 
 
@@ -50,9 +51,17 @@ class SteppedHandler(RequestHandler):
         """Hold bytes behind a running answer; a client that sends too many gets no further answer (RFC 9112 9.3.2)."""
         self._parked += data
         if len(self._parked) > _MAX_PARKED_BYTES:
-            self._parked = b""
-            self._messages.clear()
-            self._close = True
+            self._drop_queue()
+
+    def _has_room(self) -> bool:
+        """Whether the bodies behind a running answer are as few as may be: no memory counts one before its turn."""
+        return sum(payload.total_bytes for _, payload in self._messages) <= _MAX_QUEUED_BYTES
+
+    def _drop_queue(self) -> None:
+        """Give no answer any more but the running one."""
+        self._parked = b""
+        self._messages.clear()
+        self._close = True
 
     def _wait(self, data: bytes) -> None:
         """Hold what came before the parser was through with a read."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -94,3 +96,46 @@ async def test_chunks_of_a_body_are_followed_whatever_stands_before_its_request(
         served = await serve([part for part in (data[:at], data[at:]) if part])
         served = await serve([part for part in (data[:at], data[at:]) if part])
         assert [path for _, path, _ in served] == ["/0"][: len(before) // 9]
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 60_000, 120_000, 200_000])
+async def test_bodies_behind_a_running_answer_are_bounded(size: int) -> None:
+    """No memory of bodies counts one before its turn. Who sends too much gets the running answer, and no other."""
+    release, served = asyncio.Event(), []
+
+    async def answer(request: Request) -> None:
+        served.append(request)
+        request.connection.attach(cast(Any, SimpleNamespace(begun=True, client_gone=lambda: None)))
+        await release.wait()
+        request.connection.attach(None)
+
+    wire = Wire()
+    connection = ClientServer(answer, Lifecycle(), ServerConfig(), 10).connection()
+    connection.connection_made(wire)
+    await _turns()
+    connection.data_received(asked(2))
+    await _turns()
+    most = 0
+    for _ in range(3_000_000 // size):
+        connection.data_received(asked(size))
+        while connection._rest:
+            await asyncio.sleep(0)
+        held = [payload.total_bytes for _, payload in connection._messages]
+        most = max(most, sum(held) + len(connection._parked) + connection.unparsed_bytes)
+    assert most < 1_000_000
+    assert connection._close
+    assert not wire.closed, "the running answer goes on"
+    release.set()
+    await _turns()
+    assert wire.closed
+    assert len(served) == 1
+
+
+def asked(size: int) -> bytes:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % size + b"x" * size
+
+
+async def _turns() -> None:
+    for _ in range(6):  # of the loop, which wait for nothing
+        await asyncio.sleep(0)

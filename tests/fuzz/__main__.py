@@ -6,14 +6,20 @@ the software that it breaks is mended.
 """
 
 import logging
+import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import atheris
 
 with atheris.instrument_imports(include=["edge"]):
-    from tests.fuzz.targets import CORPUS, TARGETS, Target
+    from tests.fuzz.mutations import mutated
+    from tests.fuzz.targets import CORPUS, TARGETS, Target, seeds
+
+_OWN_SHARE: Final = 0.7  # of the mutations; libFuzzer makes the others
 
 
 def main() -> None:
@@ -30,8 +36,22 @@ def main() -> None:
     atheris.Setup(
         [sys.argv[0], f"-dict={words}", f"-artifact_prefix={learned}-", "-timeout=20", *options, *directories],
         TARGETS[name].check,
+        custom_mutator=mutator(name),
     )
     atheris.Fuzz()
+
+
+def mutator(name: str) -> Callable[[bytes, int, int], bytes]:
+    """Return what changes an input of a target as its grammar suggests, or as libFuzzer does."""
+    usual, words = seeds(name), TARGETS[name].words
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        if chance.random() >= _OWN_SHARE:
+            return bytes(atheris.Mutate(data, max_size))
+        return mutated(data if data and seed % 2 else chance.choice(usual), chance, usual, words)[:max_size]
+
+    return mutate
 
 
 def dictionary(target: Target) -> str:

@@ -1,6 +1,7 @@
 """What the edge lets through of a client's bytes: others read the same requests in them, and in what goes upstream."""
 
 import asyncio
+import atexit
 import random
 import re
 import zlib
@@ -28,6 +29,7 @@ from edge.stage import Lifecycle
 from edge.upstream.endpoints import Endpoint, Member
 from tests.client.test_repeats import Wire
 from tests.fuzz.peers import Message, Reading, requests_by_h11, requests_by_llhttp
+from tests.fuzz.rules import requests_by_rules
 from tests.streams import cut
 
 _UPSTREAM = EndpointConfig(parse_url("http://10.0.0.1:8000"))
@@ -35,7 +37,10 @@ _MEMBER = Member(cast(Endpoint, SimpleNamespace(authority="10.0.0.1:8000")), _UP
 _ROUTE = RouteConfig("r", "*", "p", model="another-name")
 _CALLER = Caller(Principal("key_1", "u-a"))
 _PATHS = paths_of()
+_REQUESTS = re.compile(rb"(?=[A-Z]{3,} )")
 _BEGINS = re.compile(rb"(?=[A-Z]{3,} )|(?<=\n)")  # a request, a line
+_LOOP = asyncio.new_event_loop()  # for all inputs: a new one costs more than most of them
+atexit.register(_LOOP.close)
 _TURNS = 6  # of the loop, which wait for nothing
 
 
@@ -106,6 +111,8 @@ async def _both(data: bytes) -> tuple[Served, Served]:
 def cut_by_itself(data: bytes) -> list[bytes]:
     """Cut bytes into up to five reads, anywhere and where something begins, at places that only depend on them."""
     chance = random.Random(zlib.crc32(data))
+    if chance.random() < 0.3:  # as clients write: a request in each read
+        return [part for part in cut(data, [found.start() for found in _REQUESTS.finditer(data)]) if part]
     begins = [found.start() for found in _BEGINS.finditer(data)] or [0]
     places = [
         chance.choice((chance.randrange(len(data) + 1), chance.choice(begins))) for _ in range(chance.randrange(5))
@@ -114,14 +121,17 @@ def cut_by_itself(data: bytes) -> list[bytes]:
 
 
 def check(data: bytes) -> None:
-    """No request is framed differently by other parsers: they refuse it, or read the same one.
+    """No request is framed differently by other parsers: they refuse it, or read the same one; the rules never do.
 
     Nor at other cuts: where a read holds what is malformed, all of it is refused, so that fewer may be served.
     """
-    served, at_once = asyncio.run(_both(data))
+    served, at_once = _LOOP.run_until_complete(_both(data))
     assert all(one == other for one, other in zip(served.bodies, at_once.bodies, strict=False))
     for reading in (requests_by_h11(data), requests_by_llhttp(data)):
         _check_same(served.asked, reading)
+    by_rules = requests_by_rules(data)
+    for asked in (served.asked, at_once.asked):
+        _check_same(asked, by_rules._replace(rest="end"))
     expected = [(b"POST", body) for body in served.bodies]
     for reading in (requests_by_h11(served.upstream), requests_by_llhttp(served.upstream)):
         assert [(message.method, message.body) for message in reading.messages] == expected

@@ -21,11 +21,13 @@ TARGETS = {
     "requests": Target(requests.check, (
         b"\r\n", b"\n", b"\r", b":", b" ", b"\t", b",", b";", b"0", b"0\r\n\r\n", b"Content-Length: 5\r\n",
         b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"HTTP/1.0",
+        b"Transfer-Encoding: gzip, chunked\r\n", b"Content-Length: 0\r\n", b"Expect: x\r\n",
         b"GET", b"http://x/v1/completions", b"\xff", b"\0",
     )),
     "answers": Target(answers.check, (
         b"\r\n", b"\n", b"\r", b":", b" ", b";a=b", b"0", b"0\r\n\r\n", b"content-length: 5\r\n",
         b"transfer-encoding: chunked\r\n", b"connection: close\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"204",
+        b"transfer-encoding: gzip, chunked\r\n", b"content-length: 0\r\n", b"HTTP/1.0",
         b"x: y\r\n",
     )),
     "forms": Target(forms.check, (
