@@ -19,6 +19,7 @@ early: once one went out the client has its status, and a failure after it becom
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
@@ -28,7 +29,7 @@ from edge.protocols import NOTHING_BEGUN
 from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, DocumentEcho
 from edge.relay.framed import Framed
-from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN
+from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN, Beginning
 from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
 from edge.sse import EVENT_ENDS, error_in, event_end
@@ -123,15 +124,15 @@ class Answer:
             if self._attempt.echo is not None and self.streams is not None and heads.takes_model(head):
                 self._collects = DocumentEcho(self._attempt.echo, self._attempt.metering.document())
                 self._enter(COLLECTING, self.collecting)
-            elif self.streams is False and not head.framing.chunked:
-                self._enter(OPENING, self._begin)
-            else:  # only where there is framing can bytes come that are no content, and only events can be errors
-                beginning = heads.Beginning(head.framing, self.streams)
-                self._enter(OPENING, lambda data: self.opening(beginning, data))
+            else:
+                # Only where there is framing can bytes come that are no content, and only events can be errors.
+                plain = self.streams is False and not head.framing.chunked
+                looks = self._begin if plain else partial(self.opening, Beginning(head.framing, self.streams))
+                self._enter(OPENING, looks)
         if data or head.framing.done:
             self.connection.receive(data)
 
-    def opening(self, beginning: heads.Beginning, data: bytes) -> None:
+    def opening(self, beginning: Beginning, data: bytes) -> None:
         """Hold the head until it is certain that the body has begun, as what, and that it is no error."""
         if len(data) > READ_STEP_BYTES:
             data = self.connection.first_step(data)
@@ -187,10 +188,9 @@ class Answer:
         data = self._held + data if self._held else data
         looked = max(0, len(error) - EVENT_END_BYTES)  # no event ends before
         try:
-            understood = framing.scan(data, parts)
+            self._held = data[framing.scan(data, parts) :]
         except http1.Malformed:
-            framing.done, head.keep_alive, understood = True, False, len(data)
-        self._held = data[understood:]
+            framing.done, head.keep_alive, self._held = True, False, b""
         error += b"".join(parts)
         is_whole = framing.done or (head.shape.status < 300 and event_end(error, looked, False))
         if is_whole or len(error) > _MAX_ERROR_BYTES:
@@ -345,7 +345,7 @@ class Answer:
         else:
             head.framing.done = True
             if self.state is OPENING:
-                self.opening(heads.Beginning(head.framing, self.streams), b"")
+                self.opening(Beginning(head.framing, self.streams), b"")
             else:
                 self._pass_collected(head)
 

@@ -46,9 +46,8 @@ def answer_by_rules(data: bytes) -> Reading:
             version, status = [*lines[0].split(b" "), b""][:2]
             if not status.startswith(b"1"):
                 break
-        fields = _fields(lines[1:])
-        found = _content(fields, data, version)
-        content = b"" if status in _BARE else data if found is None else found[0]
+        found = (b"", data) if status in _BARE else _content(_fields(lines[1:]), data, version)
+        content = data if found is None else found[0]
     except (_Refused, _Open) as end:
         return Reading([], "refused" if isinstance(end, _Refused) else "open")
     return Reading([Message(b"", status, content)], "end")
