@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import Final
 
 _COMMANDS: Final = {
     "run": "an open loop of requests against any OpenAI-compatible URL",
+    "diff": "two results of run, and whether the second is worse",
     "compare": "what the edge and other proxies cost, side by side",
     "soak": "many live streams for a long time, every byte checked",
     "budget": "whether the edge costs what it may cost",
@@ -23,6 +25,7 @@ _COMMANDS: Final = {
 _MODULES: Final = {"chaos": "chaos.command"}  # where it is not of the command's name
 _INTERRUPTED: Final = 130  # as a shell tells SIGINT
 _TERMINATED: Final = 143  # and SIGTERM
+_UNREAD: Final = 141  # and SIGPIPE
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -45,10 +48,15 @@ def main() -> int:
     assert module is not None, "a command is required, and it stands first"
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return int(module.main(parsed))
+        code = int(module.main(parsed))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:  # who read the output is gone, as `head` is; what was to be written to files is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
+        return _UNREAD
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from loadtest.client import Address, Client, Connections, Sample
 from loadtest.meter import Meter
 from loadtest.pairing import line
 from loadtest.peers import HOST, MODEL
-from loadtest.results import histogram, percentile_ms
 from loadtest.upstream import DONE, Wish, find_stamp, read_event, usage_event
+from loadtest.values import histogram, percentile_ms
 from loadtest.workload import raw_request
 
 PERCENTILES: Final = (50, 99, 99.9)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.results import METRICS, Interval, Outcome, label, shown_ms, timeline, values
+from loadtest.results import METRICS, Tally, label, shown_ms
+from loadtest.timeline import Interval
+from loadtest.values import ranked_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +36,6 @@ _LONG_NAMES: Final = {
 }
 _POINTS: Final = 400  # of a curve: more cannot be seen
 _MAX_VECTORS: Final = 2000  # dots; more are drawn as a picture, or a page would have megabytes
-_MAX_INTERVALS: Final = 60
-_WIDTHS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 _FEW_DECADES: Final = 1000.0
 
 
@@ -116,7 +116,7 @@ def bars(axes: "Axes", names: Sequence[str], heights: Sequence[float], spans: Se
 def run_page(
     about: Mapping[str, object],
     numbers: Mapping[str, Any],
-    outcomes: Sequence[Outcome],
+    tally: Tally,
     shown: Sequence[str],
     percentiles: Sequence[float],
 ) -> str:
@@ -136,18 +136,17 @@ def run_page(
             section("Latency", note(f"In milliseconds, from {from_text}."), table(("", *columns), rows)),
             section(
                 "Distribution",
-                plot(_distribution(outcomes, colours), height=3.2),
+                plot(_distribution(tally, colours), height=3.2),
                 note("The same by percentile: each step to the right leaves out ten times fewer."),
-                plot(_tails(outcomes, colours), height=3.2),
+                plot(_tails(tally, colours), height=3.2),
             ),
         ]
-    width_s = _width_s(float(numbers["duration"]))
-    intervals = timeline(outcomes, width_s)
+    intervals, width_s = tally.intervals(), tally.timeline.width_s
     over_time = [plot(_throughput(intervals, width_s, "finished", "requests / s"), height=2.2)]
     if numbers["total_output_tokens"]:
         over_time.append(plot(_throughput(intervals, width_s, "tokens", "tokens / s"), height=2.2))
     if "ttft" in shown:
-        over_time.append(plot(_first_tokens(outcomes, intervals, width_s), height=3.0))
+        over_time.append(plot(_first_tokens(tally.dots, intervals, width_s), height=3.0))
     sections.append(section("Over time", *over_time))
     lags = " / ".join(f"{numbers[f'generator_lag_{each}_ms']:.2f}" for each in ("p50", "p99", "max"))
     rig = {
@@ -176,23 +175,12 @@ def _run_tiles(numbers: Mapping[str, Any]) -> dict[str, str]:
     return told | {"at once at most": f"{numbers['max_concurrent_requests']:,}"}
 
 
-def _width_s(duration_s: float) -> float:
-    """Return how long an interval of the timeline is: so that there are some sixty, and it is a round number."""
-    return next((each for each in _WIDTHS_S if duration_s / each <= _MAX_INTERVALS), _WIDTHS_S[-1])
-
-
-def _ranked(seconds: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Return the milliseconds at or below which each share of the values lies."""
-    ordered = sorted(seconds)
-    return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3 for share in shares]
-
-
-def _distribution(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "Callable[[Axes], None]":
+def _distribution(tally: Tally, colours: Mapping[str, str]) -> "Callable[[Axes], None]":
     shares = [each / _POINTS for each in range(_POINTS + 1)]
 
     def draw(axes: "Axes") -> None:
         for metric, colour in colours.items():
-            milliseconds = _ranked(values(outcomes, metric), shares)
+            milliseconds = tally.values[metric].ranked_ms(shares)
             axes.plot(milliseconds, [each * 100 for each in shares], label=label(metric), color=colour)
         axes.set_xscale("log")
         axes.set_ylim(0, 102)
@@ -204,15 +192,15 @@ def _distribution(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "C
     return draw
 
 
-def _tails(outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> "Callable[[Axes], None]":
+def _tails(tally: Tally, colours: Mapping[str, str]) -> "Callable[[Axes], None]":
     def draw(axes: "Axes") -> None:
         most = 1.0
         for metric, colour in colours.items():
-            seconds = values(outcomes, metric)
-            nines = math.log10(len(seconds))  # as far as the values reach: beyond, there is less than one
+            seconds = tally.values[metric]
+            nines = math.log10(seconds.count)  # as far as the values reach: beyond, there is less than one
             most = max(most, nines)
             places = [nines * each / _POINTS for each in range(_POINTS + 1)]
-            axes.plot(places, _ranked(seconds, [1 - 10**-each for each in places]), label=label(metric), color=colour)
+            axes.plot(places, seconds.ranked_ms([1 - 10**-each for each in places]), label=label(metric), color=colour)
         ticks = range(int(most) + 1)
         axes.set_xticks(list(ticks), ["0" if each == 0 else f"{100 - 10.0 ** (2 - each):g}" for each in ticks])
         axes.set_yscale("log")
@@ -240,22 +228,21 @@ def _throughput(intervals: Sequence[Interval], width_s: float, name: str, unit: 
 
 
 def _first_tokens(
-    outcomes: Sequence[Outcome], intervals: Sequence[Interval], width_s: float
+    dots: Sequence[tuple[float, float]], intervals: Sequence[Interval], width_s: float
 ) -> "Callable[[Axes], None]":
     def draw(axes: "Axes") -> None:
-        seen = [(each.start, each.ttft * 1e3) for each in outcomes if not each.error and each.ttft is not None]
         axes.scatter(
-            [start for start, _ in seen],
-            [ttft for _, ttft in seen],
+            [start for start, _ in dots],
+            [ttft * 1e3 for _, ttft in dots],
             s=5,
             color=_GREY,
             linewidths=0,
             label="each request",
-            rasterized=len(seen) > _MAX_VECTORS,
+            rasterized=len(dots) > _MAX_VECTORS,
         )
         filled = [each for each in intervals if each.ttfts]
         for share, name, colour in ((0.5, "p50", COLOURS[0]), (0.99, "p99", COLOURS[1])):
-            heights = [_ranked(each.ttfts, [share])[0] for each in filled]
+            heights = [ranked_ms(sorted(each.ttfts), [share])[0] for each in filled]
             axes.plot([each.at + width_s / 2 for each in filled], heights, ".-", label=name, color=colour)
         axes.set_xlim(0, intervals[-1].at + width_s)
         axes.set_yscale("log")

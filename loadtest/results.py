@@ -1,55 +1,27 @@
-"""From timed answers to numbers, under the names of `vllm bench serve` (vllm/benchmarks/serve.py of 0.32).
+"""From finished requests to numbers, under the names of `vllm bench serve` (vllm/benchmarks/serve.py of 0.33).
 
 TTFT: to the first event with something that a model wrote. vLLM's own: to the first event with a choice, though it may
 have a role and no text. ITL: between two events with content. TPOT: (E2EL - TTFT) / (tokens - 1). E2EL: to the last
 event with a choice, or to the end of an answer that is no stream; such an answer has only this one. All from the
-*intended* send time: what waits for a late generator or server is part of what a user waits.
+*intended* send time: what waits for a late generator or server is part of what a user waits. What waits for
+`--max-concurrency` is told apart, as the client's queue time, and with E2EL together.
 """
 
-import math
-import statistics
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Final
 
-from hdrh.histogram import HdrHistogram
+from loadtest.outcome import Outcome
+from loadtest.timeline import Interval, Live, Timeline
+from loadtest.values import Values
 
 METRICS: Final = ("ttft", "vllm_ttft", "tpot", "itl", "e2el")
+QUEUE_METRICS: Final = ("client_queue_time", "e2el_including_client_queue")
 _GOODPUT_METRICS: Final = ("ttft", "tpot", "e2el")
-_MAX_US: Final = 3_600_000_000  # an hour
-_DIGITS: Final = 3
-
-
-@dataclass(slots=True)
-class Outcome:
-    """One finished request; times in seconds, `start` and `end` from the beginning of the run.
-
-    `start` is the intended send time, `begun` when the request or the connection for it was, `queued` the wait for
-    `--max-concurrency`, `lag` what of the rest of the delay was the generator's own. `is_counted`: the tokens are those
-    of the usage, not of events that were counted.
-    """
-
-    start: float
-    end: float
-    begun: float
-    lag: float
-    queued: float
-    error: str
-    ttft: float | None = None
-    e2el: float = 0.0
-    itls: list[float] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    vllm_ttft: float | None = None
-    is_counted: bool = True
-
-    @property
-    def tpot(self) -> float | None:
-        """The time per output token after the first, None for fewer than two or when nobody saw them come."""
-        if self.ttft is None or self.output_tokens < 2:
-            return None
-        return (self.e2el - self.ttft) / (self.output_tokens - 1)
+_DOTS: Final = 20_000  # first tokens that a page draws
+_GROUP_VALUES: Final = 1 << 16
 
 
 def parse_goodput(pairs: Iterable[str]) -> dict[str, float]:
@@ -83,9 +55,16 @@ def parse_metrics(text: str) -> list[str]:
     return metrics
 
 
+_LABELS: Final = {
+    "vllm_ttft": "vLLM's TTFT",
+    "client_queue_time": "client queue time",
+    "e2el_including_client_queue": "E2EL incl. client queue",
+}
+
+
 def label(metric: str) -> str:
     """Return what a metric is called in a table."""
-    return "vLLM's TTFT" if metric == "vllm_ttft" else metric.upper()
+    return _LABELS.get(metric) or metric.upper()
 
 
 def shown_ms(number: float | None) -> str:
@@ -93,131 +72,148 @@ def shown_ms(number: float | None) -> str:
     return "-" if number is None else f"{number:,.2f}"
 
 
-def values(outcomes: Sequence[Outcome], metric: str) -> list[float]:
-    """Return every value of a metric among the requests that succeeded, in seconds."""
-    good = [each for each in outcomes if not each.error]
-    if metric == "itl":
-        return [gap for each in good for gap in each.itls]
-    found = [getattr(each, metric) for each in good]
-    return [each for each in found if each is not None]
+class _Group:
+    """Some of the requests: those of one URL, or of one turn."""
+
+    def __init__(self) -> None:
+        self.completed = self.failed = 0
+        self._seconds = {"ttft": Values(_GROUP_VALUES), "e2el": Values(_GROUP_VALUES)}
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.error:
+            self.failed += 1
+            return
+        self.completed += 1
+        self._seconds["e2el"].add(outcome.e2el)
+        if outcome.ttft is not None:
+            self._seconds["ttft"].add(outcome.ttft)
+
+    def numbers(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"completed": self.completed, "failed": self.failed}
+        for metric, seconds in self._seconds.items():
+            if seconds.count:
+                told[f"mean_{metric}_ms"] = seconds.moments()[0] * 1e3
+                for percentile, value in zip((50, 99), seconds.percentiles_ms((50, 99)), strict=True):
+                    told[f"p{percentile}_{metric}_ms"] = value
+        return told
 
 
-def histogram(seconds: Iterable[float]) -> HdrHistogram:
-    """Return an HDR histogram, in microseconds, to three digits."""
-    made = HdrHistogram(1, _MAX_US, _DIGITS)
-    for value in seconds:
-        made.record_value(max(1, round(value * 1e6)))
-    return made
+class Tally:
+    """What a run came to so far: fed with each finished request, asked at any time, in memory that stays flat.
 
-
-def percentile_ms(ordered: Sequence[float], percentile: float) -> float | None:
-    """Return a percentile in milliseconds, exact, of seconds that are in order, between two of them by a straight line.
-
-    None where so few values have no such percentile: p99 wants 100 of them, p99.9 a thousand.
+    `goodput` has limits in seconds; `processes` is how many tell what is `live`.
     """
-    count = len(ordered)
-    if not count or (50 < percentile < 100 and round(count * (100 - percentile), 6) < 100):
-        return None
-    place = (count - 1) * percentile / 100
-    below = math.floor(place)
-    above = min(below + 1, count - 1)
-    return (ordered[below] + (ordered[above] - ordered[below]) * (place - below)) * 1e3
 
+    def __init__(self, goodput: Mapping[str, float] | None = None, processes: int = 1) -> None:
+        self._limits = goodput or {}
+        self.completed = self.failed = self._met = 0
+        self.input_tokens = self.output_tokens = 0
+        self.duration_s = 0.0
+        self.is_counted = True
+        self.errors: Counter[str] = Counter()
+        self.timeline, self.live = Timeline(), Live(processes)
+        self.values = {metric: Values() for metric in (*METRICS, *QUEUE_METRICS)}
+        self._lags = Values()
+        self.dots: list[tuple[float, float]] = []  # start and TTFT; a random part of them when they are many
+        self._draw = random.Random(0)
+        self._targets: dict[int, _Group] = {}
+        self._turns: dict[int, _Group] = {}
 
-def summary(
-    outcomes: Sequence[Outcome], percentiles: Sequence[float], goodput: Mapping[str, float] | None = None
-) -> dict[str, Any]:
-    """Return the numbers of a run; keys as `vllm bench serve` writes them.
+    def add(self, outcome: Outcome) -> None:
+        """Take a finished request."""
+        self.duration_s = max(self.duration_s, outcome.end)
+        self.timeline.add(outcome)
+        self._lags.add(outcome.lag)
+        self._targets.setdefault(outcome.target, _Group()).add(outcome)
+        self._turns.setdefault(outcome.turn, _Group()).add(outcome)
+        if outcome.error:
+            self.failed += 1
+            self.errors[outcome.error] += 1
+            return
+        self.completed += 1
+        self.input_tokens += outcome.input_tokens
+        self.output_tokens += outcome.output_tokens
+        self.is_counted = self.is_counted and outcome.is_counted
+        self._met += all((getattr(outcome, name) or 0.0) <= limit for name, limit in self._limits.items())
+        for metric in ("ttft", "vllm_ttft", "tpot", "e2el"):
+            value = getattr(outcome, metric)
+            if value is not None:
+                self.values[metric].add(value)
+        self.values["itl"].extend(outcome.itls)
+        self.values["client_queue_time"].add(outcome.queued)
+        self.values["e2el_including_client_queue"].add(outcome.e2el + outcome.queued)
+        if outcome.ttft is not None:
+            self._dot(outcome.start, outcome.ttft)
 
-    Beside those: `tokens`, whether they are those of the `usage`, or, in at least one answer, `events` that were
-    counted; `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64); a
-    percentile that so few values do not have is None;
-    `queue_time_*` for the wait that `--max-concurrency` made; `generator_lag_*` for the rig itself.
-    """
-    good = [each for each in outcomes if not each.error]
-    duration_s = max((each.end for each in outcomes), default=0.0) or 1e-9
-    output_tokens = sum(each.output_tokens for each in good)
-    input_tokens = sum(each.input_tokens for each in good)
-    limits = goodput or {}
-    met = [each for each in good if all((getattr(each, name) or 0.0) <= limit for name, limit in limits.items())]
-    result: dict[str, Any] = {
-        "duration": duration_s,
-        "completed": len(good),
-        "failed": len(outcomes) - len(good),
-        "total_input_tokens": input_tokens,
-        "total_output_tokens": output_tokens,
-        "request_throughput": len(good) / duration_s,
-        "request_goodput": len(met) / duration_s if limits else None,
-        "output_throughput": output_tokens / duration_s,
-        "total_token_throughput": (input_tokens + output_tokens) / duration_s,
-        "max_output_tokens_per_s": max((each.tokens for each in timeline(outcomes, 1.0)), default=0.0),
-        "max_concurrent_requests": most_at_once(outcomes),
-        "tokens": "usage" if all(each.is_counted for each in good) else "events",
-        "error_counts": dict(Counter(each.error for each in outcomes if each.error).most_common()),
-    }
-    for metric in METRICS:
-        seconds = values(outcomes, metric)
-        if not seconds:
-            continue
-        ordered = sorted(seconds)
-        result[f"mean_{metric}_ms"] = statistics.fmean(seconds) * 1e3
-        result[f"median_{metric}_ms"] = statistics.median(seconds) * 1e3
-        result[f"std_{metric}_ms"] = statistics.pstdev(seconds) * 1e3
-        for percentile in percentiles:
-            result[f"p{percentile:g}_{metric}_ms"] = percentile_ms(ordered, percentile)
-        result[f"{metric}_hdr"] = histogram(seconds).encode().decode()
-    result |= _spread("queue_time", [each.queued for each in outcomes])
-    return result | _spread("generator_lag", [each.lag for each in outcomes])
+    def _dot(self, start: float, ttft: float) -> None:
+        """Keep a fair part of all: algorithm R (Vitter 1985)."""
+        if len(self.dots) < _DOTS:
+            self.dots.append((start, ttft))
+        elif (place := self._draw.randrange(self.values["ttft"].count)) < _DOTS:
+            self.dots[place] = (start, ttft)
 
+    def intervals(self) -> list[Interval]:
+        """Return the run cut into intervals of `timeline.width_s`, with the first tokens that are kept."""
+        intervals = [replace(each, ttfts=[]) for each in self.timeline.intervals] or [Interval(0.0)]
+        for start, ttft in self.dots:
+            intervals[min(int(start / self.timeline.width_s), len(intervals) - 1)].ttfts.append(ttft)
+        return intervals
 
-def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
-    made = histogram(seconds or [0.0])  # of any count: what is judged is the worst that was seen
-    numbers = {f"{name}_p{each}_ms": float(made.get_value_at_percentile(each)) / 1e3 for each in (50, 99)}
-    return numbers | {f"{name}_max_ms": max(seconds, default=0.0) * 1e3}
+    def numbers(self, percentiles: Sequence[float], queue: bool = False) -> dict[str, Any]:
+        """Return the numbers of a run; keys as `vllm bench serve` writes them, those of the client's `queue` on demand.
 
+        Beside those: `tokens`, whether they are those of the `usage`, or, in at least one answer, `events` that were
+        counted; `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64);
+        `percentiles_of_*`, `values` or that `histogram`, which takes over after a million values; a percentile that so
+        few values do not have is None; `goodput_share` of the requests, failed ones included; `generator_lag_*` for the
+        rig itself; `targets` and `turns` where there are several.
+        """
+        duration_s = self.duration_s or 1e-9
+        requests = self.completed + self.failed
+        result: dict[str, Any] = {
+            "duration": duration_s,
+            "completed": self.completed,
+            "failed": self.failed,
+            "total_input_tokens": self.input_tokens,
+            "total_output_tokens": self.output_tokens,
+            "request_throughput": self.completed / duration_s,
+            "request_goodput": self._met / duration_s if self._limits else None,
+            "goodput_share": self._met / requests if self._limits and requests else None,
+            "output_throughput": self.output_tokens / duration_s,
+            "total_token_throughput": (self.input_tokens + self.output_tokens) / duration_s,
+            "max_output_tokens_per_s": max(self.timeline.tokens_of_second, default=0.0),
+            "max_concurrent_requests": self.live.most,
+            "rtfx": 0.0,  # of speech, which is not measured here
+            "tokens": "usage" if self.is_counted else "events",
+            "error_counts": dict(self.errors.most_common()),
+        }
+        for metric in (*METRICS, *(QUEUE_METRICS if queue else ())):
+            result |= self._spread(metric, self.values[metric], percentiles)
+        mean_s, _, highest_s = self._lags.moments()
+        half, most = self._lags.histogram().get_percentile_to_value_dict([50, 99]).values() if requests else (0, 0)
+        result |= {"generator_lag_mean_ms": mean_s * 1e3, "generator_lag_p50_ms": half / 1e3}
+        result |= {"generator_lag_p99_ms": most / 1e3, "generator_lag_max_ms": highest_s * 1e3}
+        if len(self._targets) > 1:
+            result["targets"] = [group.numbers() for _, group in sorted(self._targets.items())]
+        if len(self._turns) > 1:
+            result["turns"] = [group.numbers() for _, group in sorted(self._turns.items())]
+        return result
 
-def most_at_once(outcomes: Sequence[Outcome]) -> int:
-    """Return how many requests were with the server at the busiest moment."""
-    steps = sorted(step for each in outcomes for step in ((each.begun, 1), (each.end, -1)))
-    live = most = 0
-    for _, change in steps:
-        live += change
-        most = max(most, live)
-    return most
-
-
-@dataclass(slots=True)
-class Interval:
-    """What happened in one part of a run, `at` from its beginning; `ttfts` are those of requests that began in it."""
-
-    at: float
-    finished: int = 0
-    failed: int = 0
-    tokens: float = 0.0
-    ttfts: list[float] = field(default_factory=list)
-
-
-def timeline(outcomes: Sequence[Outcome], width_s: float) -> list[Interval]:
-    """Return the run cut into intervals of `width_s`; a token counts where the event came that brought it."""
-    count = int(max((each.end for each in outcomes), default=-1.0) / width_s) + 1
-    intervals = [Interval(number * width_s) for number in range(count)]
-    for each in outcomes:
-        last = intervals[int(each.end / width_s)]
-        if each.error:
-            last.failed += 1
-            continue
-        last.finished += 1
-        if each.ttft is None:
-            last.tokens += each.output_tokens
-            continue
-        intervals[int(each.start / width_s)].ttfts.append(each.ttft)
-        share = each.output_tokens / (len(each.itls) + 1)
-        now = each.start + each.ttft
-        for gap in (0.0, *each.itls):
-            now += gap
-            # Sums of floats may end a hair after the end.
-            intervals[min(int(now / width_s), count - 1)].tokens += share
-    return intervals
+    @staticmethod
+    def _spread(metric: str, seconds: Values, percentiles: Sequence[float]) -> dict[str, Any]:
+        if not seconds.count:
+            return {}
+        mean, deviation, _ = seconds.moments()
+        median, *asked = seconds.percentiles_ms([50.0, *percentiles])
+        told = dict(zip((f"p{each:g}_{metric}_ms" for each in percentiles), asked, strict=True))
+        return {
+            f"mean_{metric}_ms": mean * 1e3,
+            f"median_{metric}_ms": median,
+            f"std_{metric}_ms": deviation * 1e3,
+            **told,
+            f"percentiles_of_{metric}": "values" if seconds.is_exact else "histogram",
+            f"{metric}_hdr": seconds.histogram().encode().decode(),
+        }
 
 
 def detailed(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ later part may be above that of the earlier by 3 % and 2 MB of memory, and by 2 
 
 import argparse
 import asyncio
-import math
 import resource
 import statistics
 import sys
@@ -20,12 +19,12 @@ from typing import Any, Final
 import orjson
 import uvloop
 
-from edge.config.values import seconds
-from loadtest import processes, report, target
+from loadtest import processes, report, tables, target
+from loadtest.answer import Answer, refusal
 from loadtest.client import Client, Connections
-from loadtest.target import Target, positive
+from loadtest.target import Target, duration_s, positive
 from loadtest.upstream import Wish
-from loadtest.workload import SCENARIOS, Answer, numbered, refusal
+from loadtest.workload import SCENARIOS, numbered
 
 _RAMP_PER_S: Final = 500.0
 _LOOK_INTERVAL_S: Final = 1.0
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_arguments(parser)
     add = parser.add_argument
     add("--streams", type=positive, default=2000, metavar="N", help="live at once; default: %(default)s")
-    add("--duration", type=_duration_s, default=60.0, metavar="TIME", help="at full load, such as 60s or 10m")
+    add("--duration", type=duration_s, default=60.0, metavar="TIME", help="at full load, such as 60s or 10m")
     add("--output-len", type=positive, default=100, metavar="TOKENS", help="of one stream; default: %(default)s")
     add("--interval", type=float, default=100.0, metavar="MS", help="between tokens, of loadtest.upstream")
     add("--pid", type=int, action="append", default=[], help="watch this process and its children; may be repeated")
@@ -62,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run; return 0, or 1 when a stream broke or something grew, 2 when it cannot be what was asked for."""
     try:
-        soak = Soak(Target(arguments.target, arguments.api_key, arguments.host), arguments)
+        targets = target.targets_of(arguments)
+        if len(targets) > 1:
+            raise ValueError("one --target at a time")
+        soak = Soak(targets[0], arguments)
     except ValueError as error:
         print(f"loadtest soak: {error}", file=sys.stderr)
         return 2
@@ -70,9 +72,10 @@ def main(arguments: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(soak.hold())
     numbers = soak.numbers()
-    for name, value in numbers.items():
-        if name not in ("problems", "notes"):
-            print(f"{name.replace('_', ' ') + ':':<40} {value:>12}")
+    shown = [
+        (name.replace("_", " "), str(value)) for name, value in numbers.items() if name not in ("problems", "notes")
+    ]
+    print("\n".join(tables.pairs(shown)))
     for each in numbers["notes"]:
         print(f"NOTE: {each}")
     for each in numbers["problems"]:
@@ -109,7 +112,7 @@ class Soak:
         arguments = self._arguments
         return {
             "date": self._date,
-            "target": arguments.target,
+            "target": self.target.url,
             "model_id": arguments.model,
             "streams": arguments.streams,
             "duration": arguments.duration,
@@ -238,17 +241,6 @@ def growth(full: Sequence[Look]) -> list[str]:
         if later > earlier + max(share * earlier, least):
             found.append(f"{name.replace('_', ' ')} still grow: {earlier:.0f}, then {later:.0f}")
     return found
-
-
-def _duration_s(text: str) -> float:
-    """Return a duration in seconds; a bare number is one already."""
-    try:
-        duration_s = float(text)
-    except ValueError:
-        duration_s = seconds(text)
-    if not 0 < duration_s < math.inf:
-        raise argparse.ArgumentTypeError("above 0")
-    return duration_s
 
 
 def _page(soak: Soak, numbers: dict[str, Any]) -> str:

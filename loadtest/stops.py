@@ -27,11 +27,12 @@ from typing import Final
 import uvloop
 
 from loadtest import peers, processes
+from loadtest.answer import Answer
 from loadtest.client import Address, Connections
 from loadtest.edges import Edge, create_key, redis_server, running
 from loadtest.target import at_least, positive
 from loadtest.upstream import Wish
-from loadtest.workload import SCENARIOS, Answer, numbered, raw_request
+from loadtest.workload import SCENARIOS, numbered, raw_request
 
 _DRAIN_TIMEOUT_S: Final = 5  # of drains; in restarts nothing is to be cut, however busy the machine is
 _RESTART_DRAIN_TIMEOUT_S: Final = 120

@@ -1,19 +1,15 @@
-"""What is sent: scenarios as raw requests; and the check of what comes back."""
+"""What is sent: scenarios, conversations made of them, and raw requests."""
 
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 
-from loadtest.upstream import DONE, read_event, usage_event
+from loadtest.dialects import DIALECTS, Message
+from loadtest.pictures import Picture
 
-_PATHS: Final = {"chat": "chat/completions"}  # other kinds are called as their path
 _NUMBER: Final = b"[number]"  # as long as what takes its place, so that the length of the body stays
-_SSE_FIELDS: Final = (b"event", b"id", b"retry")
-# What a model writes, in a delta of any engine; the first frame of many has a role and an empty text.
-_CONTENT: Final = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +23,8 @@ class Scenario:
 
     def body(self, model: str, members: Mapping[str, object]) -> bytes:
         """Return the JSON body, `members` added; its prompt begins with a place for a number (see `numbered`)."""
-        text = (_NUMBER.decode() + " word" * (self.input_len // 5 + 1))[: self.input_len]
-        asked: dict[str, object] = {"model": model}
-        if self.kind == "chat":
-            asked["messages"] = [{"role": "user", "content": text}]
-        elif self.kind == "completions":
-            asked["prompt"] = text
-        else:
-            asked["input"] = text
-        if self.kind != "embeddings":
-            asked["max_tokens"] = self.output_len
-        if self.stream:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        return orjson.dumps({**asked, **members})
+        messages = [{"role": "user", "content": _text(_NUMBER.decode(), self.input_len)}]
+        return orjson.dumps({**DIALECTS[self.kind].ask(model, messages, self.output_len, self.stream), **members})
 
 
 SCENARIOS: Final = {
@@ -47,6 +32,10 @@ SCENARIOS: Final = {
     "chat": Scenario("chat", stream=False, input_len=200, output_len=64),
     "completions-stream": Scenario("completions", stream=True, input_len=200, output_len=64),
     "completions": Scenario("completions", stream=False, input_len=200, output_len=64),
+    "messages-stream": Scenario("messages", stream=True, input_len=200, output_len=64),
+    "messages": Scenario("messages", stream=False, input_len=200, output_len=64),
+    "responses-stream": Scenario("responses", stream=True, input_len=200, output_len=64),
+    "responses": Scenario("responses", stream=False, input_len=200, output_len=64),
     "embeddings": Scenario("embeddings", stream=False, input_len=200, output_len=0),
     "long-prompt": Scenario("chat", stream=True, input_len=100_000, output_len=64),
     "body-1mb": Scenario("chat", stream=True, input_len=1_000_000, output_len=16),  # a picture in a message
@@ -54,217 +43,119 @@ SCENARIOS: Final = {
 }
 
 
-def raw_request(
-    kind: str, body: bytes, *, host: str, key: str, base_path: str = "/v1", headers: Mapping[str, str] | None = None
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request of a conversation: what is said, `delay_s` after the answer before, and how long it may answer.
+
+    `members` are added to the body; `output_len` 0 says nothing of the length.
+    """
+
+    messages: Sequence[Message]
+    output_len: int = 0
+    delay_s: float = 0.0
+    members: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where conversations come from; most have one turn."""
+
+    def conversation(self, number: int) -> Sequence[Turn]:
+        """Return the turns of the conversation `number`, from 0 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Conversations that are made up: each text is its own from the first character on, or behind a shared prefix.
+
+    `prefix_len`: characters of a system message, of which there are `prefixes`. `inputs`: texts in one request of
+    embeddings. `think_time_s`: between an answer and what is asked next.
+    """
+
+    scenario: Scenario
+    seed: int = 0
+    prefix_len: int = 0
+    prefixes: int = 1
+    turns: int = 1
+    think_time_s: float = 0.0
+    inputs: int = 1
+    picture: Picture | None = None
+    pictures: int = 1
+
+    def conversation(self, number: int) -> Sequence[Turn]:
+        """Return the turns of the conversation `number`."""
+        first = self._messages(number)
+        if self.prefix_len:
+            first.insert(0, {"role": "system", "content": _text(_hex(number % self.prefixes), self.prefix_len)})
+        output_len = self.scenario.output_len
+        more = [Turn(self._messages(number), output_len, self.think_time_s) for _ in range(self.turns - 1)]
+        return [Turn(first, output_len), *more]
+
+    def _messages(self, number: int) -> list[Message]:
+        own = (self.seed << 20) + number * self.inputs
+        texts = [_text(_hex(own + at), self.scenario.input_len) for at in range(self.inputs)]
+        if self.picture is None:
+            return [{"role": "user", "content": text} for text in texts]
+        shown = [self.picture.part((own * self.pictures + at) & 0xFFFFFFFF) for at in range(self.pictures)]
+        return [{"role": "user", "content": [{"type": "text", "text": texts[0]}, *shown]}]
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The first conversation of another source, again and again: what is asked for equal answers."""
+
+    source: Source
+
+    def conversation(self, number: int) -> Sequence[Turn]:
+        """Return its turns."""
+        return self.source.conversation(0)
+
+
+def _text(begin: str, length: int) -> str:
+    return (begin + " word" * (length // 5 + 1))[:length]
+
+
+def _hex(number: int) -> str:
+    return f"{number & 0xFFFFFFFF:08x}"
+
+
+def raw_head(
+    kind: str, *, host: str, key: str, base_path: str = "/v1", headers: Mapping[str, str] | None = None, query: str = ""
 ) -> bytes:
-    """Return a request as an SDK of today sends it."""
+    """Return a request's head as an SDK of today sends it, up to the length of its body; see `whole`."""
+    dialect = DIALECTS.get(kind)
     fields = {
         "Host": host,
-        "Authorization": f"Bearer {key}",
+        **(DIALECTS["chat"] if dialect is None else dialect).headers(key),
         "Content-Type": "application/json",
         "Accept": "application/json",
         "User-Agent": "OpenAI/Python 2.54.0",
         "X-Stainless-Lang": "python",
         "X-Stainless-Package-Version": "2.54.0",
         "Accept-Encoding": "identity",
-        "Content-Length": str(len(body)),
-        **(headers or {}),
     }
+    own = {name.lower() for name in headers or {}}
+    fields = {name: value for name, value in fields.items() if name.lower() not in own} | dict(headers or {})
+    path = kind if dialect is None else dialect.path  # others are called as their path
     lines = [
-        f"POST {base_path}/{_PATHS.get(kind, kind)} HTTP/1.1",
+        f"POST {base_path}/{path}{query} HTTP/1.1",
         *(f"{name}: {value}" for name, value in fields.items()),
+        "Content-Length: ",
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def whole(head: bytes, body: bytes) -> bytes:
+    """Return the request of a head of `raw_head` and a body."""
+    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+
+def raw_request(
+    kind: str, body: bytes, *, host: str, key: str, base_path: str = "/v1", headers: Mapping[str, str] | None = None
+) -> bytes:
+    """Return a request as an SDK of today sends it."""
+    return whole(raw_head(kind, host=host, key=key, base_path=base_path, headers=headers), body)
 
 
 def numbered(raw: bytes, number: int) -> bytes:
     """Return a request whose prompt is its own from the first character on, so that no prefix cache answers for it."""
-    return raw.replace(_NUMBER, b"%08x" % (number & 0xFFFFFFFF), 1)
-
-
-@dataclass(slots=True)
-class Answer:
-    """A reader that checks an answer as it comes: any OpenAI-compatible server's, or `exact` tokens of our upstream.
-
-    `choice_times`: when each event with a choice came, `content_times`: of those, when each with something that a model
-    wrote did; `last_at`: when the last one with data did. `digest` is that of all content. `problem`: what was wrong
-    first, empty while nothing is; complete only after `end`.
-    """
-
-    stream: bool
-    exact: int | None = None
-    choice_times: list[float] = field(default_factory=list)
-    content_times: list[float] = field(default_factory=list)
-    usage: dict[str, int] = field(default_factory=dict)
-    digest: int = 0
-    done: bool = False
-    problem: str = ""
-    last_at: float = 0.0
-
-    @property
-    def output_tokens(self) -> int:
-        """How many tokens the usage tells, else how many events had content."""
-        return self.usage.get("completion_tokens", len(self.content_times))
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether the usage tells the tokens of the answer; else events are counted, however many tokens each has."""
-        return "completion_tokens" in self.usage
-
-    @property
-    def input_tokens(self) -> int:
-        """How many tokens the usage tells."""
-        return self.usage.get("prompt_tokens", 0)
-
-    def event(self, event: bytes, now: float) -> None:
-        """Take an event of a stream."""
-        self.digest = zlib.crc32(event, self.digest)
-        if self.exact is None:
-            self._any_event(event, now)
-        else:
-            self.last_at = now
-            self._exact_event(event, now, self.exact)
-
-    def body(self, body: bytes) -> None:
-        """Take the body of an answer that is no stream."""
-        self.digest = zlib.crc32(body)
-        if self.stream:
-            self._wrong("an answer that is no stream")
-            return
-        try:
-            document = orjson.loads(body)
-            if document.get("error"):
-                self._wrong("an error with a good status")
-            elif not (document.get("choices") or document.get("data")):
-                self._wrong("an answer without content")
-            self.usage = _usage_in(document)
-        except (orjson.JSONDecodeError, AttributeError, TypeError):
-            self._wrong("an answer that is no JSON object")
-
-    def end(self) -> str:
-        """Return what was wrong, now that the answer has come to its end."""
-        if self.stream and not self.done:
-            self._wrong("a stream without [DONE]")
-        elif self.stream and not self.choice_times:
-            self._wrong("a stream without content")
-        elif self.exact is not None and not self.usage:
-            self._wrong("a stream without usage")
-        return self.problem
-
-    def _wrong(self, problem: str) -> None:
-        self.problem = self.problem or problem
-
-    def _any_event(self, event: bytes, now: float) -> None:
-        try:
-            data = _data(event)
-            if data is None:  # a comment keeps a connection alive, and shows nothing of who answers
-                return
-            self.last_at = now
-            if self.done:
-                self._wrong("an event after [DONE]")
-            if data == b"[DONE]":
-                self.done = True
-                return
-            document = orjson.loads(data)
-            if document.get("error") or document.get("object") == "error":
-                self._wrong("an error inside the stream")
-            self.usage = _usage_in(document) or self.usage
-            if choices := document.get("choices"):
-                self.choice_times.append(now)
-                if any(map(_has_content, choices)):
-                    self.content_times.append(now)
-        except orjson.JSONDecodeError:
-            self._wrong("an event whose data is no JSON")
-        except (AttributeError, TypeError):
-            self._wrong("an event whose data is no JSON object")
-        except ValueError as error:
-            self._wrong(str(error))
-
-    def _exact_event(self, event: bytes, now: float, exact: int) -> None:
-        count = len(self.content_times)
-        if self.done:
-            self._wrong("an event after [DONE]")
-        elif count < exact:
-            try:
-                number, _ = read_event(event)
-            except ValueError as error:
-                self._wrong(str(error))
-            else:
-                if number != count:
-                    self._wrong("events lost, doubled or swapped")
-            self.choice_times.append(now)
-            self.content_times.append(now)
-        elif not self.usage:
-            if event + b"\n\n" != usage_event(exact):
-                self._wrong("an event differs from what was sent")
-            self.usage = {"completion_tokens": exact}
-        elif event == DONE:
-            self.done = True
-        else:
-            self._wrong("an event differs from what was sent")
-
-
-@dataclass(slots=True)
-class Kept:
-    """A reader that only keeps what came and when: what it means is asked after the end, off the hot path."""
-
-    times: list[float] = field(default_factory=list)
-    events: list[bytes] = field(default_factory=list)
-    whole: bytes | None = None
-
-    def event(self, event: bytes, now: float) -> None:
-        """Keep an event."""
-        self.times.append(now)
-        self.events.append(event)
-
-    def body(self, body: bytes) -> None:
-        """Keep a body."""
-        self.whole = body
-
-    def tell(self, answer: Answer) -> None:
-        """Tell another reader all that came."""
-        for event, at in zip(self.events, self.times, strict=True):
-            answer.event(event, at)
-        if self.whole is not None:
-            answer.body(self.whole)
-
-
-def refusal(status: int, body: bytes | None) -> str:
-    """Return the name of an answer whose status is not 2xx, with the code of its error when it tells one."""
-    try:
-        error: Any = orjson.loads(body or b"")["error"]
-        code = error.get("code") or error.get("type") or ""
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-        code = ""
-    return f"status {status} {code}".strip()
-
-
-def _has_content(choice: dict[str, Any]) -> bool:
-    """Return whether a choice of an event has something that a model wrote."""
-    delta = choice.get("delta") or {}
-    return bool(choice.get("text")) or any(delta.get(name) for name in _CONTENT)
-
-
-def _usage_in(document: dict[str, Any]) -> dict[str, int]:
-    """Return the counts of an answer's usage; what is no count tells nothing."""
-    usage = document.get("usage")
-    if not isinstance(usage, dict):
-        return {}
-    return {name: count for name, count in usage.items() if isinstance(count, int)}
-
-
-def _data(event: bytes) -> bytes | None:
-    """Return the data of an event, None when it has none; raises `ValueError` for what is no event stream.
-
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
-    """
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
-    data = []
-    for line in event.splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            data.append(value.removeprefix(b" "))
-        elif name and name not in _SSE_FIELDS:
-            raise ValueError("a line that belongs to no event")
-    return b"\n".join(data) if data else None
+    return raw.replace(_NUMBER, _hex(number).encode(), 1)

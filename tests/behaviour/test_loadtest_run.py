@@ -1,6 +1,7 @@
 """`python -m loadtest run` and `soak` as a person runs them, through an edge; no duration is asserted."""
 
 import asyncio
+import csv
 import os
 import re
 import signal
@@ -54,6 +55,11 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert (numbers["completed"], numbers["failed"], numbers["total_output_tokens"]) == (30, 0, 150)
     assert numbers["request_goodput"] == numbers["request_throughput"]
     assert numbers["p50_ttft_ms"] > 0
+    assert (numbers["backend"], numbers["max_concurrency"], numbers["max_output_tokens_per_s"]) == (
+        "openai-chat",
+        None,
+        150,
+    )
     assert numbers["p99_ttft_ms"] is None  # which 30 requests do not have
     assert numbers["tokens"] == "usage"
     assert len(numbers["ttfts"]) == len(numbers["itls"]) == len(numbers["start_times"]) == 30
@@ -68,11 +74,119 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
     assert not re.search(r"(?:src|href)=[\"']?https?:", html)
 
 
-@pytest.mark.parametrize("scenario", ["chat", "completions", "completions-stream", "embeddings", "body-1mb"])
-async def test_every_kind_of_request_is_served(edge: Edge, scenario: str) -> None:
-    ran = await loadtest("run", *at(edge), "--num-prompts", "4", "--scenario", scenario, "--max-concurrency", "2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scenario", "chat", "--header", "X-Tenant: a"),
+        ("--scenario", "completions"),
+        ("--scenario", "completions-stream", "--prefix-len", "100"),
+        ("--scenario", "messages"),
+        ("--scenario", "messages-stream", "--image", "8x8"),
+        ("--scenario", "responses"),
+        ("--scenario", "responses-stream", "--image", "8x8"),
+        ("--scenario", "embeddings", "--num-inputs", "2"),
+        ("--scenario", "body-1mb"),
+        ("--turns", "2", "--think-time", "1ms", "--num-prompts", "2"),
+    ],
+)
+async def test_every_kind_of_request_is_served(edge: Edge, options: tuple[str, ...]) -> None:
+    ran = await loadtest("run", *at(edge), "--num-prompts", "4", "--max-concurrency", "2", *options)
     assert ran.code == 0, ran
     assert re.search(r"Successful requests: +4\n", ran.out)
+
+
+async def test_a_trace_is_replayed_at_its_times_and_each_request_is_written(edge: Edge, tmp_path: Path) -> None:
+    trace, requests, table = tmp_path / "t.jsonl", tmp_path / "requests.jsonl", tmp_path / "t.csv"
+    trace.write_text(
+        '{"timestamp": 5000, "input_length": 600, "output_length": 3, "hash_ids": [0, 1]}\n'
+        '{"timestamp": 5400, "input_length": 700, "output_length": 4, "hash_ids": [0, 2]}\n'
+    )
+    ran = await loadtest(
+        *("run", *at(edge), "--prompts", trace, "--speed", "4", "--save-requests", requests, "--csv", table),
+        *("--metadata", "commit=abc"),
+    )
+    assert re.search(r"Successful requests: +2\n", ran.out), ran
+    told = sorted(map(orjson.loads, requests.read_bytes().splitlines()), key=lambda each: float(each["start"]))
+    assert [each["output_tokens"] for each in told] == [3, 4]
+    assert told[1]["start"] == pytest.approx(0.1)
+    [row] = csv.DictReader(table.read_text().splitlines())
+    assert (row["completed"], row["commit"], row["prompts"]) == ("2", "abc", str(trace))
+
+
+async def test_a_sweep_finds_what_a_server_can_do_and_a_diff_compares_two(
+    start_upstream: StartUpstream, tmp_path: Path
+) -> None:
+    """A server of one at a time, each 10 ms: no more than 100 a second."""
+    one_at_a_time = asyncio.Lock()
+
+    async def answer(connection: ScriptedConnection) -> None:
+        async with one_at_a_time:
+            await asyncio.sleep(0.01)
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+
+    upstream = await start_upstream(answer)
+    result, page, table = tmp_path / "s.json", tmp_path / "s.html", tmp_path / "s.csv"
+    ran = await loadtest(
+        *("run", "--target", upstream.url, "--scenario", "chat", "--rates", "10,300", "--duration", "500ms"),
+        *("--save-result", result, "--html", page, "--csv", table),
+    )
+    document = orjson.loads(result.read_bytes())
+    assert [each["request_rate"] for each in document["steps"]] == [10, 300]
+    assert [each["is_good"] for each in document["steps"]][1] is False
+    assert ran.code == (0 if document["capacity"] == 10 else 1), ran
+    assert "Capacity: " in ran.out
+    assert "300/s: " in ran.err
+    assert len(table.read_text().splitlines()) == 3
+    assert page.read_text().count("<svg") == 2
+    compared = await loadtest("diff", result, result, "--fail-over", "5%")
+    assert compared.code in (0, 3)  # 3: on a busy machine a step may be void
+    assert "10/s median_e2el_ms" in compared.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_run_that_is_interrupted_tells_what_it_saw(
+    start_upstream: StartUpstream, tmp_path: Path, number: signal.Signals
+) -> None:
+    seen = asyncio.Event()
+
+    async def answer(connection: ScriptedConnection) -> None:
+        if len(upstream.requests) > 200:  # the first must have been told by now
+            seen.set()
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+
+    upstream = await start_upstream(answer)
+    result = tmp_path / "r.json"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--scenario", "chat", "--duration", "1h"),
+        *("--max-concurrency", "2", "--save-result", result),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await seen.wait()
+    process.send_signal(number)
+    out, _ = await process.communicate()
+    assert process.returncode == 128 + number
+    assert b"INTERRUPTED: " in out
+    numbers = orjson.loads(result.read_bytes())
+    assert numbers["interrupted"]
+    assert numbers["completed"] > 0
+
+
+async def test_results_are_kept_when_nobody_reads_the_output(edge: Edge, tmp_path: Path) -> None:
+    result = tmp_path / "r.json"
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", *at(edge), "--num-prompts", "3", "--save-result", result),
+        cwd=ROOT,
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    _, err = await process.communicate()
+    assert process.returncode == 141
+    assert err == b""
+    assert orjson.loads(result.read_bytes())["completed"] == 3
 
 
 async def test_the_bytes_of_every_stream_are_exact_and_answers_to_one_question_equal(
@@ -132,6 +246,21 @@ async def test_a_wrong_key_is_told_once_with_the_servers_words(edge: Edge) -> No
         ("soak", "--duration", "long"),
         ("soak", "--duration", "nan"),
         ("soak", "--duration", "0"),
+        ("run", "--header", "no header"),
+        ("run", "--header", "X: a\r\nY: b"),
+        ("run", "--prompts", "/no/such/file.jsonl"),
+        ("run", "--image", "big"),
+        ("run", "--scenario", "embeddings", "--image", "8x8"),
+        ("run", "--scenario", "completions", "--turns", "2"),
+        ("run", "--num-inputs", "2"),
+        ("run", "--duration", "1m"),
+        ("run", "--speed", "0"),
+        ("run", "--rates", "1,0"),
+        ("run", "--slo-share", "2"),
+        ("run", "--metadata", "commit"),
+        ("run", "--scenario", "messages-stream", "--exact"),
+        ("soak", "--target", "http://h", "http://g"),
+        ("diff", "/no/such/file.json", "/no/such/file.json"),
         ("fly",),
         (),
     ],

@@ -1,26 +1,27 @@
 """From outcomes to numbers."""
 
-import errno
-import os
-import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy
 import pytest
 from hdrh.histogram import HdrHistogram
 
 from loadtest import run
-from loadtest.results import (
-    Outcome,
-    detailed,
-    most_at_once,
-    parse_goodput,
-    parse_metrics,
-    parse_percentiles,
-    percentile_ms,
-    summary,
-    timeline,
-)
+from loadtest.outcome import Outcome
+from loadtest.results import Tally, detailed, parse_goodput, parse_metrics, parse_percentiles
 from loadtest.soak import Look, growth
+
+
+def summary(
+    outcomes: Sequence[Outcome],
+    percentiles: Sequence[float],
+    goodput: Mapping[str, float] | None = None,
+    queue: bool = False,
+) -> dict[str, Any]:
+    tally = Tally(goodput)
+    for each in outcomes:
+        tally.add(each)
+    return tally.numbers(percentiles, queue)
 
 
 def stream(start: float, ttft: float, gap: float, count: int, *, tokens: int | None = None) -> Outcome:
@@ -92,14 +93,6 @@ def test_metrics_and_percentiles_are_checked() -> None:
         parse_percentiles("101")
 
 
-@pytest.mark.parametrize(("percentile", "enough"), [(50, 1), (90, 10), (99, 100), (99.9, 1000), (100, 1)])
-def test_a_percentile_is_exact_and_none_where_so_few_values_do_not_have_it(percentile: float, enough: int) -> None:
-    for count in (enough, 3 * enough + 1):
-        ordered = sorted(random.Random(count).expovariate(1.0) for _ in range(count))
-        assert percentile_ms(ordered, percentile) == pytest.approx(float(numpy.percentile(ordered, percentile)) * 1e3)
-    assert percentile_ms([1.0] * (enough - 1), percentile) is None
-
-
 def test_the_histogram_in_the_result_gives_the_same_percentiles_to_another_reader() -> None:
     numbers = summary([stream(0.0, 0.1 + each / 1000, 0.02, 11) for each in range(100)], [99, 99.9])
     decoded = HdrHistogram.decode(numbers["ttft_hdr"])
@@ -113,18 +106,40 @@ def test_tokens_that_no_usage_tells_are_said_to_be_events() -> None:
     assert summary([*RUN, counted], [50])["tokens"] == "events"
 
 
-def test_the_busiest_moment_counts_those_with_the_server_and_not_those_in_the_queue() -> None:
-    queued = Outcome(0.0, 3.0, 2.0, 0.0, 2.0, "")
-    assert most_at_once([Outcome(0.0, 1.0, 0.0, 0.0, 0.0, ""), Outcome(0.5, 1.5, 0.5, 0.0, 0.0, ""), queued]) == 2
-    assert most_at_once([]) == 0
+def test_the_wait_for_a_place_is_told_apart_and_together_with_the_end() -> None:
+    queued = stream(0.0, 0.2, 0.02, 11)
+    queued.queued = 1.0
+    numbers = summary([queued], [50], queue=True)
+    assert numbers["mean_e2el_ms"] == pytest.approx(400)
+    assert numbers["mean_client_queue_time_ms"] == 1000
+    assert numbers["p50_e2el_including_client_queue_ms"] == pytest.approx(1400)
+    assert not [key for key in summary([queued], [50]) if "queue" in key]
 
 
-def test_the_timeline_puts_tokens_where_they_came_and_first_tokens_where_they_were_asked_for() -> None:
-    first, second, *_, last = timeline([*RUN, stream(0.0, 0.9, 0.2, 2, tokens=4)], 1.0)
-    assert (first.tokens, second.tokens) == (pytest.approx(13), pytest.approx(13))
-    assert first.ttfts == [0.2, 0.9]
-    assert second.ttfts == [0.4]
-    assert (first.finished, second.finished, last.failed) == (1, 2, 1)
+def test_the_share_that_meets_the_limits_counts_failed_requests_as_missed() -> None:
+    assert summary(RUN, [50], parse_goodput(["ttft:300"]))["goodput_share"] == pytest.approx(1 / 3)
+    assert summary(RUN, [50])["goodput_share"] is None
+
+
+def test_urls_and_turns_have_numbers_of_their_own_where_there_are_several() -> None:
+    other = stream(0.0, 0.6, 0.02, 11)
+    other.target = other.turn = 1
+    numbers = summary([*RUN, other], [50])
+    assert [each["completed"] for each in numbers["targets"]] == [2, 1]
+    assert [each["failed"] for each in numbers["targets"]] == [1, 0]
+    assert numbers["targets"][1]["p50_ttft_ms"] == pytest.approx(600)
+    assert [each["completed"] for each in numbers["turns"]] == [2, 1]
+    assert "targets" not in summary(RUN, [50])
+
+
+def test_a_page_keeps_a_fair_part_of_very_many_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.results._DOTS", 100)
+    tally = Tally()
+    for number in range(1000):
+        tally.add(stream(number / 100, 0.2, 0.02, 2))
+    assert len(tally.dots) == 100
+    assert 30 <= sum(start < 5 for start, _ in tally.dots) <= 70
+    assert sum(len(each.ttfts) for each in tally.intervals()) == 100
 
 
 def test_nothing_at_all_is_summed_up_as_nothing() -> None:
@@ -139,30 +154,13 @@ def test_the_details_tell_every_request() -> None:
     assert details["start_times"] == [0.0, 1.0, 0.5]
 
 
-def test_a_generator_that_was_late_or_had_no_time_left_makes_the_run_void() -> None:
-    fine = {
-        "generator_lag_p99_ms": 9.0,
-        "generator_busy": 0.5,
-        "generator_waited": 0.01,
-        "machine_steal": 0.01,
-        "duration": 10.0,
-        "error_counts": {},
-    }
-    own = {f"connect: {os.strerror(errno.EMFILE)}": 3}
-    assert len(run.void(fine | {"error_counts": own})) == 1
-    assert run.void(fine) == []
-    assert len(run.void(fine | {"generator_lag_p99_ms": 11.0})) == 1
-    assert len(run.void(fine | {"generator_busy": 0.95})) == 1
-    assert run.void(fine | {"generator_busy": 0.95, "duration": 1.0}) == []
-    assert "server or another program" in run.void(fine | {"generator_waited": 0.05})[0]
-    assert "hypervisor took 4%" in run.void(fine | {"machine_steal": 0.04})[0]
-
-
 def test_a_void_run_and_its_failures_are_said_plainly() -> None:
     numbers = summary(RUN, [50]) | {"generator_busy": 0.97, "generator_waited": 0.0, "void": ["the generator was late"]}
+    numbers |= {"interrupted": True, "unfinished": 3}
     text = run.table(numbers, ["ttft"], [50])
     assert "VOID: the generator was late." in text
     assert "connection lost:" in text
+    assert "INTERRUPTED: 3 requests were given up" in text
     assert "TPOT" not in text
 
 
