@@ -1,16 +1,17 @@
 """Many numbers of one kind: exact while they are few enough to keep, then in a histogram, so that memory stays flat."""
 
 import math
+import statistics
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import numpy
 from hdrh.histogram import HdrHistogram
-from numpy.typing import NDArray
 
 _MAX_US: Final = 3_600_000_000  # an hour
 _DIGITS: Final = 3
+_BITS: Final = 12  # a bit more than three digits take
 _KEPT: Final = 1 << 20  # 8 MB
 _FOLDED: Final = 1 << 16  # at once, when there are more
 
@@ -41,17 +42,21 @@ def has_percentile(count: int, percentile: float) -> bool:
 def histogram(seconds: Iterable[float]) -> HdrHistogram:
     """Return an HDR histogram, in microseconds, to three digits."""
     made = HdrHistogram(1, _MAX_US, _DIGITS)
-    _record(made, numpy.fromiter(seconds, float))
+    _record(made, seconds)
     return made
 
 
-def _record(made: HdrHistogram, seconds: NDArray[numpy.float64]) -> None:
-    """Add values to a histogram; equal ones at once, since its own method takes microseconds for each."""
-    us = numpy.clip(numpy.rint(seconds * 1e6), 1, _MAX_US)
-    unit = 10.0 ** numpy.maximum(numpy.floor(numpy.log10(us)) - _DIGITS, 0)  # a digit more than the histogram has
-    found, counts = numpy.unique(numpy.rint(us / unit) * unit, return_counts=True)
-    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-        made.record_value(min(int(value), _MAX_US), count)
+def _record(made: HdrHistogram, seconds: Iterable[float]) -> None:
+    """Add values to a histogram; those that it does not tell apart at once, since its own method takes microseconds."""
+    for value, count in Counter(map(_bucket, seconds)).items():
+        made.record_value(value, count)
+
+
+def _bucket(seconds: float) -> int:
+    """Return the microseconds, rounded a little finer than the histogram does."""
+    us = min(max(round(seconds * 1e6), 1), _MAX_US)
+    step = max(us.bit_length() - _BITS, 0)
+    return min((us + (1 << step >> 1)) >> step << step, _MAX_US)
 
 
 class Values:
@@ -120,15 +125,14 @@ class Values:
 
     def _with_recent(self) -> tuple[int, float, float, float]:
         """Return count, mean, squares and the highest of all, by the parallel algorithm (Chan, Golub, LeVeque 1979)."""
-        recent = numpy.array(self._recent)
-        if not recent.size:
+        recent = self._recent
+        if not recent:
             return self._folded, self._mean, self._squares, self._highest
-        count = self._folded + recent.size
-        mean, away = float(recent.mean()), float(recent.mean()) - self._mean
-        squares = self._squares + float(((recent - mean) ** 2).sum())
-        squares += away**2 * self._folded * recent.size / count
-        highest = max(self._highest, float(recent.max()))
-        return count, self._mean + away * recent.size / count, squares, highest
+        own = statistics.fmean(recent)
+        away, count = own - self._mean, self._folded + len(recent)
+        squares = self._squares + math.fsum((each - own) ** 2 for each in recent)
+        squares += away**2 * self._folded * len(recent) / count
+        return count, self._mean + away * len(recent) / count, squares, max(self._highest, max(recent))
 
     def _fold(self) -> None:
         """Move what was kept into the histogram."""
@@ -136,5 +140,5 @@ class Values:
             self._histogram = HdrHistogram(1, _MAX_US, _DIGITS)
             self._kept = min(self._kept, _FOLDED)
         self._folded, self._mean, self._squares, self._highest = self._with_recent()
-        _record(self._histogram, numpy.array(self._recent))
+        _record(self._histogram, self._recent)
         self._recent = array("d")

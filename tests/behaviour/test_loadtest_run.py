@@ -1,19 +1,24 @@
 """`python -m loadtest run` and `soak` as a person runs them, through an edge; no duration is asserted."""
 
+import argparse
 import asyncio
 import csv
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
 
+from loadtest import options
 from loadtest.__main__ import main
+from loadtest.channel import Batch, Told
 from loadtest.upstream import Ticks, Upstream
+from loadtest.worker import Worker
 from tests.behaviour.test_demo import Ran, run
 from tests.conftest import ROUTES, Edge, ScriptedConnection, StartEdge, StartUpstream
 
@@ -75,7 +80,7 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
 
 
 @pytest.mark.parametrize(
-    "options",
+    "words",
     [
         ("--scenario", "chat", "--header", "X-Tenant: a"),
         ("--scenario", "completions"),
@@ -89,10 +94,17 @@ async def test_a_run_reports_under_the_names_of_vllm_in_the_terminal_in_json_and
         ("--turns", "2", "--think-time", "1ms", "--num-prompts", "2"),
     ],
 )
-async def test_every_kind_of_request_is_served(edge: Edge, options: tuple[str, ...]) -> None:
-    ran = await loadtest("run", *at(edge), "--num-prompts", "4", "--max-concurrency", "2", *options)
-    assert ran.code == 0, ran
-    assert re.search(r"Successful requests: +4\n", ran.out)
+async def test_every_kind_of_request_is_served(edge: Edge, words: tuple[str, ...]) -> None:
+    """In this process: a process of its own for each would cost more than all the rest."""
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    asked = [*at(edge), "--num-prompts", "4", "--max-concurrency", "2", *words]
+    told: list[Told] = []
+    worker = Worker(options.plan_of(parser.parse_args(asked)), 0, 1, told.append)
+    await worker.send_all(time.monotonic(), asyncio.Event())
+    outcomes = [outcome for each in told if isinstance(each, Batch) for outcome in each.outcomes]
+    assert [outcome.error for outcome in outcomes] == [""] * 4
+    assert all(outcome.input_tokens and outcome.is_counted for outcome in outcomes)
 
 
 async def test_a_trace_is_replayed_at_its_times_and_each_request_is_written(edge: Edge, tmp_path: Path) -> None:
@@ -113,9 +125,7 @@ async def test_a_trace_is_replayed_at_its_times_and_each_request_is_written(edge
     assert (row["completed"], row["commit"], row["prompts"]) == ("2", "abc", str(trace))
 
 
-async def test_a_sweep_finds_what_a_server_can_do_and_a_diff_compares_two(
-    start_upstream: StartUpstream, tmp_path: Path
-) -> None:
+async def test_a_sweep_finds_what_a_server_can_do(start_upstream: StartUpstream, tmp_path: Path) -> None:
     """A server of one at a time, each 10 ms: no more than 100 a second."""
     one_at_a_time = asyncio.Lock()
 
@@ -138,15 +148,9 @@ async def test_a_sweep_finds_what_a_server_can_do_and_a_diff_compares_two(
     assert "300/s: " in ran.err
     assert len(table.read_text().splitlines()) == 3
     assert page.read_text().count("<svg") == 2
-    compared = await loadtest("diff", result, result, "--fail-over", "5%")
-    assert compared.code in (0, 3)  # 3: on a busy machine a step may be void
-    assert "10/s median_e2el_ms" in compared.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_run_that_is_interrupted_tells_what_it_saw(
-    start_upstream: StartUpstream, tmp_path: Path, number: signal.Signals
-) -> None:
+async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:
     seen = asyncio.Event()
 
     async def answer(connection: ScriptedConnection) -> None:
@@ -163,9 +167,9 @@ async def test_a_run_that_is_interrupted_tells_what_it_saw(
         stdout=asyncio.subprocess.PIPE,
     )
     await seen.wait()
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, _ = await process.communicate()
-    assert process.returncode == 128 + number
+    assert process.returncode == 130
     assert b"INTERRUPTED: " in out
     numbers = orjson.loads(result.read_bytes())
     assert numbers["interrupted"]

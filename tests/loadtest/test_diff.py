@@ -15,7 +15,7 @@ from loadtest.results import Tally
 
 
 @functools.cache
-def result(slower: float = 1.0, count: int = 1000, failed: int = 0, seed: int = 1) -> dict[str, Any]:
+def result(slower: float = 1.0, count: int = 600, failed: int = 0, seed: int = 1) -> dict[str, Any]:
     draw, tally = random.Random(seed), Tally()
     for number in range(count):
         ttft = draw.uniform(0.18, 0.22) * slower
@@ -58,9 +58,9 @@ def test_what_chance_may_have_made_cannot_be_told(tmp_path: Path, capsys: pytest
 
 
 def test_requests_that_fail_are_worse_by_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compared(tmp_path, result(), result(failed=30), capsys, "--fail-over", "50%")[0] == 1
-    assert compared(tmp_path, result(failed=30), result(failed=31), capsys, "--fail-over", "5%")[0] == 0
-    assert compared(tmp_path, result(failed=30), result(), capsys, "--fail-over", "5%")[0] == 0
+    assert compared(tmp_path, result(), result(failed=20), capsys, "--fail-over", "50%")[0] == 1
+    assert compared(tmp_path, result(failed=20), result(failed=21), capsys, "--fail-over", "5%")[0] == 0
+    assert compared(tmp_path, result(failed=20), result(), capsys, "--fail-over", "5%")[0] == 0
 
 
 def test_a_void_run_tells_nothing_and_other_questions_are_noted(
