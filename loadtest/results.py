@@ -10,7 +10,6 @@ event with a choice, or to the end of an answer that is no stream; such an answe
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from loadtest.outcome import Outcome
@@ -154,7 +153,7 @@ class Tally:
 
     def intervals(self) -> list[Interval]:
         """Return the run cut into intervals of `timeline.width_s`, with the first tokens that are kept."""
-        intervals = [replace(each, ttfts=[]) for each in self.timeline.intervals] or [Interval(0.0)]
+        intervals = self.timeline.intervals() or [Interval(0.0)]
         for start, ttft in self.dots:
             intervals[min(int(start / self.timeline.width_s), len(intervals) - 1)].ttfts.append(ttft)
         return intervals

@@ -167,7 +167,7 @@ def _latency(steps: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) ->
                 axes.plot(*zip(*seen, strict=True), "o-", color=colour, label=key[:-3].replace("_", " ").upper())
         for name, style in (("knee", ":"), ("capacity", "--")):
             if document[name] is not None:
-                axes.axvline(document[name], color="#57534e", linestyle=style, label=name)
+                axes.axvline(document[name], color=report.COLOURS[8], linestyle=style, label=name)
         axes.set_yscale("log")
         axes.set_xlabel("requests / s")
         axes.set_ylabel("milliseconds")
@@ -179,7 +179,7 @@ def _latency(steps: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) ->
 def _throughput(steps: Sequence[Mapping[str, Any]]) -> "Callable[[Axes], None]":
     def draw(axes: "Axes") -> None:
         rates = [each["request_rate"] for each in steps]
-        axes.plot(rates, rates, ":", color="#9aa5b5", label="asked")
+        axes.plot(rates, rates, ":", color=report.COLOURS[8], label="asked")
         axes.plot(rates, [each["served"] for each in steps], "o-", color=report.COLOURS[0], label="served")
         if any(each["request_goodput"] is not None for each in steps):
             good = [each["served"] * each["share"] for each in steps]

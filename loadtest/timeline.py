@@ -1,6 +1,7 @@
 """What happened when, in memory that stays flat: a run cut into intervals, its busiest second, its most at once."""
 
 import heapq
+import itertools
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,62 +25,57 @@ class Interval:
 
 
 class Timeline:
-    """A run in intervals of `width_s`, twice as wide when there would be more than 120; their `ttfts` are empty.
+    """A run in intervals of `width_s`, twice as wide when there would be more than 120.
 
     A token counts where the event came that brought it. `tokens_of_second` counts those of each second.
     """
 
     def __init__(self) -> None:
         self.width_s = _FIRST_WIDTH_S
-        self.intervals: list[Interval] = []
+        self._finished, self._failed, self._tokens = array("d"), array("d"), array("d")
         self.tokens_of_second = array("d")
 
     def add(self, outcome: Outcome) -> None:
         """Take a finished request."""
-        last = self._at(outcome.end)
-        if outcome.error:
-            last.failed += 1
-            return
-        last.finished += 1
-        if outcome.ttft is None:
-            self._tokens(outcome.end, outcome.output_tokens)
-            return
-        share = outcome.output_tokens / (len(outcome.itls) + 1)
-        now = outcome.start + outcome.queued + outcome.ttft
-        self._tokens(now, share)
-        for gap in outcome.itls:
-            now += gap
-            # Sums of floats may end a hair after the end.
-            self._tokens(min(now, outcome.end), share)
-
-    def _tokens(self, at: float, count: float) -> None:
-        second = int(at)
-        if second >= len(self.tokens_of_second):
-            self.tokens_of_second.extend([0.0] * (second + 1 - len(self.tokens_of_second)))
-        self.tokens_of_second[second] += count
-        self._at(at).tokens += count
-
-    def _at(self, at: float) -> Interval:
-        index = int(at / self.width_s)
-        while index >= _MAX_INTERVALS:
+        end = outcome.end
+        while end / self.width_s >= _MAX_INTERVALS:
             self._widen()
-            index = int(at / self.width_s)
-        while index >= len(self.intervals):
-            self.intervals.append(Interval(len(self.intervals) * self.width_s))
-        return self.intervals[index]
+        last = int(end / self.width_s)
+        for counts in (self._finished, self._failed, self._tokens):
+            _grow(counts, last)
+        if outcome.error:
+            self._failed[last] += 1
+            return
+        self._finished[last] += 1
+        _grow(self.tokens_of_second, int(end))
+        now = end if outcome.ttft is None else outcome.start + outcome.queued + outcome.ttft
+        share = outcome.output_tokens / (len(outcome.itls) + 1)
+        # Once a token: no call, and no attribute.
+        seconds, intervals, per_s = self.tokens_of_second, self._tokens, 1 / self.width_s
+        for gap in (0.0, *outcome.itls):
+            now += gap
+            at = now if now < end else end  # sums of floats may end a hair after the end
+            seconds[int(at)] += share
+            intervals[int(at * per_s)] += share
+
+    def intervals(self) -> list[Interval]:
+        """Return the intervals, without first tokens."""
+        counts = zip(self._finished, self._failed, self._tokens, strict=True)
+        return [Interval(number * self.width_s, int(ok), int(bad), new) for number, (ok, bad, new) in enumerate(counts)]
 
     def _widen(self) -> None:
         self.width_s *= 2
-        wider: list[Interval] = []
-        for number, each in enumerate(self.intervals):
-            if number % 2 == 0:
-                wider.append(each)
-                continue
-            whole = wider[-1]
-            whole.finished += each.finished
-            whole.failed += each.failed
-            whole.tokens += each.tokens
-        self.intervals = wider
+        self._finished, self._failed, self._tokens = map(_halved, (self._finished, self._failed, self._tokens))
+
+
+def _grow(counts: "array[float]", last: int) -> None:
+    if last >= len(counts):
+        counts.extend([0.0] * (last + 1 - len(counts)))
+
+
+def _halved(counts: "array[float]") -> "array[float]":
+    """Return counts of twice as wide intervals."""
+    return array("d", map(sum, itertools.zip_longest(counts[::2], counts[1::2], fillvalue=0.0)))
 
 
 class Live:

@@ -147,7 +147,7 @@ async def test_a_sweep_finds_what_a_server_can_do(start_upstream: StartUpstream,
     assert "Capacity: " in ran.out
     assert "300/s: " in ran.err
     assert len(table.read_text().splitlines()) == 3
-    assert page.read_text().count("<svg") == 2
+    assert "<svg" in page.read_text()
 
 
 async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:

@@ -17,19 +17,19 @@ def test_tokens_count_where_they_came_and_requests_where_they_ended() -> None:
     timeline.add(Outcome(0.0, 1.5, 0.0, 0.0, 0.0, "connection lost"))
     timeline.add(Outcome(0.0, 0.5, 0.0, 0.0, 0.0, "", None, 0.5, [], 10, 8))
     assert timeline.tokens_of_second.tolist() == [pytest.approx(10), pytest.approx(2)]
-    assert sum(each.finished for each in timeline.intervals) == 2
-    assert timeline.intervals[-1].failed == 1
+    assert sum(each.finished for each in timeline.intervals()) == 2
+    assert timeline.intervals()[-1].failed == 1
 
 
 def test_intervals_grow_wider_and_lose_nothing() -> None:
     timeline = Timeline()
     for second in range(3600):
         timeline.add(streamed(float(second), 0.1, 0.01, 5, tokens=5))
-    assert 60 <= len(timeline.intervals) <= 120
+    assert 60 <= len(timeline.intervals()) <= 120
     assert timeline.width_s == pytest.approx(0.05 * 2**10)
-    assert [each.at for each in timeline.intervals[:2]] == [0.0, timeline.width_s]
-    assert sum(each.finished for each in timeline.intervals) == 3600
-    assert sum(each.tokens for each in timeline.intervals) == pytest.approx(18_000)
+    assert [each.at for each in timeline.intervals()[:2]] == [0.0, timeline.width_s]
+    assert sum(each.finished for each in timeline.intervals()) == 3600
+    assert sum(each.tokens for each in timeline.intervals()) == pytest.approx(18_000)
 
 
 def test_the_busiest_moment_is_that_of_all_processes_together() -> None:
