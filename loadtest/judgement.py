@@ -63,6 +63,10 @@ def numbers_of(generated: Generated, plan: Plan, asked: Asked) -> dict[str, Any]
         "interrupted": bool(generated.stopped),
         "unfinished": generated.unfinished,
     }
+    if plan.kind == "embeddings":
+        sequences = numbers["completed"] * len(plan.source.conversation(0)[0].messages)
+        numbers["total_input_sequences"] = sequences
+        numbers["input_sequence_throughput"] = sequences / numbers["duration"]
     numbers["void"] = void(numbers) + ([generated.problem] if generated.problem else [])
     return numbers
 

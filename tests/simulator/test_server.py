@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -153,6 +154,19 @@ async def test_frames_come_at_their_pace(simulator: Simulator) -> None:
 async def test_jitter_varies_the_pace_and_completes(simulator: Simulator) -> None:
     """Jitter changes when frames come, never which."""
     assert await stream(simulator, simulate={"interval_ms": 1, "jitter": 1}) == await stream(simulator)
+
+
+async def test_a_late_stream_makes_up_for_it_so_that_its_rate_is_the_one_that_was_said(simulator: Simulator) -> None:
+    """Each frame is due at a time of its own: what holds the loop up moves none of those behind it."""
+    interval_ms, frames = 50, 20
+    async with raw(simulator) as connection:
+        connection.ask(stream=True, simulate={"tokens": 1000, "interval_ms": interval_ms})
+        await connection.head()
+        await simulator.wait_for(lambda: simulator.requests[0].frames_sent > 0)
+        before = simulator.requests[0].frames_sent
+        time.sleep(frames * interval_ms / 1000)
+        await simulator.wait_for(lambda: simulator.requests[0].frames_sent > before)
+        assert simulator.requests[0].frames_sent - before >= frames
 
 
 async def test_a_client_that_does_not_read_stops_the_stream(simulator: Simulator) -> None:
