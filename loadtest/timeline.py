@@ -51,12 +51,12 @@ class Timeline:
         now = end if outcome.ttft is None else outcome.start + outcome.queued + outcome.ttft
         share = outcome.output_tokens / (len(outcome.itls) + 1)
         # Once a token: no call, and no attribute.
-        seconds, intervals, per_s = self.tokens_of_second, self._tokens, 1 / self.width_s
+        seconds, intervals, width_s = self.tokens_of_second, self._tokens, self.width_s
         for gap in (0.0, *outcome.itls):
             now += gap
             at = now if now < end else end  # sums of floats may end a hair after the end
             seconds[int(at)] += share
-            intervals[int(at * per_s)] += share
+            intervals[int(at / width_s)] += share
 
     def intervals(self) -> list[Interval]:
         """Return the intervals, without first tokens."""

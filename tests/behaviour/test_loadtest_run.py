@@ -17,6 +17,7 @@ import pytest
 from loadtest import options
 from loadtest.__main__ import main
 from loadtest.channel import Batch, Told
+from loadtest.processes import tree
 from loadtest.upstream import Ticks, Upstream
 from loadtest.worker import Worker
 from tests.behaviour.test_demo import Ran, run
@@ -175,6 +176,31 @@ async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: Start
     numbers = orjson.loads(result.read_bytes())
     assert numbers["interrupted"]
     assert numbers["completed"] > 0
+
+
+async def test_what_the_others_saw_is_told_when_a_generator_dies(start_upstream: StartUpstream, tmp_path: Path) -> None:
+    seen = asyncio.Event()
+
+    async def answer(connection: ScriptedConnection) -> None:
+        if len(upstream.requests) > 200:
+            seen.set()
+        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
+
+    upstream = await start_upstream(answer)
+    result = tmp_path / "r.json"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--scenario", "chat", "--duration", "1h"),
+        *("--max-concurrency", "2", "--workers", "1", "--save-result", result),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await seen.wait()
+    [generator] = set(tree(process.pid)) - {process.pid}
+    os.kill(generator, signal.SIGKILL)
+    out, _ = await process.communicate()
+    assert process.returncode == 1
+    assert b"VOID: a generator process died" in out
+    assert orjson.loads(result.read_bytes())["completed"] > 0
 
 
 async def test_results_are_kept_when_nobody_reads_the_output(edge: Edge, tmp_path: Path) -> None:

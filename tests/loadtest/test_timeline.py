@@ -41,3 +41,10 @@ def test_the_busiest_moment_is_that_of_all_processes_together() -> None:
     live.finish(0)
     live.finish(1)
     assert (live.now, live.most) == (1, 3)
+
+
+def test_an_end_at_the_edge_of_an_interval_is_in_one() -> None:
+    timeline = Timeline()
+    for number in range(1, 2000):
+        timeline.add(streamed(0.0, number / 20, 0.0, 1, tokens=1))
+    assert sum(each.tokens for each in timeline.intervals()) == pytest.approx(1999)
