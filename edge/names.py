@@ -95,7 +95,9 @@ def check_host_pattern(text: str) -> None:
     if host.startswith("[") and host.endswith("]") and _is_ip(host[1:-1]):
         raise ValueError(f'an IPv6 address stands here without brackets: write "{host[1:-1]}"')
     if ":" in host and not _is_ip(host):
-        raise ValueError(f'a host stands here without port or scheme: write "chat.d.run", not {text!r}')
+        bare = host.rpartition("://")[2].partition("/")[0].partition(":")[0]
+        what = "a host stands here without port or scheme"
+        raise ValueError(f'{what}: write "{text[: len(text) - len(host)]}{bare or "chat.d.run"}", not {text!r}')
     if host.endswith("."):
         raise ValueError(f'a host stands here without trailing dot: write "{text.rstrip(".")}"')
     if _is_ip(host) and host != str(ip_address(host)):  # as clients write it, if they follow RFC 5952

@@ -18,6 +18,8 @@ from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args, ge
 
 from edge.config import values
 from edge.config.positions import KeyPath
+from edge.config.problems import nearest
+from edge.config.slips import meant_count, meant_flag
 from edge.config.tables import Table
 
 T = TypeVar("T")
@@ -113,6 +115,7 @@ def read_table(kind: Callable[..., T], table: Table, **given: object) -> T:
     """Return the values of a table; one that is missing, or wrong and noted, is its default or None."""
     data = table.data
     table.known.update(_keys_of(kind))
+    table.known_below.update(_keys_below(kind))
     read = (each for each in settings_of(kind) if each.key in data or each.reads_absent or each.is_required)
     return kind(**given, **{each.field: each.read(table, each) for each in read})
 
@@ -120,6 +123,17 @@ def read_table(kind: Callable[..., T], table: Table, **given: object) -> T:
 @cache
 def _keys_of(table: type) -> dict[str, None]:
     return {setting.key: None for setting in settings_of(table)}
+
+
+@cache
+def _keys_below(table: type) -> dict[str, str]:
+    """Return the keys that a table within this one has, and how each is written there."""
+    found = {}
+    for setting in settings_of(table):
+        for key in _keys_of(setting.holds) if setting.holds is not None else ():
+            pairs = f"url = ..., {key} = ..." if setting.is_list and key != "url" else f"{key} = ..."
+            found[key] = f"{setting.key} = [{{ {pairs} }}]" if setting.is_list else f"{setting.key} = {{ {pairs} }}"
+    return found
 
 
 def describe(table: type) -> str:
@@ -144,20 +158,31 @@ def size(text: str, *, zero: bool = False, **about: Unpack[About]) -> Setting:
 
 def count(text: str, highest: int, **about: Unpack[About]) -> Setting:
     """Declare a whole number of 1 to `highest`."""
-    read = _bare(lambda value: type(value) is int and 1 <= value <= highest, f"a whole number of 1 to {highest}", "1")
+
+    def is_one(value: Any) -> bool:
+        return type(value) is int and 1 <= value <= highest
+
+    def sample(value: object) -> str:
+        return str(meant) if is_one(meant := meant_count(value)) else "1"
+
+    read = _bare(is_one, f"a whole number of 1 to {highest}", sample)
     schema = {"type": "integer", "minimum": 1, "maximum": highest}
     return Setting(f"number of 1 to {highest}", text, read, schema, **about)
 
 
 def share(text: str, **about: Unpack[About]) -> Setting:
     """Declare a share of 0 to 1."""
-    read = _bare(lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number of 0 to 1")
+
+    def is_one(value: Any) -> bool:
+        return type(value) in (int, float) and 0 <= value <= 1
+
+    read = _bare(is_one, "a number of 0 to 1", lambda value: None)
     return Setting("number of 0 to 1", text, read, {"type": "number", "minimum": 0, "maximum": 1}, **about)
 
 
 def flag(text: str, **about: Unpack[About]) -> Setting:
     """Declare a choice of true and false."""
-    read = _bare(lambda value: type(value) is bool, "true or false", "false")
+    read = _bare(lambda value: type(value) is bool, "true or false", lambda value: meant_flag(value) or "false")
     return Setting("true or false", text, read, {"type": "boolean"}, **about)
 
 
@@ -173,15 +198,15 @@ def _measured(parse: Callable[[str], float], unit: str, sample: str, zero: bool)
     return read
 
 
-def _bare(is_one: Callable[[Any], bool], what: str, sample: str = "") -> Read:
-    """Return the reader of a value without quotes; the sample is the default, unless there is one."""
+def _bare(is_one: Callable[[Any], bool], what: str, sample: Callable[[object], str | None]) -> Read:
+    """Return the reader of a value without quotes; `sample` is what a wrong one meant, or else the default is."""
 
     def read(table: Table, it: Setting) -> object:
         value = table.take(it.key)
         if value is not None and is_one(value):
             return value
         if value is not None:
-            table.problem(it.key, f"must be {what}, without quotes: write {it.key} = {sample or it.default}")
+            table.problem(it.key, f"must be {what}, without quotes: write {it.key} = {sample(value) or it.default}")
         return it.default
 
     return read
@@ -241,7 +266,9 @@ def choice(text: str, options: object, **about: Unpack[About]) -> Setting:
 
     def one(value: str) -> str:
         if value not in names:
-            raise ValueError(f"{value!r} is not known: write one of {', '.join(names)}")
+            near = nearest(value, names)
+            hint = f"did you mean {near}?" if near else f"write one of {', '.join(names)}"
+            raise ValueError(f"{value!r} is not known: {hint}")
         return value
 
     schema = {"type": "string", "anyOf": [{"enum": list(names)}, {"pattern": r"\$"}]}
@@ -327,14 +354,20 @@ def secret(text: str, **about: Unpack[About]) -> Setting:
             key = beside
             value = table.reader.file((*table.at, key), name)[1].strip().decode("ascii", "replace")
         if value is not None and not _VISIBLE_ASCII.fullmatch(value):
-            what = "has a character that no header can carry" if value else "is empty"
-            table.problem(key, f"the key {what}: write its visible ASCII characters only, or remove {key}")
+            table.problem(key, _wrong_secret(key, value))
         return value
 
     about.setdefault("example", "${SET}")
     return Setting(
         "secret", text, read, _like(""), lambda value: "(secret)", is_secret=True, reads_absent=True, **about
     )
+
+
+def _wrong_secret(key: str, value: str) -> str:
+    if value.lower().startswith("bearer "):
+        return "begins with Bearer, which the edge writes before it: write the key alone"
+    what = "has a character that no header can carry" if value else "is empty"
+    return f"the key {what}: write its visible ASCII characters only, or remove {key}"
 
 
 # --- tables
@@ -344,7 +377,7 @@ def table(kind: type, incomplete: str = "", **about: Unpack[About]) -> Setting:
     """Declare a table; `incomplete` is what is wrong with one that lacks a required setting."""
 
     def read(table: Table, it: Setting) -> object:
-        below = table.table(it.key)
+        below = table.table(it.key, it.example)
         if below is None:
             return None
         found = read_table(kind, below)
@@ -365,7 +398,8 @@ def servers(text: str, kind: type, **about: Unpack[About]) -> Setting:
         if "dns" in table.data:  # which stands in their place: `rules.py` refuses both
             return ()
         if not isinstance(value, list) or not value:
-            table.problem(it.key, 'a pool needs its servers: write endpoints = ["http://host:port"]')
+            what = "a pool needs its servers" if not value else "must be a list, in brackets"
+            table.problem(it.key, f'{what}: write endpoints = ["http://host:port"]')
             return ()
         found: dict[tuple[str, int], Any] = {}
         for index, element in enumerate(value):
@@ -380,7 +414,7 @@ def servers(text: str, kind: type, **about: Unpack[About]) -> Setting:
 
     def one(table: Table, at: KeyPath, element: object) -> Any:
         if isinstance(element, str):
-            url = table.reader.check(at, values.parse_url, element)
+            url = table.reader.check(at, values.parse_base, element)
             return kind(url=url) if url else None
         if not isinstance(element, dict):
             hint = 'write "http://host:port" or { url = "http://host:port" }'

@@ -91,7 +91,9 @@ def _syntax_problem(text: str, error: str) -> Problem:
         line = int(match[2]) if match else 1
         hints = (hint for start, hint in _SYNTAX_HINTS.items() if what.startswith(start))
         hint = next(hints, "write it as toml.io shows")
-    pair = re.match(r"""\s*([\w."'-]+)\s*[=:]""", text.split("\n")[line - 1])
+    pair = re.match(r"""\s*([\w."'-]+)\s*[=:]\s*((?i:true|false)?)""", text.split("\n")[line - 1])
+    if pair and pair[2] not in ("", "true", "false"):
+        hint = f"write {{key}} = {pair[2].lower()}"
     return Problem(line, "", f"not TOML, {what}: {hint.replace('{key}', pair[1] if pair else 'key')}")
 
 
@@ -113,4 +115,5 @@ def _quoted(key: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that a misspelt one most resembles, None when none does."""
-    return next(iter(get_close_matches(name, list(known), n=1)), None)
+    by_lower = {each.lower(): each for each in known}
+    return next((by_lower[each] for each in get_close_matches(name.lower(), by_lower, n=1)), None)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from edge.config import rules, settings
-from edge.config.kinds import read_table
+from edge.config.kinds import read_table, settings_of
 from edge.config.positions import Positions
 from edge.config.problems import ConfigError, Problem, read_toml
 from edge.config.tables import Reader, Table
@@ -87,9 +87,13 @@ def _config(root: Table) -> settings.Config:
         settings.RouteConfig, root.section("routes"), partial(rules.check_route, pools=pools, limits=limits)
     )
     rules.refuse_ties(reader, tuple(routes.values()))
+    rules.warn_of_unused(reader, "pool", pools, {route.pool for route in routes.values()})
+    rules.warn_of_unused(reader, "limit", limits, {route.limit for route in routes.values()})
+    server = _checked(settings.ServerConfig, root.section("server"), rules.check_server)
+    rules.warn_of_loops(reader, server, pools)
     found = settings.Config(
         path=reader.path,
-        server=rules.fit_server(_checked(settings.ServerConfig, root.section("server"), rules.check_server)),
+        server=rules.fit_server(server),
         keys=_keys(root),
         jwt=None if jwt is None else _checked(settings.JwtConfig, jwt, rules.check_jwt),
         usage=_checked(settings.UsageConfig, root.section("usage"), rules.check_usage),
@@ -116,4 +120,6 @@ def _checked(kind: type[T], table: Table, check: Callable[[T, Table], None] | No
 
 
 def _named(kind: type[T], table: Table, check: Callable[[T, Table], None]) -> Mapping[str, T]:
-    return MappingProxyType({name: _checked(kind, below, check, name=name) for name, below in table.tables()})
+    declared: type = kind
+    keys = {setting.key for setting in settings_of(declared)}
+    return MappingProxyType({name: _checked(kind, below, check, name=name) for name, below in table.tables(keys)})

@@ -1,6 +1,6 @@
 """What settings mean together: each rule notes, with its line, what a table or two of them cannot mean."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ _HAS_REPLICAS: Final = ("redis", "rediss")
 _OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
     each.key for each in settings_of(settings.PoolConfig)
 }
+
+_OF_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})
 
 
 def check_server(server: settings.ServerConfig, table: Table) -> None:
@@ -176,6 +178,8 @@ def _check_pattern(route: settings.RouteConfig, table: Table) -> None:
 
 def _check_hosts(route: settings.RouteConfig, table: Table) -> None:
     for at, text in table.listed.get("hosts", ()):
+        if text == "*":
+            table.reader.warn(at, 'matches hosts of one label only, such as "localhost": remove hosts for any host')
         if text and not text.startswith("!") and (exclusion := exclusion_of(text, route.hosts)):
             table.reader.problem(at, f'"{exclusion}" excludes all of it: remove one of the two')
 
@@ -254,6 +258,25 @@ def _warn_of_rewriting(route: settings.RouteConfig, table: Table, pools: Mapping
         "in, false if it is meant"
     )
     table.reader.warn((*table.at, key), f"{what}, and answers carry that name: {hint}")
+
+
+def warn_of_loops(reader: Reader, server: settings.ServerConfig, pools: Mapping[str, settings.PoolConfig]) -> None:
+    """Warn of endpoints at which this edge listens itself."""
+    here = {address.port for address in server.listen if address.host in _OF_THIS_MACHINE} - {0}
+    for name, pool in pools.items():
+        for index, endpoint in enumerate(pool.endpoints):
+            if endpoint.url.host in _OF_THIS_MACHINE and endpoint.url.port in here:
+                what = "is an address of listen, so requests would come back: write that of the model's server"
+                reader.warn(("pools", name, "endpoints", index), what)
+
+
+def warn_of_unused(reader: Reader, kind: str, known: Iterable[str], used: Collection[str | None]) -> None:
+    """Warn of pools or limits that no route names, and that may be meant for one."""
+    unless = ", unless keys do" if kind == "limit" else ""
+    for name in known:
+        if name not in used:
+            what = f'no route names this {kind}: write {kind} = "{name}" in one, or remove it{unless}'
+            reader.warn((f"{kind}s", name), what)
 
 
 def refuse_ties(reader: Reader, routes: Sequence[settings.RouteConfig]) -> None:

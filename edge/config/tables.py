@@ -99,6 +99,7 @@ class Table:
         self.at = at
         self.data = data
         self.known: dict[str, None] = {}  # the keys that it may have, in order
+        self.known_below: dict[str, str] = {}  # keys of tables in it, and how each is written there
         self.listed: dict[str, list[tuple[KeyPath, str]]] = {}  # the strings of the lists that were read
 
     def problem(self, key: str, message: str) -> None:
@@ -160,12 +161,18 @@ class Table:
         self.listed[key] = [((*at, index), each) for index, each in enumerate(value) if isinstance(each, str)]
         return self.listed[key]
 
-    def table(self, key: str) -> "Table | None":
-        """Return the table at `key`, None when it is absent or no table."""
+    def table(self, key: str, example: object = None) -> "Table | None":
+        """Return the table at `key`, None when it is absent or no table; `example` is what one may hold."""
         value = self.take(key)
         if isinstance(value, dict):
             return Table(self.reader, (*self.at, key), value)
-        if value is not None:
+        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            at = dotted((*self.at, key))
+            self.problem(key, f"is in double brackets: write [{at}], or [{at}.NAME] where each has a name")
+        elif isinstance(example, dict) and value is not None:
+            pairs = ", ".join(f'{name} = "{each}"' for name, each in example.items())
+            self.problem(key, f"must be a table: write {key} = {{ {pairs} }}")
+        elif value is not None:
             self.problem(key, f"must be a table: write [{dotted((*self.at, key))}] and its keys below")
         return None
 
@@ -173,9 +180,12 @@ class Table:
         """Return the table at `key`, an empty one when there is none."""
         return self.table(key) or Table(self.reader, (*self.at, key), {})
 
-    def tables(self) -> Iterator[tuple[str, "Table"]]:
-        """Yield the tables of a table whose keys are names."""
+    def tables(self, keys: Collection[str]) -> Iterator[tuple[str, "Table"]]:
+        """Yield the tables of a table whose keys are names; `keys` are those that each of them may have."""
         for name, below in self.data.items():
+            if name in keys and not isinstance(below, dict):
+                self.problem(name, f"stands in no table with a name: write [{dotted((*self.at, 'NAME'))}] above it")
+                continue
             if isinstance(below, dict) and below and all(isinstance(value, dict) for value in below.values()):
                 # [pools.qwen2.5] without quotes is a table "5" in a table "qwen2".
                 whole = dotted((*self.at, f"{name}.{next(iter(below))}"))
@@ -189,4 +199,6 @@ class Table:
             near = self.reader.nearest(key, self.known)
             what = "table" if isinstance(self.data[key], dict) else "key"
             hint = f"did you mean {near}?" if near else f"remove it, or write one of {', '.join(sorted(self.known))}"
+            if key in self.known_below:
+                hint = f"write {self.known_below[key]}"
             self.problem(key, f"unknown {what}: {hint}")

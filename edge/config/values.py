@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
+from edge.config.slips import meant_duration, meant_size
 from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
 from edge.operations import OPERATIONS
 
@@ -29,6 +30,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\??[^#]*)(#?.*
 _URL_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  # RFC 3986 section 3.3
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OPERATION = re.compile(r"[a-z0-9_-]{1,64}(?:/[a-z0-9_-]{1,64}){0,4}")
+_ENDS_OF_OPERATIONS: Final = ("/chat/completions", "/v2/rerank", *(f"/v1/{name}" for name in (*OPERATIONS, "models")))
 _MEMBER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
 _MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
@@ -86,7 +88,9 @@ def seconds(text: str, longest_s: int = LONGEST_S) -> float:
     """Return a duration such as `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`, `"1d"`, `"2w"` in seconds."""
     match = re.fullmatch(DURATION_PATTERN, text)
     if match is None:
-        raise ValueError(f'{text!r} is not a duration: write a number and ms, s, m, h, d or w, such as "2s"')
+        meant = meant_duration(text)
+        hint = f'write "{meant}"' if meant else 'write a number and ms, s, m, h, d or w, such as "2s"'
+        raise ValueError(f"{text!r} is not a duration: {hint}")
     duration_s = Fraction(match[1]) * _MS_IN[match[3]] / 1000
     if duration_s > longest_s:
         raise ValueError(f'{text!r} is too long: write at most "{write_duration(longest_s)}"')
@@ -106,7 +110,9 @@ def byte_count(text: str) -> int:
     """Return a size such as `"512B"`, `"64KB"` (1000) or `"1.5MiB"` (1024) in bytes."""
     match = re.fullmatch(SIZE_PATTERN, text)
     if match is None:
-        raise ValueError(f'{text!r} is not a size: write a number and B, KB, MB, GB, KiB, MiB or GiB, such as "64MiB"')
+        meant = meant_size(text)
+        hint = f'write "{meant}"' if meant else 'write a number and B, KB, MB, GB, KiB, MiB or GiB, such as "64MiB"'
+        raise ValueError(f"{text!r} is not a size: {hint}")
     size = Fraction(match[1]) * _BYTES[match[3]]
     if size.denominator != 1:
         raise ValueError(f'{text!r} is not a whole number of bytes: write "{round(size)}B"')
@@ -151,11 +157,14 @@ def parse_address(text: str, base: Path) -> Address:
         if not text.removeprefix("unix:") or "\0" in text:
             raise ValueError('no path: write "unix:edge.sock"')
         return Address(None, None, base / text.removeprefix("unix:"))
+    scheme, is_url, rest = text.partition("://")
+    if is_url and scheme in _DEFAULT_PORTS:
+        raise ValueError(f'an address has no scheme: write "{rest.partition("/")[0]}"')
     host, colon, port = text.rpartition(":")
     if not colon:
         sample = f"0.0.0.0:{text}" if text.isascii() and text.isdigit() else "127.0.0.1:8080"
         raise ValueError(f'write "host:port", such as "{sample}", or "unix:PATH"')
-    if not host:
+    if host in ("", "*"):
         raise ValueError(f'no host: write "0.0.0.0:{port}" for every address, "127.0.0.1:{port}" for this machine only')
     return Address(_host(host), _port(port, lowest=0))
 
@@ -189,6 +198,10 @@ def parse_url(text: str) -> Url:
 
     A host that ends in a number and is no IP address is refused: resolvers read `2130706433` and `0x7f.1` as addresses.
     """
+    if any(each.isspace() for each in text.strip()) or text.count("://") > 1:
+        raise ValueError('more than one URL, or a space in one: write each as a text of its own, "http://host:port"')
+    if text != text.strip():
+        raise ValueError("a space before or behind the URL: remove it")
     match = _URL.fullmatch(text)
     if match is None:
         raise ValueError('not a URL: write "http://host:port"')
@@ -208,6 +221,14 @@ def parse_url(text: str) -> Url:
             return Url(known, _host(host), number, path.rstrip("/") or path[:1])
         case other:
             raise ValueError(f'the scheme {other!r} is not served: write "http://host:port" or "https://host"')
+
+
+def parse_base(text: str) -> Url:
+    """Return the URL of an upstream, before the path of an operation is added to it."""
+    url = parse_url(text)
+    if url.path.endswith(_ENDS_OF_OPERATIONS):
+        raise ValueError("ends in the path of an operation, which the edge adds: write it as in http://host:port/v1")
+    return url
 
 
 def bracketed(host: str) -> str:
@@ -361,7 +382,7 @@ def check_instance(template: str) -> None:
     match = _URL.fullmatch(template)
     if match and any(name in match[3] for name in PLACEHOLDERS):
         raise ValueError('a placeholder outside the host: write "http://{service}.{owner}.svc.cluster.local:8000"')
-    parse_url(fill(template, "x", "x"))
+    parse_base(fill(template, "x", "x"))
 
 
 def check_upstream_name(text: str) -> None:

@@ -11,15 +11,12 @@ import logging
 import os
 import resource
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from aiohttp import web
 
-from edge.config.settings import TlsConfig
 from edge.config.values import Address
-from edge.errors import Unusable
 
 _log = logging.getLogger(__name__)
 
@@ -150,19 +147,3 @@ def name_of(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
     return str(Address(name[0], name[1]))
-
-
-def listener_tls(tls: TlsConfig) -> ssl.SSLContext:
-    """Return the TLS settings towards clients; raises `Unusable` when its files cannot be used."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    load_certificate(context, tls)
-    return context
-
-
-def load_certificate(context: ssl.SSLContext, tls: TlsConfig) -> None:
-    """Let a context show a certificate; raises `Unusable`, and may have half of it then."""
-    try:
-        context.load_cert_chain(tls.certificate, tls.private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise Unusable(f"server.tls: the certificate and key cannot be used ({error})") from None

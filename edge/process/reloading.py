@@ -19,7 +19,7 @@ from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.process.admin import Readiness
-from edge.process.listeners import listener_tls
+from edge.process.certificates import listener_tls
 from edge.routing import RouteTable
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.pools import Pool

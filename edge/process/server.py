@@ -33,13 +33,12 @@ from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
 from edge.process import status
 from edge.process.admin import Readiness, admin_handler
+from edge.process.certificates import listener_tls, load_certificate
 from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
 from edge.process.listeners import (
     AdminListener,
     bind,
-    listener_tls,
-    load_certificate,
     name_of,
     passed_sockets,
     raise_descriptor_limit,

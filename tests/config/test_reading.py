@@ -347,3 +347,22 @@ def test_misspelt_names_among_thousands_are_guessed_for_the_first_ones_only() ->
     found = [problem.message for problem in findings(pools + routes)]
     assert len(found) == 400
     assert sum("did you mean" in message for message in found) == 250
+
+
+MISTAKES = [
+    (title, *case.split("----\n"))
+    for title, _, case in (
+        block.partition("\n") for block in (ROOT / "tests/cases/mistakes.txt").read_text().split("\n==== ")[1:]
+    )
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [each[1:] for each in MISTAKES], ids=[each[0] for each in MISTAKES])
+@pytest.mark.usefixtures("directory")
+def test_mistake_gets_the_message_that_mends_it(text: str, expected: str) -> None:
+    """What people write by mistake, one a case: the message repeats their number or name as it has to be written."""
+    assert [f"{problem.line}: {problem}" for problem in findings(text)] == expected.strip("\n").splitlines()
+
+
+def test_there_are_mistakes_of_every_table() -> None:
+    assert len(MISTAKES) == 56
