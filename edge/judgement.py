@@ -30,6 +30,9 @@ def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> Non
             missing.report(Verdict.FAULT)
         if exchange.operation.reads in _GENERATES_NOTHING:
             return
+    elif verdict is not _NOTHING:
+        assert exchange.end is not None
+        lease.endpoint.note_fault(exchange.request_id, exchange.end.value)
     lease.report(verdict)
 
 
@@ -44,11 +47,15 @@ def judge_failure(
         elsewhere = may_pass_elsewhere(status, exchange.upstream_status)
         exchange.upstream_status, exchange.upstream_error = status, logged(error.headers, error.body)
         is_callers = status >= 500 and failure.origin is errors.Origin.CLIENT
-        lease.report(_NOTHING if is_callers else judge(status), pause_of(error.headers), status)
+        verdict = _NOTHING if is_callers else judge(status)
+        if verdict is not _NOTHING:
+            lease.endpoint.note_fault(exchange.request_id, f"answers {status}")
+        lease.report(verdict, pause_of(error.headers), status)
     else:
         failure = error
         elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
+            lease.endpoint.note_fault(exchange.request_id, str(error).removeprefix("The model's server ").rstrip("."))
             lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
     if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
         elsewhere = pool is not None and pool.may_retry()

@@ -3,6 +3,7 @@
 `load` reads the file and the secrets it names; `parse` takes its text.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,12 +33,13 @@ def load(
     `before_file` is called with each file that it names, before that is read. Raises: `ConfigError`, also for a file
     that cannot be read or is not UTF-8.
     """
-    return _read(_text_of(path), place or path, env, _config, before_file)
+    text, digest = _text_of(path)
+    return replace(_read(text, place or path, env, _config, before_file), digest=digest)
 
 
 def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> settings.KeysConfig:
     """Return `[keys]` alone: what else is wrong with a file keeps no key from being revoked. Raises `ConfigError`."""
-    return _read(_text_of(path), path, env, _keys)
+    return _read(_text_of(path)[0], path, env, _keys)
 
 
 def parse(text: str, path: Path, env: Mapping[str, str]) -> settings.Config:
@@ -45,9 +47,11 @@ def parse(text: str, path: Path, env: Mapping[str, str]) -> settings.Config:
     return _read(text, path, env, _config)
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path) -> tuple[str, str]:
+    """Return the text of a file, and its SHA-256 as `sha256sum` shows it."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        return content.decode("utf-8-sig"), hashlib.sha256(content).hexdigest()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None

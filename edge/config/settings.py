@@ -380,7 +380,7 @@ class RouteConfig:
 class Config:
     """The routes of the edge. `edge check` finds what this schema cannot.
 
-    `watched` is every secret, TLS and CA file that the file names.
+    `watched` is every secret, TLS and CA file that the file names, `digest` the SHA-256 of the file.
     """
 
     path: Path
@@ -392,6 +392,7 @@ class Config:
     limits: Annotated[Mapping[str, LimitConfig], kinds.Section(LimitConfig, is_named=True)]
     pools: Annotated[Mapping[str, PoolConfig], kinds.Section(PoolConfig, is_named=True)]
     routes: Annotated[tuple[RouteConfig, ...], kinds.Section(RouteConfig, is_named=True)]
+    digest: str = ""
     watched: tuple[Path, ...] = ()
     warnings: tuple[Problem, ...] = ()
 

@@ -122,6 +122,11 @@ class Admission:
         counted = "Users and keys that are counted now, by limit and route."
         yield GaugeMetricFamily("edge_limit_counters", counted, value=len(self._counters))
 
+    def counted(self) -> tuple[list[Counter], Mapping[str, LimitConfig], int, float]:
+        """Return every counter, the limits, the minute, and how much of the minute before still counts."""
+        elapsed_s = self._now() - self._minute_began
+        return list(self._counters.values()), self._configs, self._minute, 1.0 - elapsed_s / MINUTE_S
+
     def reconfigure(self, limits: Mapping[str, LimitConfig]) -> None:
         """Take over the limits of a reload."""
         self._configs = limits

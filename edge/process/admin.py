@@ -1,8 +1,9 @@
 """Readiness, metrics and the purge of keys, on a listener of their own: whoever reaches it is an operator."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, Literal
 
 import orjson
 from aiohttp import web
@@ -55,35 +56,56 @@ class Readiness:
         yield GaugeMetricFamily("edge_config_generation", "Configurations loaded since the start.", self.generation)
 
 
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Purge = Callable[[Invalidation], Awaitable[dict[str, object]]]
 
 
-def admin_handler(
-    readiness: Readiness, metrics: Metrics, purge: Purge
-) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-    """Return the handler of the admin listener; `purge` makes the process forget keys, and returns what it did."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path of the admin listener takes, and what answers it; GET takes HEAD as well."""
+
+    method: Literal["GET", "POST"]
+    answer: Handler
+
+
+def admin_handler(routes: Mapping[str, Route]) -> Handler:
+    """Return the handler of the admin listener, by path."""
+    known = ", ".join(path if route.method == "GET" else f"{route.method} {path}" for path, route in routes.items())
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        if request.path == "/keys/purge":
-            return await _purge(request, purge)
-        if request.method not in ("GET", "HEAD"):
-            return web.Response(status=405, text="use GET\n", headers={"Allow": "GET, HEAD"})
-        match request.path:
-            case "/livez":
-                return web.Response(text="ok\n")
-            case "/readyz" | "/healthz":
-                text = "ok\n" if readiness.ready else "not ready\n"
-                if "verbose" in request.query:
-                    text = readiness.describe()
-                return web.Response(status=200 if readiness.ready else 503, text=text)
-            case "/metrics":
-                return await _scrape(request, metrics)
-        return web.Response(status=404, text="try /livez, /readyz, /readyz?verbose, /metrics or POST /keys/purge\n")
+        route = routes.get(request.path)
+        if route is None:
+            return web.Response(status=404, text=f"try {known}\n")
+        allowed = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+        if request.method not in allowed:
+            return web.Response(status=405, text=f"use {route.method}\n", headers={"Allow": ", ".join(allowed)})
+        return await route.answer(request)
 
     return handle
 
 
-async def _scrape(request: web.BaseRequest, metrics: Metrics) -> web.StreamResponse:
+def basic_routes(readiness: Readiness, metrics: Metrics, purge: Purge) -> dict[str, Route]:
+    """Return health, metrics and the purge; `purge` makes the process forget keys, and returns what it did."""
+
+    async def live(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(request: web.BaseRequest) -> web.Response:
+        text = "ok\n" if readiness.ready else "not ready\n"
+        if "verbose" in request.query:
+            text = readiness.describe()
+        return web.Response(status=200 if readiness.ready else 503, text=text)
+
+    return {
+        "/livez": Route("GET", live),
+        "/readyz": Route("GET", ready),
+        "/healthz": Route("GET", ready),
+        "/metrics": Route("GET", partial(_scrape, metrics)),
+        "/keys/purge": Route("POST", partial(_purge, purge)),
+    }
+
+
+async def _scrape(metrics: Metrics, request: web.BaseRequest) -> web.StreamResponse:
     """Send the metrics as they are made: megabytes at once would hold the loop up."""
     response = web.StreamResponse(headers={"Content-Type": _METRICS_TYPE})
     await response.prepare(request)
@@ -94,10 +116,8 @@ async def _scrape(request: web.BaseRequest, metrics: Metrics) -> web.StreamRespo
     return response
 
 
-async def _purge(request: web.BaseRequest, purge: Purge) -> web.Response:
+async def _purge(purge: Purge, request: web.BaseRequest) -> web.Response:
     """Forget keys by `id` and `user` in the query, each as often as wanted; everything when there is neither."""
-    if request.method != "POST":
-        return web.Response(status=405, text="use POST\n", headers={"Allow": "POST"})
     unknown = [name for name in request.query if name not in ("id", "user")]
     ids, users = (frozenset(request.query.getall(name, ())) for name in ("id", "user"))
     if unknown or "" in ids | users:

@@ -31,8 +31,7 @@ from edge.keys.stores.table import key_store
 from edge.keys.tokens import TokenVerifier
 from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
-from edge.process import status
-from edge.process.admin import Readiness, admin_handler
+from edge.process.admin import Readiness, admin_handler, basic_routes
 from edge.process.certificates import listener_tls, load_certificate
 from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
@@ -43,13 +42,18 @@ from edge.process.listeners import (
     passed_sockets,
     raise_descriptor_limit,
 )
+from edge.process.parts import Parts
 from edge.process.reloading import Reloader, retire, unexpected
+from edge.process.snapshot import Snapshots
 from edge.process.start_checks import check_interpreter
+from edge.process.status import report_all
+from edge.process.status_page import status_routes
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
+from edge.telemetry.recent import Recent
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
@@ -96,6 +100,7 @@ class Server:
         self.metrics = Metrics()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
+        self._recent = Recent()
         self._reloader = Reloader(path, adapt, self.endpoints, self.readiness)
         self._within = within
         self._drain = Drain(self.lifecycle, within)
@@ -150,6 +155,7 @@ class Server:
             self.memory,
             self.metrics,
             self._access_log,
+            self._recent,
         )
         self.clients = ClientServer(
             self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)
@@ -241,8 +247,8 @@ class Server:
         except OSError as error:
             raise Unusable(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = name_of(admin_socket)
-        handler = admin_handler(self.readiness, self.metrics, self.purge)
-        self._admin = AdminListener(self._loop, admin_socket, handler)
+        routes = basic_routes(self.readiness, self.metrics, self.purge) | status_routes(Snapshots(self._parts))
+        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes))
         for listener in self._listeners:
             await listener.start_serving()
 
@@ -335,21 +341,13 @@ class Server:
             self._channel.open()
 
     def _report(self) -> None:
-        """Have `/metrics` and `/readyz?verbose` ask every part."""
-        self.readiness.parts += [
-            partial(status.request_lines, self.proxy, self.clients),
-            partial(status.key_lines, self.authenticator, self._tokens, self._channel),
-            partial(status.usage_lines, self.journal, self._shipper),
-            partial(status.endpoint_lines, self.endpoints, self._loop.time),
-        ]
-        keys = self.authenticator, self._tokens, self._channel
-        usage = self.journal, self._shipper, self._access_log
-        parts = (*keys, self.admission, self.shared_limits, self.kept_responses, *usage, self.readiness)
-        self.metrics.gauges += [part.metrics for part in parts if part is not None]
-        self.metrics.gauges += [
-            partial(status.client_metrics, self.proxy, self.clients, self.memory),
-            lambda: self.endpoints.metrics(self.generation.pools, self.metrics.max_labels),
-        ]
+        """Have `/metrics`, `/readyz?verbose` and `/status` ask every part."""
+        self._parts = Parts(
+            self.readiness, self.proxy, self.clients, self.memory, self.endpoints, self.discovery, self.authenticator,
+            self._tokens, self._channel, self.admission, self.shared_limits, self.kept_responses, self.journal,
+            self._shipper, self._access_log, self._recent,
+        )  # fmt: skip
+        report_all(self._parts, self.metrics)
 
     async def purge(self, invalidation: Invalidation) -> dict[str, object]:
         """Forget keys here and, over `shared.redis`, everywhere; return how many, and how many processes heard."""

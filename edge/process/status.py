@@ -1,6 +1,8 @@
 """What the parts of a process report when they are asked: metrics, and the lines of `/readyz?verbose`."""
 
+import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,11 +15,33 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.revocations import RevocationChannel
 from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
+from edge.process.parts import Parts
 from edge.proxy import Proxy
+from edge.telemetry.metrics import Metrics
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.health import HEALTHY
 
 _MAX_LINES: Final = 100  # of endpoints that are out
+
+
+def report_all(parts: Parts, metrics: Metrics) -> None:
+    """Have `/metrics` and `/readyz?verbose` ask every part."""
+    keys = parts.authenticator, parts.tokens, parts.channel
+    usage = parts.journal, parts.shipper
+    parts.readiness.parts += [
+        partial(request_lines, parts.proxy, parts.clients),
+        partial(key_lines, *keys),
+        partial(usage_lines, *usage),
+        partial(endpoint_lines, parts.endpoints, asyncio.get_running_loop().time),
+    ]
+    reporting = (
+        *keys, parts.admission, parts.shared_limits, parts.kept_responses, *usage, parts.access_log, parts.readiness
+    )  # fmt: skip
+    metrics.gauges += [part.metrics for part in reporting if part is not None]
+    metrics.gauges += [
+        partial(client_metrics, parts.proxy, parts.clients, parts.memory),
+        lambda: parts.endpoints.metrics(parts.proxy.generation.pools, metrics.max_labels),
+    ]
 
 
 def request_lines(proxy: Proxy, clients: ClientServer) -> Iterator[Line]:

@@ -5,7 +5,7 @@ import logging
 import random
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Final
 
@@ -41,6 +41,10 @@ class Discovery:
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def outages(self) -> Iterator[tuple[str, str]]:
+        """Yield the names that cannot be resolved now, and why."""
+        yield from ((name.authority, outage.reason) for name, outage in self._outages.items() if outage)
 
     async def learn(self, pools: Iterable[Pool]) -> None:
         """Give these pools their members, asking for the names that are new; a name that fails leaves a pool empty."""

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import math
 import ssl
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -31,6 +31,7 @@ _MOST_LOOKED_AT: Final = 8  # of them at each new one, the longest unused first:
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
+_MOST_FAULTS: Final = 500  # that are remembered of an endpoint
 _A_STEP: Final = 100  # endpoints or pools in a step of a scrape, or of a walk through all
 
 _Authority = tuple[Path | None, int]  # a `ca_file` and when it was written, in ns; without one, the system's
@@ -49,6 +50,14 @@ class Group(Protocol):
         """Give the places that are free to those whose turn it is."""
 
 
+class Fault(NamedTuple):
+    """An attempt that failed, `at` which time of the loop, and how: `answers 401`."""
+
+    at: float
+    request_id: str
+    what: str
+
+
 class Endpoint:
     """One address: its requests in flight, its health and its idle connections, shared by every pool that names it.
 
@@ -56,8 +65,8 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_log_at", "_outage", "_refusal_log_at", "authority", "connections", "health", "in_flight", "is_instance",
-        "kept_in", "url", "waiting",
+        "_log_at", "_outage", "_refusal_log_at", "authority", "connections", "faults", "health", "in_flight",
+        "is_instance", "kept_in", "url", "waiting",
     )  # fmt: skip
 
     def __init__(self, url: Url, connections: ConnectionPool, *, is_instance: bool = False) -> None:
@@ -65,6 +74,7 @@ class Endpoint:
         self.authority = url.authority
         self.connections = connections
         self.health = Health()
+        self.faults: deque[Fault] | None = None  # the latest, of one that had any
         self.in_flight = 0
         self.waiting: dict[Group, None] = {}  # where requests wait for a place here, first come first
         self.is_instance = is_instance
@@ -84,6 +94,12 @@ class Endpoint:
     def is_used(self) -> bool:
         """Whether a request or an idle connection is there."""
         return bool(self.in_flight or len(self.connections))
+
+    def note_fault(self, request_id: str, what: str) -> None:
+        """Remember an attempt that failed, for the status page."""
+        if self.faults is None:
+            self.faults = deque(maxlen=_MOST_FAULTS)
+        self.faults.append(Fault(self.connections.loop.time(), request_id, what))
 
     def log_state(self, now: float, user: str) -> None:
         """Log that what requests met took it out, for all or for `user`, or that it is back."""

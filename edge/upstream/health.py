@@ -146,6 +146,7 @@ class Health:
     """
 
     is_tainted: bool = False
+    since: float = 0.0  # when it was taken out for all, or came back; 0.0: it has been well all the time
     total_ejections: int = 0  # for all, for the metrics
     _era: int = 0
     _everyone: _Breaker = field(default_factory=_Breaker)
@@ -233,8 +234,10 @@ class Health:
 
         A rest that the endpoint asked for goes on: requests that were under way do not show room for others.
         """
-        if self._everyone.until and era < self._everyone.opened:
-            return
+        if self._everyone.until:
+            if era < self._everyone.opened:
+                return
+            self.since = now
         self._everyone = _Breaker(opened=self._era)
         self._users = {user: own for user, own in self._users.items() if own.until and era < own.opened}
         if self._rest_until <= now:
@@ -270,6 +273,8 @@ class Health:
 
     def _eject_if_due(self, now: float) -> None:
         if self._everyone.faults + len(self._users) >= _WITNESSES_TO_EJECT:
+            if not self._everyone.until:
+                self.since = now
             self.total_ejections += 1
             self._era += 1
             self._everyone.open(now, self._era)
@@ -287,7 +292,10 @@ class Health:
             until = max(until, told_until)
         self._told = (user, until)
 
-    def probed(self, healthy: bool) -> None:
+    def probed(self, healthy: bool, now: float) -> None:
         """Note the outcome of an active probe."""
+        before = self.fails_probes
         self._probe_failures = 0 if healthy else self._probe_failures + 1
+        if self.fails_probes is not before:
+            self.since = now
         self._note_taint()

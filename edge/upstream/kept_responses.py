@@ -237,6 +237,11 @@ class KeptResponses:
         self.outage.down(reason_of(error), logging.WARNING)
         self._wanted.set()
 
+    @property
+    def known_count(self) -> int:
+        """The responses whose endpoint this process knows."""
+        return len(self._known)
+
     def metrics(self) -> Iterator[Metric]:
         """Yield how many responses are known here, and whether other processes learn of them."""
         text = "Responses of the Responses API whose endpoint this process knows."

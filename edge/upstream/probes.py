@@ -60,7 +60,9 @@ class HealthProbes:
                 self._tasks.pop(probe).cancel()
                 if probe.endpoint not in probed:
                     self._outages.pop(probe.endpoint, None)
-                    probe.endpoint.health.probed(healthy=True)  # no probe any more, so its answers alone count
+                    probe.endpoint.health.probed(
+                        healthy=True, now=self._loop.time()
+                    )  # no probe any more, so its answers alone count
             if number % _A_STEP == _A_STEP - 1:
                 yield
         for number, probe in enumerate(wanted):
@@ -76,7 +78,9 @@ class HealthProbes:
         outage = self._outages.setdefault(endpoint, Outage(_log, fails, passes))
         while True:
             failure = await self._ask(probe)
-            endpoint.health.probed(healthy=not failure)
+            endpoint.health.probed(healthy=not failure, now=self._loop.time())
+            if failure:
+                endpoint.note_fault("", f"health check: {failure}")
             if endpoint.health.fails_probes:
                 outage.down(failure, logging.WARNING)
             elif not failure:

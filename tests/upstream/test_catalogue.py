@@ -296,7 +296,7 @@ async def test_next_member_is_asked_after_one_that_fails_and_none_that_is_out(
     good, bad, out = await listing(LISTED), await listing(UNAVAILABLE), await listing(LISTED)
     pool = pool_of(endpoints, good.url, bad.url, out.url)
     for _ in range(2):
-        pool.members[2].endpoint.health.probed(healthy=False)
+        pool.members[2].endpoint.health.probed(healthy=False, now=0.0)
     await in_steps(catalogue.apply([pool]))
     with Lease(pool.members[0]):  # so that the other one is asked first
         await asked_after(catalogue, 0)

@@ -261,19 +261,19 @@ def test_backpressure_is_no_fault() -> None:
 
 def test_two_failed_probes_take_it_out_and_one_good_one_brings_it_back() -> None:
     health = Health()
-    health.probed(healthy=False)
+    health.probed(healthy=False, now=0.0)
     assert health.admits(0.0)
-    health.probed(healthy=False)
+    health.probed(healthy=False, now=0.0)
     assert not health.admits(1e9)
     assert health.describe(0.0) == "fails its health check"
-    health.probed(healthy=True)
+    health.probed(healthy=True, now=0.0)
     assert health.admits(0.0)
 
 
 def test_a_good_answer_does_not_outvote_the_probes() -> None:
     health = Health()
-    health.probed(healthy=False)
-    health.probed(healthy=False)
+    health.probed(healthy=False, now=0.0)
+    health.probed(healthy=False, now=0.0)
     health.fine(0.0, health.begin())
     assert not health.admits(0.0)
 
@@ -281,7 +281,7 @@ def test_a_good_answer_does_not_outvote_the_probes() -> None:
 def test_good_probes_do_not_outvote_what_requests_meet() -> None:
     """An engine whose model has died may pass its health check for ever."""
     health = fail(Health(), ONE, TWO)
-    health.probed(healthy=True)
+    health.probed(healthy=True, now=0.0)
     fail(health, THREE)
-    health.probed(healthy=True)
+    health.probed(healthy=True, now=0.0)
     assert not health.admits(4.9, OTHER)

@@ -177,7 +177,7 @@ class OneBadMember(Traffic):
 
     @rule()
     def probe_succeeds(self) -> None:
-        self.bad.endpoint.health.probed(healthy=True)
+        self.bad.endpoint.health.probed(healthy=True, now=0.0)
 
     @invariant()
     def it_gets_seven_requests_and_three_each_time_it_is_tried_again(self) -> None:

@@ -1,0 +1,56 @@
+"""Which users and keys are nearest to their limits, for the status page."""
+
+import heapq
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from edge.config.settings import LimitConfig
+from edge.limits.admission import Admission
+from edge.limits.counters import Counter
+
+_A_STEP: Final = 1000  # counters
+
+
+class Nearness(NamedTuple):
+    """How much of the scarcest part of a limit, `what`, one user or key has used at a route."""
+
+    share: float
+    limit: str
+    route: str
+    whom: str
+    what: str
+    used: int
+    allowed: int
+
+
+def find_nearest(admission: Admission, most: int, found: list[Nearness]) -> Iterator[None]:
+    """Put the users and keys that have the smallest share left into `found`, `most` at most, in steps."""
+    counters, limits, minute, weight = admission.counted()
+    for number, counter in enumerate(counters, 1):
+        limit = limits.get(counter.key[0])
+        if limit is not None and (near := _scarcest(counter, limit, minute, weight)) is not None:
+            if len(found) < most:
+                heapq.heappush(found, near)
+            elif near.share > found[0].share:
+                heapq.heapreplace(found, near)
+        if number % _A_STEP == 0:
+            yield
+    found.sort(reverse=True)
+
+
+def _scarcest(counter: Counter, limit: LimitConfig, minute: int, weight: float) -> Nearness | None:
+    """Return the part of a limit of which the largest share is used, None when nothing is."""
+    now = counter.minute == minute
+    before = now or counter.minute == minute - 1  # of one that was not used since, this minute has nothing
+    share, best = 0.0, None
+    for what, allowed, current, previous in (
+        ("requests", limit.requests_per_minute, counter.requests, counter.previous_requests),
+        ("tokens", limit.tokens_per_minute, counter.tokens, counter.previous_tokens),
+    ):
+        used = current + previous * weight if now else current * weight if before else 0.0
+        if allowed is not None and used / allowed > share:
+            share, best = used / allowed, (what, round(used), allowed)
+    running = counter.running + counter.remote_running
+    if limit.concurrent_requests is not None and running / limit.concurrent_requests > share:
+        share, best = running / limit.concurrent_requests, ("at once", running, limit.concurrent_requests)
+    return None if best is None else Nearness(share, *counter.key, *best)
