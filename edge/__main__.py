@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "serve": "run the edge",
     "demo": "run the edge with every upstream simulated, and a key to try it",
     "simulate": "run the simulated model server alone",
+    "status": "show what a running edge does, and what is wrong with it",
     "check": "list every problem of a routes.toml",
     "explain": "say which route a model's name takes, who may use it, and why",
     "diff": "list what a reload would change, or refuse",

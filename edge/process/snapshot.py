@@ -19,6 +19,7 @@ from edge.generation import Generation
 from edge.limits.nearest import Nearness, find_nearest
 from edge.process.certificates import Certificate, read_certificate
 from edge.process.parts import Parts
+from edge.process.troubles import find_troubles
 from edge.tasks import in_steps
 from edge.telemetry.recent import MINUTE_S, Failure, Traffic
 from edge.upstream.endpoints import Endpoint, Fault, Member
@@ -61,7 +62,7 @@ class Snapshots:
         await in_steps(_find_routes(generation, routes, shown_routes))
         await in_steps(self._find_pools(generation, endpoints, shown_pools))
         failures = [_failure(each) for each in reversed(parts.recent.failures)]
-        return {
+        status = {
             "version": self._version,
             "pid": os.getpid(),
             "time": time.time(),
@@ -80,6 +81,7 @@ class Snapshots:
             "certificates": self._certificates(),
             "failures": failures,
         }
+        return status | {"troubles": find_troubles(status)}
 
     def _config(self, generation: Generation) -> Document:
         readiness = self._parts.readiness
@@ -167,7 +169,7 @@ class _Shown:
 
 def _find_routes(generation: Generation, traffic: Mapping[str, Traffic], shown: _Shown) -> Iterator[None]:
     """Find the routes with the most requests; what matched none comes last, where there was any."""
-    known = [(route.name, route.pool or "", route.limit or "") for route in generation.config.routes]
+    known = [(route.name, route.pool or "an instance", route.limit or "") for route in generation.config.routes]
     names = {name for name, _, _ in known}
     known += [(name, "", "") for name in traffic if name not in names]
     for number, (name, pool, limit) in enumerate(known, 1):

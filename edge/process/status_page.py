@@ -4,6 +4,7 @@ The page is three files of this package; it asks nobody else for anything, as it
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -67,9 +68,10 @@ async def _follow(live: _Live, request: web.BaseRequest) -> web.StreamResponse:
     """Send the document each second, until who watches leaves; a slow one gets fewer."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **_NO_CACHE})
     await response.prepare(request)
-    while request.method != "HEAD":
-        await response.write(b"data: " + await live.latest() + b"\n\n")
-        await asyncio.sleep(_INTERVAL_S)
+    with contextlib.suppress(ConnectionError):
+        while request.method != "HEAD":
+            await response.write(b"data: " + await live.latest() + b"\n\n")
+            await asyncio.sleep(_INTERVAL_S)
     return response
 
 

@@ -17,7 +17,7 @@ MINUTE_S: Final = 60
 OTHER: Final = "(other)"  # routes and endpoints past `_MOST_CELLS`
 _MOST_CELLS: Final = 200  # of a second
 _MOST_TIMES: Final = 20  # of a cell
-_MOST_FAILURES: Final = 50
+_MOST_FAILURES: Final = 20
 _A_STEP: Final = 500  # cells that are added up, in less than a millisecond
 _COMPLETE: Final = End.COMPLETE
 # What is nobody's failure: a refusal is the caller's, or that of a limit.
