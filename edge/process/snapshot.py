@@ -10,7 +10,7 @@ import heapq
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -39,10 +39,11 @@ _MOST_TEXT: Final = 200  # of what an upstream said
 
 
 class Snapshots:
-    """Makes the document of a process."""
+    """Makes the document of a process; `clock` is that of `Exchange.finished`."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
         self._parts = parts
+        self._clock = clock
         self._started_at = time.time()
         self._version = version("edge")
         self._certificate: Certificate | None = None
@@ -55,7 +56,7 @@ class Snapshots:
         parts, generation = self._parts, self._parts.proxy.generation
         routes: dict[str, Traffic] = {}
         endpoints: dict[str, Traffic] = {}
-        await in_steps(parts.recent.minute(routes, endpoints, time.monotonic()))
+        await in_steps(parts.recent.minute(routes, endpoints, self._clock()))
         await self._look_at_limits()
         await self._look_at_certificate(generation)
         shown_routes, shown_pools = _Shown(_MOST_ROUTES), _Shown(_MOST_POOLS)
@@ -105,7 +106,7 @@ class Snapshots:
         }
 
     async def _look_at_limits(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._nearest_at >= _LIMITS_AGE_S:
             self._nearest_at = now
             found: list[Nearness] = []

@@ -285,3 +285,21 @@ def test_good_probes_do_not_outvote_what_requests_meet() -> None:
     fail(health, THREE)
     health.probed(healthy=True, now=0.0)
     assert not health.admits(4.9, OTHER)
+
+
+def test_since_is_when_it_went_and_when_it_came_back() -> None:
+    """A further ejection while it is out is the same absence."""
+    health = Health()
+    assert health.since == 0.0
+    fail(health, ONE, TWO, THREE, now=7.0)
+    assert health.since == 7.0
+    health.unreachable(12.0, health.begin(ONE), ONE)
+    assert health.total_ejections == 2
+    assert health.since == 7.0
+    health.fine(23.0, health.begin(TWO))
+    assert health.since == 23.0
+    for now in (30.0, 31.0, 32.0):
+        health.probed(healthy=False, now=now)
+    assert health.since == 31.0
+    health.probed(healthy=True, now=40.0)
+    assert health.since == 40.0

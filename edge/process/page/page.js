@@ -135,13 +135,14 @@ function showMinute(status) {
 function withPlot(text, route, key, what) {
   if (!route.series) return text;
   const values = route.series[key];
+  if (values.every((value) => value === null)) return text;
   return [text, plot(values, `${route.name}: ${what} in each second of the last minute, at most ${Math.max(...values)}`)];
 }
 
 function showRoutes(status) {
   const columns = [
     ["Route"], ["Pool"], ["Requests", "number"], ["Failed", "number"], ["Refused", "number"],
-    ["First byte, half and 95 % within", "number"], ["Tokens a second", "number"],
+    ["First byte, 50 % and 95 %", "number"], ["Tokens a second", "number"],
   ];
   const rows = status.routes.map((route) => [
     route.name,
@@ -164,7 +165,7 @@ function stateOf(member) {
 function showPools(status) {
   const columns = [
     ["Endpoint"], ["State"], ["Why", "text"], ["Since"], ["In flight", "number"], ["Requests", "number"], ["Errors", "number"],
-    ["First byte, half and 95 % within", "number"],
+    ["First byte, 50 % and 95 %", "number"],
   ];
   const sections = status.pools.map((pool) => {
     const rows = pool.members.map((member) => [
