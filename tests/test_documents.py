@@ -146,9 +146,11 @@ def test_readme_has_the_two_commands_of_a_fresh_machine() -> None:
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in lines
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
-def test_no_document_promises_a_page_that_is_not_there(document: Path) -> None:
-    assert re.findall(r"status page|status\.json", document.read_text(), re.IGNORECASE) == []
+async def test_every_page_of_the_admin_listener_is_described_and_no_other(edge: Edge) -> None:
+    offered = re.findall(r"/[a-z./]+", await asked_of_admin(edge, "/"))
+    described = re.findall(r"/[a-z./]+", " ".join(line[0] for line in rows(OPERATING, "The admin listener")))
+    files = {"/status/page.css", "/status/page.js"}  # what the page is made of
+    assert sorted(set(described)) == sorted(set(offered) - files)
 
 
 def test_newest_version_of_the_changes_is_that_of_the_package() -> None:
