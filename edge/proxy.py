@@ -47,7 +47,6 @@ from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
-from edge.telemetry.recent import Recent
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
@@ -79,7 +78,6 @@ class Proxy:
     _memory: BodyMemory
     _metrics: Metrics
     _access_log: AccessLog
-    _recent: Recent
     in_flight: int = 0
     _started_at: int = field(default_factory=lambda: int(time.time()))
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -372,7 +370,7 @@ class Proxy:
             exchange.phase = _DONE
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
-        self._recent.note(exchange)
+        self._metrics.recent.note(exchange)
 
 
 def _read(head: Head, data: bytes, generation: Generation) -> Envelope:

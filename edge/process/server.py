@@ -53,7 +53,6 @@ from edge.stage import Lifecycle
 from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
-from edge.telemetry.recent import Recent
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
@@ -100,7 +99,6 @@ class Server:
         self.metrics = Metrics()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
-        self._recent = Recent()
         self._reloader = Reloader(path, adapt, self.endpoints, self.readiness)
         self._within = within
         self._drain = Drain(self.lifecycle, within)
@@ -155,7 +153,6 @@ class Server:
             self.memory,
             self.metrics,
             self._access_log,
-            self._recent,
         )
         self.clients = ClientServer(
             self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)
@@ -345,7 +342,7 @@ class Server:
         self._parts = Parts(
             self.readiness, self.proxy, self.clients, self.memory, self.endpoints, self.discovery, self.authenticator,
             self._tokens, self._channel, self.admission, self.shared_limits, self.kept_responses, self.journal,
-            self._shipper, self._access_log, self._recent,
+            self._shipper, self._access_log, self.metrics.recent,
         )  # fmt: skip
         report_all(self._parts, self.metrics)
 

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from edge.exchange import NO_USAGE, End, Exchange
+from edge.telemetry.recent import Recent
 
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
@@ -69,6 +70,7 @@ class Metrics:
     def __init__(self, max_labels: int = 1000) -> None:
         self.max_labels = max_labels
         self._routes: dict[str, _RouteNumbers] = {}
+        self.recent = Recent()  # the same of the last minute, for the status page
         self.gauges: list[Callable[[], Iterable[Metric | None]]] = []
 
     def observe(self, exchange: Exchange) -> None:
