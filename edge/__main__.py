@@ -16,6 +16,7 @@ _STDOUT: Final = 1
 # Each is a module of `edge.commands` with `add_arguments(parser)` and `run(parsed) -> int`, the exit code. Only the one
 # that is asked for is imported: `edge serve` takes a second of CPU for that, `edge check` a fifth of it.
 _COMMANDS: Final = {
+    "init": "write a first routes.toml, for one pool",
     "serve": "run the edge",
     "demo": "run the edge with every upstream simulated, and a key to try it",
     "simulate": "run the simulated model server alone",

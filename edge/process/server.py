@@ -48,6 +48,7 @@ from edge.process.snapshot import Snapshots
 from edge.process.start_checks import check_interpreter
 from edge.process.status import report_all
 from edge.process.status_page import status_routes
+from edge.process.supervisor import notify
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.tasks import Hung, in_steps, repeat_in_steps
@@ -216,7 +217,9 @@ class Server:
         self._owned += [self._loop.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
         _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
         ready(self)
+        notify("READY=1")
         await self._drain.asked()
+        notify("STOPPING=1")
         await self._drain.run(self.generation.config.server, self.clients, self._listeners)
 
     def stop(self) -> None:
