@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from edge.errors import Unusable
 
 if TYPE_CHECKING:
+    from redis import Redis as BlockingRedis
     from redis.asyncio import Redis
 
 _MAX_CONNECTIONS: Final = 32
@@ -19,6 +20,9 @@ _ADVICE: Final = {  # by the class of an error that a server answers
     "MovedError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
     "AskError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
 }
+
+_MISSING: Final = 'redis: needs the package: pip install "edge[redis]"'
+_BAD_URL: Final = "redis: the URL cannot be used: write redis://:PASSWORD@HOST:PORT/DATABASE"
 
 T = TypeVar("T")
 
@@ -33,7 +37,7 @@ def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
-        raise Unusable('redis: needs the package: pip install "edge[redis]"') from None
+        raise Unusable(_MISSING) from None
     options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
     try:
         pool: Any = BlockingConnectionPool.from_url(
@@ -46,8 +50,25 @@ def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
             **options,
         )
     except ValueError:  # its message would repeat the URL, password and all
-        raise Unusable("redis: the URL cannot be used: write redis://:PASSWORD@HOST:PORT/DATABASE") from None
+        raise Unusable(_BAD_URL) from None
     return Redis.from_pool(pool)
+
+
+def connect_blocking(url: str, timeout_s: float, ca_file: Path | None = None) -> "BlockingRedis":
+    """Return a client for commands and threads, with one connection; raises as `connect` does."""
+    try:
+        from redis import Redis as BlockingRedis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError:
+        raise Unusable(_MISSING) from None
+    options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    try:
+        return BlockingRedis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), **options
+        )
+    except ValueError:
+        raise Unusable(_BAD_URL) from None
 
 
 async def disconnect(client: "Redis") -> None:

@@ -158,7 +158,7 @@ class SqliteBackend(Backend):
     async def create(self, key: str, facts: Facts) -> Facts:
         lifetime_s = None if facts.expires_at is None else 1.0
         _, record = self._registry.create(
-            facts.user, facts.name, facts.allow, facts.deny, lifetime_s,
+            facts.user, facts.name, allow=facts.allow, deny=facts.deny, expires_in_s=lifetime_s,
             now=lambda: 0.0 if facts.expires_at is None else facts.expires_at - 1.0,
         )  # fmt: skip
         # The registry makes its own keys; here the key is given.

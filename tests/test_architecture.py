@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
     "journal/rotating.py": "journal/test_journal.py: the journal's files",
     "journal/sinks/protocol.py": "journal/test_sinks.py: one suite over all sinks",
     "journal/sinks/table.py": "journal/test_sinks.py: one suite over all sinks",
+    "keys/stores/backup.py": "keys/test_registry.py: what is restored, and what is refused",
     "keys/stores/protocol.py": "keys/test_stores.py: one suite over all stores",
     "keys/stores/table.py": "keys/test_stores.py: one suite over all stores",
     "limits/counters.py": "limits/test_admission.py and test_shared.py: counters are used through both",

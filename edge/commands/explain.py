@@ -5,6 +5,7 @@ The health of endpoints is not asked for: a pool that is down is no fault of the
 """
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 import orjson
 
 from edge.commands.arguments import add_config, add_json
-from edge.commands.keys import key_file
 from edge.config.kinds import settings_of
 from edge.config.reading import load
 from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
@@ -23,7 +23,9 @@ from edge.envelope.json import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, OutOfQuota, PermissionDenied, Unauthenticated
 from edge.exchange import Principal
 from edge.keys.caller import Caller
-from edge.keys.stores.registry import KeyRegistry
+from edge.keys.stores.administration import UnknownKey
+from edge.keys.stores.keyfile import KeyFileBlank
+from edge.keys.stores.table import registry_of
 from edge.names import host_matches
 from edge.plan import decide, routes_at
 from edge.routing import Match, RouteTable, host_name, is_loopback
@@ -44,10 +46,9 @@ def run(parsed: argparse.Namespace) -> int:
     config = load(parsed.config)
     keys: list[Principal] = []
     if parsed.key_id is not None:
-        path = key_file(config.keys)
-        if path.exists():  # a registry would make the file
-            with KeyRegistry(path) as registry:
-                keys += registry.list()
+        with contextlib.suppress(KeyFileBlank, UnknownKey), registry_of(config.keys) as registry:
+            found = registry.find(parsed.key_id)
+            keys += [] if found.revoked else [found]
     explanation = explain(config, parsed.model, parsed.host, parsed.key_id, keys, time.time())
     print(explanation.as_json().decode() if parsed.json else explanation.render())
     return 0

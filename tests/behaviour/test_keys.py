@@ -118,7 +118,7 @@ async def test_new_key_works_although_it_was_asked_for_before(edge: Edge, monkey
     assert await status_of(edge, key) == 401
     letters = iter("A" * 45)
     with KeyRegistry(edge.keys_path) as registry:
-        monkeypatch.setattr("edge.keys.stores.registry._random", lambda alphabet, length: (
+        monkeypatch.setattr("edge.keys.stores.administration._random", lambda alphabet, length: (
             "".join(next(letters) for _ in range(length)) if length == 45 else "a" * length))  # fmt: skip
         created, _ = registry.create(USER)
     assert created == key

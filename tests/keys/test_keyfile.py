@@ -125,9 +125,11 @@ async def test_missing_directory_is_named(tmp_path: Path, open_and_close: OpenAn
 async def test_newer_schema_is_refused(path: Path, open_and_close: OpenAndClose) -> None:
     """An older edge does not guess what a newer one has written."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
 
-    with pytest.raises(KeyFileError, match=r"newer edge \(schema 3, this one knows 2\): upgrade"):
+    with pytest.raises(
+        KeyFileError, match=rf"newer edge \(schema {len(STEPS) + 1}, this one knows {len(STEPS)}\): upgrade"
+    ):
         await open_and_close(path)
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from edge.keys.stores import keyfile
+from edge.keys.stores.administration import KeyRecord, RevokedKey, UnknownKey, parse_lifetime
+from edge.keys.stores.backup import restore
 from edge.keys.stores.keyfile import KeyFileBusy, KeyFileError
 from edge.keys.stores.protocol import hash_key
-from edge.keys.stores.registry import KeyRecord, KeyRegistry, RevokedKey, UnknownKey, parse_lifetime, restore
+from edge.keys.stores.registry import KeyRegistry
 from edge.names import check_pattern
 from tests.keys.keyfiles import USER, back_up, finish, make_key, replace_by_another_database, script, serving
 
@@ -68,6 +70,10 @@ def test_record_in_json_has_its_fields_in_order_and_times_in_utc(registry: KeyRe
         ("expires_at", "2023-11-14T23:13:20Z"),
         ("limit", None),
         ("created_at", "2023-11-14T22:13:20Z"),
+        ("last_used_at", None),
+        ("revoked", False),
+        ("revoked_at", None),
+        ("replaced_by", None),
     ]
 
 

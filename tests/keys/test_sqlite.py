@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from edge.errors import KeyStoreUnavailable
+from edge.keys.stores.administration import UnknownKey
 from edge.keys.stores.keyfile import KeyFileError
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, hash_key
-from edge.keys.stores.registry import KeyRegistry, UnknownKey
+from edge.keys.stores.registry import KeyRegistry
 from edge.keys.stores.sqlite import _KeyFile
 from edge.protocols import OPENAI
 from tests.keybackends import sqlite_store
@@ -267,7 +268,7 @@ def test_emptied_wal_is_no_change(path: Path) -> None:
         "UPDATE keys SET enabled = 0",
         "UPDATE keys SET digest = x'00'",
         "DELETE FROM keys",
-        "INSERT INTO keys SELECT id || 'x', x'01', user, name, allow, deny, 1, 0, NULL, NULL, 0.0, 0 FROM keys",
+        "INSERT INTO keys SELECT id || 'x', x'01', user, name, '', '', 1, 0, NULL, NULL, 0.0, 0, NULL, NULL FROM keys",
         "INSERT INTO users (user, suspended, revision) VALUES ('u-1', 1, 0)",
         "DELETE FROM users",
     ],
@@ -294,6 +295,10 @@ def test_file_of_the_first_schema_is_brought_up_to_date_with_its_keys(path: Path
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
         for (name,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             old.execute(f"DROP TRIGGER {name}")
+        for table in ("audit", "requests", "uses"):
+            old.execute(f"DROP TABLE {table}")
+        for column in ("revoked_at", "replaced_by"):
+            old.execute(f"ALTER TABLE keys DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     file = _KeyFile(path)
     file.open()

@@ -70,17 +70,41 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX users_by_revision ON users (revision)",
     ),
     _HAND_TRIGGERS,
+    (
+        "ALTER TABLE keys ADD COLUMN revoked_at REAL",  # Unix seconds
+        "ALTER TABLE keys ADD COLUMN replaced_by TEXT",  # the id of the key that a rotation made
+        # Apart from the keys, so that to note a use is no change of a key.
+        "CREATE TABLE uses (id TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID",  # Unix seconds
+        "CREATE TABLE audit (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, line TEXT NOT NULL)",
+        *(
+            f"CREATE TRIGGER audit_no_{verb} BEFORE {verb} ON audit"
+            " BEGIN SELECT RAISE(ABORT, 'lines of the audit are never changed'); END"
+            for verb in ("UPDATE", "DELETE")
+        ),
+        # Requests that may come again, by the SHA-256 of their name; with the salt of their key.
+        """CREATE TABLE requests (
+            name BLOB PRIMARY KEY, request BLOB NOT NULL, salt BLOB NOT NULL, key_id TEXT NOT NULL, at REAL NOT NULL
+        )""",
+        "CREATE INDEX requests_by_time ON requests (at)",
+    ),
 )
 
-SELECT_RECORD = """
-    SELECT keys.id, keys.user, keys.name, keys.allow, keys.deny, keys.enabled,
-           coalesce(users.suspended, 0), coalesce(users.out_of_quota, 0),
-           keys.expires_at, keys.limit_name, keys.created_at
-    FROM keys LEFT JOIN users ON users.user = keys.user
-    WHERE NOT keys.revoked
+_COLUMNS: Final = """
+    keys.id, keys.user, keys.name, keys.allow, keys.deny, keys.enabled,
+    coalesce(users.suspended, 0), coalesce(users.out_of_quota, 0), keys.expires_at, keys.limit_name
+"""
+SELECT_RECORD = f"""
+    SELECT {_COLUMNS} FROM keys LEFT JOIN users ON users.user = keys.user WHERE NOT keys.revoked
+"""
+SELECT_USER: Final = "SELECT suspended, out_of_quota FROM users WHERE user = ?"
+# For who administers: a key with its history, also a revoked one.
+SELECT_KEY: Final = f"""
+    SELECT {_COLUMNS}, keys.created_at, uses.at, keys.revoked, keys.revoked_at, keys.replaced_by
+    FROM keys LEFT JOIN users ON users.user = keys.user LEFT JOIN uses ON uses.id = keys.id WHERE
 """
 _FIELDS: Final = (
-    "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit", "created_at",
+    "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit",
+    "created_at", "last_used_at", "revoked", "revoked_at", "replaced_by",
 )  # fmt: skip
 
 _VERSION: Final = "PRAGMA user_version"  # which any program may use
@@ -266,8 +290,8 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def record_of(row: Sequence[Any]) -> dict[str, Any]:
-    """Return the record of a row of `SELECT_RECORD`; SQLite lets any value into any column, and it is passed on."""
-    record = dict(zip(_FIELDS, row, strict=True))
+    """Return the record of a row of `SELECT_RECORD` or `SELECT_KEY`, passing on what SQLite let into a column."""
+    record = dict(zip(_FIELDS, row, strict=False))
     for name in ("allow", "deny"):
         if isinstance(record[name], str):
             record[name] = record[name].split()

@@ -147,7 +147,7 @@ class RedisKeyStore(KeyStore):
         """Return what is recorded of a user; raises `StoreFailed`."""
         facts = await self._read(USER_PREFIX + user)
         try:
-            return user_state_of(_flags(facts, "suspended", "out_of_quota"))
+            return user_state_of(flags_of(facts, "suspended", "out_of_quota"))
         except ValueError as error:
             raise AnswerUnusable(f"a user's record with {error}") from None
 
@@ -239,8 +239,9 @@ def record_of(facts: Mapping[str, str]) -> dict[str, Any]:
     record["expires_at"] = facts.get("expires_at") or None
     with contextlib.suppress(TypeError, ValueError):
         record["expires_at"] = float(record["expires_at"])
-    return record | _flags(facts, "enabled")
+    return record | flags_of(facts, "enabled")
 
 
-def _flags(facts: Mapping[str, str], *names: str) -> dict[str, bool | str]:
+def flags_of(facts: Mapping[str, str], *names: str) -> dict[str, bool | str]:
+    """Return some flags of a hash that has them; text that is none stays text, which no rule accepts."""
     return {name: _FLAGS.get(facts[name], facts[name]) for name in names if name in facts}

@@ -1,76 +1,49 @@
-"""The administering side of the embedded key store: all that writes to its file. Synchronous, for commands."""
+"""The administering side of the embedded key store: all that writes to its file but a backup. Synchronous."""
 
 import builtins
 import contextlib
 import dataclasses
-import re
-import secrets
-import sqlite3
-import string
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from types import TracebackType
+from typing import Any, Final, Literal, Self, Unpack
 
-from edge.config.values import seconds
-from edge.exchange import Principal
+import orjson
+
+from edge.keys.stores import administration as admin
 from edge.keys.stores import keyfile
-from edge.keys.stores.keyfile import KeyFileBusy, KeyFileError, key_file_errors, number
-from edge.keys.stores.protocol import hash_key
+from edge.keys.stores.administration import (
+    Actor,
+    Idempotency,
+    KeyChanges,
+    KeyOptions,
+    KeyRecord,
+    UnknownKey,
+    UserMarks,
+)
+from edge.keys.stores.keyfile import KeyFileError, key_file_errors, number
+from edge.keys.stores.protocol import UserState, hash_key
 from edge.keys.stores.records import principal_of
-from edge.names import check_pattern, is_dns_label
 
-_KEY_ALPHABET: Final = string.ascii_letters + string.digits + "_-"
-_KEY_LENGTH: Final = 45  # choices out of 64: 270 random bits
-_ID_ALPHABET: Final = string.ascii_lowercase + string.digits
-_ID = re.compile(r"key_[a-z0-9]{12}")
-_LONGEST_LIFETIME_S: Final = 100 * 365 * 86_400  # a later date is a slip of the pen, and soon one no clock can print
 _END_OF_CALENDAR_S: Final = 253_402_300_800  # the year 10000, which RFC 3339 cannot write
-
-
-class UnknownKey(ValueError):
-    """No key has this id."""
-
-    def __init__(self, key_id: str) -> None:
-        if _ID.fullmatch(key_id):
-            message = f"no key has the id {key_id}: `edge keys list` shows those that exist"
-        else:  # not repeated: it may be the key itself
-            message = "this is not the id of a key: an id is key_ and 12 characters, see `edge keys list`"
-        super().__init__(message)
-
-
-class RevokedKey(ValueError):
-    """The key was revoked, which is for good."""
-
-    def __init__(self, key_id: str) -> None:
-        super().__init__(f"{key_id} is revoked and stays so: create a new key for this user")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRecord(Principal):
-    """A key as its administrator sees it: the record of a look-up and when the key was made (Unix seconds)."""
-
-    created_at: float = field(kw_only=True)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the record for JSON: its fields in order, times as RFC 3339 in UTC or None."""
-        expires_at = None if self.expires_at is None else _rfc3339(self.expires_at)
-        return {**dataclasses.asdict(self), "expires_at": expires_at, "created_at": _rfc3339(self.created_at)}
+_USES_AT_ONCE: Final = 1000  # in one transaction: who creates a key waits for it
 
 
 class KeyRegistry:
-    """Creates, lists and changes keys; a context manager, safe beside other processes.
+    """A `Registry` over the embedded file, safe beside other processes; its lines of the audit name the `actor`.
 
     A missing file is made if it `makes` one: else it would stand for a store whose keys are all gone. Every method
     raises `KeyFileError` when the file cannot be used, `KeyFileBusy` when it stays locked for `busy_timeout_s`.
     """
 
-    def __init__(self, path: Path, busy_timeout_s: float = 5.0, *, makes: bool = True) -> None:
+    def __init__(
+        self, path: Path, busy_timeout_s: float = 5.0, *, makes: bool = True, actor: Actor | None = None
+    ) -> None:
         self._path = path
         self._makes = makes
         self._busy_timeout_s = busy_timeout_s
+        self._actor = actor or admin.this_process()
 
     def __enter__(self) -> Self:
         with key_file_errors(self._path):
@@ -82,101 +55,227 @@ class KeyRegistry:
             self._connection = keyfile.connect(self._path, self._busy_timeout_s, blank=blank)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._connection.close()
+
+    # --- keys
 
     def create(
         self,
         user: str,
         name: str = "",
-        allow: Sequence[str] = (),
-        deny: Sequence[str] = (),
-        expires_in_s: float | None = None,
-        limit: str | None = None,
+        *,
+        idempotency: Idempotency | None = None,
         now: Callable[[], float] = time.time,
+        **options: Unpack[KeyOptions],
     ) -> tuple[str, KeyRecord]:
         """Make a key for a user and return it with its record; the key itself is kept nowhere.
 
-        Raises: `ValueError` as `new_key` does.
+        Raises: `ValueError` as `new_key` does, `IdempotencyReused`.
         """
-        key, record = new_key(user, name, allow, deny, expires_in_s, limit, now)
         with self._write() as revision:
-            row = {
-                **{"id": record.id, "digest": hash_key(key), "user": user, "name": name, "limit_name": limit},
-                **{"allow": " ".join(allow), "deny": " ".join(deny), "expires_at": record.expires_at},
-                **{"created_at": record.created_at, "revision": revision},
-            }
-            self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-            made = self._connection.execute(keyfile.SELECT_RECORD + "AND keys.id = ?", (record.id,)).fetchone()
-        return key, self._record(made)
+            if idempotency is not None and (known := self._replay(idempotency)):
+                return known
+            salt, drawn = admin.draw(idempotency)
+            key, record = admin.new_key(user, name, now=now, key=drawn, **options)
+            self._insert(key, record, revision, idempotency, salt)
+            self._note("create", record.user, record.id, admin.facts_of(record))
+            return key, self._find(record.id)
+
+    def rotate(self, key_id: str, grace_s: float, *, idempotency: Idempotency | None = None) -> tuple[str, KeyRecord]:
+        """Make a key like another, which ends `grace_s` from now.
+
+        Raises: `UnknownKey`, `Unchangeable`, `IdempotencyReused`.
+        """
+        now = time.time()
+        with self._write() as revision:
+            if idempotency is not None and (known := self._replay(idempotency)):
+                return known
+            old = self._find(key_id)
+            salt, drawn = admin.draw(idempotency)
+            key, record = admin.successor(old, now, drawn)
+            self._insert(key, record, revision, idempotency, salt)
+            ends_at = admin.end_of(old, now, grace_s)
+            self._update(key_id, revision, {"expires_at": ends_at, "replaced_by": record.id})
+            self._note("rotate", old.user, key_id, {"replaced_by": record.id, "expires_at": ends_at})
+            return key, self._find(record.id)
+
+    def find(self, key_id: str) -> KeyRecord:
+        """Return a key, also a revoked one; raises `UnknownKey`."""
+        with key_file_errors(self._path):
+            return self._find(key_id)
 
     def list(self) -> builtins.list[KeyRecord]:
         """Return the keys that are not revoked, in the order they were created."""
+        return self.page()
+
+    def page(
+        self, user: str | None = None, after: str | None = None, limit: int | None = None, *, revoked: bool = False
+    ) -> builtins.list[KeyRecord]:
+        """Return keys in the order they were made: of a user, those after another, at most `limit`.
+
+        Raises `UnknownKey` for an `after` that is none.
+        """
         with key_file_errors(self._path):
-            rows = self._connection.execute(keyfile.SELECT_RECORD + "ORDER BY keys.rowid").fetchall()
+            place = self._connection.execute("SELECT rowid FROM keys WHERE id = ?", (after,)).fetchone()
+            if after is not None and place is None:
+                raise UnknownKey(after)
+            wanted = {"keys.rowid > :place": after is not None, "keys.user = :user": user is not None}
+            wanted |= {"NOT keys.revoked": not revoked}
+            rows = self._connection.execute(
+                keyfile.SELECT_KEY
+                + " AND ".join(["1", *(each for each, holds in wanted.items() if holds)])
+                + " ORDER BY keys.rowid LIMIT :limit",
+                {"place": place and place[0], "user": user, "limit": -1 if limit is None else limit},
+            ).fetchall()
         return [self._record(row) for row in rows]
 
-    def revoke(self, key_id: str) -> None:
+    def change(self, key_id: str, **changes: Unpack[KeyChanges]) -> KeyRecord:
+        """Change a key and return it; raises `UnknownKey`, `RevokedKey`, and `ValueError` for what no key may have."""
+        admin.check_changes(changes)
+        return self._change("change", key_id, changes)
+
+    def revoke(self, key_id: str) -> KeyRecord:
         """End a key for good; raises `UnknownKey`, and `RevokedKey` when that was done before."""
-        self._change_key(key_id, "revoked", True)
+        return self._change("revoke", key_id, {"revoked": True, "revoked_at": time.time()})
 
     def enable(self, key_id: str) -> None:
         """Let a disabled key work again; raises `UnknownKey` or `RevokedKey`."""
-        self._change_key(key_id, "enabled", True)
+        self.change(key_id, enabled=True)
 
     def disable(self, key_id: str) -> None:
         """Stop a key until it is enabled; raises `UnknownKey` or `RevokedKey`."""
-        self._change_key(key_id, "enabled", False)
+        self.change(key_id, enabled=False)
+
+    def note_used(self, ids: Iterable[str], at: float) -> None:
+        """Note that keys were used, at a time in Unix seconds; ids of keys that there are not are passed over."""
+        names = builtins.list(ids)
+        for begin in range(0, len(names), _USES_AT_ONCE):
+            with key_file_errors(self._path), keyfile.transaction(self._connection, "IMMEDIATE"):
+                self._connection.executemany(
+                    "INSERT INTO uses (id, at) SELECT id, :at FROM keys WHERE id = :id"
+                    " ON CONFLICT (id) DO UPDATE SET at = max(at, excluded.at)",
+                    [{"id": name, "at": at} for name in names[begin : begin + _USES_AT_ONCE]],
+                )
+        keyfile.empty_wal(self._connection)
+
+    # --- users
+
+    def mark_user(self, user: str, **marks: Unpack[UserMarks]) -> int:
+        """Record something of a user, for keys made later too; return how many keys there are now."""
+        admin.check_user(user)
+        with self._write() as revision:
+            for column, value in marks.items():
+                self._connection.execute(
+                    f"INSERT INTO users (user, {column}, revision) VALUES (:user, :value, :revision)"
+                    f" ON CONFLICT (user) DO UPDATE SET {column} = :value, revision = :revision",
+                    {"user": user, "value": value, "revision": revision},
+                )
+            self._note("mark user", user, "", marks)
+            return self._count(user)
+
+    def find_user(self, user: str) -> tuple[UserState, int]:
+        """Return what is recorded of a user, and how many keys there are."""
+        admin.check_user(user)
+        with key_file_errors(self._path):
+            row = self._connection.execute(keyfile.SELECT_USER, (user,)).fetchone()
+            return UserState(*map(bool, row or ())), self._count(user)
 
     def disable_user(self, user: str) -> int:
         """Suspend a user: all keys, later ones too; return how many there are now, 0 may be a misspelt user."""
-        return self._change_user(user, "suspended", True)
+        return self.mark_user(user, suspended=True)
 
     def enable_user(self, user: str) -> int:
         """End the suspension of a user; return how many keys there are."""
-        return self._change_user(user, "suspended", False)
+        return self.mark_user(user, suspended=False)
 
     def set_out_of_quota(self, user: str, out_of_quota: bool) -> int:
         """Record whether a user has used up what was paid; return how many keys there are.
 
         The store keeps no balances: whoever does calls this.
         """
-        return self._change_user(user, "out_of_quota", out_of_quota)
+        return self.mark_user(user, out_of_quota=out_of_quota)
 
-    def _change_key(self, key_id: str, column: str, value: bool) -> None:
+    def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Yield what was changed from a time on, in its order."""
+        with key_file_errors(self._path):
+            rows = self._connection.execute("SELECT line FROM audit WHERE at >= ? ORDER BY at, number", (since,))
+            yield from (orjson.loads(line) for (line,) in rows)
+
+    # --- the file
+
+    def _change(self, action: str, key_id: str, columns: Mapping[str, Any]) -> KeyRecord:
         with self._write() as revision:
-            row = self._connection.execute("SELECT revoked FROM keys WHERE id = ?", (key_id,)).fetchone()
-            if row is None:
-                raise UnknownKey(key_id)
-            if row[0]:
-                raise RevokedKey(key_id)
+            admin.check_changeable(self._find(key_id))
+            if columns:
+                self._update(key_id, revision, columns)
+            found = self._find(key_id)
+            self._note(action, found.user, key_id, columns)
+            return found
+
+    def _insert(self, key: str, record: KeyRecord, revision: int, idempotency: Idempotency | None, salt: bytes) -> None:
+        row = {
+            **{"id": record.id, "digest": hash_key(key), "user": record.user, "name": record.name},
+            **{"allow": " ".join(record.allow), "deny": " ".join(record.deny), "limit_name": record.limit},
+            **{"expires_at": record.expires_at, "created_at": record.created_at, "revision": revision},
+        }
+        self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
+        if idempotency is not None:
             self._connection.execute(
-                f"UPDATE keys SET {column} = ?, revision = ? WHERE id = ?", (value, revision, key_id)
+                "INSERT INTO requests VALUES (?, ?, ?, ?, ?)",
+                (idempotency.name, idempotency.request, salt, record.id, record.created_at),
             )
 
-    def _change_user(self, user: str, column: str, value: bool) -> int:
-        _check_user(user)
-        with self._write() as revision:
-            self._connection.execute(
-                f"INSERT INTO users (user, {column}, revision) VALUES (:user, :value, :revision)"
-                f" ON CONFLICT (user) DO UPDATE SET {column} = :value, revision = :revision",
-                {"user": user, "value": value, "revision": revision},
-            )
-            count = self._connection.execute("SELECT count(*) FROM keys WHERE user = ? AND NOT revoked", (user,))
-            return int(count.fetchone()[0])
+    def _replay(self, idempotency: Idempotency) -> tuple[str, KeyRecord] | None:
+        """Return what a request got when it came first, None when it did not; raises `IdempotencyReused`."""
+        self._connection.execute("DELETE FROM requests WHERE at < ?", (time.time() - admin.IDEMPOTENT_S,))
+        row = self._connection.execute(
+            "SELECT request, salt, key_id, keys.digest FROM requests JOIN keys ON keys.id = key_id"
+            " WHERE requests.name = ?",
+            (idempotency.name,),
+        ).fetchone()
+        if row is None:
+            return None
+        request, salt, key_id, digest = row
+        return admin.replayed(self._find(key_id), idempotency, request, idempotency.key(salt), digest)
+
+    def _update(self, key_id: str, revision: int, columns: Mapping[str, Any]) -> None:
+        values = {_COLUMN.get(name, name): _VALUE.get(name, _as_is)(value) for name, value in columns.items()}
+        names = ", ".join(f"{name} = :{name}" for name in values)
+        self._connection.execute(
+            f"UPDATE keys SET {names}, revision = :revision WHERE id = :id",
+            {**values, "revision": revision, "id": key_id},
+        )
+
+    def _note(self, action: str, user: str, key_id: str, changed: Mapping[str, Any]) -> None:
+        now = time.time()
+        line = admin.audit_line(self._actor, action, now, user, key_id, changed)
+        self._connection.execute("INSERT INTO audit (at, line) VALUES (?, ?)", (now, line.decode()))
+
+    def _count(self, user: str) -> int:
+        query = "SELECT count(*) FROM keys WHERE user = ? AND NOT revoked"
+        return int(self._connection.execute(query, (user,)).fetchone()[0])
+
+    def _find(self, key_id: str) -> KeyRecord:
+        row = self._connection.execute(keyfile.SELECT_KEY + "keys.id = ?", (key_id,)).fetchone()
+        if row is None:
+            raise UnknownKey(key_id)
+        return self._record(row)
 
     def _record(self, row: Sequence[Any]) -> KeyRecord:
-        """Return the record of a row of `SELECT_RECORD`; only a hand at the tables writes what it has to refuse."""
-        created_at = row[-1]
+        """Return the record of a row of `SELECT_KEY`; only a hand at the tables writes what it has to refuse."""
+        facts = keyfile.record_of(row)
+        times = {name: facts[name] for name in ("created_at", "last_used_at", "revoked_at")}
         try:
-            principal = principal_of(keyfile.record_of(row))
-            for moment in (created_at, principal.expires_at or 0.0):
+            principal = principal_of(facts)
+            for moment in (facts["created_at"], *(each or 0.0 for each in (principal.expires_at, *times.values()))):
                 if not isinstance(moment, float) or not 0 <= moment < _END_OF_CALENDAR_S:
                     raise ValueError("something else than a time in Unix seconds")
         except ValueError as error:
             where = f"{self._path}: the row of the key {row[0]!r}"
             raise KeyFileError(f"{where} has {error}: correct it with sqlite3") from None
-        return KeyRecord(**dataclasses.asdict(principal), created_at=created_at)
+        history = {"revoked": bool(facts["revoked"]), "replaced_by": facts["replaced_by"]}
+        return KeyRecord(**dataclasses.asdict(principal), **times, **history)
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[int]:
@@ -186,107 +285,9 @@ class KeyRegistry:
         keyfile.empty_wal(self._connection)
 
 
-def new_key(
-    user: str,
-    name: str = "",
-    allow: Sequence[str] = (),
-    deny: Sequence[str] = (),
-    expires_in_s: float | None = None,
-    limit: str | None = None,
-    now: Callable[[], float] = time.time,
-) -> tuple[str, KeyRecord]:
-    """Return a key and its record, which stand nowhere yet.
-
-    Raises `ValueError` for a user that is no DNS label, a wrong pattern, or a lifetime out of range.
-    """
-    _check_user(user)
-    if not name.isprintable():
-        raise ValueError("a key's name is one line of printable characters")
-    for pattern in (*allow, *deny):
-        check_pattern(pattern)
-    if expires_in_s is not None and not 0 < expires_in_s <= _LONGEST_LIFETIME_S:
-        raise ValueError("a key lives for more than 0 s and at most 100 years: leave out --expires for one without end")
-    created_at = now()
-    record = KeyRecord(
-        "key_" + _random(_ID_ALPHABET, 12),
-        user,
-        name,
-        tuple(allow),
-        tuple(deny),
-        expires_at=None if expires_in_s is None else created_at + expires_in_s,
-        limit=limit,
-        created_at=created_at,
-    )
-    return "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH), record
+_COLUMN: Final = {"limit": "limit_name"}
+_VALUE: Final[Mapping[str, Callable[[Any], Any]]] = {"allow": " ".join, "deny": " ".join}
 
 
-def parse_lifetime(text: str) -> float:
-    """Return the seconds of a lifetime such as `30d`, at least 1 and whole; raises `ValueError`."""
-    lifetime_s = seconds(text, longest_s=_LONGEST_LIFETIME_S)
-    if lifetime_s < 1 or lifetime_s % 1:
-        raise ValueError(f'{text!r} is not a lifetime: write whole seconds, one or more, such as "90s" or "30d"')
-    return lifetime_s
-
-
-def restore(path: Path, backup: Path, busy_timeout_s: float = 5.0) -> tuple[int, int]:
-    """Put all that a backup holds in the place of all that the key store holds; return how many keys and users.
-
-    It is one commit, which every running edge notices as a change of everything; a missing file is made. Raises
-    `KeyFileError`, and changes nothing, when the backup is damaged, no key store or of a newer edge, or when the key
-    store cannot be written.
-
-    Source: https://www.sqlite.org/backup.html
-    """
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
-        try:
-            users = _read_backup(backup, copy)
-        except sqlite3.Error as error:
-            raise KeyFileError(f"{backup} is no backup of a key store ({error}): name another file") from error
-        with key_file_errors(path):
-            keyfile.make_file(path)
-            with contextlib.closing(keyfile.connect(path, busy_timeout_s, blank="leave")) as connection:
-                _copy(copy, connection, path)
-                keyfile.empty_wal(connection)
-    return len(users), len(set(users))
-
-
-def _read_backup(backup: Path, copy: sqlite3.Connection) -> builtins.list[str]:
-    """Fill an empty database with a backup, proved and of this edge's version; return the user of each key in it."""
-    # Commits may still stand beside the file; where none do, it is read without the side files that SQLite would leave.
-    is_alone = not any(Path(f"{backup.absolute()}{suffix}").exists() for suffix in ("-wal", "-journal"))
-    address = f"{backup.absolute().as_uri()}?mode=ro{'&immutable=1' if is_alone else ''}"
-    with contextlib.closing(sqlite3.connect(address, uri=True)) as source:
-        _copy(source, copy, backup)
-    if not keyfile.known_version(copy, backup):
-        raise sqlite3.DatabaseError("it has no schema version")
-    (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-    keyfile.migrate(copy)
-    number(copy, keyfile.REVISION)
-    return [keyfile.record_of(row)["user"] for row in copy.execute(keyfile.SELECT_RECORD)]
-
-
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) -> None:
-    """Copy a database at once; raises `KeyFileBusy` where the module would wait for ever for who holds `path`."""
-
-    def progress(status: int, remaining: int, total: int) -> None:
-        if status & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise KeyFileBusy(path)
-
-    source.backup(target, progress=progress)
-
-
-def _check_user(user: str) -> None:
-    if not is_dns_label(user):
-        raise ValueError(
-            "a user is a DNS label such as u-1100a15812cc: 1 to 63 of a-z, 0-9 and -, with no - at either end"
-        )
-
-
-def _random(alphabet: str, length: int) -> str:
-    return "".join(secrets.choice(alphabet) for _ in range(length))
-
-
-def _rfc3339(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _as_is(value: Any) -> Any:
+    return value

@@ -35,7 +35,6 @@ _DATA_VERSION: Final = "PRAGMA data_version"  # another number after every commi
 # SQLite counts it up then, from what it was, so that every connection reads the schema anew: `sqlite3_backup_step` in
 # https://sqlite.org/src/file/src/backup.c
 _HISTORY: Final = "PRAGMA schema_version"
-_SELECT_USER = "SELECT suspended, out_of_quota FROM users WHERE user = ?"
 
 # In WAL mode a reader waits for no writer, only for a recovery or a file held exclusively. Requests wait with it.
 _READ_BUSY_TIMEOUT_S: Final = 0.5
@@ -227,7 +226,7 @@ class _KeyFile:
             raise AnswerUnusable(f"the row of the key {row[0]!r} has {error}") from None
 
     def find_user(self, user: str) -> UserState:
-        row = self._open_connection().execute(_SELECT_USER, (user,)).fetchone()
+        row = self._open_connection().execute(keyfile.SELECT_USER, (user,)).fetchone()
         return UserState() if row is None else UserState(*map(bool, row))
 
     def changes(self) -> Invalidation | None:

@@ -10,8 +10,7 @@ from edge.config.settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER
-from edge.keys.stores.redis_admin import add_key
-from edge.keys.stores.registry import new_key
+from edge.keys.stores.redis_registry import RedisRegistry
 from tests.keybackends import RedisBackend, ValkeyServer
 
 USER = "u-1100a15812cc"
@@ -63,8 +62,9 @@ def test_first_key_marks_a_new_store_and_a_later_one_no_other(
 
 
 async def test_key_that_was_made_is_looked_up(valkey: ValkeyServer) -> None:
-    key, record = new_key(USER)
-    assert await add_key(KeysConfig(KeyStoreAddress(url=valkey.url)), hash_key(key), record)
+    with RedisRegistry(KeysConfig(KeyStoreAddress(url=valkey.url))) as registry:
+        key, record = registry.create(USER)
+        assert registry.is_marked
     assert await look_up(valkey, key) == record.id
 
 
