@@ -22,6 +22,7 @@ from edge.names import (
     named_hosts,
 )
 
+_SHORTEST_TOKEN: Final = 16
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
 _IS_TLS: Final = ("https", "rediss")
 _HAS_REPLICAS: Final = ("redis", "rediss")
@@ -34,11 +35,14 @@ _OF_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1",
 
 
 def check_server(server: settings.ServerConfig, table: Table) -> None:
-    """Refuse two listeners on one address, and memory in which no body fits."""
+    """Refuse two listeners on one address, memory in which no body fits, and a token that is no secret."""
     if any(server.admin.collides(address) for address in server.listen):
         table.problem("admin", 'is an address of listen too: write another port, such as "127.0.0.1:9090"')
     if server.body_memory_bytes < server.max_body_bytes and table.is_given("body_memory"):
         table.problem("body_memory", "is less than max_body, so such a body would never fit: write at least as much")
+    if server.admin_token is not None and len(server.admin_token) < _SHORTEST_TOKEN:
+        message = f"has less than {_SHORTEST_TOKEN} characters, and may be guessed: write what `openssl rand -hex 32` "
+        table.problem(_as_given(table, "admin_token"), message + "prints")
 
 
 def fit_server(server: settings.ServerConfig) -> settings.ServerConfig:

@@ -58,8 +58,13 @@ class ServerConfig:
     listen: Annotated[tuple[Address, ...], kinds.addresses(
         'Where clients connect: "host:port" or "unix:PATH", or a list.', restart="value")] = (_EVERY_ADDRESS,)
     admin: Annotated[Address, kinds.placed(
-        "Where operators find health and metrics. No key is asked for: keep it off public addresses.",
+        "Where operators find health and metrics, for which no key is asked: keep it off public addresses.",
         values.parse_address, "address", ":", restart="value")] = _THIS_MACHINE
+    admin_token: Annotated[str | None, kinds.secret(
+        "The bearer token for keys and users over HTTP at `admin`, and for the purge of keys. Absent: keys and users "
+        "are not there, and anybody who reaches the listener may purge. Whoever has it makes keys for every user; it "
+        "goes over plain HTTP, so keep the listener on a network of your own."
+    )] = field(default=None, repr=False)
     max_body_bytes: Annotated[int, kinds.size(
         "The largest body of a request; a larger one gets a 413. Too small a size refuses images.")] = 64 * 2**20
     body_memory_bytes: Annotated[int, kinds.size(

@@ -144,6 +144,10 @@ class Authenticator:
         up = not self.outage
         yield GaugeMetricFamily("edge_key_store_up", "1, or 0 while the key store does not answer.", value=up)
 
+    def take_used(self) -> set[str]:
+        """Return the ids of the keys that were used since the last call, to `keys.cache_ttl`."""
+        return self._known.take_used()
+
     def _ageing(self, credential: Credential, entry: Entry, now: float) -> Caller | None:
         """Return the caller of an entry that needs a new look-up and can do without for now, else None."""
         is_fresh = now < entry.fresh_until

@@ -13,6 +13,7 @@ from typing import Final
 from aiocache import SimpleMemoryCache
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from edge.exchange import Principal
 from edge.keys.caller import Caller
 from edge.keys.stores.protocol import Invalidation, TokenPrincipal
 
@@ -75,6 +76,7 @@ class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no ty
         self._by_user, self._by_id = _Index(), _Index()
         self._epoch = self._doubted = self._dropped = 0  # what is of an earlier epoch may have changed, or is no more
         self._withdrawn: dict[str, int] = {}  # by what proved a token, the epoch in which it ceased to
+        self._used: set[str] = set()  # ids of keys, since they were last asked for
 
     def peek(self, digest: bytes) -> Entry | None:
         """Return an entry without aiocache's coroutine layers."""
@@ -107,8 +109,20 @@ class KeyCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache ships no ty
         entry.epoch = self._epoch
         entries[digest] = entry
         if entry.caller is not None:
+            self._note_used(entry.caller.principal)
             self._by_user.add(entry.caller.principal.user, digest)
             self._by_id.add(entry.caller.principal.id, digest)
+
+    def _note_used(self, principal: Principal) -> None:
+        """Note a key that was looked up, which only happens when a request shows it: so no other request pays."""
+        is_key = not isinstance(principal, TokenPrincipal)
+        if is_key and principal.enabled and not principal.suspended and len(self._used) < self.max_entries:
+            self._used.add(principal.id)
+
+    def take_used(self) -> set[str]:
+        """Return the ids of the keys that were used since the last call."""
+        used, self._used = self._used, set()
+        return used
 
     def drop(self, digest: bytes) -> None:
         """Drop an entry, if it is there."""

@@ -24,6 +24,7 @@ import orjson
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import JwtConfig
+from edge.errors import Unusable
 from edge.keys.stores.protocol import Invalidation, StoreFailed, TokenPrincipal, ignore
 from edge.names import is_dns_label, is_pattern
 from edge.outage import Outage
@@ -335,3 +336,13 @@ def _decode(part: str) -> bytes:
     if base64.urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
         raise ValueError("not canonical")
     return decoded
+
+
+def token_verifier(config: JwtConfig | None, clock: Callable[[], float]) -> TokenVerifier | None:
+    """Return what verifies tokens, None when there are to be none; raises `Unusable`."""
+    if config is None:
+        return None
+    missing = [name for name in config.algorithms if name not in jwt.algorithms.get_default_algorithms()]
+    if missing:
+        raise Unusable(f'jwt: {", ".join(missing)} needs the package cryptography: pip install "edge[jwt]"')
+    return TokenVerifier(config, clock)

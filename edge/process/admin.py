@@ -1,4 +1,4 @@
-"""Readiness, metrics and the purge of keys, on a listener of their own: whoever reaches it is an operator."""
+"""Readiness, metrics and what administers keys, on a listener of their own: whoever reaches it is an operator."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,11 +9,16 @@ import orjson
 from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from edge.errors import Unauthenticated
 from edge.keys.stores.protocol import Invalidation
+from edge.process.api.guard import check_token
+from edge.process.api.keys import KeyApi, refusal
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.metrics import Metrics
 
 _METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
+
+_OF_API: Final = ("keys", "users", "openapi.json")  # how its paths begin
 
 Line = tuple[str, str]  # of `/readyz?verbose`: name and value
 
@@ -68,12 +73,21 @@ class Route:
     answer: Handler
 
 
-def admin_handler(routes: Mapping[str, Route]) -> Handler:
-    """Return the handler of the admin listener, by path."""
+def admin_handler(routes: Mapping[str, Route], api: KeyApi, token: Callable[[], str | None]) -> Handler:
+    """Return the handler of the admin listener, by path.
+
+    `token` yields `server.admin_token`, without which there is no API of keys.
+    """
     known = ", ".join(path if route.method == "GET" else f"{route.method} {path}" for path, route in routes.items())
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            check_token(token(), request.method, request.path, request.headers, request.remote or "unix")
+        except Unauthenticated as error:
+            return refusal(error)
         route = routes.get(request.path)
+        if route is None and token() is not None and request.path.partition("/")[2].partition("/")[0] in _OF_API:
+            return await api.handle(request)
         if route is None:
             return web.Response(status=404, text=f"try {known}\n")
         allowed = ("GET", "HEAD") if route.method == "GET" else (route.method,)

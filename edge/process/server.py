@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import jwt
-
 from edge.client.body import BodyMemory
 from edge.client.server import MOST_REFUSED, ClientServer
 from edge.config.settings import Config, ServerConfig, UsageConfig
 from edge.config.values import Address
 from edge.errors import Unusable
 from edge.generation import Generation
+from edge.journal.index import UsageIndex
 from edge.journal.journal import Journal
 from edge.journal.shipping import Shipper
 from edge.journal.sinks.protocol import Sink
@@ -28,13 +27,15 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import Invalidation
 from edge.keys.stores.table import key_store
-from edge.keys.tokens import TokenVerifier
+from edge.keys.tokens import token_verifier
 from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
 from edge.process.admin import Readiness, admin_handler, basic_routes
+from edge.process.api.keys import KeyApi
 from edge.process.certificates import listener_tls, load_certificate
 from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
+from edge.process.key_uses import KeyUses
 from edge.process.listeners import (
     AdminListener,
     bind,
@@ -134,11 +135,13 @@ class Server:
         config = generation.config
         self.metrics.max_labels = config.server.max_metric_labels
         store = self._store = key_store(config.keys)
-        self._tokens = _token_verifier(config, self._loop.time)
+        self._tokens = token_verifier(config.jwt, self._loop.time)
         self.authenticator = Authenticator(config.keys, store, self._loop.time, time.time, self._tokens)
         self.memory = BodyMemory(config.server.body_memory_bytes)
         self.admission = Admission(config.limits, _steady_unix_time())
+        self.key_uses = KeyUses(self.authenticator, config.keys)
         self.journal = self._open_journal(config.usage)
+        self.usage_index = UsageIndex(config.usage.journal)
         self.catalogue = Catalogue()
         self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S) if config.shared.redis else None
         self.kept_responses = KeptResponses(self._loop.time, self._shared_client)
@@ -209,6 +212,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
+        parts["uses of keys"] = self.key_uses.run
         parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run
@@ -248,7 +252,9 @@ class Server:
             raise Unusable(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = name_of(admin_socket)
         routes = basic_routes(self.readiness, self.metrics, self.purge) | status_routes(Snapshots(self._parts))
-        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes))
+        api = KeyApi(lambda: self.generation.config, self.purge, self.usage_index)
+        token = lambda: self.generation.config.server.admin_token  # noqa: E731
+        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes, api, token))
         for listener in self._listeners:
             await listener.start_serving()
 
@@ -371,6 +377,8 @@ class Server:
         await ending.end(self._owned)
         parts = {
             "key look-ups": self.authenticator.close(),
+            "uses of keys": self.key_uses.close(),
+            "usage index": self.usage_index.close(),
             "key store": self._store.close(),
             "dns": self.discovery.close(),
             "probes": self.probes.close(),
@@ -413,16 +421,6 @@ async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]])
         except Exception:
             _log.exception("%s failed, and begins again", name)
         await asyncio.sleep(_RESTART_PAUSE_S)
-
-
-def _token_verifier(config: Config, clock: Callable[[], float]) -> TokenVerifier | None:
-    """Return what verifies tokens, None when there are to be none; raises `Unusable`."""
-    if config.jwt is None:
-        return None
-    missing = [name for name in config.jwt.algorithms if name not in jwt.algorithms.get_default_algorithms()]
-    if missing:
-        raise Unusable(f'jwt: {", ".join(missing)} needs the package cryptography: pip install "edge[jwt]"')
-    return TokenVerifier(config.jwt, clock)
 
 
 def _steady_unix_time() -> Callable[[], float]:

@@ -36,7 +36,6 @@ from edge.keys.stores.records import principal_of, user_state_of
 from edge.keys.stores.redis import EMPTY, FORMAT, KEY_PREFIX, MARKER, USER_PREFIX, flags_of, record_of
 from edge.valkey import connect_blocking, reason_of
 
-_TIMEOUT_S: Final = 5.0
 _ID: Final = "edge:id:"
 _IDS: Final = "edge:ids"
 _REVOKED: Final = "edge:revoked:"
@@ -66,7 +65,9 @@ class RedisRegistry:
 
     def __enter__(self) -> Self:
         # Any: its types are those of two clients, and of text and bytes.
-        self._client: Any = connect_blocking(self._config.store.url, _TIMEOUT_S, self._config.store_ca_file)
+        self._client: Any = connect_blocking(
+            self._config.store.url, self._config.store_timeout_s, self._config.store_ca_file
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

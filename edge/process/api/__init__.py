@@ -1,0 +1,1 @@
+"""Keys and users over HTTP, on the admin listener."""
