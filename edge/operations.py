@@ -64,6 +64,7 @@ class Operation:
     keeps: bool = False  # what it answers is kept by the endpoint, and asked for again by its id
     at_root: bool = False  # engines serve it at their root, not under `/v1`
     has_version: bool = False  # its name has one of its own
+    is_own: bool = False  # the edge answers it by itself, to whoever has a key
 
 
 _RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
@@ -129,8 +130,10 @@ _ROWS: Final = (
 )
 OPERATIONS: Final[Mapping[str, Operation]] = {row.name: row for row in _ROWS}
 
-MODELS: Final = Operation("models", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
-ANTHROPIC_MODELS: Final = Operation("models", MESSAGES, reads=Reads.NOTHING, reserves=Reserves.NOTHING)
+MODELS: Final = Operation("models", reads=Reads.NOTHING, reserves=Reserves.NOTHING, is_own=True)
+ANTHROPIC_MODELS: Final = Operation("models", MESSAGES, reads=Reads.NOTHING, reserves=Reserves.NOTHING, is_own=True)
+LIMITS: Final = Operation("limits", reads=Reads.NOTHING, reserves=Reserves.NOTHING, is_own=True)
+USAGE: Final = Operation("usage", reads=Reads.NOTHING, reserves=Reserves.NOTHING, is_own=True)
 HEALTH: Final = Operation("health", reads=Reads.NOTHING, reserves=Reserves.NOTHING)
 # Of OpenAI's API, by the beginning of the path; who asks gets to know that no other path would do.
 NOT_SERVED: Final = frozenset({
@@ -174,7 +177,8 @@ def paths_of(added: tuple[str, ...] = ()) -> Mapping[str, Asked]:
 
     With and without /v1: the platform's page promised both, and a redirect would turn POST into GET in most clients.
     """
-    paths = {f"{base}/models{end}": Asked(MODELS, _READ) for base in _BASES for end in ("", "/")}
+    own = (MODELS, LIMITS, USAGE)
+    paths = {f"{base}/{each.name}{end}": Asked(each, _READ) for each in own for base in _BASES for end in ("", "/")}
     for base in (_ANTHROPIC, f"{_ANTHROPIC}/v1"):
         paths |= {f"{base}/models{end}": Asked(ANTHROPIC_MODELS, _READ) for end in ("", "/")}
     paths["/health"] = Asked(HEALTH, _READ)

@@ -37,8 +37,8 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
-from edge.operations import HEALTH, MODELS, STORED_RESPONSE, Operation
-from edge.own_answers import Models
+from edge.operations import HEALTH, STORED_RESPONSE, Operation
+from edge.own_answers import OwnAnswers
 from edge.plan import Plan, decide, plan_for, routes_at
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
@@ -78,8 +78,8 @@ class Proxy:
     _memory: BodyMemory
     _metrics: Metrics
     _access_log: AccessLog
+    _own: OwnAnswers
     in_flight: int = 0
-    _started_at: int = field(default_factory=lambda: int(time.time()))
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
@@ -100,8 +100,8 @@ class Proxy:
             plan: Plan | None = head.plan
             if plan is None or plan.caller is not caller or plan.generation != generation.number:
                 plan, table = None, routes_at(generation.routes, exchange.host, request.connection.peer)
-                if operation.name == MODELS.name:
-                    await self._show_models(request, exchange, generation, caller, table)
+                if operation.is_own:
+                    await self._show_own(request, exchange, generation, caller, table)
                     return
             exchange.phase = _BODY
             server, memory = generation.config.server, self._memory
@@ -314,19 +314,18 @@ class Proxy:
         except ValueError:
             raise errors.ModelNotFound.named("of that name") from None
 
-    async def _show_models(
+    async def _show_own(
         self, request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable
     ) -> None:
-        """List the models this key may call on this host, or show one: any name that would route and is allowed."""
-        exchange.phase = _ROUTE
-        models, asked = Models(generation, self._catalogue, self._started_at), request.head.asked
+        """Show what this key may call on this host, its limits or its usage, or one model: any that would route."""
+        exchange.phase, asked = _ROUTE, request.head.asked
         if asked.model:
             name = exchange.model = own_answers.model_in_path(asked.model)
             match = decide(table, name, caller)
             exchange.route = match.route.name
-            _send(request, exchange, 200, orjson.dumps(models.document(name, match)))
+            _send(request, exchange, 200, orjson.dumps(self._own.document(name, match)))
         else:
-            first, *others = await models.listed(table, caller)
+            first, *others = await self._own.pieces(request.head, generation, table, caller)
             _send(request, exchange, 200, first, more=others)
 
     # --- the end

@@ -404,7 +404,7 @@ def check_operation(text: str) -> None:
     first = text.partition("/")[0]
     if first in ("v1", "v2", "openai", "anthropic"):
         raise ValueError(f"{text!r} begins with {first}: write the path behind /v1")
-    if text in OPERATIONS or first in ("models", "responses", "messages", "health"):
+    if text in OPERATIONS or first in ("models", "limits", "usage", "responses", "messages", "health"):
         raise ValueError(f"{text!r} is served already: remove it")
 
 

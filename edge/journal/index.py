@@ -27,6 +27,7 @@ NAME: Final = "usage-index.db"
 _VERSION: Final = 1
 _REFRESH_S: Final = 5.0  # between two looks for what is new
 _PATIENCE_S: Final = 2.0  # of who asks, for what is new; the rest goes on in its thread
+_READERS: Final = 4  # at once: threads are there for others too
 _BUSY_S: Final = 2.0
 _BLOCK_BYTES: Final = 2**16  # read at once: the loop waits for this thread for half a ms
 _PAUSE_S: Final = 0.001
@@ -63,6 +64,7 @@ class UsageIndex:
         self._directory = directory
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = float("-inf")
+        self._asking = asyncio.Semaphore(_READERS)
         self._closed = False
         self.as_of = 0.0  # Unix seconds, of all that stood in the files then
 
@@ -73,7 +75,8 @@ class UsageIndex:
             self._refreshing = loop.create_task(self._refresh(), name="usage index")
         if self._refreshing is not None:
             await asyncio.wait((self._refreshing,), timeout=_PATIENCE_S)
-        return await asyncio.to_thread(self.read, key_id, first, last)
+        async with self._asking:
+            return await asyncio.to_thread(self.read, key_id, first, last)
 
     async def _refresh(self) -> None:
         try:

@@ -20,7 +20,7 @@ The last term is there for tokens only, and in a single process too.
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -42,6 +42,16 @@ IDLE_INTERVAL_S: Final = 30.0  # between two looks for those in which nothing is
 _MAX_NAMES: Final = 1000  # of the combinations, and of the unknown ones, that key records may name
 # As OpenAI writes it, for 0 to 120 s: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
 _RESETS: Final = tuple(b"%dm%ds" % divmod(each, 60) if each >= 60 else b"%ds" % each for each in range(121))
+
+
+class Standing(NamedTuple):
+    """What of a limit is used by now, at one route by one user or key; `per` says of which."""
+
+    limit: str
+    per: str
+    requests: int
+    tokens: int
+    running: int
 
 
 class Permit(msgspec.Struct, eq=False):
@@ -220,6 +230,24 @@ class Admission:
             if not counter.is_dirty:
                 counter.is_dirty = True
                 self._dirty.append(counter)
+
+    def standing(self, route: str, names: tuple[str | None, ...], user: str, key_id: str) -> Iterator[Standing]:
+        """Yield how far each of the named limits (None: none) is used at a route by now; nothing is charged."""
+        weight = 1.0 - (self._now() - self._minute_began) / MINUTE_S
+        for limit in self._applying.get(names) or self._resolve(names):
+            counter = self._counters.get((limit.name, route, user if limit.per_user else key_id))
+            if counter is None:
+                yield Standing(limit.name, limit.per, 0, 0, 0)
+                continue
+            if counter.minute != self._minute:
+                counter.roll(self._minute)
+            yield Standing(
+                limit.name,
+                limit.per,
+                math.ceil(counter.previous_requests * weight + counter.requests),
+                math.ceil(counter.previous_tokens * weight + counter.tokens),
+                counter.running + counter.remote_running,
+            )
 
     def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
         limits = []

@@ -30,6 +30,7 @@ from edge.keys.stores.table import key_store
 from edge.keys.tokens import token_verifier
 from edge.limits.admission import IDLE_INTERVAL_S, Admission
 from edge.limits.shared import SharedLimits
+from edge.own_answers import OwnAnswers
 from edge.process.admin import Readiness, admin_handler, basic_routes
 from edge.process.api.keys import KeyApi
 from edge.process.certificates import listener_tls, load_certificate
@@ -157,6 +158,7 @@ class Server:
             self.memory,
             self.metrics,
             self._access_log,
+            OwnAnswers(self.catalogue, self.admission, self.usage_index),
         )
         self.clients = ClientServer(
             self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)

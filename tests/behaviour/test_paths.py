@@ -225,7 +225,7 @@ async def test_models_have_what_uis_of_every_protocol_read(start_edge: StartEdge
 
 async def test_reload_does_not_change_when_a_model_was_created(edge: Edge, watch: WatchMethod) -> None:
     first = json.loads((await edge.ask(method="GET", path="/v1/models"))[2])
-    edge.server.proxy._started_at -= 1000  # what only a restart would change
+    edge.server.proxy._own.created -= 1000  # what only a restart would change
     await reloaded(edge, watch, edge.config_path.read_text() + '[routes."public/new"]\npool = "r1"\n')
     second = json.loads((await edge.ask(method="GET", path="/v1/models"))[2])
     assert len(second["data"]) == 2

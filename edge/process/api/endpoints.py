@@ -8,24 +8,20 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from edge import errors
 from edge.config.values import seconds
 from edge.errors import EdgeError, InvalidRequest
-from edge.journal.index import DaySums
-from edge.keys.stores.administration import Idempotency, KeyOptions, KeyRecord, Registry, rfc_3339
+from edge.keys.stores.administration import Idempotency, KeyOptions, KeyRecord, Registry
 from edge.keys.stores.protocol import Invalidation
 from edge.process.api import documents as doc
 
 _MOST_KEYS: Final = 1000  # of a page
 _USUAL_KEYS: Final = 100
-_USUAL_DAYS: Final = 31
 _LONGEST_GRACE_S: Final = 90 * 86_400.0
-_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 class KeyNotFound(EdgeError, status=404, code="not_found"):
@@ -55,14 +51,7 @@ class Call:
     body: Any
     limits: Container[str]
     idempotency: Idempotency | None
-    usage: "Usage | None" = None
-
-
-class Usage(NamedTuple):
-    """What a key used, up to when."""
-
-    as_of: float
-    days: list[DaySums]
+    usage: Mapping[str, object] | None = None
 
 
 class Done(NamedTuple):
@@ -157,7 +146,7 @@ def _rotate(registry: Registry, call: Call) -> Done:
 def _usage(registry: Registry, call: Call) -> Done:
     assert call.usage is not None
     registry.find(call.id)  # of a key that there is not, nothing is said
-    return Done(usage_document(call.id, call.usage))
+    return Done(convert(call.usage, doc.KeyUsage))
 
 
 def _find_user(registry: Registry, call: Call) -> Done:
@@ -186,28 +175,6 @@ def _number(text: str, most: int) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
         raise InvalidRequest(f"limit is a number of 1 to {most}", param="limit")
     return int(text)
-
-
-# --- usage, which callers may ask for too
-
-
-def days_of(query: Mapping[str, str]) -> tuple[str, str]:
-    """Return the first and the last day that a query asks for, by default the last 31; raises `InvalidRequest`."""
-    today = datetime.now(UTC).date()
-    first, last = (today - timedelta(days=_USUAL_DAYS - 1)).isoformat(), today.isoformat()
-    return _day(query.get("since", first), "since"), _day(query.get("until", last), "until")
-
-
-def _day(text: str, name: str) -> str:
-    if not _DAY.fullmatch(text):
-        raise InvalidRequest(f"{name} is a day, such as 2026-11-30", param=name)
-    return text
-
-
-def usage_document(key_id: str, usage: Usage) -> doc.KeyUsage:
-    """Return the document of what a key used."""
-    days = [doc.Day(each.day, each.model, *each.sums) for each in usage.days]
-    return doc.KeyUsage("usage", key_id, rfc_3339(usage.as_of), days)
 
 
 _TEXT: Final[Mapping[str, object]] = {"type": "string"}

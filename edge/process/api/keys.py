@@ -6,7 +6,7 @@ No key is logged: a line names the ids of what was changed, after it was.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from edge.journal.index import UsageIndex
 from edge.keys.stores import administration as admin
 from edge.keys.stores.protocol import Invalidation
 from edge.keys.stores.table import registry_of
+from edge.own_answers import used_by
 from edge.process.api.endpoints import (
     Call,
     Conflict,
@@ -28,8 +29,6 @@ from edge.process.api.endpoints import (
     Endpoint,
     KeyNotFound,
     ReadOnly,
-    Usage,
-    days_of,
     endpoint_of,
 )
 from edge.process.api.openapi import document
@@ -82,7 +81,7 @@ class KeyApi:
         config, actor = self._config(), _actor(request)
         usage = None
         if endpoint.needs_usage:
-            usage = await usage_of(self._usage, path_id, query)
+            usage = await used_by(self._usage, path_id, query)
         idempotency = _idempotency(request, data, config.server.admin_token or "") if endpoint.is_idempotent else None
         call = Call(path_id, query, body, config.limits, idempotency, usage)
         done = await self._act(endpoint, call, actor)
@@ -132,17 +131,6 @@ class KeyApi:
             raise _unavailable() from None
         finally:
             self._acting.release()
-
-
-async def usage_of(index: UsageIndex, key_id: str, query: Mapping[str, str]) -> Usage:
-    """Return what a key used in the days of a query. Raises: `InvalidRequest`, `Overloaded`."""
-    first, last = days_of(query)
-    try:
-        days = await index.sums_of(key_id, first, last)
-    except Unusable as error:
-        _log.error("usage index: %s", error)
-        raise errors.Overloaded("Usage cannot be read right now.", retry_after_s=5) from None
-    return Usage(index.as_of, days)
 
 
 def refusal(error: EdgeError) -> web.Response:
