@@ -7,7 +7,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     commands/      what an operator types: serve, demo, simulate, check, explain, diff, keys, usage
     process/       the process: wires the parts, reloads, drains, listens to clients and operators
     proxy.py       one request through its life
-    own_answers.py  what the edge answers by itself: its models, paths that there are not
+    own_answers.py  what the edge answers by itself: its models, a caller's limits and usage, paths that there are not
     attempt.py     what one endpoint is asked
     settlement.py  what an accepted request owes: charged and recorded once
     judgement.py   what an attempt showed of its endpoint, and whether to ask another one

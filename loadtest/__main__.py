@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "chaos": "whether every token is accounted for while everything breaks",
     "overload": "what is served when three times as much is asked, and what a refusal costs",
     "scale": "the longest step of the loop with ten thousand routes and a hundred thousand keys",
+    "console": "whether a day of a console loses a key, or lets one work after its end",
     "stops": "what a rolling restart loses, and whether every stop ends",
     "stalls": "the longest turn of the loop for every kind of long body and answer",
     "before": "whether this edge costs more than that of another checkout",

@@ -48,10 +48,11 @@ class Edge:
         self._command = command
         self._environment = environment or {}
         self._running: subprocess.Popen[bytes] | None = None
+        self.admin_port = 0
 
     def start(self) -> None:
         """Start a process and wait until it is ready; raises `ProcessError`."""
-        self._admin_port = processes.free_port()
+        self.admin_port = processes.free_port()
         passed = str(self._listening.fileno())
         with (self._directory / f"edge{self._number}.log").open("ab") as log:
             self._running = subprocess.Popen(
@@ -63,7 +64,7 @@ class Edge:
                 env={
                     **os.environ,
                     "PYTHONPATH": str(self._root),
-                    "ADMIN_PORT": str(self._admin_port),
+                    "ADMIN_PORT": str(self.admin_port),
                     **self._environment,
                 },
             )
@@ -85,7 +86,7 @@ class Edge:
 
     def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
