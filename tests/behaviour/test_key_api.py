@@ -15,6 +15,7 @@ from edge.journal.index import SUMS
 from edge.keys.stores.registry import KeyRegistry
 from edge.process.api.documents import Day
 from edge.simulator.server import Simulator
+from loadtest.console import Console
 from tests.conftest import ROUTES, Edge, StartEdge, Watch
 from tests.keyapi import TOKEN, KeyClient
 
@@ -337,6 +338,18 @@ async def test_operator_finds_who_changed_what_and_when(
     ]
     assert f"revoke_key by admin token from 127.0.0.1: {made['id']} of u-a" in caplog.text
     assert (await console.ask("POST", "/keys", {"user": "u-a"}, X_Actor="a" * 129)).status == 400
+
+
+# --- a day of a console
+
+
+async def test_day_of_a_console_loses_no_key_and_lets_none_work_after_its_end(edge: Edge, console: KeyClient) -> None:
+    """`python -m loadtest console` has ten thousand keys, and a second edge over the same store."""
+    day = Console(console._session, edge.admin_url, TOKEN, [edge.url]).run(40, 8)
+    done = await asyncio.wait_for(day, 60)
+    assert done.faults == []
+    assert len(done.made) == 60
+    assert set(done.made.values()) == {"live", "revoked", "rotated"}
 
 
 # --- the document
