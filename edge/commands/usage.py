@@ -1,67 +1,52 @@
 """What was used, from the journal: the logic of `edge usage`.
 
 Every file is read as a stream, those of running processes too, and nothing is written. Only ends count: a request that
-runs has none yet.
+runs has none yet. `edge usage replay` lives in `commands/replay.py`.
 """
 
 import argparse
+import csv
 import dataclasses
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
-import msgspec
 import orjson
 
-from edge.commands.arguments import add_config, add_json, checked
+from edge.commands.arguments import add_config, checked
 from edge.config.reading import load
 from edge.config.values import seconds
-from edge.exchange import Unit, UsageSource
-from edge.journal.files import LeftAlone, lines_in, open_to_read
-from edge.journal.records import CRASHED, VERSION
+from edge.exchange import UsageSource
+from edge.journal.ends import FIRST_UNIT, Ended, blocks_of, ends_in
+from edge.journal.files import LeftAlone, open_to_read
+from edge.journal.records import CRASHED
 
-By = Literal["key", "user", "model", "day"]
+By = Literal["key", "user", "model", "region", "month", "day", "hour"]
 
-_FIRST_UNIT: Final = "images"  # of lines without `unit`, of the edge before units had kinds
+_FIELDS: Final = {"key": "key_id", "user": "user", "model": "model", "region": "region"}
+_TIMES: Final = {"month": 7, "day": 10, "hour": 13}  # how many characters of a time name it, in UTC
 _CLOCK_SLACK_S: Final = 3600  # by how much clocks are corrected
-
-
-class _Ended(msgspec.Struct, gc=False):
-    """What is asked of a line."""
-
-    time: str
-    v: int = VERSION
-    end: str | None = None
-    key_id: str | None = None
-    user: str | None = None
-    model: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    units: int = 0
-    unit: Unit | None = None
-    usage_source: str = ""
-
-
-_decoder: Final = msgspec.json.Decoder(_Ended)
+_SOON_READ_BYTES: Final = 32 * 2**20
 
 
 @dataclass(slots=True)
 class Row:
-    """The sums of one key, user, model or day (UTC).
+    """The sums of one key, user, model, region, month, day or hour (UTC), or of one of several of these together.
 
     `images`, `seconds` and `characters` are the `units` of records, each kind for itself. `estimated` and `crashed` say
     how many of the requests were so.
     """
 
-    name: str
+    names: tuple[str, ...]
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -82,65 +67,140 @@ class Row:
 _SUMS: Final = tuple(each.name for each in dataclasses.fields(Row))[1:]
 
 
+class Wanted(NamedTuple):
+    """Which requests count: those that began from `since` to before `until` (Unix seconds), of a user or a key."""
+
+    since: float | None = None
+    until: float | None = None
+    user: str | None = None
+    key: str | None = None
+
+
+EVERYTHING: Final = Wanted()
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Rows, the largest first but days in order, and how many lines could not be read."""
+    """Rows, the largest first but times in order, and how many lines could not be read."""
 
     rows: list[Row]
     unreadable: int
 
 
-def totals(directory: Path, since: float | None, until: float | None, by: By) -> Totals:
-    """Return the sums of the requests that began from `since` to before `until` (Unix seconds); raises `OSError`."""
-    first = "" if since is None else _as_text(since)
-    after = "~" if until is None else _as_text(until)  # text of one width sorts as time does
-    rows: dict[str, Row] = {}
+def totals(directory: Path, by: Sequence[By], wanted: Wanted = EVERYTHING) -> Totals:
+    """Return the sums of the requests that are wanted, a row for each combination of what `by` names.
+
+    Large journals are read by a process for each core. Raises: `OSError`.
+    """
+    paths = sorted(directory.glob("*.jsonl"))
+    parts = _parts(paths)
+    if len(parts) == 1:
+        found = [_part_of(paths, by, wanted)]
+    else:
+        with ProcessPoolExecutor(len(parts), mp_context=multiprocessing.get_context("fork")) as processes:
+            found = list(processes.map(_part_of, parts, repeat(by), repeat(wanted)))
+    (rows, unreadable), *others = found
+    for more, bad in others:
+        unreadable += bad
+        for key, row in more.items():
+            if (there := rows.setdefault(key, row)) is not row:
+                there.add(row)
+    in_order = any(each in _TIMES for each in by)
+    return Totals(sorted(rows.values(), key=attrgetter("names") if in_order else _largest_first), unreadable)
+
+
+def _parts(paths: Sequence[Path]) -> list[list[Path]]:
+    """Return files in parts of about the same size, as many as there are cores, one part of what is soon read."""
+    sizes = [(path.stat().st_size if path.is_file() else 0, path) for path in paths]
+    cores = len(os.sched_getaffinity(0)) if sum(size for size, _ in sizes) > _SOON_READ_BYTES else 1
+    parts: list[list[Path]] = [[] for _ in range(cores)]
+    filled = [0] * cores
+    for size, path in sorted(sizes, reverse=True):
+        least = filled.index(min(filled))
+        parts[least].append(path)
+        filled[least] += size
+    return parts
+
+
+def _part_of(paths: Sequence[Path], by: Sequence[By], wanted: Wanted) -> tuple[dict[Any, Row], int]:
+    """Return the sums of some files, and how many lines could not be read."""
+    first = "" if wanted.since is None else _as_text(wanted.since)
+    after = "~" if wanted.until is None else _as_text(wanted.until)  # text of one width sorts as time does
+    is_wanted = _of(wanted)
+    group = _grouping(by)
+    rows: dict[Any, Row] = {}
     unreadable = 0
-    for path in sorted(directory.glob("*.jsonl")):
+    for block in _blocks(paths, wanted.since):
+        if block is None:
+            unreadable += 1
+            continue
+        ends, bad = ends_in(block)
+        unreadable += bad
+        for ended in ends if is_wanted is None else filter(is_wanted, ends):
+            if first <= ended.time < after:
+                key = group(ended)
+                row = rows.get(key)
+                if row is None:
+                    row = rows[key] = Row(_names(by, ended))
+                _count(row, ended)
+    return rows, unreadable
+
+
+def _blocks(paths: Iterable[Path], since: float | None) -> Iterator[bytes | None]:
+    """Yield the lines of every file that may have what began since then; None for one that is none."""
+    for path in paths:
         try:
             opened = open_to_read(path)
         except (LeftAlone, FileNotFoundError):  # a FIFO, say, or a link to nothing
-            unreadable += 1
+            yield None
             continue
         with opened as file:
-            if since is not None and os.fstat(file.fileno()).st_mtime < since - _CLOCK_SLACK_S:
-                continue  # its last line was written before
-            for line in lines_in(file):
-                try:
-                    ended = _decoder.decode(line)
-                except (ValueError, RecursionError):
-                    unreadable += line.endswith(b"\n")  # else it may be one that is being written
-                    continue
-                unreadable += ended.v > VERSION
-                if ended.v > VERSION or ended.end is None or not first <= ended.time < after:
-                    continue
-                name = _name(ended, by)
-                row = rows.get(name)
-                if row is None:
-                    row = rows[name] = Row(name)
-                _count(row, ended)
-    return Totals(sorted(rows.values(), key=attrgetter("name") if by == "day" else _largest_first), unreadable)
+            if since is None or os.fstat(file.fileno()).st_mtime >= since - _CLOCK_SLACK_S:
+                yield from blocks_of(file)  # else its last line was written before
 
 
-def _name(ended: _Ended, by: By) -> str:
-    return {"key": ended.key_id, "user": ended.user, "model": ended.model, "day": ended.time[:10]}[by] or ""
+def _of(wanted: Wanted) -> Callable[[Ended], bool] | None:
+    """Return whether an end is of the user and the key that are wanted, None where all are."""
+    if wanted.user is None and wanted.key is None:
+        return None
+    user, key = wanted.user, wanted.key
+    return lambda ended: (user is None or ended.user == user) and (key is None or ended.key_id == key)
 
 
-def _count(row: Row, ended: _Ended) -> None:
+def _grouping(by: Sequence[By]) -> Callable[[Ended], Any]:
+    """Return what makes of an end the key of its row: a call or two in C, as it is asked a million times."""
+    fields = [_FIELDS[each] for each in by if each in _FIELDS]
+    width = max((_TIMES[each] for each in by if each in _TIMES), default=0)
+    if not fields:
+        return lambda ended: ended.time[:width]
+    of_fields = attrgetter(*fields)
+    return (lambda ended: (of_fields(ended), ended.time[:width])) if width else of_fields
+
+
+def _names(by: Sequence[By], ended: Ended) -> tuple[str, ...]:
+    return tuple(ended.time[: _TIMES[each]] if each in _TIMES else getattr(ended, _FIELDS[each]) or "" for each in by)
+
+
+def _count(row: Row, ended: Ended) -> None:
     row.requests += 1
     row.prompt_tokens += ended.prompt_tokens
     row.completion_tokens += ended.completion_tokens
     row.cached_tokens += ended.cached_tokens
     row.reasoning_tokens += ended.reasoning_tokens
     if ended.units:
-        unit = ended.unit or _FIRST_UNIT
+        unit = ended.unit or FIRST_UNIT
         setattr(row, unit, getattr(row, unit) + ended.units)
-    row.estimated += ended.usage_source == UsageSource.ESTIMATED.value
-    row.crashed += ended.end == CRASHED
+    if ended.usage_source == _ESTIMATED:
+        row.estimated += 1
+    if ended.end == CRASHED:
+        row.crashed += 1
 
 
-def _largest_first(row: Row) -> tuple[int, int, str]:
-    return -(row.prompt_tokens + row.completion_tokens), -row.requests, row.name
+_ESTIMATED: Final = UsageSource.ESTIMATED.value
+
+
+def _largest_first(row: Row) -> tuple[int, int, tuple[str, ...]]:
+    return -(row.prompt_tokens + row.completion_tokens), -row.requests, row.names
 
 
 def _as_text(at: float) -> str:
@@ -160,16 +220,30 @@ def parse_time(text: str, now: float) -> float:
         raise ValueError(f"{text!r} is no time: write 24h, 2026-11-25 or 2026-11-25T03:10:00Z") from None
 
 
+def parse_by(text: str) -> tuple[By, ...]:
+    """Return what a row is of, as `key,model,day`; raises `ValueError`."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(get_args(By)) or len(set(names)) < len(names):
+        raise ValueError(f"{text!r}: write one or more of {', '.join(get_args(By))}, with commas between them")
+    return cast(tuple[By, ...], names)
+
+
 # --- the command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edge usage`."""
     at = checked(lambda text: parse_time(text, time.time()))
-    parser.add_argument("--since", type=at, metavar="T", help="a time: 24h (ago), 2026-11-25, 2026-11-25T03:10:00Z")
-    parser.add_argument("--until", type=at, metavar="T", help="a time; requests that began then do not count")
-    parser.add_argument("--by", choices=get_args(By), default="user", help="one row for each; default: user")
-    add_json(parser)
+    add = parser.add_argument
+    add("--since", type=at, metavar="T", help="a time: 24h (ago), 2026-11-25, 2026-11-25T03:10:00Z")
+    add("--until", type=at, metavar="T", help="a time; requests that began then do not count")
+    add("--user", metavar="U", help="of this user only")
+    add("--key", metavar="ID", help="of this key only")
+    by = f"one row for each, or for each combination: {', '.join(get_args(By))}; default: user"
+    add("--by", type=checked(parse_by), default=("user",), metavar="A,B", help=by)
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--json", action="store_true", help="print JSON")
+    written.add_argument("--csv", action="store_true", help="print CSV (RFC 4180), without a total")
     add_config(parser)
 
 
@@ -182,9 +256,13 @@ def main(directory: Path, parsed: argparse.Namespace) -> int:
     """Print the totals of the journal in a directory; return the exit code."""
     if not directory.is_dir():
         raise ValueError(f"there is no journal in {directory}: the first `edge serve` makes it")
-    found = totals(directory, parsed.since, parsed.until, parsed.by)
+    found = totals(directory, parsed.by, Wanted(parsed.since, parsed.until, parsed.user, parsed.key))
     if parsed.json:
         print(orjson.dumps([as_json(row, parsed.by) for row in found.rows], option=orjson.OPT_INDENT_2).decode())
+    elif parsed.csv:
+        lines = csv.writer(sys.stdout)
+        lines.writerow((*parsed.by, *_SUMS))
+        lines.writerows((*map(_in_csv, row.names), *(getattr(row, name) for name in _SUMS)) for row in found.rows)
     else:
         print(render(found.rows, parsed.by))
     if found.unreadable:
@@ -193,26 +271,36 @@ def main(directory: Path, parsed: argparse.Namespace) -> int:
     return 0
 
 
-def as_json(row: Row, by: By) -> dict[str, Any]:
-    """Return a row for JSON; its name stands under what it is of."""
-    return {by: row.name, **{name: getattr(row, name) for name in _SUMS}}
+def as_json(row: Row, by: Sequence[By]) -> dict[str, Any]:
+    """Return a row for JSON; its names stand under what they are of."""
+    return {**dict(zip(by, row.names, strict=True)), **{name: getattr(row, name) for name in _SUMS}}
 
 
-def render(rows: Iterable[Row], by: By) -> str:
+def render(rows: Iterable[Row], by: Sequence[By]) -> str:
     """Return a table for people, with a last line for all."""
     rows = list(rows)
-    total = Row("TOTAL")
+    total = Row(("TOTAL", *("" for _ in by[1:])))
     for row in rows:
         total.add(row)
-    header = (by.upper(), *(name.removesuffix("_tokens").upper() for name in _SUMS))
-    cells = [header, *((_shown(row.name), *(str(getattr(row, name)) for name in _SUMS)) for row in (*rows, total))]
+    named = len(by)
+    header = (*(each.upper() for each in by), *(name.removesuffix("_tokens").upper() for name in _SUMS))
+    body = [(*map(_shown, row.names), *(str(getattr(row, name)) for name in _SUMS)) for row in rows]
+    cells = [header, *body, (*total.names, *(str(getattr(total, name)) for name in _SUMS))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in cells
+        "  ".join(
+            cell.ljust(width) if at < named else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
     )
 
 
 def _shown(name: str) -> str:
     """Return a name for a terminal: a model's is what a client wrote."""
     return (name if name.isprintable() else ascii(name)) or "-"
+
+
+def _in_csv(name: str) -> str:
+    """Return a name for a sheet: what a client wrote must be no formula there (OWASP: CSV injection)."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

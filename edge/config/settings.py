@@ -65,6 +65,9 @@ class ServerConfig:
         "are not there, and anybody who reaches the listener may purge. Whoever has it makes keys for every user; it "
         "goes over plain HTTP, so keep the listener on a network of your own."
     )] = field(default=None, repr=False)
+    region: Annotated[str, kinds.text(
+        "Where this edge runs, for its usage records: a bill may have several.",
+        values.check_region, example="cn-shanghai-1", restart="value")] = ""
     max_body_bytes: Annotated[int, kinds.size(
         "The largest body of a request; a larger one gets a 413. Too small a size refuses images.")] = 64 * 2**20
     body_memory_bytes: Annotated[int, kinds.size(

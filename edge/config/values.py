@@ -14,7 +14,7 @@ from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from edge.config.slips import meant_duration, meant_size
-from edge.names import PLACEHOLDERS, check_placeholders, fill, is_host_name
+from edge.names import PLACEHOLDERS, check_placeholders, fill, is_dns_label, is_host_name
 from edge.operations import OPERATIONS
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -414,6 +414,12 @@ def check_member(text: str) -> None:
         raise ValueError(f'{text!r} is not the name of a member: write it as in "cache_salt", of 64 characters at most')
     if text.lower() == "model":
         raise ValueError("every body has a model: remove it")
+
+
+def check_region(text: str) -> None:
+    """Accept the name of a region."""
+    if not is_dns_label(text):
+        raise ValueError('is not the name of a region: write a-z, 0-9 and -, such as "cn-shanghai-1"')
 
 
 def check_claim(text: str) -> None:

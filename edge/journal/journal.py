@@ -55,10 +55,10 @@ class JournalFull(Exception):
 class Journal:
     """The records of this process, and those that crashed processes left.
 
-    `ships` says that a `Shipper` will deliver them. `outage` lasts while lines cannot be written, `sync_outage` while
-    what is written may not outlive the machine. A disk without room, or that nobody may write, is an outage from the
-    start on where requests are to be served meanwhile. `sync` and `adopt_more` may run in a thread; all else belongs to
-    the loop's. Raises `Unusable`.
+    `ships` says that a `Shipper` will deliver them; `region` stands in each. `outage` lasts while lines cannot be
+    written, `sync_outage` while what is written may not outlive the machine. A disk without room, or that nobody may
+    write, is an outage from the start on where requests are to be served meanwhile. `sync` and `adopt_more` may run in
+    a thread; all else belongs to the loop's. Raises `Unusable`.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Journal:
         when_full: WhenFull,
         *,
         ships: bool = False,
+        region: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
@@ -79,6 +80,7 @@ class Journal:
         self._file: RotatingFile | None = None  # None until the disk takes one
         self._refuses = when_full == "refuse"
         self._ships = ships
+        self._region = region or None
         self._rotate_bytes = rotate_bytes
         self._clock = clock
         self._open: dict[str, bytes] = {}  # first lines of records whose last does not stand in the file yet
@@ -146,7 +148,7 @@ class Journal:
         if self._refuses and (self._failing or self._waiting or self.sync_outage):
             raise JournalFull(self.outage.reason or self.sync_outage.reason)
         record_id = f"{self.token}-{self.records_open + 1}"
-        line = first_line(exchange, record_id)
+        line = first_line(exchange, record_id, self._region)
         if self._waiting or not (self._put(line) or self._write_and_put(line)):
             if self._refuses or len(self._waiting) >= _MAX_WAITING:
                 raise JournalFull(self.outage.reason)

@@ -3,28 +3,31 @@
 A record is two lines: one when its request is accepted, and one, with an `end`, when that has ended. The second begins
 as the first does and is the whole record; the first only says, after a crash, that there is one to write.
 
-`v` is the version of the other members, 1 today. A line without it is of the edge before there were versions, with the
-same members, and is read as well. A reader passes over a line of a version that it does not know, and counts it; it is
-kept and delivered as it stands. So `v`, `id`, `time`, `end` and `duration_ms` are for every version what they are here.
+`v` is the version of the other members, 2 today; 1 had no `region`. A line without it is of the edge before there were
+versions, with the members of 1. Both are read as well. A reader passes over a line of a version that it does not know,
+and counts it; it is kept and delivered as it stands. So `v`, `id`, `time`, `end` and `duration_ms` are for every
+version what they are here.
 """
 
 import time
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from edge.exchange import Exchange, Unit, UsageSource
 
-VERSION: Final = 1
+VERSION: Final = 2
+READ: Final = (1, VERSION)
 CRASHED: Final = "crashed"  # the `end` that a later process writes
 _MILLISECONDS: Final = tuple(f".{number:03d}Z" for number in range(1000))
 _STREAM_BYTES: Final = {True: len('"stream":true}\n'), False: len('"stream":false}\n')}  # at the end of a first line
 
 
-class _Opened(msgspec.Struct, gc=False, tag_field="v", tag=VERSION):
+class _Opened(msgspec.Struct, gc=False, kw_only=True):
     """The first line; `time` is when the request began."""
 
+    v: Literal[1, 2] = 1
     id: str
     time: str
     request_id: str
@@ -33,6 +36,7 @@ class _Opened(msgspec.Struct, gc=False, tag_field="v", tag=VERSION):
     route: str | None
     path: str
     model: str | None
+    region: str | None = None
     stream: bool
 
 
@@ -67,7 +71,7 @@ class Head(msgspec.Struct, gc=False):
     time: str = ""
     end: str | None = None
     duration_ms: float = 0
-    v: Any = VERSION
+    v: Any = 1
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -75,19 +79,21 @@ head_decoder: Final = msgspec.json.Decoder(Head)
 _opened_decoder: Final = msgspec.json.Decoder(_Opened)
 
 
-def first_line(exchange: Exchange, record_id: str) -> bytes:
+def first_line(exchange: Exchange, record_id: str, region: str | None = None) -> bytes:
     """Return the line of a request that is accepted."""
     principal = exchange.principal
     opened = _Opened(
-        record_id,
-        _time(exchange.started_at),
-        exchange.request_id,
-        principal.id if principal is not None else None,
-        principal.user if principal is not None else None,
-        exchange.route or None,
-        exchange.path,
-        exchange.model or None,
-        exchange.stream,
+        v=VERSION,
+        id=record_id,
+        time=_time(exchange.started_at),
+        request_id=exchange.request_id,
+        key_id=principal.id if principal is not None else None,
+        user=principal.user if principal is not None else None,
+        route=exchange.route or None,
+        path=exchange.path,
+        model=exchange.model or None,
+        region=region,
+        stream=exchange.stream,
     )
     return _encoder.encode(opened) + b"\n"
 
@@ -120,6 +126,7 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
 def crashed_line(first: bytes) -> bytes:
     """Return the line of a request of which nothing more is known; raises `ValueError` for another's first line."""
     opened = _opened_decoder.decode(first)
+    opened.v = VERSION
     return _joined(_encoder.encode(opened) + b"\n", _Ended(stream=opened.stream))
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from edge.journal import files
 from edge.journal.buffer import left_lines
-from edge.journal.records import VERSION, crashed_line, head_of
+from edge.journal.records import READ, crashed_line, head_of
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _end_crashed(directory: Path, lock: files.TokenLock, numbers: list[int], ado
                 adopted.bad_lines += 1
             elif head.end is None:
                 left[head.id] = line
-                if head.v != VERSION:
+                if head.v not in READ:
                     newer.add(head.id)
             else:
                 left.pop(head.id, None)

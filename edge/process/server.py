@@ -141,7 +141,7 @@ class Server:
         self.memory = BodyMemory(config.server.body_memory_bytes)
         self.admission = Admission(config.limits, _steady_unix_time())
         self.key_uses = KeyUses(self.authenticator, config.keys)
-        self.journal = self._open_journal(config.usage)
+        self.journal = self._open_journal(config.usage, config.server.region)
         self.usage_index = UsageIndex(config.usage.journal)
         self.catalogue = Catalogue()
         self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S) if config.shared.redis else None
@@ -319,10 +319,11 @@ class Server:
 
     # --- usage
 
-    def _open_journal(self, config: UsageConfig) -> Journal:
+    def _open_journal(self, config: UsageConfig, region: str) -> Journal:
         """Return the journal, and have it shipped where the file says so."""
         self._sink = sink_of(config)
-        journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=self._sink is not None)
+        ships = self._sink is not None
+        journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=ships, region=region)
         if self._sink is not None:
             adopted = journal.adopted.locks
             self._shipper = Shipper(config.journal, journal.token, adopted, self._sink, more=journal.adopt_more)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.commands import usage as usage_report
-from edge.commands.usage import Row, parse_time, render, totals
+from edge.commands.usage import Row, Wanted, parse_by, parse_time, render, totals
 from edge.exchange import End, Principal, Unit, Usage, UsageSource
 from edge.journal.journal import Journal
 from tests.profiles import examples
@@ -55,7 +55,10 @@ NAME: dict[usage_report.By, Callable[[dict[str, Any]], str]] = {
     "key": lambda facts: facts["principal"].id,
     "user": lambda facts: facts["principal"].user,
     "model": lambda facts: facts["model"],
+    "region": lambda facts: "",
+    "month": lambda facts: datetime.fromtimestamp(facts["started_at"], UTC).strftime("%Y-%m"),
     "day": lambda facts: datetime.fromtimestamp(facts["started_at"], UTC).strftime("%Y-%m-%d"),
+    "hour": lambda facts: datetime.fromtimestamp(facts["started_at"], UTC).strftime("%Y-%m-%dT%H"),
 }
 
 
@@ -66,7 +69,7 @@ def test_sums_agree_with_what_was_recorded(
 ) -> None:
     directory = tmp_path_factory.mktemp("usage")
     record(directory, made)
-    found = totals(directory, None, None, by)
+    found = totals(directory, (by,))
     assert found.unreadable == 0
     expected: dict[str, Counter[str]] = {}
     for facts in made:
@@ -78,7 +81,7 @@ def test_sums_agree_with_what_was_recorded(
         sums["crashed"] += facts["crashes"]
         sums["estimated"] += usage.source is UsageSource.ESTIMATED
     names = [*COUNTED, *UNITS, "requests", "crashed", "estimated"]
-    assert {row.name: {name: getattr(row, name) for name in names} for row in found.rows} == {
+    assert {row.names[0]: {name: getattr(row, name) for name in names} for row in found.rows} == {
         name: {each: sums[each] for each in names} for name, sums in expected.items()
     }
     records = ends_of(directory).values()
@@ -98,8 +101,8 @@ def test_every_request_is_before_a_time_or_from_it_on(
     directory = tmp_path_factory.mktemp("usage")
     record(directory, made)
     at = NOW + offset_ms / 1000
-    before = totals(directory, None, at, "user").rows
-    after = totals(directory, at, None, "user").rows
+    before = totals(directory, ("user",), Wanted(until=at)).rows
+    after = totals(directory, ("user",), Wanted(at)).rows
     assert sum(row.requests for row in before) == sum(facts["started_at"] < at for facts in made)
     assert sum(row.requests for row in after) == sum(facts["started_at"] >= at for facts in made)
     shutil.rmtree(directory)
@@ -111,7 +114,7 @@ def test_units_of_before_they_had_a_kind_are_images_and_those_of_no_known_kind_a
     line = path.read_bytes().splitlines(keepends=True)[-1]
     assert b'"units":1,"unit":"images"' in line
     path.write_bytes(line.replace(b',"unit":"images"', b"") + line.replace(b'"images"', b'"bananas"'))
-    found = totals(tmp_path, None, None, "user")
+    found = totals(tmp_path, ("user",))
     assert ([(row.images, row.requests) for row in found.rows], found.unreadable) == ([(1, 1)], 1)
 
 
@@ -125,9 +128,9 @@ def test_file_that_ended_long_before_is_not_read(tmp_path: Path) -> None:
     real = Path.open
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", lambda path, *mode: (read.append(path), real(path, *mode))[1])
-        assert totals(tmp_path, NOW + 2 * DAY_S, None, "user").rows == []
+        assert totals(tmp_path, ("user",), Wanted(NOW + 2 * DAY_S)).rows == []
         assert read == []
-        assert len(totals(tmp_path, NOW - 1, None, "user").rows) == 1
+        assert len(totals(tmp_path, ("user",), Wanted(NOW - 1)).rows) == 1
 
 
 REQUEST: dict[str, Any] = {
@@ -140,7 +143,7 @@ def test_request_that_runs_does_not_count_and_a_line_that_is_being_written_is_no
     journal = Journal(tmp_path, 2**20, "serve")
     opened(journal)
     os.write(journal._file._descriptor, b'{"id":"x","tim')
-    found = totals(tmp_path, None, None, "user")
+    found = totals(tmp_path, ("user",))
     assert (found.rows, found.unreadable) == ([], 0)
     journal.close()
 
@@ -152,7 +155,7 @@ def test_lines_that_cannot_be_read_are_counted_and_said(
     record(tmp_path, [REQUEST])
     [path] = journal_files(tmp_path)
     path.write_bytes(rubbish + b"\n" + path.read_bytes() + rubbish + b"\n")
-    found = totals(tmp_path, None, None, "user")
+    found = totals(tmp_path, ("user",))
     assert ([row.requests for row in found.rows], found.unreadable) == ([1], 2)
     assert usage_report.main(tmp_path, parse()) == 0
     printed = capsys.readouterr()
@@ -165,7 +168,7 @@ def test_what_is_no_file_is_passed_over_and_said(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").mkdir()
     (tmp_path / "c.jsonl").symlink_to("nowhere")
-    found = totals(tmp_path, 0.0, None, "user")
+    found = totals(tmp_path, ("user",), Wanted(0.0))
     assert (found.rows, found.unreadable) == ([], 3)
 
 
@@ -175,14 +178,14 @@ def test_largest_comes_first_but_days_come_in_order(tmp_path: Path) -> None:
         for number, (user, tokens) in enumerate([("u-b", 5), ("u-a", 5), ("u-c", 9)])
     ]
     record(tmp_path, made)
-    assert [row.name for row in totals(tmp_path, None, None, "user").rows] == ["u-c", "u-a", "u-b"]
-    days = [row.name for row in totals(tmp_path, None, None, "day").rows]
+    assert [row.names[0] for row in totals(tmp_path, ("user",)).rows] == ["u-c", "u-a", "u-b"]
+    days = [row.names[0] for row in totals(tmp_path, ("day",)).rows]
     assert days == ["2025-11-11", "2025-11-12", "2025-11-13"]
 
 
 def test_table_is_aligned_and_ends_in_a_total() -> None:
-    rows = [Row("u-1100", 3, 1_000_000, 20, 7, 0, 0, 9, 40, 1, 0), Row("", 1, 5, 5, 0, 0, 2, 1, 0, 0, 1)]
-    assert render(rows, "user").splitlines() == [
+    rows = [Row(("u-1100",), 3, 1_000_000, 20, 7, 0, 0, 9, 40, 1, 0), Row(("",), 1, 5, 5, 0, 0, 2, 1, 0, 0, 1)]
+    assert render(rows, ("user",)).splitlines() == [
         "USER    REQUESTS   PROMPT  COMPLETION  CACHED  REASONING  IMAGES  SECONDS  CHARACTERS  ESTIMATED  CRASHED",
         "u-1100         3  1000000          20       7          0       0        9          40          1        0",
         "-              1        5           5       0          0       2        1           0          0        1",
@@ -191,8 +194,8 @@ def test_table_is_aligned_and_ends_in_a_total() -> None:
 
 
 def test_name_that_a_client_made_up_writes_nothing_on_the_terminal() -> None:
-    assert "\x1b" not in render([Row("\x1b[2J")], "model")
-    assert "模型" in render([Row("模型")], "model")
+    assert "\x1b" not in render([Row(("\x1b[2J",))], ("model",))
+    assert "模型" in render([Row(("模型",))], ("model",))
 
 
 # --- times
@@ -252,3 +255,57 @@ def test_wrong_time_is_wrong_usage_and_says_what_to_write(capsys: pytest.Capture
 def test_journal_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no journal in .*nowhere"):
         usage_report.main(tmp_path / "nowhere", parse())
+
+
+def test_rows_of_several_names_are_of_each_combination_and_add_up_to_those_of_one(tmp_path: Path) -> None:
+    made = [
+        {**REQUEST, "principal": Principal(key, user), "model": model, "started_at": NOW + hour * 3600}
+        for key, user in (("key_1", "u-a"), ("key_2", "u-a"), ("key_3", "u-b"))
+        for model in ("public/a", "public/b")
+        for hour in range(30)
+    ]
+    record(tmp_path, made, 2**20)
+    rows = totals(tmp_path, ("key", "model", "day")).rows
+    assert [row.names for row in rows] == sorted(row.names for row in rows)
+    assert len(rows) == 3 * 2 * 2
+    assert sum(row.requests for row in rows) == len(made)
+    assert len(totals(tmp_path, ("hour",)).rows) == 30
+    assert [row.names for row in totals(tmp_path, ("month", "user")).rows] == [("2025-11", "u-a"), ("2025-11", "u-b")]
+    assert [row.names for row in totals(tmp_path, ("key",), Wanted(user="u-a")).rows] == [("key_1",), ("key_2",)]
+    [row] = totals(tmp_path, ("user",), Wanted(key="key_3", since=NOW + 29 * 3600 - 1)).rows
+    assert (row.names, row.requests) == (("u-b",), 2)
+
+
+def test_csv_has_a_head_and_a_line_for_each_row_and_no_formula(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sheet runs what begins with an equals sign, and a model's name is what a client wrote."""
+    record(tmp_path, [REQUEST, {**REQUEST, "model": "=1+1", "usage": Usage()}])
+    assert usage_report.main(tmp_path, parse("--csv", "--by", "model,day")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "model,day,requests,prompt_tokens,completion_tokens,cached_tokens,reasoning_tokens,images,seconds,characters,"
+        "estimated,crashed",
+        "'=1+1,2025-11-13,1,0,0,0,0,0,0,0,0,0",
+        "public/a,2025-11-13,1,100,20,5,3,1,0,0,1,0",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "keys", "key,key", "key, day", "key,"])
+def test_what_no_row_can_be_of_is_refused_with_what_there_is(text: str) -> None:
+    with pytest.raises(ValueError, match="one or more of key, user, model, region, month, day, hour"):
+        parse_by(text)
+
+
+def test_region_stands_in_each_record_and_lines_of_before_have_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 2**20, "serve", region="cn-sh")
+    close(journal, opened(journal))
+    opened(journal)
+    journal.close()
+    Journal(tmp_path, 2**20, "serve").close()  # which ends the other one as crashed
+    assert {each["region"] for each in ends_of(tmp_path).values()} == {"cn-sh"}
+    [path] = journal_files(tmp_path)
+    before = path.read_bytes().replace(b',"region":"cn-sh"', b"").replace(b'{"v":2,', b'{"v":1,')
+    path.with_name("20251112T000000Z-0123456789abcdef.0001.jsonl").write_bytes(before)
+    found = totals(tmp_path, ("region",))
+    assert [(row.names, row.requests) for row in found.rows] == [(("",), 2), (("cn-sh",), 2)]
+    assert found.unreadable == 0

@@ -53,7 +53,7 @@ async def test_lines_of_the_previous_version_are_ended_shipped_and_counted(tmp_p
         (running, "crashed", VERSION),
     ]
     assert sink.ids == [whole, running]
-    found = totals(usage, None, None, "user")
+    found = totals(usage, ("user",))
     assert ([(row.requests, row.prompt_tokens, row.crashed) for row in found.rows], found.unreadable) == (
         [(2, 11, 1)],
         0,
@@ -71,7 +71,7 @@ async def test_lines_of_a_newer_version_are_kept_and_shipped_as_they_stand_and_n
     assert path.read_bytes() == before
     assert sink.batches == [[line for line in before.splitlines() if b'"end"' in line]]
     assert sink.ids == [whole]
-    found = totals(usage, None, None, "user")
+    found = totals(usage, ("user",))
     assert (found.rows, found.unreadable) == ([], 3)
 
 
@@ -80,7 +80,7 @@ def test_newer_version_is_not_counted_though_its_members_look_the_same(tmp_path:
     """The words may, and mean something else."""
     usage = tmp_path / "usage"
     left_by_a_crash(usage, tmp_path, v=version)
-    found = totals(usage, None, None, "user")
+    found = totals(usage, ("user",))
     assert (found.rows, found.unreadable) == ([], 3)
 
 
@@ -89,7 +89,7 @@ def test_version_is_the_first_member_of_each_line(tmp_path: Path) -> None:
     close(journal, opened(journal))
     journal.close()
     [path] = journal_files(tmp_path)
-    assert [line.startswith(b'{"v":1,"id":') for line in path.read_bytes().splitlines()] == [True, True]
+    assert [line.startswith(b'{"v":2,"id":') for line in path.read_bytes().splitlines()] == [True, True]
 
 
 @pytest.mark.parametrize("unit", ["images", "seconds", "characters", None])
