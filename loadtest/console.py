@@ -27,8 +27,9 @@ import uvloop
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
-from loadtest import peers, processes
+from loadtest import processes
 from loadtest.edges import Edge, create_key, redis_server, running
+from loadtest.peers.peer import ROOT
 from loadtest.target import positive
 
 _USERS: Final = 100
@@ -238,7 +239,7 @@ async def _run(directory: Path, arguments: argparse.Namespace) -> int:
         store = "sqlite:keys.db" if arguments.store == "sqlite" else stack.enter_context(_redis(directory))
         config = _CONFIG.format(url=models.url, token=token, store=store)
         (directory / "routes.toml").write_text(config)
-        key = await asyncio.to_thread(create_key, peers.ROOT, directory)
+        key = await asyncio.to_thread(create_key, ROOT, directory)
         edges = [await stack.enter_async_context(_edge(number, directory)) for number in (1, 2)]
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         urls = [url for url, _ in edges]
@@ -267,7 +268,7 @@ def _redis(directory: Path) -> Any:
 async def _edge(number: int, directory: Path) -> AsyncIterator[tuple[str, str]]:
     """Run an edge; yield where clients and where operators find it."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
-        edge = Edge(number, peers.ROOT, directory, listening)
+        edge = Edge(number, ROOT, directory, listening)
         try:
             await asyncio.to_thread(edge.start)
             yield f"http://127.0.0.1:{listening.getsockname()[1]}", f"http://127.0.0.1:{edge.admin_port}"

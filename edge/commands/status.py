@@ -18,6 +18,7 @@ from edge.errors import Unusable
 
 _TIMEOUT_S: Final = 5.0
 _INTERVAL_S: Final = 1.0
+_TOKEN_VARIABLE: Final = "EDGE_ADMIN_TOKEN"
 _CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"  # home, the screen, what scrolled out of it (ECMA-48, xterm)
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SHOWN: Final = 40  # seconds of a plot
@@ -29,20 +30,29 @@ Document = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edge status`."""
     add_config(parser)
-    parser.add_argument("--admin", type=checked(address), metavar="ADDR", help="instead of server.admin")
+    parser.add_argument(
+        "--admin",
+        type=checked(address),
+        metavar="ADDR",
+        help=f"instead of server.admin; its token is in {_TOKEN_VARIABLE}",
+    )
     parser.add_argument("--watch", action="store_true", help="show it anew each second, until Ctrl-C")
     add_json(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the state of a running edge; return 1 when it is not ready. Raises `Unusable` when it does not answer."""
-    admin = parsed.admin or load(parsed.config).server.admin
+    if parsed.admin is not None:
+        admin, token = parsed.admin, os.environ.get(_TOKEN_VARIABLE)
+    else:
+        server = load(parsed.config).server
+        admin, token = server.admin, server.admin_token
     if parsed.json:
-        content = fetch(admin)
+        content = fetch(admin, token)
         print(content.decode())
         return int(not orjson.loads(content)["ready"])
     while True:
-        status = orjson.loads(fetch(admin))
+        status = orjson.loads(fetch(admin, token))
         lines = [_printable(line) for line in describe(status)]
         if not parsed.watch:
             print("\n".join(lines))
@@ -52,17 +62,22 @@ def run(parsed: argparse.Namespace) -> int:
         time.sleep(_INTERVAL_S)
 
 
-def fetch(admin: Address) -> bytes:
+def fetch(admin: Address, token: str | None = None) -> bytes:
     """Return `/status.json` of the edge whose admin listener is there; raises `Unusable`."""
     connection = _Connection(admin)
     try:
-        connection.request("GET", "/status.json")
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        connection.request("GET", "/status.json", headers=headers)
         answer = connection.getresponse()
         content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise Unusable(f"no edge answers at {admin} ({error}): start it, or write its --admin") from None
     finally:
         connection.close()
+    if answer.status == 401:
+        raise Unusable(
+            f"{admin} asks for another admin token: --config names its file, or put the token into {_TOKEN_VARIABLE}"
+        )
     if answer.status != 200:
         raise Unusable(f"{admin} answers {answer.status} to /status.json: write the --admin of an edge")
     return content

@@ -9,7 +9,7 @@ import pytest
 from edge.__main__ import main
 from edge.commands.status import describe, fetch, plot
 from edge.config.values import Address
-from tests.conftest import Edge
+from tests.conftest import ROUTES, Edge, StartEdge
 
 
 async def test_status_of_a_running_edge_is_told(edge: Edge, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +22,24 @@ async def test_status_of_a_running_edge_is_told(edge: Edge, capsys: pytest.Captu
     assert "\npublic/deepseek-r1  r1" in shown
     assert await asyncio.to_thread(main, ["status", "--admin", admin, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ready"] is True
+
+
+async def test_status_shows_the_admin_token(
+    start_edge: StartEdge, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of the file, or where no file is read the one of the environment."""
+    edge = await start_edge(
+        ROUTES.replace("{upstream}", "http://127.0.0.1:9"), server='admin_token = "a token of twenty"'
+    )
+    admin = f"127.0.0.1:{edge.admin_port}"
+    assert await asyncio.to_thread(main, ["status", "--admin", admin]) == 1
+    assert "put the token into EDGE_ADMIN_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("EDGE_ADMIN_TOKEN", "a token of twenty")
+    assert await asyncio.to_thread(main, ["status", "--admin", admin]) == 0
+    monkeypatch.delenv("EDGE_ADMIN_TOKEN")
+    text = edge.config_path.read_text().replace('admin = "127.0.0.1:0"', f'admin = "{admin}"')
+    edge.config_path.write_text(text)
+    assert await asyncio.to_thread(main, ["status", "--config", str(edge.config_path)]) == 0
 
 
 async def test_status_is_asked_at_a_unix_socket_too(tmp_path: Path) -> None:
