@@ -89,7 +89,9 @@ def seconds(text: str, longest_s: int = LONGEST_S) -> float:
     match = re.fullmatch(DURATION_PATTERN, text)
     if match is None:
         meant = meant_duration(text)
-        hint = f'write "{meant}"' if meant else 'write a number and ms, s, m, h, d or w, such as "2s"'
+        hint = f'write a number and ms, s, m, h, d or w, such as "{meant or "2s"}"'
+        if meant and not text.isdigit():  # a bare number may mean any unit
+            hint = f'write "{meant}"'
         raise ValueError(f"{text!r} is not a duration: {hint}")
     duration_s = Fraction(match[1]) * _MS_IN[match[3]] / 1000
     if duration_s > longest_s:

@@ -263,7 +263,7 @@ def test_file_whose_name_is_no_text_is_checked_like_any_other() -> None:
         )
         assert (done.returncode, done.stderr) == (1, "")
         assert "\ufffd.toml" in done.stdout
-        assert "cannot be read (No such file or directory)" in done.stdout
+        assert "there is no such file: write a first one" in done.stdout
 
 
 def test_patterns_that_are_given_one_by_one_all_hold(command: Command) -> None:

@@ -29,12 +29,12 @@ async def test_status_shows_the_admin_token(
 ) -> None:
     """The one of the file, or where no file is read the one of the environment."""
     edge = await start_edge(
-        ROUTES.replace("{upstream}", "http://127.0.0.1:9"), server='admin_token = "a token of twenty"'
+        ROUTES.replace("{upstream}", "http://127.0.0.1:9"), server='admin_token = "a-token-of-twenty-characters"'
     )
     admin = f"127.0.0.1:{edge.admin_port}"
     assert await asyncio.to_thread(main, ["status", "--admin", admin]) == 1
     assert "put the token into EDGE_ADMIN_TOKEN" in capsys.readouterr().err
-    monkeypatch.setenv("EDGE_ADMIN_TOKEN", "a token of twenty")
+    monkeypatch.setenv("EDGE_ADMIN_TOKEN", "a-token-of-twenty-characters")
     assert await asyncio.to_thread(main, ["status", "--admin", admin]) == 0
     monkeypatch.delenv("EDGE_ADMIN_TOKEN")
     text = edge.config_path.read_text().replace('admin = "127.0.0.1:0"', f'admin = "{admin}"')

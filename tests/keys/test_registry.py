@@ -248,10 +248,8 @@ def test_lifetime_is_written_as_every_duration_is(text: str, seconds: int) -> No
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        *(
-            (each, "not a duration: write a number and")
-            for each in ("", "30", "d", "-1d", "30 d", "30D", "1y", "30d\n")
-        ),
+        *((each, "not a duration: write a number and") for each in ("", "30", "d", "-1d", "1y")),
+        *((each, 'not a duration: write "30d"') for each in ("30 d", "30D", "30d\n")),
         ("٣d", "not a duration: write a number and"),
         ("0d", "write whole seconds, one or more"),
         ("999ms", "write whole seconds, one or more"),
