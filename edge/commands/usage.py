@@ -1,10 +1,11 @@
 """What was used, from the journal: the logic of `edge usage`.
 
 Every file is read as a stream, those of running processes too, and nothing is written. Only ends count: a request that
-runs has none yet. `edge usage replay` lives in `commands/replay.py`.
+runs has none yet.
 """
 
 import argparse
+import asyncio
 import csv
 import dataclasses
 import multiprocessing
@@ -24,11 +25,15 @@ import orjson
 
 from edge.commands.arguments import add_config, checked
 from edge.config.reading import load
+from edge.config.settings import UsageConfig
 from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.ends import FIRST_UNIT, Ended, blocks_of, ends_in
 from edge.journal.files import LeftAlone, open_to_read
 from edge.journal.records import CRASHED
+from edge.journal.replaying import replay
+from edge.journal.sinks.protocol import SinkUnavailable
+from edge.journal.sinks.table import sink_of
 
 By = Literal["key", "user", "model", "region", "month", "day", "hour"]
 
@@ -245,11 +250,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     written.add_argument("--json", action="store_true", help="print JSON")
     written.add_argument("--csv", action="store_true", help="print CSV (RFC 4180), without a total")
     add_config(parser)
+    verbs = parser.add_subparsers(metavar="", dest="verb")
+    text = "deliver records to the sink once more, which keeps the first of each id"
+    replaying = verbs.add_parser("replay", help=text, description=text)
+    replaying.add_argument("--since", type=at, required=True, metavar="T", help="a time, as above")
+    replaying.add_argument("--until", type=at, metavar="T", help="a time; requests that began then are left out")
+    add_config(replaying)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print the totals of the journal that the file names."""
-    return main(load(parsed.config).usage.journal, parsed)
+    """Print the totals of the journal that the file names, or deliver it once more."""
+    config = load(parsed.config).usage
+    return _replay(config, parsed) if parsed.verb == "replay" else main(config.journal, parsed)
+
+
+def _replay(config: UsageConfig, parsed: argparse.Namespace) -> int:
+    """Deliver records once more; return 1 when the sink refuses some."""
+    after = "~" if parsed.until is None else _as_text(parsed.until)
+    try:
+        taken, refused = asyncio.run(_deliver_again(config, _as_text(parsed.since), after))
+    except SinkUnavailable as error:
+        raise ValueError(f"usage.sink: {error}: mend it, and begin anew: it keeps the first of each id") from None
+    print(f"{taken} records delivered, {refused} refused")
+    return int(refused > 0)
+
+
+async def _deliver_again(config: UsageConfig, first: str, after: str) -> tuple[int, int]:
+    sink = sink_of(config)
+    if sink is None:
+        raise ValueError("there is no usage.sink in the file: name one")
+    try:
+        return await replay(config.journal, sink, first, after)
+    finally:
+        await sink.close()
 
 
 def main(directory: Path, parsed: argparse.Namespace) -> int:

@@ -83,6 +83,7 @@ def check_usage(usage: settings.UsageConfig, table: Table) -> None:
     if table.is_sound("sink"):
         _warn_of_metadata(table, ("sink",), usage.sink)
         scheme = usage.sink.partition(":")[0] or "no sink"
+        _refuse_unused(table, "keep", usage.keep_s, bool(usage.sink), "without a sink")
         _refuse_unused(table, "sink_token", usage.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
         _refuse_unused(table, "sink_ca_file", usage.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
         _refuse_unused(table, "sink_replicas", usage.sink_replicas, scheme in _HAS_REPLICAS, f"with {scheme}")

@@ -178,7 +178,10 @@ class UsageConfig:
         "The directory of the records, of every process on this machine.",
         values.parse_directory, "directory")] = Path("usage")
     rotate_bytes: Annotated[int, kinds.size(
-        "A new file begins at this size, and every day. Nothing deletes old ones.")] = 64 * 2**20
+        "A new file begins at this size, and every day. Old ones stay, unless `keep` says otherwise.")] = 64 * 2**20
+    keep_s: Annotated[float | None, kinds.duration(
+        "How long a file of records that the sink has is kept after its last line. Absent: nothing is deleted. What is "
+        "not shipped is never deleted. Bills are questioned for longer than a month.", example="30d")] = None
     when_full: Annotated[WhenFull, kinds.choice(
         'When the journal cannot be written: "serve" keeps records in memory, where a crash loses them; "refuse" '
         "answers 503.", WhenFull)] = "serve"

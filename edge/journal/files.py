@@ -86,10 +86,15 @@ class TokenLock:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def finish(self) -> None:
-        """Give the token up for good, unless something is left to do with its files."""
+    def finish(self, *, leaves_note: bool = False) -> None:
+        """Give the token up for good, unless something is left to do with its files.
+
+        The note of how far it is delivered may be left, as the proof that it is.
+        """
         if self._descriptor >= 0 and not self.is_left:
             (self._directory / f"{self.token}.lock").unlink(missing_ok=True)
+            if leaves_note:
+                return self.release()
             with contextlib.suppress(IsADirectoryError):  # which is none of ours
                 position_path(self._directory, self.token).unlink(missing_ok=True)
         self.release()
@@ -173,6 +178,11 @@ def file_path(directory: Path, token: str, number: int) -> Path:
 def buffer_path(directory: Path, token: str) -> Path:
     """Return the file behind the lines of a token that do not stand in its files yet."""
     return directory / f"{token}.buffer"
+
+
+def refused_path(directory: Path, token: str) -> Path:
+    """Return the file of the records of a token that the sink refuses: not one of those that are read again."""
+    return directory / f"{token}.refused"
 
 
 def file_numbers(directory: Path, token: str) -> list[int]:

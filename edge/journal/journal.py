@@ -69,6 +69,7 @@ class Journal:
         *,
         ships: bool = False,
         region: str = "",
+        leaves_notes: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
@@ -80,6 +81,7 @@ class Journal:
         self._file: RotatingFile | None = None  # None until the disk takes one
         self._refuses = when_full == "refuse"
         self._ships = ships
+        self._leaves_notes = leaves_notes
         self._region = region or None
         self._rotate_bytes = rotate_bytes
         self._clock = clock
@@ -243,7 +245,7 @@ class Journal:
             file_path(self.directory, self.token, end.number).unlink(missing_ok=True)
         unfinished = self._open or file.buffer.length
         if not unfinished and (empty or not self._ships or load_position(self.directory, self.token) == end):
-            lock.finish()
+            lock.finish(leaves_note=self._leaves_notes and not empty)
         else:
             lock.release()
 

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
@@ -19,8 +20,10 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.journal import files
+from edge.journal.keeping import delete_shipped
 from edge.journal.records import Head, head_of
-from edge.journal.sinks.protocol import Sink, SinkUnavailable
+from edge.journal.replaying import deliver_apart
+from edge.journal.sinks.protocol import Sink, SinkRefused, SinkUnavailable
 from edge.outage import Outage
 from edge.tasks import end_tasks
 
@@ -28,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_RECORDS: Final = 500
 _POLL_INTERVAL_S: Final = 0.2
+_CLEAN_INTERVAL_S: Final = 3600.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 
@@ -40,6 +44,8 @@ class _Batch(NamedTuple):
 
 class Shipper:
     """Delivers the records of this process and of the tokens it adopted, a batch of each in turn.
+
+    With `keep_s` files that are delivered are deleted so long after their last line. What is refused is set aside.
 
     `locks` are those of adopted tokens; a token that is delivered to its end is finished. `more` adopts further ones
     when these are. One that cannot be delivered is tried again after pauses that grow, and holds up no other. `outage`
@@ -54,8 +60,11 @@ class Shipper:
         sink: Sink,
         clock: Callable[[], float] = time.time,
         more: Callable[[], Sequence[files.TokenLock]] = tuple,
+        keep_s: float | None = None,
     ) -> None:
         self.shipped = 0
+        self.refused = 0
+        self._keep_s = keep_s
         self._directory = directory
         self._more = more
         self._finished = False  # an adopted token, since there were more
@@ -81,7 +90,12 @@ class Shipper:
 
     async def run(self) -> None:
         """Deliver until cancelled; what fails is tried again after pauses that grow."""
+        now = asyncio.get_running_loop().time
+        clean_at = now()
         while True:
+            if self._keep_s is not None and now() >= clean_at:
+                clean_at = now() + _CLEAN_INTERVAL_S
+                await asyncio.to_thread(delete_shipped, self._directory, self._keep_s, self._clock())
             if not await self._deliver_some(lambda failures: pause_s(failures, random.random())):
                 await asyncio.sleep(_POLL_INTERVAL_S)
             if self._finished and len(self._spools) == 1:
@@ -138,7 +152,7 @@ class Shipper:
         if not spool.lag_bytes():
             self._answered(spool)
             if spool.lock is not None:
-                await asyncio.to_thread(spool.lock.finish)
+                await asyncio.to_thread(partial(spool.lock.finish, leaves_note=self._keep_s is not None))
                 self._spools.remove(spool)
                 self._finished = True
         return found
@@ -147,8 +161,13 @@ class Shipper:
         batch = await asyncio.to_thread(spool.read)
         if batch.lines:
             spool.oldest_at = batch.oldest_at
-            await self._sink.deliver(batch.lines)
-            self.shipped += len(batch.lines)
+            refused = await deliver_apart(self._sink, batch.lines)
+            if len(refused) == len(batch.lines):  # all of them: it is the sink that is wrong
+                raise SinkRefused("the sink refuses every record")
+            if refused:
+                await asyncio.to_thread(spool.set_aside, refused)
+                self.refused += len(refused)
+            self.shipped += len(batch.lines) - len(refused)
             self._answered(spool)
         if batch.end == spool.position:
             return False
@@ -176,6 +195,7 @@ class Shipper:
     def metrics(self) -> Iterator[Metric]:
         """Yield what was delivered, and how far delivery is behind."""
         yield CounterMetricFamily("edge_usage_shipped", "Records that the sink has acknowledged.", value=self.shipped)
+        yield CounterMetricFamily("edge_usage_refused", "Records that it refuses, set aside.", value=self.refused)
         for name, text, value in (
             ("unshipped_bytes", "What stands in the journal only.", self.lag_bytes),
             ("unshipped_age_seconds", "The oldest record that is not delivered.", self.lag_s),
@@ -239,6 +259,13 @@ class _Spool:
         if not start and complete:
             return _Batch([], files.Position(number + 1, 0), 0.0)
         return _Batch(lines, files.Position(number, offset + start), oldest_at)
+
+    def set_aside(self, lines: Sequence[bytes]) -> None:
+        """Keep what the sink refuses, for who finds out why; raises `OSError`."""
+        path = files.refused_path(self._directory, self._token)
+        size = path.stat().st_size if path.exists() else 0
+        files.write_at(path, size, b"".join(line + b"\n" for line in lines))
+        _log.error("usage sink: %d records are refused and set aside in %s", len(lines), path)
 
     def save(self) -> None:
         """Note the position; raises `OSError`. Of two that save at once the last to do it notes the newest."""

@@ -322,11 +322,13 @@ class Server:
     def _open_journal(self, config: UsageConfig, region: str) -> Journal:
         """Return the journal, and have it shipped where the file says so."""
         self._sink = sink_of(config)
-        ships = self._sink is not None
-        journal = Journal(config.journal, config.rotate_bytes, config.when_full, ships=ships, region=region)
+        ships, keeps = self._sink is not None, config.keep_s is not None
+        journal = Journal(
+            config.journal, config.rotate_bytes, config.when_full, ships=ships, region=region, leaves_notes=keeps
+        )
         if self._sink is not None:
-            adopted = journal.adopted.locks
-            self._shipper = Shipper(config.journal, journal.token, adopted, self._sink, more=journal.adopt_more)
+            adopted, more = journal.adopted.locks, journal.adopt_more
+            self._shipper = Shipper(config.journal, journal.token, adopted, self._sink, more=more, keep_s=config.keep_s)
         return journal
 
     async def _keep_journal(self) -> None:

@@ -1,7 +1,7 @@
 """Usage records over HTTP: `POST` of `{"records": [...]}` in JSON, a batch at a time.
 
-Any 2xx acknowledges the whole batch. Whatever else comes, or nothing within ten seconds, means that it is sent again:
-the receiver keeps the first of each `id`.
+Any 2xx acknowledges the whole batch. A 400, 413 or 422 refuses it, so it is sent in parts. Whatever else comes, or
+nothing within ten seconds, means that it is sent again: the receiver keeps the first of each `id`.
 """
 
 import errno
@@ -13,10 +13,11 @@ from typing import Final
 import aiohttp
 
 from edge.config.settings import UsageConfig
-from edge.journal.sinks.protocol import SinkUnavailable, place_of
+from edge.journal.sinks.protocol import SinkRefused, SinkUnavailable, place_of
 from edge.tls import client_tls
 
 _TIMEOUT_S: Final = 10.0
+_REFUSALS: Final = (400, 413, 422)  # of what was sent; any other may be about who sent it, or when
 
 
 class HttpSink:
@@ -48,6 +49,8 @@ class HttpSink:
                 status = response.status
         except (aiohttp.ClientError, OSError) as error:  # a timeout too
             raise SinkUnavailable(f"{self._place}: {_reason_of(error)}") from None
+        if status in _REFUSALS:
+            raise SinkRefused(f"{self._place}: status {status}")
         if not 200 <= status < 300:
             raise SinkUnavailable(f"{self._place}: status {status}")
 

@@ -12,11 +12,18 @@ class SinkUnavailable(Exception):
     """A sink did not acknowledge; the message is for the log and holds no secret."""
 
 
+class SinkRefused(SinkUnavailable):
+    """A sink does not take these records, whenever they come: what they say is the reason."""
+
+
 class Sink(Protocol):
     """Where records go; made from `[usage]`, which is proved. Raises `Unusable`."""
 
     async def deliver(self, lines: Sequence[bytes]) -> None:
-        """Hand records over, JSON without newlines; returns when they are safe there. Raises `SinkUnavailable`."""
+        """Hand records over, JSON without newlines; returns when they are safe there. Raises `SinkUnavailable`.
+
+        `SinkRefused`, one of these, where it is the records that it does not take: others may be taken.
+        """
 
     def reconfigure(self, config: UsageConfig) -> None:
         """Take over what a reload may change: `sink_token`."""

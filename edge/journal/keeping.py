@@ -1,0 +1,42 @@
+"""Journal files that may go: old enough, and delivered whole as the notes beside them prove."""
+
+import contextlib
+from pathlib import Path
+
+from edge.errors import Unusable
+from edge.journal import files
+from edge.journal.index import NAME, UsageIndex
+
+
+def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
+    """Delete the files that were written last more than `keep_s` ago and are delivered; return how many.
+
+    The index has what they say before they go. What nobody noted as delivered stays: that of an edge without a sink,
+    or of one that kept no notes. Raises `OSError`.
+    """
+    if (directory / NAME).exists():
+        with contextlib.suppress(Unusable):  # an index that is broken holds nothing up
+            UsageIndex(directory).catch_up()
+    deleted = 0
+    for token, numbers in files.all_file_numbers(directory).items():
+        try:
+            position = files.load_position(directory, token)
+        except files.LeftAlone:  # of a newer edge
+            continue
+        if position is None:
+            continue
+        is_done = not (directory / f"{token}.lock").exists()
+        left = len(numbers)
+        for number in numbers:
+            path = files.file_path(directory, token, number)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                status = path.stat()
+                end = files.Position(number, status.st_size)
+                is_delivered = number < position.number or (is_done and end <= position)
+                if is_delivered and status.st_mtime < now - keep_s:
+                    path.unlink()
+                    deleted += 1
+                    left -= 1
+        if is_done and not left:
+            files.position_path(directory, token).unlink(missing_ok=True)
+    return deleted
