@@ -73,20 +73,20 @@ class Route:
     answer: Handler
 
 
-def admin_handler(routes: Mapping[str, Route], api: KeyApi, token: Callable[[], str | None]) -> Handler:
+def admin_handler(routes: Mapping[str, Route], api: KeyApi) -> Handler:
     """Return the handler of the admin listener, by path.
 
-    `token` yields `server.admin_token`, without which there is no API of keys.
+    Without a token there is no API of keys.
     """
     known = ", ".join(path if route.method == "GET" else f"{route.method} {path}" for path, route in routes.items())
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            check_token(token(), request.method, request.path, request.headers, request.remote or "unix")
+            check_token(api.token, request.method, request.path, request.headers, request.remote or "unix")
         except Unauthenticated as error:
             return refusal(error)
         route = routes.get(request.path)
-        if route is None and token() is not None and request.path.partition("/")[2].partition("/")[0] in _OF_API:
+        if route is None and api.token is not None and request.path.partition("/")[2].partition("/")[0] in _OF_API:
             return await api.handle(request)
         if route is None:
             return web.Response(status=404, text=f"try {known}\n")

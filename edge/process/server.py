@@ -195,7 +195,7 @@ class Server:
         self._report()
         await self.discovery.learn(pools)
         await self._listen(config)
-        _spare_the_collector()
+        gc.freeze()  # what lives for ever; a look through it now would find nothing
         self.discovery.apply(pools)
         await in_steps(self.catalogue.apply(pools))
         await self._follow()
@@ -255,8 +255,7 @@ class Server:
         self.admin_address = name_of(admin_socket)
         routes = basic_routes(self.readiness, self.metrics, self.purge) | status_routes(Snapshots(self._parts))
         api = KeyApi(lambda: self.generation.config, self.purge, self.usage_index)
-        token = lambda: self.generation.config.server.admin_token  # noqa: E731
-        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes, api, token))
+        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes, api))
         for listener in self._listeners:
             await listener.start_serving()
 
@@ -432,11 +431,6 @@ def _steady_unix_time() -> Callable[[], float]:
     """Return a clock of Unix seconds that no correction of the machine's clock moves."""
     offset_s = time.time() - time.monotonic()
     return lambda: time.monotonic() + offset_s
-
-
-def _spare_the_collector() -> None:
-    """Keep what lives for ever out of the garbage collector's sight; a look through it now would find nothing."""
-    gc.freeze()
 
 
 def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:

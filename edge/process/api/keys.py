@@ -61,6 +61,11 @@ class KeyApi:
         self._usage = usage
         self._acting = asyncio.Lock()
 
+    @property
+    def token(self) -> str | None:
+        """The token of the file in force, None for none."""
+        return self._config().server.admin_token
+
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """Answer a request whose token is proved."""
         try:
@@ -82,7 +87,7 @@ class KeyApi:
         usage = None
         if endpoint.needs_usage:
             usage = await used_by(self._usage, path_id, query)
-        idempotency = _idempotency(request, data, config.server.admin_token or "") if endpoint.is_idempotent else None
+        idempotency = _idempotency(request, data, self.token or "") if endpoint.is_idempotent else None
         call = Call(path_id, query, body, config.limits, idempotency, usage)
         done = await self._act(endpoint, call, actor)
         if done.forget is not None:
