@@ -93,15 +93,13 @@ class ThreadedHandler(logging.Handler):
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Send the process's own log to standard error; what is printed there afterwards comes after every line."""
-    handler, before = ThreadedHandler(_STDERR), logging.root.level
+    handler = ThreadedHandler(_STDERR)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         yield
     finally:
         if not (handler.wait_written(_PATIENCE_S) and select.select([], [_STDERR], [], _PATIENCE_S)[1]):
             send_nowhere(_STDERR)  # whoever prints an error now would wait for the reader
-        logging.root.removeHandler(handler)
-        logging.root.setLevel(before)
 
 
 def send_nowhere(descriptor: int) -> None:

@@ -1,5 +1,6 @@
 """`edge init`: a first routes.toml that works as it is."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -28,7 +29,10 @@ def test_file_that_is_written_has_no_problem_and_no_warning(capsys: pytest.Captu
     assert capsys.readouterr().out == "routes.toml: ok, 1 routes, 1 pools\n"
 
 
-def test_start_in_an_empty_folder_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_in_an_empty_folder_says_how_to_begin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.commands.serve.log_to_stderr", contextlib.nullcontext)  # which is for a whole process
     assert main(["serve"]) == 1
     assert "`edge init`" in capsys.readouterr().err
 

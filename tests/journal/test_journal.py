@@ -25,7 +25,7 @@ from tests.journal.conftest import MEGABYTE, FaultyDisk
 from tests.profiles import examples
 from tests.records import close, crash, ends_of, journal_files, lines_of, opened, write
 
-OPEN_FIELDS = ["v", "id", "time", "request_id", "key_id", "user", "route", "path", "model", "stream"]
+OPEN_FIELDS = ["v", "id", "time", "request_id", "key_id", "user", "route", "path", "model", "region", "stream"]
 
 
 # --- records
@@ -43,9 +43,10 @@ def test_record_is_a_line_when_it_opens_and_a_whole_one_when_it_ends(
     journal.drain()
     _, closed = lines_of(tmp_path)
     assert closed == {
-        "v": 1, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
+        "v": 2, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
         "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
-        "upstream_model": "r1", "endpoint": "10.0.0.1:8000", "stream": True, "status": 200, "end": "complete",
+        "region": None, "upstream_model": "r1", "endpoint": "10.0.0.1:8000", "stream": True, "status": 200,
+        "end": "complete",
         "prompt_tokens": 11, "completion_tokens": 7, "cached_tokens": 3, "cache_creation_tokens": 0,
         "reasoning_tokens": 2, "units": 0, "unit": None, "usage_source": "final",
         "ttft_ms": 123.4, "duration_ms": 2500.0, "retries": 1,
@@ -60,7 +61,7 @@ def test_what_is_not_known_is_null(tmp_path: Path, start: Callable[..., Journal]
     close(journal, exchange, endpoint="", upstream_model="", first_byte=0.0)
     journal.drain()
     [record] = ends_of(tmp_path).values()
-    nulls = ["key_id", "user", "route", "model", "upstream_model", "endpoint", "unit", "ttft_ms"]
+    nulls = ["key_id", "user", "route", "model", "region", "upstream_model", "endpoint", "unit", "ttft_ms"]
     assert [name for name, value in record.items() if value is None] == nulls
 
 
@@ -336,11 +337,11 @@ def test_lines_wait_in_order_while_the_disk_is_bad(
     waiting = [write(journal) for _ in range(50)]
     journal.retry()
     assert disk.writes == tried + 2  # the first that failed, and the retry
-    assert (journal.lines_waiting, journal.write_errors) == (97, 2)  # three are in the buffer
+    assert (journal.lines_waiting, journal.write_errors) == (98, 2)  # two are in the buffer
     assert journal.outage.reason == os.strerror(fault)
     disk.fault = None
     more = write(journal)  # behind those that wait
-    assert journal.lines_waiting == 99
+    assert journal.lines_waiting == 100
     journal.retry()
     journal.retry()
     journal.retry()

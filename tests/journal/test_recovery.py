@@ -83,9 +83,10 @@ def test_crashed_record_has_every_field(tmp_path: Path, start: Callable[..., Jou
     assert (second.adopted.recovered, second.adopted.bad_lines) == (1, 0)
     [record] = ends_of(tmp_path).values()
     assert record == {
-        "v": 1, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
+        "v": 2, "id": exchange.id, "time": "2025-11-13T02:13:20.250Z", "request_id": "req_1", "key_id": "key_1",
         "user": "u-a", "route": "public/deepseek-r1", "path": "/v1/completions", "model": "public/deepseek-r1",
-        "upstream_model": None, "endpoint": None, "stream": True, "status": 0, "end": "crashed", "prompt_tokens": 0,
+        "region": None, "upstream_model": None, "endpoint": None, "stream": True, "status": 0, "end": "crashed",
+        "prompt_tokens": 0,
         "completion_tokens": 0, "cached_tokens": 0, "cache_creation_tokens": 0, "reasoning_tokens": 0, "units": 0,
         "unit": None, "usage_source": "none", "ttft_ms": None, "duration_ms": 0, "retries": 0,
     }  # fmt: skip
@@ -362,7 +363,7 @@ def test_format_of_a_newer_edge_is_left_to_it_and_told(
         case "shipped":
             path.write_text(f'{{"v":2,"file":"{first.token}.0001.jsonl","at":["a",1]}}')
         case _:
-            path.write_bytes(path.read_bytes().replace(b'"v":1', b'"v":2'))
+            path.write_bytes(path.read_bytes().replace(b'"v":2', b'"v":3'))
     before = {each: each.read_bytes() for each in tmp_path.iterdir() if name != "0001.jsonl" or each == path}
     for _ in range(2):
         caplog.clear()
