@@ -10,7 +10,7 @@ import heapq
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -30,10 +30,10 @@ Document = dict[str, Any]
 
 _MOST_ROUTES: Final = 50
 _MOST_POOLS: Final = 50
-_MOST_MEMBERS: Final = 50  # of a pool
+_MOST_MEMBERS: Final = 20  # of a pool
 _MOST_LIMITS: Final = 10
 _LIMITS_AGE_S: Final = 5.0  # a look at a hundred thousand counters takes a tenth of a second, in steps
-_A_STEP: Final = 50  # pools or routes
+_A_STEP: Final = 10  # pools or routes
 _MOST_REASONS: Final = 3
 _MOST_TEXT: Final = 200  # of what an upstream said
 
@@ -59,10 +59,14 @@ class Snapshots:
         await in_steps(parts.recent.minute(routes, endpoints, self._clock()))
         await self._look_at_limits()
         await self._look_at_certificate(generation)
+        total = Traffic()
+        await in_steps(_add_up(routes, total))
         shown_routes, shown_pools = _Shown(_MOST_ROUTES), _Shown(_MOST_POOLS)
         await in_steps(_find_routes(generation, routes, shown_routes))
         await in_steps(self._find_pools(generation, endpoints, shown_pools))
         failures = [_failure(each) for each in reversed(parts.recent.failures)]
+        best_routes, best_pools = shown_routes.best(), shown_pools.best()
+        await asyncio.sleep(0)
         status = {
             "version": self._version,
             "pid": os.getpid(),
@@ -72,10 +76,10 @@ class Snapshots:
             "stage": parts.readiness.lifecycle.stage.name.lower(),
             "config": self._config(generation),
             "now": self._now(),
-            "minute": _traffic(_sum(routes.values())),
-            "routes": shown_routes.best(),
+            "minute": _traffic(total),
+            "routes": best_routes,
             "routes_more": shown_routes.more,
-            "pools": shown_pools.best(),
+            "pools": best_pools,
             "pools_more": shown_pools.more,
             "limits": [each._asdict() for each in self._nearest],
             "parts": list(_parts(parts)),
@@ -208,15 +212,16 @@ def _series(traffic: Traffic) -> Document:
     }
 
 
-def _sum(routes: Iterable[Traffic]) -> Traffic:
-    total = Traffic()
-    for each in routes:
+def _add_up(routes: Mapping[str, Traffic], total: Traffic) -> Iterator[None]:
+    """Add the traffic of all routes up, in steps."""
+    for number, each in enumerate(list(routes.values()), 1):
         total.requests = [a + b for a, b in zip(total.requests, each.requests, strict=True)]
         total.tokens = [a + b for a, b in zip(total.tokens, each.tokens, strict=True)]
         total.failed += each.failed
         total.refused += each.refused
         total.times_s += each.times_s
-    return total
+        if number % _A_STEP == 0:
+            yield
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -17,8 +17,9 @@ MINUTE_S: Final = 60
 OTHER: Final = "(other)"  # routes and endpoints past `_MOST_CELLS`
 _MOST_CELLS: Final = 200  # of a second
 _MOST_TIMES: Final = 20  # of a cell
+_MOST_SORTED: Final = 1000  # for a quantile, in less than a tenth of a millisecond
 _MOST_FAILURES: Final = 20
-_A_STEP: Final = 500  # cells that are added up, in less than a millisecond
+_A_STEP: Final = 200  # cells that are added up, in less than a millisecond
 _COMPLETE: Final = End.COMPLETE
 # What is nobody's failure: a refusal is the caller's, or that of a limit.
 _BY_CALLER: Final = frozenset((End.REFUSED, End.CLIENT_GONE, End.SLOW_CLIENT))
@@ -74,7 +75,7 @@ class Traffic:
 
     def first_byte_quantile_s(self, share: float) -> float | None:
         """Return the time to the first byte that a share of the requests were not slower than, None without any."""
-        times = sorted(self.times_s)
+        times = sorted(self.times_s[:: len(self.times_s) // _MOST_SORTED + 1])
         return times[max(math.ceil(share * len(times)) - 1, 0)] if times else None
 
 
