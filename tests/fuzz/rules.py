@@ -26,7 +26,7 @@ def requests_by_rules(data: bytes) -> Reading:
     try:
         while data := data.lstrip(b"\r\n"):
             lines, data = _head(data)
-            method, target, version = [*lines[0].split(b" "), b"", b""][:3]
+            method, target, version = [*lines[0].split(), b"", b""][:3]
             fields = _fields(lines[1:])
             content, data = _content(fields, data, version) or (b"", data)
             messages.append(Message(method, target, content))
@@ -43,7 +43,7 @@ def answer_by_rules(data: bytes) -> Reading:
     try:
         while True:
             lines, data = _head(data)
-            version, status = [*lines[0].split(b" "), b""][:2]
+            version, status = [*lines[0].split(), b""][:2]
             if not status.startswith(b"1"):
                 break
         found = (b"", data) if status in _BARE else _content(_fields(lines[1:]), data, version)
