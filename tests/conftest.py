@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -25,6 +27,10 @@ from tests.keybackends import ValkeyServer
 
 T = TypeVar("T")
 USER = "u-1100a15812cc"
+
+# The suite starts some hundred processes, and each would compile the edge anew where the machine keeps no bytecode.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 hypothesis.settings.load_profile(profiles.SUITE)  # `--hypothesis-profile=deep` comes later and wins
 
@@ -176,8 +182,17 @@ class Edge:
 StartEdge = Callable[..., Awaitable[Edge]]
 
 
+@pytest.fixture(scope="session")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A key store with a key of `USER`, and the key: each edge gets a copy, for making one costs half of a start."""
+    path = tmp_path_factory.mktemp("keys") / "keys.db"
+    with KeyRegistry(path) as registry:
+        key, _ = registry.create(USER)
+    return path, key
+
+
 @pytest.fixture
-async def start_edge(tmp_path: Path) -> AsyncIterator[StartEdge]:
+async def start_edge(tmp_path: Path, key_file: tuple[Path, str]) -> AsyncIterator[StartEdge]:
     """Start edges from the text of a routes.toml; `{upstream}` in it stands for an upstream's URL."""
     async with AsyncExitStack() as stack:
         count = 0
@@ -200,8 +215,8 @@ async def start_edge(tmp_path: Path) -> AsyncIterator[StartEdge]:
             kept = "".join(line + "\n" for line in defaults.splitlines() if line.partition("=")[0].strip() not in given)
             store = "" if keys.startswith("store =") else 'store = "sqlite:keys.db"'
             config_path.write_text(f"[server]\n{kept}{server}\n[keys]\n{store}\n{keys}\n{routes}\n")
-            with KeyRegistry(directory / "keys.db") as registry:
-                key, _ = registry.create(USER)
+            made, key = key_file
+            shutil.copy(made, directory / "keys.db")
             log_path = directory / "access.log"
             descriptor = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             stack.callback(os.close, descriptor)

@@ -41,7 +41,7 @@ async def edge_for(start_edge: StartEdge, start_upstream: StartUpstream, way: st
 
     upstream = await start_upstream(script)
     # No more than a stall has to wait, and as much as a busy machine may need for bytes that come at once.
-    times = 'idle_timeout = "1s"\nfirst_byte_timeout = "1s"\n[routes.' if way == "stall" else "[routes."
+    times = 'idle_timeout = "3s"\nfirst_byte_timeout = "3s"\n[routes.' if way == "stall" else "[routes."
     return await start_edge(ROUTES.replace("{upstream}", upstream.url).replace("[routes.", times, 1))
 
 
@@ -95,6 +95,16 @@ def boundaries(head: bytes, chunks: list[bytes]) -> set[int]:
     return found
 
 
+def breaks(way: str, counts: range, ends: set[int]) -> list[int]:
+    """Where to break: at every byte; where the edge waits for more, around the ends of events and at every ninth.
+
+    A stall is told by the clock. Whatever is asked at once has to come before it, on a busy machine too.
+    """
+    if way != "stall":
+        return list(counts)
+    return sorted(set(counts[::9]) | {at for end in ends for at in (end - 1, end, end + 1) if at in counts})
+
+
 def is_pending(content: bytes) -> bool:
     """Whether nothing but the beginning of what may be an error has come, so that the head is still held."""
     return b'data: {"error"'.startswith(content)
@@ -143,7 +153,7 @@ async def test_stream_that_breaks_at_any_byte_never_looks_complete(
             assert content_of(got) == content, count
             assert not got.endswith(LAST)
 
-    positions = range(len(head) - 3, len(whole))
+    positions = breaks(way, range(len(head) - 3, len(whole)), speaks)
     for low in range(0, len(positions), 64):
         await asyncio.gather(*(one(count) for count in positions[low : low + 64]))
     await edge.consistent()
@@ -160,7 +170,9 @@ async def test_head_that_breaks_at_any_byte_is_an_error_of_ours(
 ) -> None:
     head = HEAD + b"transfer-encoding: chunked\r\n\r\n"
     edge = await edge_for(start_edge, start_upstream, way, head)
-    answers = await asyncio.gather(*(broken(edge, count) for count in range(1, len(head) + 1)))
+    answers = await asyncio.gather(
+        *(broken(edge, count) for count in breaks(way, range(1, len(head) + 1), {len(head)}))
+    )
     for got_head, got, was_reset, _ in answers:
         assert got_head.startswith(b"HTTP/1.1 504 " if way == "stall" else b"HTTP/1.1 502 ")
         assert set(json.loads(got)) == {"error"}
@@ -236,7 +248,8 @@ async def test_http_1_0_client_gets_a_reset_or_an_error_event(
         else:
             assert error_in(got.removeprefix(content))["code"] == "upstream_disconnected"
 
-    await asyncio.gather(*(one(count) for count in range(len(head), len(head + body + LAST))))
+    counts = range(len(head), len(head + body + LAST))
+    await asyncio.gather(*(one(count) for count in breaks(way, counts, boundaries(head, EVENTS))))
     await edge.consistent()
     ends = {line["end"] for line in await edge.log()}
     assert ("complete" in ends) == (media_type == b"text/event-stream")

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from edge.commands.explain import explain
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
+from tests.command import edge as run
 from tests.conftest import StartEdge
 
 ROUTES = """
@@ -55,10 +54,6 @@ MODELS = [
     "public/a", "public/ab", "public/b", "public/", "public", "u-1/own", "u-1/x", "u-2/x", "u-2/X", "u-2/a/b", "u-2/",
     "u-2", "u-", "odd", "odd ", "", "é", "u-1/own\u2028", "u-3/-a", 'public/"a"', "public/a\\",
 ]  # fmt: skip
-
-
-def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "edge", *map(str, arguments)], capture_output=True, text=True)
 
 
 def make_keys(path: Path) -> dict[str, str]:
@@ -124,15 +119,15 @@ def test_explain_tells_a_person_and_a_program(tmp_path: Path) -> None:
     with KeyRegistry(tmp_path / "keys.db") as registry:
         _, record = registry.create("u-1", deny=("public/b",))
     done = run("explain", "public/b", "--host", "sh-02.d.run", "--key-id", record.id, "--config", path)
-    assert done.returncode == 0
-    assert "403, a deny pattern of the key names this model" in done.stdout
+    assert done.code == 0
+    assert "403, a deny pattern of the key names this model" in done.out
     done = run("explain", "u-1/own", "--json", "--config", path)
-    told = json.loads(done.stdout)
+    told = json.loads(done.out)
     assert (told["route"], told["status"], told["pool"]) == ("u-1/own", 200, "two")
     assert told["endpoints"] == ["http://10.0.0.1:8000"]
     done = run("explain", "public/b", "--config", tmp_path / "nowhere.toml")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "nowhere.toml" in done.stderr
+    assert (done.code, done.out) == (1, "")
+    assert "nowhere.toml" in done.err
     assert not (tmp_path / "edge.db").exists()
 
 
@@ -154,18 +149,18 @@ def test_diff_tells_what_a_reload_would_do(tmp_path: Path, new: str, code: int, 
     (tmp_path / "old.toml").write_text(BEFORE)
     (tmp_path / "new.toml").write_text(new)
     done = run("diff", tmp_path / "old.toml", tmp_path / "new.toml")
-    assert (done.returncode, done.stderr) == (code, "")
-    assert said in done.stdout
+    assert (done.code, done.err) == (code, "")
+    assert said in done.out
 
 
 def test_diff_of_a_missing_file_names_no_option_that_it_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "old.toml").write_text(BEFORE)
     done = run("diff", tmp_path / "old.toml", tmp_path / "new.toml")
-    assert done.returncode == 1
-    assert "new.toml:1: cannot be read (No such file or directory): name a readable file\n" in done.stdout
+    assert done.code == 1
+    assert "new.toml:1: cannot be read (No such file or directory): name a readable file\n" in done.out
 
 
 def test_schema_prints_what_is_shipped() -> None:
     done = run("schema")
-    assert done.returncode == 0
-    assert done.stdout == (Path(__file__).parents[2] / "edge/routes.schema.json").read_text()
+    assert done.code == 0
+    assert done.out == (Path(__file__).parents[2] / "edge/routes.schema.json").read_text()

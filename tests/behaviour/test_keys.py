@@ -17,6 +17,7 @@ import pytest
 from edge.__main__ import main
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
+from tests.command import edge as command_here
 from tests.conftest import ROUTES, USER, Edge, StartEdge
 
 PATIENCE_S = 20
@@ -162,14 +163,9 @@ async def test_backup_that_is_restored_holds_for_a_running_edge(edge: Edge) -> N
         new, _ = registry.create("u-2200b")
     await until_status(edge, 401, (200,))
     assert await status_of(edge, new) == 200
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "edge", "keys", "restore", str(backup), "--config", str(edge.config_path)],
-        capture_output=True,
-        text=True,
-    )
+    done = command_here("keys", "restore", backup, "--config", edge.config_path)
     told = f"1 keys of 1 users restored from {backup}; every edge knows within a second\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+    assert (done.code, done.out, done.err) == (0, told, "")
     await until_status(edge, 200, (401,))
     await until_status(edge, 401, (200,), new)
 
@@ -258,12 +254,11 @@ def test_odd_row_of_the_key_store_is_named(command: Command, tmp_path: Path, col
 def test_file_whose_name_is_no_text_is_checked_like_any_other() -> None:
     """A name is bytes to the system, and JSON is text."""
     for more in ([], ["--json"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "edge", "check", b"\xff.toml", *more], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (1, "")
-        assert "\ufffd.toml" in done.stdout
-        assert "there is no such file: write a first one" in done.stdout
+        done = command_here("check", os.fsdecode(b"\xff.toml"), *more)
+        assert (done.code, done.err) == (1, "")
+        assert "\ufffd.toml" in done.out
+        done.out.encode()  # as a terminal takes it
+        assert "there is no such file: write a first one" in done.out
 
 
 def test_patterns_that_are_given_one_by_one_all_hold(command: Command) -> None:
@@ -443,8 +438,8 @@ def test_limit_of_a_key_must_be_one_of_the_file(tmp_path: Path) -> None:
     """Who sets a limit must not believe in one that does not hold."""
     text = '[limits.small]\nrequests_per_minute = 1\n[pools.p]\nendpoints = ["http://p"]\n[routes.r]\npool = "p"\n'
     (tmp_path / "routes.toml").write_text(text)
-    command = (sys.executable, "-m", "edge", "keys", "create", "--user", USER, "--json", "--limit")
-    made = subprocess.run([*command, "small"], cwd=tmp_path, capture_output=True, text=True)
-    assert json.loads(made.stdout)["limit"] == "small"
-    refused = subprocess.run([*command, "smal"], cwd=tmp_path, capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr) == (1, "edge: there is no limit 'smal' in routes.toml: use small\n")
+    command = ("keys", "create", "--user", USER, "--json", "--limit")
+    made = command_here(*command, "small", cwd=tmp_path)
+    assert json.loads(made.out)["limit"] == "small"
+    refused = command_here(*command, "smal", cwd=tmp_path)
+    assert (refused.code, refused.err) == (1, "edge: there is no limit 'smal' in routes.toml: use small\n")

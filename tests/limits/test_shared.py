@@ -106,11 +106,12 @@ def limits(**numbers: int) -> dict[str, LimitConfig]:
 
 @asynccontextmanager
 async def processes(
-    url: str, count: int, clock: Callable[[], float] = time.time, **numbers: int
+    url: str, count: int, clock: Callable[[], float] = time.time, timeout_s: float = PATIENCE_S, **numbers: int
 ) -> AsyncIterator[list[Process]]:
+    """Processes that wait for their server as long as it takes on a busy machine, where none is to be given up."""
     made = []
     for _ in range(count):
-        client = connect(url, 1.0)
+        client = connect(url, timeout_s)
         admission = Admission(limits(**numbers), clock)
         made.append(Process(admission, RecordedLimits(client, admission), client))
     try:
@@ -422,7 +423,7 @@ async def test_idle_counters_are_told_anew_to_a_server_that_lost_its_data(valkey
 
 
 async def test_server_that_says_nothing_holds_nobody_up(valkey: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
-    async with processes(valkey.url, 1, requests=10) as (process,), merging(process):
+    async with processes(valkey.url, 1, timeout_s=1.0, requests=10) as (process,), merging(process):
         await process.shared.merge_again()
         valkey.signal(signal.SIGSTOP)
         while not process.shared.outage:
