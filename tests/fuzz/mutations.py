@@ -45,6 +45,13 @@ def _line_again(data: bytes, chance: random.Random, word: bytes) -> bytes:
     return b"".join(lines)
 
 
+def _other_line_end(data: bytes, chance: random.Random, word: bytes) -> bytes:
+    lines = data.splitlines(keepends=True) or [b""]
+    at = chance.randrange(len(lines))
+    lines[at] = lines[at].rstrip(b"\r\n") + chance.choice((b"", b"\n", b"\r", b"\r\n\r\n"))
+    return b"".join(lines)
+
+
 def _word_anywhere(data: bytes, chance: random.Random, word: bytes) -> bytes:
     at = chance.randint(0, len(data))
     return data[:at] + word + data[at + chance.choice((0, 1, 2, chance.randint(0, _MAX_SPAN_BYTES))) :]
@@ -56,5 +63,5 @@ def _other_byte(data: bytes, chance: random.Random, word: bytes) -> bytes:
 
 
 _CHANGES: Sequence[Callable[[bytes, random.Random, bytes], bytes]] = (
-    _with_word, _word_for_line, _line_again, _word_anywhere, _other_byte,
+    _with_word, _word_for_line, _line_again, _other_line_end, _word_anywhere, _other_byte,
 )  # fmt: skip
