@@ -42,7 +42,7 @@ class Work:
             return b""
         places = self.envelope.places
         begins = places.begins if places is not None else None
-        return user.encode() + b"\0" + (conversation_start(self.body.data) if begins is None else begins)
+        return user.encode() + b"\0" + (conversation_start(self.body.data, places) if begins is None else begins)
 
     def attempt(self, exchange: Exchange, member: Member, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""

@@ -24,7 +24,6 @@ LONG_BODY_BYTES: Final = 1 << 19  # a shorter one takes 1 ms, or 5 where it is b
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
 _START_MESSAGES: Final = 8
-_MAX_OBJECTS: Final = 50_000  # at most, in a body whose messages are listed one by one
 _MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
 TRUE: Final = msgspec.Raw(b"true")
 _FALSE: Final = msgspec.Raw(b"false")
@@ -215,15 +214,22 @@ def _prompts_in(raw: msgspec.Raw) -> int:
     return plain_quotes(prompts).count(b'"') // 2
 
 
+class _Enough(Exception):
+    """So many messages are read as count."""
+
+
 class _Message(msgspec.Struct):
     role: str = ""
     content: msgspec.Raw = _ABSENT
 
 
-class _Opening(msgspec.Struct):
-    messages: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
+class _Begun(_Message):
+    """A message of a long conversation, of which no more are read than count."""
+
+    def __post_init__(self) -> None:
+        _begun.append(self)
+        if self.role == "user" or len(_begun) == _START_MESSAGES:
+            raise _Enough
 
 
 class _Conversation(msgspec.Struct):
@@ -232,31 +238,47 @@ class _Conversation(msgspec.Struct):
     input: msgspec.Raw = _ABSENT
 
 
-_opening = msgspec.json.Decoder(_Opening)
+_begun: list[_Message] = []  # of the conversation that is being read, which nothing interrupts
+_messages = msgspec.json.Decoder(list[_Begun])
 _conversation = msgspec.json.Decoder(_Conversation)
 
 
-def conversation_start(body: bytes) -> bytes:
+def conversation_start(body: bytes, places: Places | None = None) -> bytes:
     """Return what stays the same of a conversation's body from turn to turn: the messages up to the user's first.
 
     A system prompt alone would not do: everybody who shares it would be taken for one conversation. Each message counts
-    with its first KiB. Where there may be millions of messages none is told from another, and all of them count with
-    their first KiB. Returns nothing for a body of another shape.
+    with its first KiB, and of a long body none is read behind them. `places` are those of the body, where they are
+    known. Returns nothing for a body of another shape.
     """
+    begins: list[msgspec.Raw | memoryview]
     try:
-        if body.count(b"{") > _MAX_OBJECTS:
-            opening = _opening.decode(body)
-            begins = (opening.prompt, opening.input, opening.messages)
-            return b"\0".join(bytes(memoryview(raw)[:START_BYTES]) for raw in begins)
-        asked = _conversation.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+        if len(body) > _SHORT_BYTES:
+            begins = _beginnings(body, places)
+        else:
+            asked = _conversation.decode(body)
+            begins = [asked.prompt, asked.input]
+            for message in asked.messages[:_START_MESSAGES]:
+                begins.append(message.content)
+                if message.role == "user":
+                    break
+    except (InvalidRequest, msgspec.DecodeError, RecursionError):
         return b""
-    parts = [bytes(raw)[:START_BYTES] for raw in (asked.prompt, asked.input)]
-    for message in asked.messages[:_START_MESSAGES]:
-        parts.append(bytes(message.content)[:START_BYTES])
-        if message.role == "user":
-            break
-    return b"\0".join(parts)
+    return b"\0".join([bytes(memoryview(begin)[:START_BYTES]) for begin in begins])
+
+
+def _beginnings(body: bytes, places: Places | None) -> list[msgspec.Raw | memoryview]:
+    view, members = memoryview(body), places.members if places is not None else members_of(body)[0]
+    last = {member.name: view[member.start : member.end] for member in members}
+    prompt, text, messages = (last.get(name, view[:0]) for name in ("prompt", "input", "messages"))
+    try:
+        if messages:
+            _messages.decode(messages)
+    except _Enough:
+        pass
+    finally:
+        contents = [message.content for message in _begun]
+        _begun.clear()
+    return [prompt, text, *contents]
 
 
 def model_name(name: str) -> str:
