@@ -26,7 +26,10 @@ _FIRST_SHARE: Final = 0.5  # of what one client alone could ask for
 def run(arguments: argparse.Namespace, plan: Plan, asked: Asked, requests_file: RequestsFile) -> int:
     """Sweep; return 0, 1 when no rate is served as asked, 130 or 143 by a signal. What was seen is told in any case."""
     sweep = Sweep(arguments, plan, asked, requests_file)
-    code = sweep.measure()
+    try:
+        code = sweep.measure()
+    except KeyboardInterrupt:  # between two steps, or a second one
+        code = 130
     document = sweep.document()
     if arguments.save_result:
         outputs.save_json(arguments.save_result, document)
