@@ -7,6 +7,7 @@ from typing import Any, Final
 from loadtest.comparison import BASELINE, DIRECT, FIGURES, beside, order, told_discarded, told_others
 from loadtest.measures.load import PERCENTILES
 from loadtest.measures.streams import PUBLISHED_QPS
+from loadtest.tables import columns
 
 OURS: Final = "edge"
 _TWO: Final = "edge-two"
@@ -165,12 +166,12 @@ def _per_query(document: Document, peer: str) -> str:
 def tables(document: Document) -> list[Table]:
     """Return titles, headers and rows; a row per proxy, the cheapest request first, without those not measured."""
     made = []
-    for title, columns in _TABLES.items():
+    for title, told in _TABLES.items():
         shown = [*order(document), *([DIRECT] if title == _LATENCY and DIRECT in document["summary"] else [])]
-        rows = [(peer, [column.cell(document, peer) for column in columns]) for peer in shown]
+        rows = [(peer, [column.cell(document, peer) for column in told]) for peer in shown]
         kept = [[_name(document, peer), *cells] for peer, cells in rows if set(cells) != {_ABSENT}]
         if kept:
-            made.append((title, ["proxy", *(column.header for column in columns)], kept))
+            made.append((title, ["proxy", *(column.header for column in told)], kept))
     return [*made, *_standings(document), *_processes(document)]
 
 
@@ -229,18 +230,5 @@ def text(document: Document) -> str:
     lines = [f"{about['machine']}, Linux {about['kernel']}, CPython {about['python']}, {about['date']}"]
     lines += [f"`{about['command']}`, {about['rounds']} rounds, edge {about['commit']}"]
     for title, header, rows in tables(document):
-        lines += ["", f"**{title}**", "", *_markdown(header, rows)]
+        lines += ["", f"**{title}**", "", *columns(header, rows)]
     return "\n".join([*lines, "", *problems(document), *notes(document)])
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return "| " + " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"
-
-    rule = "|" + "|".join(
-        "-" * (width + 2) if not index else "-" * (width + 1) + ":" for index, width in enumerate(widths)
-    )
-    return [line(header), f"{rule}|", *(line(row) for row in rows)]
