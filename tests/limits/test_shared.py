@@ -26,7 +26,6 @@ from edge.limits.shared import PREFIX, SharedLimits
 from edge.tasks import end_tasks
 from edge.valkey import connect, disconnect
 from tests.keybackends import PATIENCE_S, ValkeyServer
-from tests.limits.test_admission import overshoot_bound
 
 ROUTE = "public/deepseek-r1"
 USER = "u-1100a15812cc"
@@ -290,6 +289,8 @@ async def test_counts_of_a_newer_edge_are_left_alone_and_told_once(
 
 def bound_of(admitted: list[list[float]], merges: list[list[tuple[float, float]]], allowed: int) -> int:
     """The most that may have been admitted, by the formula of `limits/admission.py` and by who knew what when."""
+    from tests.limits.test_admission import overshoot_bound  # which the processes below need not wait for
+
     everyone = sorted(at for each in admitted for at in each)
     last = []
     for number, ats in enumerate(admitted):
