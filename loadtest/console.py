@@ -36,6 +36,7 @@ _USERS: Final = 100
 _END_S: Final = 1.0  # after which no key may work that has ended
 _STOP_PATIENCE_S: Final = 45.0
 _PAGE: Final = 1000
+_TRIES: Final = 10
 _BODY: Final = {"model": "public/m", "messages": [], "max_tokens": 4}
 _CONFIG: Final = """
 [server]
@@ -59,6 +60,7 @@ class Day:
     faults: list[str] = field(default_factory=list)
     made: dict[str, str] = field(default_factory=dict)  # id by the state it was left in
     times_s: dict[str, list[float]] = field(default_factory=dict)
+    unknown: int = 0  # look-ups that the store did not answer in time
     bystander_s: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -70,6 +72,7 @@ class Day:
                 late = ordered[min(len(ordered) * 99 // 100, len(ordered) - 1)]
                 figures = statistics.median(ordered), late, ordered[-1]
                 lines.append(f"{name:<10} {len(times):>7} " + " ".join(f"{each * 1e3:>9.1f}" for each in figures))
+        lines.append(f"{self.unknown} look-ups were not answered in time, and asked again")
         return [*lines, *(f"FAULT: {each}" for each in self.faults[:20]), f"{len(self.faults)} faults"]
 
 
@@ -159,8 +162,14 @@ class Console:
     # --- what keys may do
 
     async def _status(self, edge: str, key: str) -> int:
-        async with self._session.get(f"{edge}/v1/models", headers={"Authorization": f"Bearer {key}"}) as answer:
-            return answer.status
+        """Return what a key gets; a 503 says that nobody knows now, and is counted and asked again."""
+        for _ in range(_TRIES):
+            async with self._session.get(f"{edge}/v1/models", headers={"Authorization": f"Bearer {key}"}) as answer:
+                if answer.status != 503:
+                    break
+            self.day.unknown += 1
+            await asyncio.sleep(1)
+        return answer.status
 
     async def _must_work(self, key: str) -> None:
         for edge in self._edges:

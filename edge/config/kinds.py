@@ -192,7 +192,8 @@ def _measured(parse: Callable[[str], float], unit: str, sample: str, zero: bool)
     def read(table: Table, it: Setting) -> object:
         value = table.parsed(it.key, parse, it.default, unit)
         if value == 0 and not zero:
-            table.problem(it.key, f"must be more than zero: write {sample.format(it)}")
+            written = f'{it.key} = "{it.example}"' if it.default is None else sample.format(it)
+            table.problem(it.key, f"must be more than zero: write {written}")
         return value
 
     return read

@@ -90,7 +90,7 @@ async def test_answer_is_recorded_with_what_its_upstream_counted(
         record = edge.records()[-1]
         ids.append(record["id"])
         assert record | {"id": "", "time": "", "ttft_ms": 0, "duration_ms": 0, "key_id": ""} == {
-            "v": 1,
+            "v": 2,
             "id": "",
             "time": "",
             "request_id": headers["x-request-id"],
@@ -99,6 +99,7 @@ async def test_answer_is_recorded_with_what_its_upstream_counted(
             "route": MODEL,
             "path": f"/v1/{path}",
             "model": MODEL,
+            "region": None,
             "upstream_model": MODEL,
             "endpoint": simulator.url.removeprefix("http://"),
             "stream": stream,
