@@ -20,6 +20,7 @@ from tests.browser.scene import played
 
 CHROMIUM = "/usr/bin/chromium"
 WINDOWS = {"desktop": (1400, 900), "phone": (390, 844)}
+PATIENCE_MS = 120_000
 SETTLES_S = 25  # until the minute has something to show
 
 
@@ -43,6 +44,7 @@ async def look_once(browser: Browser, url: str, window: str, scheme: Any, to: Pa
     width, height = WINDOWS[window]
     viewport: Any = {"width": width, "height": height}
     context = await browser.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=False)
+    context.set_default_timeout(PATIENCE_MS)
     page = await context.new_page()
     found: list[str] = []
     page.on("console", lambda message: found.append(f"console: {message.text}"))
@@ -78,6 +80,7 @@ async def use_keyboard(page: Page) -> Any:
 async def faults_by_axe(browser: Browser, url: str, viewport: Any, scheme: Any) -> Iterator[str]:
     """Return what axe-core has against the page, from moderate on; its script is let past the page's policy."""
     context = await browser.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True)
+    context.set_default_timeout(PATIENCE_MS)
     page = await context.new_page()
     await page.goto(f"{url}/status")
     await page.wait_for_selector("#failures table")
