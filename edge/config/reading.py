@@ -56,7 +56,7 @@ def _text_of(path: Path) -> tuple[str, str]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(path, [Problem(line, "", "not UTF-8: save the file as UTF-8")]) from None
     except FileNotFoundError:
-        message = "there is no such file: write a first one with `edge init`, or name another with --config"
+        message = "there is no such file: write a first one with `edge init`, or name another"
         raise ConfigError(path, [Problem(1, "", message)]) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

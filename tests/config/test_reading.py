@@ -261,7 +261,7 @@ def test_unreadable_file_is_one_problem(directory: Path) -> None:
             reading.load(directory / name, {})
         rendered.append(str(caught.value).removeprefix(str(directory)))
     assert rendered == [
-        "/missing.toml:1: there is no such file: write a first one with `edge init`, or name another with --config",
+        "/missing.toml:1: there is no such file: write a first one with `edge init`, or name another",
         "/directory:1: cannot be read (Is a directory): name a readable file",
         "/latin.toml:2: not UTF-8: save the file as UTF-8",
         "/nul\0:1: cannot be read (embedded null byte): name a readable file",
