@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from edge.client.body import Body
 from edge.client.head import Head
 from edge.envelope.form import rewrite_multipart
-from edge.envelope.json import Envelope, conversation_start
+from edge.envelope.json import Envelope
+from edge.envelope.prompt import prompt_of
 from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
 from edge.exchange import Exchange
@@ -14,9 +16,12 @@ from edge.ids import new_upstream_id
 from edge.metering.meters import Metering
 from edge.operations import STORED_RESPONSE, Operation, Reads
 from edge.plan import Plan, Sent
+from edge.protocols import MESSAGES
 from edge.relay.terms import Attempt
-from edge.upstream.endpoints import Member
+from edge.upstream.endpoints import Lease, Member
+from edge.upstream.prefixes import Prefix, read_prefix
 
+_SESSION_HEADER: Final = "X-Session-Id"
 _SPEECH = Reads.SPEECH
 
 
@@ -36,18 +41,21 @@ class Work:
     keeper: str | None = None
     dropped: tuple[str, ...] = ()
 
-    def affinity_key(self, user: str) -> bytes:
-        """Return what keeps a conversation with one member, its user and how it begins; b"" for what is none."""
-        if not self.head.asked.operation.is_cached:
-            return b""
-        places = self.envelope.places
-        begins = places.begins if places is not None else None
-        return user.encode() + b"\0" + (conversation_start(self.body.data, places) if begins is None else begins)
+    async def prefix(self, user: str) -> Prefix | None:
+        """Return how the prompt begins, None where there is nothing to choose."""
+        pool, head = self.plan.pool, self.head
+        if pool is None or not pool.reads_prompts:
+            return None
+        prompt = prompt_of(self.envelope, self.body.data, cleaned=head.asked.operation.protocol is MESSAGES)
+        owner = b"" if pool.config.share_prefixes else user.encode()
+        return await read_prefix(prompt, owner, head.headers.get(_SESSION_HEADER, "").encode())
 
-    def attempt(self, exchange: Exchange, member: Member, keep: Callable[[str], None] | None) -> Attempt:
+    def attempt(self, exchange: Exchange, lease: Lease, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""
+        ticket = lease.ticket
+        exchange.choice = ticket.choice if ticket is not None else None
         plan, envelope, body, metering = self.plan, self.envelope, self.body.data, self.metering
-        sent = plan.sent.get(member) or self._sent(member)
+        sent = plan.sent.get(lease.member) or self._sent(lease.member)
         model = exchange.upstream_model = sent.model
         pieces: Sequence[bytes | memoryview] = (body,)
         body_bytes = len(body)
@@ -67,6 +75,7 @@ class Work:
             exchange.model if route.model_echo else None,
             plan.pool is None,
             keep,
+            lease.first_byte if ticket is not None else None,
         )
 
     def _changed(self, body: bytes, model: str) -> Sequence[bytes | memoryview]:

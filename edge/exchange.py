@@ -99,12 +99,13 @@ Unit = Literal["images", "seconds", "characters"]
 class Usage(msgspec.Struct, frozen=True):
     """What an answer used, in tokens, or in `units` of the kind `unit`, None where it has none.
 
-    The prompt includes what a cache gave (`cached_tokens`) and what was written to one (`cache_creation_tokens`).
+    The prompt includes what a cache gave (`cached_tokens`, None where the upstream does not say) and what was written
+    to one (`cache_creation_tokens`).
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     reasoning_tokens: int = 0
     units: int = 0
     source: UsageSource = UsageSource.NONE
@@ -113,6 +114,20 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 NO_USAGE: Final = Usage()
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Why a `cache-aware` pool chose an endpoint: its score was the lowest; `next_score` is of the one after it.
+
+    `hit_percent` of the prompt it was taken to have cached, `backlog_bytes` it had to read first. `load` is how
+    many requests it had in flight.
+    """
+
+    hit_percent: int
+    backlog_bytes: int
+    load: int
+    score: int
+    next_score: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +148,7 @@ class Exchange:
     stream: bool = False
     route: str = ""
     endpoint: str = ""
+    choice: Choice | None = None
     upstream_model: str = ""
     upstream_id: str = ""  # of the last attempt: what the upstream's own log has
     upstream_status: int = 0  # of an answer that is an error, and how its body begins

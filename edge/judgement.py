@@ -25,6 +25,8 @@ _GENERATES_NOTHING: Final = (Reads.NOTHING, Reads.STORED)  # what a server does 
 def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> None:
     """Report what an answer that began showed of its endpoint, and of the one before that had answered 404."""
     verdict = _VERDICTS.get(exchange.end, _NOTHING)
+    if lease.ticket is not None:
+        lease.ticket.learn(exchange.usage)
     if verdict is _FINE:
         if missing is not None:
             missing.report(Verdict.FAULT)

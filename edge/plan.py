@@ -34,7 +34,7 @@ class Plan:
 
     `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none,
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
-    `continuous` in every frame. `by_prefix`: a conversation is kept with one member. `sent` is what each member is
+    `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `sent` is what each member is
     sent, as far as it was asked before.
     """
 
@@ -79,7 +79,7 @@ def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, m
         operation.reserves is _ANSWER,
         (route.metered or route.usage is not None) and operation.takes_usage_options,
         route.name in generation.continuous,
-        pool is not None and pool.config.balance == "prefix-affinity",
+        pool is not None and pool.caches is not None and operation.is_cached,
     )
 
 

@@ -51,6 +51,7 @@ from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
 from edge.upstream.pools import Pool
+from edge.upstream.prefixes import Prefix
 
 _log = logging.getLogger(__name__)
 
@@ -248,7 +249,8 @@ class Proxy:
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
-        key = work.affinity_key(user) if plan.by_prefix else b""
+        prefix = await work.prefix(user) if plan.by_prefix else None
+        work.envelope.let_go()
         try:
             while True:
                 try:
@@ -256,11 +258,11 @@ class Proxy:
                     if pool is None:
                         lease = self._instance(plan.match, operation)
                     elif work.keeper is not None:
-                        lease = _keeper_in(pool, work.keeper, tried, user)
+                        lease = _keeper_in(pool, work.keeper, tried, user, prefix)
                     else:
-                        lease = pool.lease(tried, key, user)
+                        lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await pool.wait(user, key)
+                            lease = await pool.wait(user, prefix)
                 except errors.UpstreamUnavailable as unavailable:
                     raise _given_up(exchange, failure or unavailable) from None
                 if lease is None:
@@ -270,7 +272,7 @@ class Proxy:
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
                 keep = self._keep(exchange, user, lease, work) if operation.keeps else None
-                attempt = work.attempt(exchange, lease.member, keep)
+                attempt = work.attempt(exchange, lease, keep)
                 begun = time.monotonic()
                 try:
                     with lease:
@@ -420,11 +422,11 @@ def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
     return failure
 
 
-def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str) -> Lease:
+def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str, prefix: Prefix | None) -> Lease:
     """Return a lease of the member that keeps a response; it alone is asked, and once."""
     if tried:
         raise errors.UpstreamUnavailable("The model's server that keeps this response is not reachable right now.")
     try:
-        return pool.lease_of(name, user)
+        return pool.lease_of(name, user, prefix)
     except LookupError:
         raise errors.ResponseNotFound("The model's server that kept this response is not here any more.") from None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 from edge.config import values
@@ -261,18 +262,21 @@ def placed(
     return Setting(kind, text, read, _like(like), str, reads_absent=True, **about)
 
 
-def choice(text: str, options: object, **about: Unpack[About]) -> Setting:
-    """Declare one of the `options`, a Literal."""
+def choice(
+    text: str, options: object, *, renamed: Mapping[str, str] = MappingProxyType({}), **about: Unpack[About]
+) -> Setting:
+    """Declare one of the `options`, a Literal; `renamed` are former names of some, by which files go on."""
     names: tuple[str, ...] = get_args(options)
 
     def one(value: str) -> str:
+        value = renamed.get(value, value)
         if value not in names:
             near = nearest(value, names)
             hint = f"did you mean {near}?" if near else f"write one of {', '.join(names)}"
             raise ValueError(f"{value!r} is not known: {hint}")
         return value
 
-    schema = {"type": "string", "anyOf": [{"enum": list(names)}, {"pattern": r"\$"}]}
+    schema = {"type": "string", "anyOf": [{"enum": [*names, *renamed]}, {"pattern": r"\$"}]}
     kind = f"one of {', '.join(map(json.dumps, names))}"
     return replace(parsed(text, one, kind, "", **about), schema=schema)
 

@@ -17,7 +17,7 @@ from edge.config.problems import Problem
 from edge.config.values import Address, KeyStoreAddress, Network, Place, Url, check_redis, check_server
 from edge.names import check_host_pattern, check_model_name
 
-Balance = Literal["least-loaded", "round-robin", "prefix-affinity"]
+Balance = Literal["cache-aware", "least-loaded", "round-robin"]
 Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
 WhenFull = Literal["serve", "refuse"]
 LimitPer = Literal["user", "key"]
@@ -283,8 +283,13 @@ class PoolConfig:
         "root.",
         EndpointConfig, example=["http://10.0.0.1:8000"], among="one")] = ()
     balance: Annotated[Balance, kinds.choice(
-        "Which endpoint is next: the less loaded of two, each in turn, or the one that served the conversation before.",
-        Balance)] = "least-loaded"
+        "Which endpoint is next: the one with least to do before the first token, where it has cached a part of the "
+        "prompt; the less loaded of two, as for requests without a prompt; or each in turn. `prefix-affinity` is the "
+        "former name of the first.",
+        Balance, renamed={"prefix-affinity": "cache-aware"})] = "cache-aware"
+    share_prefixes: Annotated[bool, kinds.flag(
+        "`cache-aware` looks for what other users asked too, such as a system's text that all of them have. How soon "
+        "an answer comes may then show a user how the prompts of others begin.")] = False
     engine: _EngineChoice = "vllm"
     connect_timeout_s: _ConnectTimeout = 2
     max_connection_age_s: _MaxConnectionAge = 60

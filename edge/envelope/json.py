@@ -23,7 +23,6 @@ _SHORT_BYTES: Final = 1 << 14
 LONG_BODY_BYTES: Final = 1 << 19  # a shorter one takes 1 ms, or 5 where it is built to be slow
 STEP_BYTES: Final = 1 << 18
 START_BYTES: Final = 1024
-_START_MESSAGES: Final = 8
 _MAX_OPTIONS_BYTES: Final = 4096  # there are three of them
 TRUE: Final = msgspec.Raw(b"true")
 _FALSE: Final = msgspec.Raw(b"false")
@@ -42,14 +41,12 @@ class Places(NamedTuple):
     """What is known of a long or unusual body, in which nothing is to be looked for again.
 
     `members` are those of the top level, in their order, and `inside` is where the first one could stand. Of a body
-    that is read in steps, `characters` are those of the text `input`, and `begins` is what `conversation_start`
-    returns; else nobody has worked them out.
+    that is read in steps, `characters` are those of the text `input`; else nobody has worked them out.
     """
 
     members: tuple[Member, ...]
     inside: int
     characters: int | None = None
-    begins: bytes | None = None
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -62,8 +59,8 @@ class Envelope(msgspec.Struct, frozen=True):
     own value, b"" when there is none, and `include_usage` and `continuous_usage` are what it asks for in there.
     `previous_response_id` is the response that is gone on with, "" for none, `background` asks for one that is written
     while nobody waits, and `stored` that it is kept. `steering` are names of members that may steer an engine. `places`
-    are None where the body cannot have another `model`. What is of a wrong type counts as not said: the upstream will
-    judge it.
+    are None where the body cannot have another `model`. `members` are the values of a body that is read at once, until
+    `let_go`. What is of a wrong type counts as not said: the upstream will judge it.
     """
 
     model: str
@@ -82,6 +79,12 @@ class Envelope(msgspec.Struct, frozen=True):
     prompts: int = 1
     steering: tuple[str, ...] = ()
     places: Places | None = None
+    members: dict[str, msgspec.Raw] | None = None
+
+    def let_go(self) -> None:
+        """Let go of the bytes of the body, once nothing more is read of it."""
+        if self.members is not None:
+            msgspec.structs.force_setattr(self, "members", None)
 
 
 def read_json(body: bytes, path_model: str = "", limits: tuple[str, ...] = (), names: Names = NAMES) -> Envelope:
@@ -174,7 +177,7 @@ def _envelope(
     return Envelope(
         path_model or written, stream, None, estimated(body) or 1, max_tokens, n,
         options, include_usage, continuous_usage,
-        written, previous, background, stored, prompts, steering, places,
+        written, previous, background, stored, prompts, steering, places, found,
     )  # fmt: skip
 
 
@@ -212,73 +215,6 @@ def _prompts_in(raw: msgspec.Raw) -> int:
     if kind != b'"':
         return 1
     return plain_quotes(prompts).count(b'"') // 2
-
-
-class _Enough(Exception):
-    """So many messages are read as count."""
-
-
-class _Message(msgspec.Struct):
-    role: str = ""
-    content: msgspec.Raw = _ABSENT
-
-
-class _Begun(_Message):
-    """A message of a long conversation, of which no more are read than count."""
-
-    def __post_init__(self) -> None:
-        _begun.append(self)
-        if self.role == "user" or len(_begun) == _START_MESSAGES:
-            raise _Enough
-
-
-class _Conversation(msgspec.Struct):
-    messages: list[_Message] = []
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-
-
-_begun: list[_Message] = []  # of the conversation that is being read, which nothing interrupts
-_messages = msgspec.json.Decoder(list[_Begun])
-_conversation = msgspec.json.Decoder(_Conversation)
-
-
-def conversation_start(body: bytes, places: Places | None = None) -> bytes:
-    """Return what stays the same of a conversation's body from turn to turn: the messages up to the user's first.
-
-    A system prompt alone would not do: everybody who shares it would be taken for one conversation. Each message counts
-    with its first KiB, and of a long body none is read behind them. `places` are those of the body, where they are
-    known. Returns nothing for a body of another shape.
-    """
-    begins: list[msgspec.Raw | memoryview]
-    try:
-        if len(body) > _SHORT_BYTES:
-            begins = _beginnings(body, places)
-        else:
-            asked = _conversation.decode(body)
-            begins = [asked.prompt, asked.input]
-            for message in asked.messages[:_START_MESSAGES]:
-                begins.append(message.content)
-                if message.role == "user":
-                    break
-    except (InvalidRequest, msgspec.DecodeError, RecursionError):
-        return b""
-    return b"\0".join([bytes(memoryview(begin)[:START_BYTES]) for begin in begins])
-
-
-def _beginnings(body: bytes, places: Places | None) -> list[msgspec.Raw | memoryview]:
-    view, members = memoryview(body), places.members if places is not None else members_of(body)[0]
-    last = {member.name: view[member.start : member.end] for member in members}
-    prompt, text, messages = (last.get(name, view[:0]) for name in ("prompt", "input", "messages"))
-    try:
-        if messages:
-            _messages.decode(messages)
-    except _Enough:
-        pass
-    finally:
-        contents = [message.content for message in _begun]
-        _begun.clear()
-    return [prompt, text, *contents]
 
 
 def model_name(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, conversation_start, read_json
+from edge.envelope.json import LONG_BODY_BYTES, START_BYTES, Envelope, Places, read_json
 from edge.envelope.members import Member
 from edge.envelope.outline import PIECE_BYTES, Outline, end_within_text, plain_quotes
 from edge.envelope.steering import NAMES, READ, Names
@@ -26,7 +26,6 @@ _STAND_INS: Final = {
     b"{": b'{"":"%b"}' % (b"x" * _MAX_VALUE_BYTES),
 }
 _NUMBER: Final = b"1" * _MAX_VALUE_BYTES
-_OPENING: Final = ("prompt", "input", "messages")
 _MOST_AT_ONCE_BYTES: Final = 1 << 20  # of text, in 1 ms, or 3 where it is not ASCII
 _STRIDE_BITS: Final = 12  # between two bytes of a sample
 _FEW_MARKS: Final = 8  # in a sample is one in so many
@@ -54,7 +53,7 @@ def read_long_json(
 
     Raises: as `read_json`.
     """
-    outline = Outline(body, LONG_BODY_BYTES)
+    outline = Outline(body)
     yield from outline.read()
     members = outline.members
     envelope = read_json(_short(body, members), path_model, limits, names)
@@ -67,9 +66,10 @@ def read_long_json(
     if "input" in last:
         characters = yield from _characters_in(body, last["input"])
         yield
-    begins = conversation_start(_beginning(body, last, outline))
-    places = Places(tuple(members), outline.inside, characters, begins)
-    return msgspec.structs.replace(envelope, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places)
+    places = Places(tuple(members), outline.inside, characters)
+    return msgspec.structs.replace(
+        envelope, prompt_tokens=prompt_tokens or 1, prompts=prompts, places=places, members=None
+    )
 
 
 def _short(body: bytes, members: list[Member]) -> bytes:
@@ -92,13 +92,6 @@ def _short(body: bytes, members: list[Member]) -> bytes:
             raise InvalidRequest("the body has too many members, and is too large for so many")
         parts.append(b"%b:%b" % (msgspec.json.encode(member.name), value))
     return b"{%b}" % b",".join(parts)
-
-
-def _beginning(body: bytes, last: dict[str, Member], outline: Outline) -> bytes:
-    """Return a body with what a conversation's messages begin with."""
-    begun = outline.beginnings
-    values = {name: begun.get(name) or body[last[name].start : last[name].end] for name in _OPENING if name in last}
-    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in values.items())
 
 
 def _is_long(member: Member) -> bool:

@@ -106,20 +106,17 @@ def end_within_text(window: bytes) -> int:
 class Outline:
     """What the top level of an object holds: its `members`, in their order.
 
-    `inside` is where the first one could stand. `beginnings` are long members by their names, each as JSON that begins
-    like its value, for `beginning_bytes` or a piece more.
+    `inside` is where the first one could stand.
     """
 
     __slots__ = (
-        "_at", "_beginning_bytes", "_body", "_in_text", "_is_key", "_key", "_last", "_mark", "_name", "_number",
-        "_phase", "_piece_bytes", "_stack", "_text_bytes", "beginnings", "inside", "members",
+        "_at", "_body", "_in_text", "_is_key", "_key", "_last", "_mark", "_name", "_number",
+        "_phase", "_piece_bytes", "_stack", "_text_bytes", "inside", "members",
     )  # fmt: skip
 
-    def __init__(self, body: bytes, beginning_bytes: int = 0) -> None:
+    def __init__(self, body: bytes) -> None:
         self._body = body
-        self._beginning_bytes = beginning_bytes
         self.members: list[Member] = []
-        self.beginnings: dict[str, bytes] = {}
         self.inside = 0
         self._at = 0  # where the next piece begins
         self._piece_bytes = PIECE_BYTES  # how long it may be
@@ -145,7 +142,6 @@ class Outline:
                 self._text_bytes = _FIRST_TEXT_BYTES
                 self._read_piece()
                 self._piece_bytes = min(2 * self._piece_bytes, PIECE_BYTES)
-            self._keep_beginning()
             if thread_time() - begun > _STEP_S:
                 yield
                 begun = thread_time()
@@ -191,12 +187,6 @@ class Outline:
         if lowest <= 1:
             self._list_members(plain, depth, was_in_text)
         self._at += len(window)
-
-    def _keep_beginning(self) -> None:
-        """Keep how a member begins that has become long."""
-        name, is_long = self._name, self._at - self._mark >= self._beginning_bytes
-        if self._phase is _VALUE and name is not None and is_long and name not in self.beginnings:
-            self.beginnings[name] = self._body[self._mark : self._at] + self._closed()[:-1]
 
     def _end(self, window: bytes, plain: bytes) -> int:
         """Return where a piece of the window may end."""

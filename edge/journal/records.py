@@ -110,7 +110,7 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
         end._value_,  # `value`, and msgspec's own look-up of it, cost ten times as much
         usage.prompt_tokens,
         usage.completion_tokens,
-        usage.cached_tokens,
+        usage.cached_tokens or 0,
         usage.cache_creation_tokens,
         usage.reasoning_tokens,
         usage.units,

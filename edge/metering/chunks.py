@@ -201,10 +201,11 @@ def _index_of(choice: _Choice) -> int:
 
 def _sum(written: list[Usage], read: list[Usage]) -> Usage:
     """Return what choices used: `written` has the answer of each, `read` each prompt once."""
+    cached = [used.cached_tokens for used in read if used.cached_tokens is not None]
     return Usage(
         sum(used.prompt_tokens for used in read),
         sum(used.completion_tokens for used in written),
-        sum(used.cached_tokens for used in read),
+        sum(cached) if cached else None,
         sum(used.reasoning_tokens for used in written),
         written[-1].units,
         UsageSource.FINAL,

@@ -44,7 +44,7 @@ class _Details(msgspec.Struct):
 class _Timings(msgspec.Struct):
     prompt_n: _Count
     predicted_n: _Count
-    cache_n: _Count = 0
+    cache_n: _Count | None = None
 
 
 class Tokens(msgspec.Struct):
@@ -105,11 +105,11 @@ def usage_of(tokens: Tokens) -> Usage | None:
     prompt = tokens.prompt_tokens
     completion = tokens.completion_tokens if tokens.completion_tokens is not None else tokens.output_tokens
     total = tokens.total_tokens
-    cached, created = tokens.cache_read_input_tokens or 0, tokens.cache_creation_input_tokens or 0
+    cached, created = tokens.cache_read_input_tokens, tokens.cache_creation_input_tokens or 0
     if prompt is None and tokens.input_tokens is not None:
         prompt = tokens.input_tokens
         if total is None or total != prompt + (completion or 0):  # else the total says that it has all of it
-            prompt += cached + created
+            prompt += (cached or 0) + created
     if total is not None:
         if prompt is None:
             prompt = max(0, total - (completion or 0))
@@ -120,14 +120,20 @@ def usage_of(tokens: Tokens) -> Usage | None:
     reasoning = 0
     if raw := _either(tokens.prompt_tokens_details, tokens.input_tokens_details):
         details = _details_in(raw)
-        cached = cached or details.cached_tokens or 0
+        cached = _said(cached, details.cached_tokens)
         created = created or details.cache_creation_input_tokens or details.created_cache_tokens or 0
     if raw := _either(tokens.completion_tokens_details, tokens.output_tokens_details):
         reasoning = _details_in(raw).reasoning_tokens or 0
     if tokens.cached_tokens or tokens.prompt_cache_hit_tokens or tokens.reasoning_tokens:
-        cached = cached or _number(tokens.cached_tokens) or _number(tokens.prompt_cache_hit_tokens)
+        for raw in (tokens.cached_tokens, tokens.prompt_cache_hit_tokens):
+            cached = _said(cached, _number(raw) if bytes(raw).isdigit() else None)
         reasoning = reasoning or _number(tokens.reasoning_tokens)
     return Usage(prompt or 0, completion or 0, cached, reasoning, 0, _FINAL, None, created)
+
+
+def _said(count: int | None, other: int | None) -> int | None:
+    """Return the first of two counts that is more than nothing; None where neither is said."""
+    return count or (other if other is not None else count)
 
 
 def _number(raw: msgspec.Raw) -> int:
@@ -193,7 +199,8 @@ def timings_in(raw: msgspec.Raw) -> Usage | None:
         timings = _timings.decode(raw)
     except UNREADABLE:
         return None
-    return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n, source=_FINAL)
+    read = timings.prompt_n + (timings.cache_n or 0)
+    return Usage(read, timings.predicted_n, timings.cache_n, source=_FINAL)
 
 
 def at_most(tokens: int, most: int | None) -> int:

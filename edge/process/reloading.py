@@ -122,7 +122,7 @@ class Reloader:
             endpoints = [self._endpoints.member(each.url, config) for each in config.endpoints]
             pool = known.get(name)
             if pool is None or not pool.stays(config, endpoints):
-                pool = Pool(config, endpoints)
+                pool = Pool(config, endpoints, pool)
             generation.pools[name] = pool
             if at % _A_STEP == _A_STEP - 1:
                 await asyncio.sleep(0)

@@ -117,7 +117,9 @@ class Relay(Receiver):
 
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
-        answer = self._answer
+        answer, began = self._answer, self._attempt.began
+        if began is not None:
+            began(self._exchange.stream)
         if answer.sent_bytes:
             self.let_go()
         if answer.connection is not None:

@@ -44,7 +44,7 @@ class Attempt:
     `body` is in pieces, since a long one is not joined, and `body_bytes` long. `release` lets go of the client's own.
     `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
     answer shall have, None for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the
-    id of a response, which the endpoint keeps.
+    id of a response, which the endpoint keeps. `began` notes that the answer begins, and whether it is a stream.
     """
 
     head: bytes
@@ -57,6 +57,7 @@ class Attempt:
     echo: str | None = None
     is_instance: bool = False
     keep: Callable[[str], None] | None = None
+    began: Callable[[bool], None] | None = None
 
     def note_kept(self, meter: Meter | None, *, whole: bool) -> None:
         """Note which response the endpoint keeps, as soon as the answer says it, so that others can ask for it."""

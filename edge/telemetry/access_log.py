@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from edge.exchange import End, Exchange
+from edge.exchange import Choice, End, Exchange
 from edge.telemetry.line_writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class LogLine(msgspec.Struct):
     model: str | None
     route: str | None
     endpoint: str | None
+    choice: Choice | None
     upstream_model: str | None
     upstream_id: str | None
     upstream_status: int | None
@@ -84,6 +85,7 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.model or None,
         exchange.route or None,
         exchange.endpoint or None,
+        exchange.choice,
         exchange.upstream_model or None,
         exchange.upstream_id or None,
         exchange.upstream_status or None,

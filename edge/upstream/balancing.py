@@ -1,19 +1,17 @@
 """Which of several members: the balancing strategies, over nothing but weights, loads and names.
 
 Sources: power of two choices, Mitzenmacher 2001; smooth weighted round-robin as nginx does it; weighted rendezvous
-hashing, Schindelhauer and Schomaker 2005; bounded loads, Mirrokni, Thorup and Zadimoghaddam 2016.
+hashing, Schindelhauer and Schomaker 2005. `cache-aware` has a module of its own.
 """
 
 import hashlib
 import math
 import random
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeVar
-
-_LOAD_BOUND: Final = 1.25  # of the mean: what a member may carry before its keys go to the next
+from typing import Protocol, TypeVar
 
 
-class Choice(Protocol):
+class Candidate(Protocol):
     """A member as the strategies see it.
 
     `name` stays the same across restarts and machines, so that all agree; `weight` is its share of the load, `credit`
@@ -29,7 +27,7 @@ class Choice(Protocol):
         """Its requests in flight."""
 
 
-M = TypeVar("M", bound=Choice)
+M = TypeVar("M", bound=Candidate)
 
 
 def least_loaded(members: Sequence[M]) -> M:
@@ -62,21 +60,8 @@ def round_robin(members: Sequence[M]) -> M:
     return chosen
 
 
-def affine(members: Sequence[M], key: bytes) -> M:
-    """Return the member that `key` belongs to, or the next in the key's own order while that one has its full load.
-
-    Every key ranks the members anew, so the keys of a member that is full, or gone, spread over all others.
-    """
-    weights = sum(member.weight for member in members)
-    loads = sum(member.load for member in members) + 1
-    ranked = sorted(members, key=lambda member: _rank(member, key), reverse=True)
-    for member in ranked:
-        if member.load + 1 <= math.ceil(_LOAD_BOUND * loads * member.weight / weights):
-            return member
-    return ranked[0]
-
-
-def _rank(member: Choice, key: bytes) -> float:
+def rank(member: Candidate, key: bytes) -> float:
+    """Return how much a key belongs to a member: each key ranks the members anew, and every process alike."""
     digest = hashlib.blake2b(b"%b\0%b" % (member.name.encode(), key), digest_size=8).digest()
     drawn = (int.from_bytes(digest) + 1) / (2**64 + 1)
     return -member.weight / math.log(drawn)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import ssl
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -18,6 +19,7 @@ from edge.errors import UpstreamUnavailable
 from edge.operations import Operation
 from edge.outage import Outage
 from edge.tls import client_tls
+from edge.upstream.cache_aware import Seat, Ticket
 from edge.upstream.engines import ENGINES
 from edge.upstream.health import CHECKS, Health, Verdict
 from edge.wire.connections import ConnectionPool, Shortage
@@ -127,17 +129,21 @@ class Endpoint:
 class Member:
     """An endpoint's place in a pool, or alone as an instance.
 
-    `name` is the same on every machine, `weight` its share of the load, `credit` the state of the round-robin.
+    `name` is the same on every machine, `weight` its share of the load, `credit` the state of the round-robin, `seat`
+    that of `cache-aware`.
     """
 
-    __slots__ = ("_engine", "_heads", "config", "credit", "endpoint", "name", "weight")
+    __slots__ = ("_engine", "_heads", "config", "credit", "endpoint", "name", "seat", "weight")
 
-    def __init__(self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm") -> None:
+    def __init__(
+        self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm", seat: Seat | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.config = config
         self.name = endpoint.authority
         self.weight = config.weight
         self.credit = 0
+        self.seat = seat
         self._engine = ENGINES[engine]
         self._heads: dict[str, bytes] = {}
 
@@ -171,13 +177,14 @@ class Member:
 
 
 class Lease:
-    """One endpoint for one attempt; counted in flight while it is held."""
+    """One endpoint for one attempt; counted in flight while it is held. `ticket` is of a prompt in a line."""
 
-    __slots__ = ("_era", "_user", "endpoint", "member")
+    __slots__ = ("_era", "_user", "endpoint", "member", "ticket")
 
-    def __init__(self, member: Member, user: str = "") -> None:
+    def __init__(self, member: Member, user: str = "", ticket: Ticket | None = None) -> None:
         self.member = member
         self.endpoint = member.endpoint
+        self.ticket = ticket
         self._user = user
         self._era = -1  # of the endpoint's health; -1 until it is held
 
@@ -186,6 +193,13 @@ class Lease:
         endpoint = self.endpoint
         endpoint.in_flight += 1
         self._era = endpoint.health.begin(self._user)
+        if self.ticket is not None:
+            self.ticket.dispatch(time.monotonic())
+
+    def first_byte(self, streamed: bool) -> None:
+        """Note that the answer begins, which `streamed` says is a stream."""
+        if self.ticket is not None:
+            self.ticket.first_byte(time.monotonic(), streamed=streamed)
 
     def __enter__(self) -> Self:
         if self._era < 0:
@@ -195,6 +209,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         endpoint = self.endpoint
         endpoint.in_flight -= 1
+        if self.ticket is not None:
+            self.ticket.end(time.monotonic())
         if endpoint.health.is_tainted:
             endpoint.health.abandon(self._era, self._user)
         if endpoint.waiting:
@@ -213,6 +229,8 @@ class Lease:
             health.fault(now, self._era, user)
         elif verdict is Verdict.UNREACHABLE:
             health.unreachable(now, self._era, user)
+            if health.ejected_until > now and self.ticket is not None:
+                self.ticket.forget()
         else:
             health.backpressure(now, retry_after_s, self._era, user)
         if status in CHECKS:

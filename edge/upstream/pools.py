@@ -2,14 +2,17 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from edge.config.settings import EndpointConfig, PoolConfig
 from edge.errors import UpstreamUnavailable
-from edge.upstream.balancing import affine, least_loaded, round_robin
+from edge.upstream.balancing import least_loaded, round_robin
+from edge.upstream.cache_aware import CacheAware
 from edge.upstream.endpoints import Endpoint, Lease, Member
+from edge.upstream.prefixes import Prefix
 from edge.upstream.queueing import DrainRate, FairQueue
 
 _MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
@@ -20,19 +23,23 @@ _LONGEST_RETRY_AFTER_S: Final = 60
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A request of a user that waits; `key` is where `prefix-affinity` sends it."""
+    """A request of a user that waits, with the prefix of its prompt."""
 
     granted: asyncio.Future[Lease]
     user: str
-    key: bytes
+    prefix: Prefix | None
 
 
 class Pool:
-    """Endpoints of which any can answer."""
+    """Endpoints of which any can answer; `before` is the pool of that name in the generation before."""
 
-    def __init__(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(self, config: PoolConfig, endpoints: Iterable[Endpoint], before: "Pool | None" = None) -> None:
         self.config = config
-        self.members = [Member(*pair, config.engine) for pair in zip(endpoints, config.endpoints, strict=True)]
+        self.caches: CacheAware | None = None
+        if config.balance == "cache-aware":
+            known = before.caches if before is not None else None
+            self.caches = known or CacheAware()
+        self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
         self.retrying = 0
         self._waiting: FairQueue[_Place] = FairQueue()
         self._drain = DrainRate()
@@ -48,11 +55,22 @@ class Pool:
         config = EndpointConfig(self.config.dns)
         for member in self.members:
             member.endpoint.waiting.pop(self, None)
-        self.members = [known.get(each) or Member(each, config, self.config.engine) for each in endpoints]
+        self.members = [known.get(each) or self._member(each, config) for each in endpoints]
+        if self.caches is not None:
+            self.caches.keep_only({member.endpoint for member in self.members})
         if self._waiting:
             for member in self.members:
                 member.endpoint.waiting[self] = None
             self.grant()
+
+    def _member(self, endpoint: Endpoint, config: EndpointConfig) -> Member:
+        seat = self.caches.seat(endpoint) if self.caches is not None else None
+        return Member(endpoint, config, self.config.engine, seat)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether what a prompt begins with matters for where it goes."""
+        return self.caches is not None and len(self.members) > 1
 
     def stays(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> bool:
         """Return whether these settings and endpoints are the ones it has; those by DNS follow by themselves."""
@@ -64,8 +82,8 @@ class Pool:
         """Requests that wait for a place."""
         return len(self._waiting)
 
-    def lease(self, tried: Iterable[Endpoint] = (), key: bytes = b"", user: str = "") -> Lease | None:
-        """Return a lease of an endpoint that was not tried; None: all are full. `prefix-affinity` keeps a `key` at one.
+    def lease(self, tried: Iterable[Endpoint] = (), prefix: Prefix | None = None, user: str = "") -> Lease | None:
+        """Return a lease of an endpoint that was not tried; None: all are full. `prefix` is that of the prompt, if any.
 
         Raises: `UpstreamUnavailable` when there is none.
         """
@@ -77,15 +95,15 @@ class Pool:
                 members = self._with_room(self._candidates(tried, user))
             if not members:
                 return None
-        return Lease(self._choose(members, key), user)
+        return self._lease(members, prefix, user)
 
-    def lease_of(self, name: str, user: str) -> Lease:
+    def lease_of(self, name: str, user: str, prefix: Prefix | None = None) -> Lease:
         """Return a lease of the member of that name; raises `LookupError` for none, `UpstreamUnavailable` when full."""
         for member in self.members:
             if member.name == name:
                 if not self._with_room([member]):
                     raise UpstreamUnavailable("The model's server is busy, try again later.", retry_after_s=1)
-                return Lease(member, user)
+                return self._lease([member], prefix, user)
         raise LookupError(name)
 
     def _candidates(self, tried: Iterable[Endpoint], user: str) -> list[Member]:
@@ -104,15 +122,16 @@ class Pool:
         most = self.config.max_inflight
         return [member for member in members if most is None or member.load < most]
 
-    def _choose(self, members: list[Member], key: bytes) -> Member:
+    def _lease(self, members: list[Member], prefix: Prefix | None, user: str) -> Lease:
+        if prefix is not None and self.caches is not None:
+            member, ticket = self.caches.choose(members, prefix, time.monotonic())
+            return Lease(member, user, ticket)
         if len(members) == 1:
-            return members[0]
-        balance = self.config.balance
-        if balance == "least-loaded" or (balance == "prefix-affinity" and not key):
-            return least_loaded(members)
-        return round_robin(members) if balance == "round-robin" else affine(members, key)
+            return Lease(members[0], user)
+        choose = round_robin if self.config.balance == "round-robin" else least_loaded
+        return Lease(choose(members), user)
 
-    async def wait(self, user: str, key: bytes = b"") -> Lease:
+    async def wait(self, user: str, prefix: Prefix | None = None) -> Lease:
         """Return a lease, counted already, as soon as an endpoint has room and it is the turn of `user`.
 
         Raises: `UpstreamUnavailable` when too many wait, or this one has for too long.
@@ -120,7 +139,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         if len(self._waiting) >= self.config.queue:
             raise self._busy(loop.time())
-        place = _Place(loop.create_future(), user, key)
+        place = _Place(loop.create_future(), user, prefix)
         if not self._waiting:
             self._drain.begin(loop.time())
             self._poll = loop.call_later(_POLL_S, self._poll_again)
@@ -147,7 +166,7 @@ class Pool:
                 return
             if not place.granted.done():  # its request was cancelled, and is about to leave
                 members = self._with_room(self._admitted((), place.user))
-                lease = Lease(self._choose(members, place.key), place.user)
+                lease = self._lease(members, place.prefix, place.user)
                 lease.hold()
                 place.granted.set_result(lease)
                 self._drain.note(place.granted.get_loop().time())

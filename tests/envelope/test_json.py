@@ -9,9 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.config.steering import STEERING
-from edge.envelope.json import LONG_BODY_BYTES, STEP_BYTES, Places, conversation_start
+from edge.envelope.json import LONG_BODY_BYTES, STEP_BYTES
 from edge.envelope.long_json import read_long_json
-from edge.envelope.members import members_of
 from edge.envelope.steering import READ
 from edge.errors import InvalidRequest, ModelNotFound
 from edge.names import MAX_MODEL_LENGTH
@@ -409,25 +408,6 @@ def test_body_of_very_many_members_is_refused() -> None:
     many = b'{"mod\\u0065l":"m"%b}' % b"".join(b',"%d":[]' % number for number in range(20_000))
     with memory_below(4 * MIB), pytest.raises(InvalidRequest, match="1000 members"):
         read_json(many)
-
-
-def test_of_a_conversation_only_the_first_messages_are_built() -> None:
-    turns = b'{"content":"a"},{"role":"user","content":"b"}'
-    begins = conversation_start(b'{"messages":[%b]}' % turns)
-    assert begins == b'\0\0"a"\0"b"'
-    for behind in (b"{}" + b",{}" * 2_000_000, b'{"role":["%b"]}' % (b"x" * 20_000)):
-        body = b'{"model":"m","messages":[%b,%b]}' % (turns, behind)
-        with memory_below(MIB):
-            assert conversation_start(body) == conversation_start(body, Places((*members_of(body)[0],), 1)) == begins
-    for other in (b'{"messages":["a"]}', b'{"messages":{}}', b'{"messages":[{"role":1}]}', b"[]"):
-        assert conversation_start(other) == b""
-
-
-def test_conversation_full_of_braces_begins_as_it_did_a_turn_ago() -> None:
-    first = [{"role": "user", "content": "{" * 60_000}]
-    more = [*first, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "go on"}]
-    begins = [conversation_start(json.dumps({"model": "m", "messages": each}).encode()) for each in (first, more)]
-    assert begins[0] == begins[1] != b""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from edge.envelope import outline
-from edge.envelope.json import LONG_BODY_BYTES, conversation_start
 from edge.envelope.outline import PIECE_BYTES, Outline
 from edge.errors import InvalidRequest
 from tests.envelope.reading import MIB, in_steps, memory_below
@@ -162,18 +161,3 @@ def test_step_reads_a_piece_and_holds_little(unit: bytes, monkeypatch: pytest.Mo
         assert in_steps(body).model == "m"
         steps = sum(1 for _ in Outline(body).read())
     assert steps >= len(body) // PIECE_BYTES
-
-
-# --- how a conversation begins
-
-
-@pytest.mark.parametrize("first", ["hello", "{" * 60_000, '"\\' * 50_000])
-def test_conversation_that_has_become_long_begins_as_before(first: str) -> None:
-    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": first}]
-    short = json.dumps({"model": "m", "messages": turns}).encode()
-    turns += [{"role": "assistant", "content": "x" * LONG_BODY_BYTES}, {"role": "user", "content": "go on"}]
-    long = json.dumps({"model": "m", "tools": ["y" * MIB], "messages": turns}).encode()
-    places = in_steps(long).places
-    assert places is not None
-    assert places.begins == conversation_start(short)
-    assert len(places.begins) > 10

@@ -177,7 +177,7 @@ def outcome(body: bytes) -> tuple[Any, dict[str, Any]]:
         sent = rewrite_json(body, envelope, "n", dropped, include_usage=True)
     except EdgeError as error:
         return (error.message, getattr(error, "param", None)), {}
-    bare = structs.replace(envelope, places=None, prompt_tokens=0)
+    bare = structs.replace(envelope, places=None, prompt_tokens=0, members=None)
     return bare, {name: value for name, value in json.loads(sent).items() if not is_padding(value)}
 
 
