@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "console": "whether a day of a console loses a key, or lets one work after its end",
     "stops": "what a rolling restart loses, and whether every stop ends",
     "stalls": "the longest turn of the loop for every kind of long body and answer",
+    "conversations": "how long prompts wait at engines with a prefix cache, for each balance and load",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",
 }

@@ -44,8 +44,8 @@ journal = "usage"
 endpoints = ["http://127.0.0.1:{plain}"]
 retry_within = "0s"
 [pools.affine]
-endpoints = ["http://127.0.0.1:{plain}"]
-balance = "prefix-affinity"
+endpoints = ["http://127.0.0.1:{plain}", "http://localhost:{plain}"]
+balance = "cache-aware"
 retry_within = "0s"
 [pools.secure]
 endpoints = ["https://127.0.0.1:{secure}"]

@@ -171,6 +171,9 @@ class Edge:
         assert self.server.proxy.in_flight == 0
         assert [repr(each) for each in self.server.endpoints.states() if each.in_flight] == []
         assert self.server.memory.used_bytes == 0
+        caches = [pool.caches for pool in self.server.generation.pools.values() if pool.caches is not None]
+        seats = [seat for each in caches for seat in each.seats.values()]
+        assert {(seat.pending, seat.prefilling, len(seat.line)) for seat in seats} <= {(0, 0, 0)}
         assert [repr(each) for each in self.server.admission._counters.values() if each.running] == []
         assert self.server.journal.records_open == self.server.journal.records_closed
 

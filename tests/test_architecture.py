@@ -80,6 +80,7 @@ TESTED_ELSEWHERE = {
     "stage.py": "behaviour/test_drain.py: every stage of a stop",
     "telemetry/line_writer.py": "telemetry/test_access_log.py and test_process_log.py: a stuck reader",
     "tls.py": "keys/test_stores.py and journal/test_sinks.py: a CA file that is none",
+    "upstream/cache_metrics.py": "behaviour/test_cache_aware.py: what was predicted, and what was so",
     "upstream/discovery.py": "behaviour/test_discovery.py: pools whose members come and go",
     "upstream/probes.py": "behaviour/test_retries.py: endpoints that are asked",
     "valkey.py": "keys/test_stores.py: a store over it",

@@ -190,6 +190,8 @@ jwks = "{tmp_path}/jwks"
 sink = "{sink.url}/"
 [shared]
 redis = "redis://127.0.0.1:{unused_tcp_port}/0"
+[pools.two]
+endpoints = ["{simulator.url}", "http://127.0.0.1:{unused_tcp_port}"]
 """
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url) + text)
     await edge.ask({"model": "public/deepseek-r1"})

@@ -220,11 +220,27 @@ def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
         f"connect {duration(pool.connect_timeout_s)}, first byte {duration(pool.first_byte_timeout_s)}, "
         f"idle {duration(pool.idle_timeout_s)}"
     )
-    settings = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("health", _health(pool))]
+    settings = [("pool", f"{pool.name}: {pool.balance}, {pool.engine}, {times}"), ("choice", _choice(pool))]
+    settings.append(("health", _health(pool)))
     if pool.max_inflight is not None:
         waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
         settings.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
     return (*settings, ("retries", _retries(pool)))
+
+
+def _choice(pool: PoolConfig) -> str:
+    """Return how one of the endpoints is chosen; what a request was chosen by is in its log line."""
+    if pool.dns is None and len(pool.endpoints) == 1:
+        return "none, it has one endpoint"
+    match pool.balance:
+        case "cache-aware":
+            of = "of all users" if pool.share_prefixes else "of the same user"
+            score = "(bytes not cached + backlog + 1024) x (answers under way + 8) / weight"
+            return f"the lowest {score}, by what prompts {of} went where; `choice` in the log line has each"
+        case "round-robin":
+            return "each in turn, by weight"
+        case _:
+            return "of two that are drawn by weight, the one with fewer requests for its weight"
 
 
 def _health(pool: PoolConfig) -> str:

@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--uneven", action="store_true", help=uneven)
     cache = "remember how prompts began, and tell cached tokens (default: off)"
     add("--prefix-cache", action="store_true", help=cache)
+    tokens = "tokens of prompts that are remembered, the longest unused goes first (default 250000)"
+    add("--cache-tokens", type=int, default=0, metavar="N", help=tokens)
+    per_token = "bytes of a prompt that are a token, in place of --prompt-tokens (default 0: none)"
+    add("--bytes-per-token", type=float, default=0.0, metavar="N", help=per_token)
+    prefill = "tokens a second at which prompts are read, one after another (default 0: at once)"
+    add("--prefill-rate", type=float, default=0.0, metavar="N", help=prefill)
+    batch = "what each further answer that is being written adds to the pause between tokens (default 0ms)"
+    add("--batch", dest="batch_ms", type=checked(_milliseconds), default=0.0, metavar="TIME", help=batch)
     only_chat = "refuse paths of other kinds of models, as the engine does (default: off)"
     add("--only-chat", action="store_true", help=only_chat)
     ids = "X-Request-Id that is taken: any, a uuid, or any and answered with (default any)"

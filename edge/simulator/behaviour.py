@@ -47,6 +47,10 @@ class Behaviour:
     - `uneven`: of eight tokens one ends within a character, which comes with the next (with an empty frame before it
       from vLLM), and of vLLM's two come together, as they do when its API process lags
     - `prefix_cache`: prompts that began like earlier ones have cached tokens, and the flags that tell them are set
+    - `cache_tokens`: how much is remembered of prompts, the longest unused goes first; 0 is 250,000
+    - `bytes_per_token`: a prompt has a token for so many bytes; 0: it has `prompt_tokens`, whatever it is
+    - `prefill_rate`: tokens a second at which prompts are read, one after another, but for what is cached; 0: at once
+    - `batch_ms`: what each further answer that is being written adds to `interval_ms`
     - `request_ids`: `any` X-Request-Id will do; `uuid` refuses others with an empty 400, as llama-cpp-python 0.3.36
       does; `answered` makes the id of the answer of it, as vLLM does. Without `answered` equal requests get equal bytes
     - `ping_ms`: how long a stream of llama.cpp is silent before it sends a comment
@@ -79,6 +83,10 @@ class Behaviour:
     only_chat: bool = False
     uneven: bool = False
     prefix_cache: bool = False
+    cache_tokens: int = 0
+    bytes_per_token: float = 0
+    prefill_rate: float = 0
+    batch_ms: float = 0
     request_ids: RequestIds = "any"
     ping_ms: float = 30_000  # llama.cpp's default
 
@@ -96,6 +104,10 @@ class Behaviour:
         _require_range("after_bytes", self.after_bytes, 0, MAX_BODY_BYTES)
         _require_range("prompt_tokens", self.prompt_tokens, 0, 10_000_000)
         _require_range("context_length", self.context_length, 1, 10_000_000)
+        _require_range("cache_tokens", self.cache_tokens, 0, 100_000_000)
+        _require_range("bytes_per_token", self.bytes_per_token, 0, 1_000)
+        _require_range("prefill_rate", self.prefill_rate, 0, 1e9)
+        _require_range("batch_ms", self.batch_ms, 0, 86_400_000)
         _require_range("ping_ms", self.ping_ms, 1, 86_400_000)
 
     def steered(self, simulate: Mapping[str, Any] | None) -> "Behaviour":

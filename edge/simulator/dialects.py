@@ -142,13 +142,18 @@ def _answer(
         memory.responses.keep(question.id("response"), question)
     if not streams:
         tokens = question.tokens * question.choices if path in GENERATING else 0
-        return document(behaviour.dialect, _document(path, ask, question, behaviour), tokens=tokens)
-    script = stream_script(path, question, chunked=chunked)
+        return _read(document(behaviour.dialect, _document(path, ask, question, behaviour), tokens=tokens), question)
+    script = _read(stream_script(path, question, chunked=chunked), question)
     if fault in ("error_first", "error_mid"):
         return _failing(path, script, question, behaviour, chunked=chunked)
     if fault == "no_done" and script.frames[-1].endswith(DONE + b"\r\n" if chunked else DONE):
         return replace(script, frames=script.frames[:-1])
     return script
+
+
+def _read(script: Script, question: Question) -> Script:
+    """Return a script with what of the prompt has to be read before its first frame."""
+    return replace(script, prompt_tokens=question.prompt_tokens, cached_tokens=question.cached_tokens or 0)
 
 
 def _document(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> object:

@@ -5,8 +5,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-_BLOCK_BYTES: Final = 16
-_MAX_BLOCKS: Final = 65_536  # a megabyte of prompts
+BLOCK_BYTES: Final = 16
+MAX_BYTES: Final = 1 << 20
 _MAX_RESPONSES: Final = 1_000
 
 
@@ -16,19 +16,39 @@ class Prefixes:
     def __init__(self) -> None:
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
-    def known_bytes(self, model: Hashable, prompt: bytes) -> int:
-        """Return how many bytes at the start of a prompt an earlier one for this model had too, and remember it."""
-        seen, known, at = True, 0, hash(model)
-        for start in range(0, len(prompt), _BLOCK_BYTES):
-            block = prompt[start : start + _BLOCK_BYTES]
+    def known_bytes(
+        self, model: Hashable, prompt: bytes, max_bytes: int = MAX_BYTES, block_bytes: int = BLOCK_BYTES
+    ) -> int:
+        """Return how many bytes at the start of a prompt an earlier one for this model had too, and remember it.
+
+        Of what is over `max_bytes` the longest unused is forgotten, of a prompt its end first.
+        """
+        seen, known, at = True, 0, hash((model, block_bytes))
+        blocks = []
+        for start in range(0, len(prompt), block_bytes):
+            block = prompt[start : start + block_bytes]
             at = hash((at, block))
             seen = seen and at in self._blocks
             known += len(block) if seen else 0
+            blocks.append(at)
+        for at in reversed(blocks):
             self._blocks[at] = None
             self._blocks.move_to_end(at)
-        while len(self._blocks) > _MAX_BLOCKS:
+        while len(self._blocks) * block_bytes > max_bytes:
             self._blocks.popitem(last=False)
         return known
+
+
+class Prefill:
+    """When an engine has read its prompts: one after another, as they come."""
+
+    def __init__(self) -> None:
+        self._read_at = 0.0
+
+    def wait_s(self, tokens: int, tokens_per_s: float, now: float) -> float:
+        """Return how long a prompt takes from `now` until it is read, those before it included."""
+        self._read_at = max(self._read_at, now) + tokens / tokens_per_s
+        return self._read_at - now
 
 
 class Responses:

@@ -5,14 +5,14 @@ member that is absent is never missed: a test asks with the least.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
 
 from edge.simulator import validation
 from edge.simulator.behaviour import FASTAPI, Behaviour, Dialect, Refusal
-from edge.simulator.memory import Memory
+from edge.simulator.memory import BLOCK_BYTES, MAX_BYTES, Memory
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -342,13 +342,26 @@ def _choices(path: str, ask: Ask, dialect: Dialect) -> tuple[int, int]:
     return n, prompts
 
 
+def counted(path: str, ask: Ask, behaviour: Behaviour) -> Behaviour:
+    """Return the behaviour with as many tokens of the prompt as its bytes are."""
+    if not behaviour.bytes_per_token or path not in TEXTS:
+        return behaviour
+    return replace(behaviour, prompt_tokens=max(1, int(len(_prompt(ask)) / behaviour.bytes_per_token)))
+
+
+def _prompt(ask: Ask) -> bytes:
+    return bytes(ask.system) + bytes(ask.messages or ask.prompt or ask.input)
+
+
 def _cached(path: str, ask: Ask, behaviour: Behaviour, model: str, memory: Memory) -> int:
     """Return how many tokens of the prompt the dialect had kept of earlier ones."""
-    prompt = bytes(ask.system) + bytes(ask.messages or ask.prompt or ask.input)
+    prompt = _prompt(ask)
     if path not in TEXTS or not prompt:
         return 0
-    tokens = behaviour.prompt_tokens
-    known = min(tokens * memory.prefixes.known_bytes(model, prompt) // len(prompt), tokens - 1)
+    tokens, per_token = behaviour.prompt_tokens, behaviour.bytes_per_token or 4
+    most = int(behaviour.cache_tokens * per_token) or MAX_BYTES
+    block = int(_VLLM_BLOCK * per_token) if behaviour.bytes_per_token else BLOCK_BYTES
+    known = min(tokens * memory.prefixes.known_bytes(model, prompt, most, block) // len(prompt), tokens - 1)
     match behaviour.dialect:
         case "vllm":
             return known // _VLLM_BLOCK * _VLLM_BLOCK

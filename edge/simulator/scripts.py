@@ -26,7 +26,8 @@ class Script:
     """The frames of one answer, each to be written apart; `lead` of them come before the first with content.
 
     An answer that is no stream is one frame with all tokens in it. `headers` are those of this answer alone. `counts`
-    is how many tokens there are behind each frame with content; without it, one in each.
+    is how many tokens there are behind each frame with content; without it, one in each. `prompt_tokens` were asked, of
+    which `cached_tokens` need not be read.
     """
 
     content_type: str
@@ -37,6 +38,8 @@ class Script:
     stream: bool = False
     headers: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def content_frames(self) -> int:

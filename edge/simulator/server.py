@@ -35,8 +35,8 @@ from aiohttp.abc import AbstractStreamWriter
 from edge.simulator import behaviour as words
 from edge.simulator import dialects, errors, validation
 from edge.simulator.behaviour import Behaviour, Dialect, Framing, Refusal
-from edge.simulator.memory import Memory
-from edge.simulator.questions import Ask, ask_of
+from edge.simulator.memory import Memory, Prefill
+from edge.simulator.questions import Ask, ask_of, counted
 from edge.simulator.scripts import Script, http_chunk
 
 KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's; llama.cpp's too
@@ -54,7 +54,8 @@ class Record:
     `path` is as on the wire, with its query. `outcome` is `open` while the answer runs, then `complete` (so are errors
     that nobody injected), `client_gone`, `closed` (by the simulator's own end) or the name of the injected fault.
     `status` is 0 when no status line was sent. `frames_sent` (running) and `tokens` (set at the end) count what was
-    given to the transport. Times are seconds of the loop's clock.
+    given to the transport. Times are seconds of the loop's clock. `read_s` is how long the prompt waited and was read,
+    as the engine reckons it: no stall of the machine blurs it.
     """
 
     method: str
@@ -67,6 +68,9 @@ class Record:
     frames_sent: int = 0
     tokens: int = 0
     ended: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    read_s: float = 0.0
 
 
 class _Sent(web.StreamResponse):
@@ -102,6 +106,7 @@ class _Answer:
     _random: random.Random | None = None
     _timer: asyncio.TimerHandle | None = None
     _paused: bool = False
+    _decodes: bool = False
     _stop: int = 0  # how many frames are sent
     _due: float = 0.0
     _ping: bytes = b""  # what llama.cpp sends when a stream is silent
@@ -140,6 +145,8 @@ class _Answer:
     def stop(self) -> None:
         """Write no more."""
         self._connection.answer = None
+        self._connection.simulator.decoding -= self._decodes
+        self._decodes = False
         self._record.tokens = self._script.tokens_in(self._record.frames_sent)
         if self._timer is not None:
             self._timer.cancel()
@@ -156,6 +163,9 @@ class _Answer:
         """Write every frame that is due, unless the client is behind."""
         record = self._record
         now = self._loop.time()
+        if not self._decodes:
+            self._decodes = True
+            self._connection.simulator.decoding += 1
         if head:
             self._transport.write(head)
         while record.frames_sent < self._stop:
@@ -189,7 +199,7 @@ class _Answer:
 
     def _gap_s(self) -> float:
         varied = self._behaviour.jitter * self._random.uniform(-1, 1) if self._random is not None else 0
-        return self._behaviour.interval_ms / 1000 * (1 + varied)
+        return self._connection.simulator.interval_ms(self._behaviour) / 1000 * (1 + varied)
 
     def _finish(self) -> None:
         self._timer = None
@@ -267,7 +277,7 @@ class Simulator:
 
     `behaviour` and `healthy` (else `/health` is 503) may be changed at any time and hold for later requests.
     `requests` keeps the last `keep_requests` records, bodies included; under load, keep none.
-    `active` counts requests that are being answered.
+    `active` counts requests that are being answered, `decoding` those of which a frame was sent.
     """
 
     def __init__(
@@ -279,7 +289,8 @@ class Simulator:
     ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.healthy = True
-        self._memory = Memory()
+        self.decoding = 0
+        self.forget()
         self.keepalive_timeout_s = keepalive_timeout_s
         self.requests: deque[Record] = deque(maxlen=keep_requests)
         self.active = 0
@@ -398,10 +409,9 @@ class Simulator:
             self.changed()
             if request.method == "POST" and path in dialects.POSTS:
                 ask = await _asked(request, record.body, behaviour)
-                injected = behaviour = behaviour.steered(ask.simulate)
+                injected = behaviour = counted(path, ask, behaviour.steered(ask.simulate))
                 script = self._question(request, ask, behaviour)
-                tokens = 0 if script.stream else script.tokens
-                delay_s = (behaviour.ttft_ms + behaviour.interval_ms * tokens) / 1000
+                delay_s = self._delay_s(record, script, behaviour)
             else:
                 script = dialects.get_script(request.method, path, behaviour, self._memory, healthy=self.healthy)
         except Refusal as refused:
@@ -409,6 +419,24 @@ class Simulator:
             script = missing or errors.refusal(behaviour.dialect, path, refused)
             injected = Behaviour(dialect=behaviour.dialect)
         return await self._send(request, record, script, injected, delay_s)
+
+    def _delay_s(self, record: Record, script: Script, behaviour: Behaviour) -> float:
+        """Return how long the first frame takes; without a stream that is the whole answer."""
+        record.prompt_tokens, record.cached_tokens = script.prompt_tokens, script.cached_tokens
+        if behaviour.prefill_rate:
+            now = asyncio.get_running_loop().time()
+            new = script.prompt_tokens - script.cached_tokens
+            record.read_s = self._prefill.wait_s(new, behaviour.prefill_rate, now)
+        tokens = 0 if script.stream else script.tokens
+        return record.read_s + (behaviour.ttft_ms + self.interval_ms(behaviour) * tokens) / 1000
+
+    def interval_ms(self, behaviour: Behaviour) -> float:
+        """Return how long one more token takes each of the answers that are being written."""
+        return behaviour.interval_ms + behaviour.batch_ms * max(0, self.decoding - 1)
+
+    def forget(self) -> None:
+        """Lose what a process has in memory, as a restart does."""
+        self._memory, self._prefill = Memory(), Prefill()
 
     def _question(self, request: web.BaseRequest, ask: Ask, behaviour: Behaviour) -> Script:
         """Return the answer to a question to the model; a rule for request ids comes before it."""

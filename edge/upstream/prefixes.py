@@ -1,7 +1,8 @@
 """Marks of a prompt: a digest of all that stands before a place, so that the next request finds what it shares with it.
 
-Marks stand where the last messages end, which the next turn finds again to the byte, behind tools and system, and at
-growing offsets, for what was edited and for long single messages. No digest leaves the process, and none can be turned back into a prompt.
+Marks stand where the last messages end, which the next turn finds again to the byte; behind tools and system; and at
+growing offsets, for what was edited and for long single messages. No digest leaves the process, and none can be turned
+back into a prompt.
 """
 
 import hashlib

@@ -103,7 +103,7 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
     assert "k1 of u-1" in text
     text = ask("public/deepseek-r1").render()
     assert "every key" in text
-    assert "r1: least-loaded, vllm, connect 2s" in text
+    assert "r1: cache-aware, vllm, connect 2s" in text
 
 
 @pytest.mark.parametrize(

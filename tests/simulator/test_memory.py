@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.simulator.memory import Memory, Prefixes, Responses
+from edge.simulator.memory import Memory, Prefill, Prefixes, Responses
 
 
 def test_prompt_is_known_as_far_as_an_earlier_one_went() -> None:
@@ -19,13 +19,17 @@ def test_prompt_of_another_model_is_another() -> None:
     assert prefixes.known_bytes("n", b"a" * 40) == 0
 
 
-def test_oldest_prompts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.simulator.memory._MAX_BLOCKS", 4)
+def test_oldest_prompts_are_forgotten_each_from_its_end() -> None:
     prefixes = Prefixes()
     for letter in (b"a", b"b", b"c"):
-        prefixes.known_bytes("m", letter * 32)
-    assert prefixes.known_bytes("m", b"c" * 32) == 32
-    assert prefixes.known_bytes("m", b"a" * 32) == 0
+        prefixes.known_bytes("m", letter * 32, max_bytes=80)
+    assert prefixes.known_bytes("m", b"c" * 32, max_bytes=80) == 32
+    assert prefixes.known_bytes("m", b"a" * 32, max_bytes=80) == 16
+
+
+def test_prompts_are_read_one_after_another() -> None:
+    prefill = Prefill()
+    assert [prefill.wait_s(50, 100, now) for now in (10.0, 10.0, 10.75, 20.0)] == [0.5, 1.0, 0.75, 0.5]
 
 
 def test_oldest_responses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

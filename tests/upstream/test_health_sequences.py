@@ -18,7 +18,7 @@ BEGUN: Final = 1000.0
 CALLER: Final = "u-caller"
 OTHERS: Final = tuple(f"u-{at}" for at in range(5))
 STEPS_S: Final = st.sampled_from([0.1, 0.6, 4.9, 5.1, 11.0, 41.0, 130.0])
-BALANCES: Final = st.sampled_from(["least-loaded", "round-robin", "prefix-affinity"])
+BALANCES: Final = st.sampled_from(["least-loaded", "round-robin", "cache-aware"])
 # What a caller's own request can come to at a member that is well.
 DRIVEN: Final = st.sampled_from([Verdict.FAULT, Verdict.BACKPRESSURE, Verdict.NOTHING, Verdict.FINE])
 PAUSES_S: Final = st.sampled_from([None, 1.0, 60.0])

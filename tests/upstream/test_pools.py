@@ -10,6 +10,8 @@ from edge.config.settings import Balance
 from edge.errors import UpstreamUnavailable
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease, Member
 from edge.upstream.health import Verdict
+from edge.upstream.pools import Pool
+from edge.upstream.prefixes import Prefix
 from tests.upstream.conftest import pool_of
 
 
@@ -171,3 +173,56 @@ async def test_nobody_overtakes_who_may_take_the_same_place(endpoints: Endpoints
     first.endpoint.in_flight -= 1  # as one that comes by DNS has room, of which nothing tells
     assert pool.lease(user="u-2") is None
     assert (await waiting).endpoint is first.endpoint
+
+
+# --- `cache-aware`
+
+
+MINE = Prefix(9_000, (4_000, 9_000), (1 << 55, 2 << 55), 0, b"", 0)
+
+
+async def test_what_is_known_of_caches_outlives_a_reload_and_not_a_member_that_is_gone(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1, 1, balance="cache-aware")
+    with taken(pool.lease((), MINE)) as first:
+        first.first_byte(streamed=True)
+    renewed = Pool(replace(pool.config, idle_timeout_s=7), [each.endpoint for each in pool.members], pool)
+    again = taken(renewed.lease((), MINE))
+    assert again.endpoint is first.endpoint
+    assert again.ticket is not None
+    assert again.ticket.choice.hit_percent == 100
+    health = again.endpoint.health
+    with again:
+        again.report(Verdict.UNREACHABLE)
+    while not health.ejected_until:
+        with taken(renewed.lease_of(again.member.name, "u", MINE)) as lease:
+            lease.report(Verdict.UNREACHABLE)
+    there = renewed.lease_of(again.member.name, "u", MINE)
+    assert there.ticket is not None
+    assert there.ticket.choice.hit_percent == 0
+
+
+async def test_request_that_waited_is_sent_by_what_is_known_when_a_place_comes_free(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1, balance="cache-aware")
+    pool.config = replace(pool.config, max_inflight=1, queue=5)
+    leases = [taken(pool.lease((), None)) for _ in range(2)]
+    for lease in leases:
+        lease.hold()
+    assert pool.lease((), MINE) is None
+    waiting = asyncio.get_running_loop().create_task(pool.wait("u", MINE))
+    await asyncio.sleep(0)
+    assert pool.caches is not None
+    with leases[1]:
+        pass
+    with await waiting as lease:
+        assert lease.ticket is not None
+        assert lease.endpoint is leases[1].endpoint
+        assert lease.endpoint.in_flight == lease.member.seat.prefilling == 1  # type: ignore[union-attr]
+    assert lease.member.seat.pending == 0  # type: ignore[union-attr]
+    with leases[0]:
+        pass
+    assert [each.load for each in pool.members] == [0, 0]
+
+
+def taken(lease: Lease | None) -> Lease:
+    assert lease is not None
+    return lease

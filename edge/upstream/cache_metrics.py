@@ -1,0 +1,53 @@
+"""How well `cache-aware` pools knew what was cached, for operators."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from edge.upstream.endpoints import OTHER
+from edge.upstream.pools import Pool
+
+_A_STEP: Final = 100  # members in a step of a scrape
+
+
+def cache_metrics(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
+    """Yield what was predicted and what was cached by member, and what the pools know; None after each hundred.
+
+    The first `max_labels` members have series of their own.
+    """
+    member, pool_of = ("pool", "endpoint"), ("pool",)
+    families: tuple[CounterMetricFamily | GaugeMetricFamily, ...] = (
+        CounterMetricFamily("edge_prefix_prompt_tokens", "Of prompts, where cached tokens are told.", labels=member),
+        CounterMetricFamily("edge_prefix_predicted_tokens", "Of them, what was taken to be cached.", labels=member),
+        CounterMetricFamily("edge_prefix_cached_tokens", "Of them, what was cached.", labels=member),
+        GaugeMetricFamily("edge_prefix_backlog_bytes", "Of prompts that were sent and not begun.", labels=member),
+    )
+    entries = GaugeMetricFamily("edge_prefix_entries", "Marks of prompts that are known.", labels=pool_of)
+    trust = GaugeMetricFamily("edge_prefix_trust", "Of what is taken to be cached, the part that is.", labels=pool_of)
+    foreign = GaugeMetricFamily("edge_prefix_foreign", "Of turns, those that others began.", labels=pool_of)
+    others, number = [0, 0, 0, 0], 0
+    for name, pool in list(pools.items()):
+        caches = pool.caches
+        if caches is None or len(pool.members) < 2:  # which has nothing to choose
+            continue
+        if number < max_labels:
+            entries.add_metric((name,), len(caches.index))
+            trust.add_metric((name,), caches.trust)
+            foreign.add_metric((name,), caches.foreign)
+        for each in pool.members:
+            seat = each.seat
+            assert seat is not None  # of every member of such a pool
+            counts = (seat.prompt, seat.predicted, seat.cached, seat.pending)
+            number += 1
+            if number > max_labels:
+                others = [sum(pair) for pair in zip(others, counts, strict=True)]
+            else:
+                for family, count in zip(families, counts, strict=True):
+                    family.add_metric((name, each.name), count)
+            if number % _A_STEP == 0:
+                yield None
+    if number > max_labels:
+        for family, count in zip(families, others, strict=True):
+            family.add_metric((OTHER, OTHER), count)
+    yield from (*families, entries, trust, foreign)

@@ -1,0 +1,289 @@
+"""`conversations`: how long prompts wait at engines that keep what they have read, for each balance and load.
+
+Four simulated engines read prompts one after another and have a prefix cache. Conversations begin at a rate and go on
+turn by turn. Waits are those that the engines reckon, so a busy machine does not blur them; only the edges are
+processes of their own. With `--before DIR` the edge of another checkout plays too, with its `prefix-affinity`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from edge.simulator.behaviour import Behaviour
+from edge.simulator.memory import Prefixes
+from edge.simulator.server import Simulator
+from loadtest import peers
+from loadtest.edges import Edge, create_key
+from loadtest.processes import ProcessError
+from loadtest.target import positive
+
+_BALANCES: Final = ("cache-aware", "least-loaded", "round-robin")
+_BEFORE: Final = "prefix-affinity"
+_PREFILL_RATE: Final = 25_000.0  # tokens a second of one engine
+_BYTES_PER_TOKEN: Final = 4.0
+_ANSWER_TOKENS: Final = 16
+_SLOW: Final = 0.4
+_SCENARIOS: Final = {
+    "turns": "conversations of several turns",
+    "slow": f"the same, with one engine at {_SLOW} of the speed",
+    "restart": "the same, and one engine loses its cache half-way",
+    "single": "every conversation has one turn, and shares nothing",
+    "no-cache": "engines that keep nothing, and say so",
+}
+_CONFIG: Final = """
+[server]
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:${{ADMIN_PORT}}"
+shutdown_delay = "0s"
+drain_timeout = "1s"
+[keys]
+store = "sqlite:keys.db"
+[usage]
+journal = "usage{number}"
+[pools.members]
+balance = "{balance}"
+endpoints = [{endpoints}]
+[routes."public/m"]
+pool = "members"
+metered = true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request of a conversation: what the user says, and how long after the answer before; both drawn."""
+
+    text: str
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """When it begins, in seconds, the text of its system, and its turns."""
+
+    begins_s: float
+    system: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run showed: waits in seconds, tokens by engine, and how many answers were none."""
+
+    waits_s: list[float] = field(default_factory=list)
+    cached_tokens: int = 0
+    ideal_tokens: int = 0
+    requests_by_member: list[int] = field(default_factory=list)
+    failed: int = 0
+
+    def wait_s(self, share: float) -> float:
+        """Return the wait that a share of the prompts did not exceed."""
+        waits = sorted(self.waits_s)
+        return waits[min(len(waits) - 1, int(share * len(waits)))] if waits else 0.0
+
+    @property
+    def hits(self) -> float:
+        """What was cached, of what one engine with room for all would have had."""
+        return self.cached_tokens / self.ideal_tokens if self.ideal_tokens else 0.0
+
+    @property
+    def most(self) -> float:
+        """The requests of the busiest engine, of the mean."""
+        counts = self.requests_by_member
+        return max(counts) * len(counts) / max(1, sum(counts))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `conversations`."""
+    add = parser.add_argument
+    add("--rates", default="9", metavar="N,N", help="conversations that begin a second; default: %(default)s")
+    add("--conversations", type=positive, default=150, metavar="N", help="how many; default: %(default)s")
+    add("--turns", type=positive, default=6, metavar="N", help="of each; default: %(default)s")
+    add("--members", type=positive, default=4, metavar="N", help="engines; default: %(default)s")
+    add("--processes", type=positive, default=1, metavar="N", help="edges, each request at any of them; default: 1")
+    about = "; ".join(f"{name}: {text}" for name, text in _SCENARIOS.items())
+    add("--scenario", choices=tuple(_SCENARIOS), default="turns", help=about)
+    add("--balances", default=",".join(_BALANCES[:2]), metavar="A,B", help="default: %(default)s")
+    add("--before", type=Path, metavar="DIR", help=f"another checkout, whose {_BEFORE} is measured too")
+    add("--seed", type=int, default=1, metavar="N", help="another one draws another trace; default: 1")
+    add("--svg", type=Path, metavar="FILE", help="draw the waits over the rates")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure each balance at each rate, and print; return 0, 1 when an answer failed, 2 when an edge did not start."""
+    rates = [float(each) for each in arguments.rates.split(",")]
+    runs = [(balance, peers.ROOT) for balance in arguments.balances.split(",")]
+    if arguments.before is not None:
+        runs.append((_BEFORE, arguments.before.resolve()))
+    found: dict[str, list[Outcome]] = {balance: [] for balance, _ in runs}
+    print(f"{'balance':16} {'conv/s':>7} {'p50 s':>7} {'p90 s':>7} {'p99 s':>7} {'hits':>6} {'most':>6} failed")
+    try:
+        for rate in rates:
+            for balance, root in runs:
+                outcome = asyncio.run(_run(arguments, rate, balance, root))
+                found[balance].append(outcome)
+                waits = " ".join(f"{outcome.wait_s(share):7.3f}" for share in (0.5, 0.9, 0.99))
+                shares = f"{outcome.hits:6.3f} {outcome.most:6.2f} {outcome.failed:6}"
+                print(f"{balance:16} {rate:7g} {waits} {shares}", flush=True)
+    except ProcessError as error:
+        print(f"loadtest conversations: {error}", file=sys.stderr)
+        return 2
+    if arguments.svg is not None:
+        _draw(arguments.svg, rates, found)
+    return int(any(outcome.failed for outcomes in found.values() for outcome in outcomes))
+
+
+def trace(rate: float, conversations: int, turns: int, seed: int, *, shares: bool = True) -> list[Conversation]:
+    """Return conversations that begin at a rate; `shares`: some have the text of their system in common."""
+    draw, made, begins_s = random.Random(seed), [], 0.0
+    systems = [_text(draw, draw.randint(500, 6_000)) for _ in range(6)]
+    for _ in range(conversations):
+        begins_s += draw.expovariate(rate)
+        system = draw.choice(systems) if shares else _text(draw, 3_000)
+        first = Turn(_text(draw, draw.randint(1_000, 14_000)), 0.0)
+        others = [Turn(_text(draw, draw.randint(500, 4_000)), draw.uniform(0.3, 1.5)) for _ in range(turns - 1)]
+        made.append(Conversation(begins_s, system, (first, *others)))
+    return made
+
+
+def _text(draw: random.Random, size: int) -> str:
+    return "".join(f"{draw.getrandbits(32):08x} " for _ in range(size // 9 + 1))[:size]
+
+
+async def _run(arguments: argparse.Namespace, rate: float, balance: str, root: Path) -> Outcome:
+    scenario, turns = arguments.scenario, 1 if arguments.scenario == "single" else arguments.turns
+    conversations = arguments.conversations * (arguments.turns if turns == 1 else 1)
+    rate *= arguments.turns if turns == 1 else 1
+    made = trace(rate, conversations, turns, arguments.seed, shares=scenario != "single")
+    engines = [Simulator(_behaviour(scenario, number), keep_requests=100_000) for number in range(arguments.members)]
+    for engine in engines:
+        await engine.start()
+    try:
+        outcome = Outcome()
+        with (
+            tempfile.TemporaryDirectory(prefix="loadtest-conversations-", ignore_cleanup_errors=True) as directory,
+            _edges(arguments.processes, root, Path(directory), balance, engines) as (urls, key),
+        ):
+            await _play(made, urls, key, outcome, engines if scenario == "restart" else ())
+    finally:
+        for engine in engines:
+            await engine.close()
+    for engine in engines:
+        asked = [each for each in engine.requests if each.method == "POST"]
+        outcome.waits_s += [each.read_s for each in asked]
+        outcome.cached_tokens += sum(each.cached_tokens for each in asked)
+        outcome.requests_by_member.append(len(asked))
+    outcome.ideal_tokens = _ideal(asked for engine in engines for asked in engine.requests if asked.method == "POST")
+    return outcome
+
+
+def _behaviour(scenario: str, number: int) -> Behaviour:
+    return Behaviour(
+        dialect="openai" if scenario == "no-cache" else "vllm",
+        prefix_cache=scenario != "no-cache",
+        cache_tokens=2_000_000,
+        bytes_per_token=_BYTES_PER_TOKEN,
+        prefill_rate=_PREFILL_RATE * (_SLOW if scenario == "slow" and not number else 1),
+        tokens=_ANSWER_TOKENS,
+        interval_ms=5,
+        batch_ms=0.2,
+        context_length=1_000_000,
+    )
+
+
+def _ideal(requests: Iterator[Any]) -> int:
+    """Return what one engine with room for everything would have had cached of these prompts, as they came."""
+    prefixes, ideal = Prefixes(), 0
+    for record in sorted(requests, key=lambda each: each.started):
+        prompt = json.dumps(json.loads(record.body)["messages"], separators=(",", ":")).encode()
+        known = prefixes.known_bytes("m", prompt, 1 << 30, int(16 * _BYTES_PER_TOKEN))
+        ideal += int(known / _BYTES_PER_TOKEN) // 16 * 16
+    return ideal
+
+
+@contextlib.contextmanager
+def _edges(
+    count: int, root: Path, directory: Path, balance: str, engines: Sequence[Simulator]
+) -> Iterator[tuple[list[str], str]]:
+    """Run edges that share nothing but their keys; yield their URLs, and a key."""
+    with contextlib.ExitStack() as stack:
+        urls, key = [], ""
+        for number in range(count):
+            endpoints = ", ".join(f'"{engine.url}"' for engine in engines)
+            text = _CONFIG.format(balance=balance, endpoints=endpoints, number=number)
+            (directory / "routes.toml").write_text(text)
+            key = key or create_key(root, directory)
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+            edge = Edge(number, root, directory, listening)
+            stack.callback(edge.kill)
+            edge.start()
+            urls.append(f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions")
+        yield urls, key
+
+
+async def _play(
+    made: Sequence[Conversation], urls: Sequence[str], key: str, outcome: Outcome, restarted: Sequence[Simulator]
+) -> None:
+    """Play all conversations; one of the engines to be `restarted` loses its cache when half of them have begun."""
+    draw = random.Random(0)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {key}"}) as session:
+
+        async def play(conversation: Conversation) -> None:
+            await asyncio.sleep(conversation.begins_s)
+            messages = [{"role": "system", "content": conversation.system}]
+            for turn in conversation.turns:
+                await asyncio.sleep(turn.pause_s)
+                messages.append({"role": "user", "content": turn.text})
+                answer = await _ask(session, draw.choice(urls), messages)
+                outcome.failed += answer is None
+                messages.append({"role": "assistant", "content": answer or ""})
+
+        async with asyncio.TaskGroup() as group:
+            for conversation in made:
+                group.create_task(play(conversation))
+            if restarted:
+                await asyncio.sleep(made[len(made) // 2].begins_s)
+                restarted[0].forget()
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, messages: list[dict[str, str]]) -> str | None:
+    """Return the text of an answer, None for one that failed."""
+    asked = {"model": "public/m", "messages": messages, "stream": True}
+    body, parts = json.dumps(asked, separators=(",", ":")), []
+    try:
+        async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
+            if answer.status != 200:
+                return None
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    choices = json.loads(line[6:])["choices"]
+                    parts += [choice["delta"].get("content") or "" for choice in choices]
+    except aiohttp.ClientError:
+        return None
+    return "".join(parts)
+
+
+def _draw(file: Path, rates: Sequence[float], found: dict[str, list[Outcome]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for balance, outcomes in found.items():
+        axes.plot(rates, [outcome.wait_s(0.9) for outcome in outcomes], marker="o", label=balance)
+    axes.set(xlabel="conversations a second", ylabel="p90 of the wait for the first token, s", yscale="log")
+    axes.legend()
+    figure.savefig(file)
