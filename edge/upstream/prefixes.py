@@ -5,10 +5,10 @@ growing offsets, for what was edited and for long single messages. No digest lea
 back into a prompt.
 """
 
-import hashlib
 import types
 from bisect import bisect_left
 from collections.abc import Generator
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from edge.envelope.prompt import Prompt
@@ -48,34 +48,43 @@ def read_prefix(prompt: Prompt, owner: bytes, session: bytes = b"") -> Generator
     before = sum(map(len, views)) - prompt.start if views else -prompt.start  # of an offset and its place in `data`
     last = prompt.ends[-1]
     size = before + last
-    marks = {before + end for end in prompt.ends}
-    if views:
-        marks.add(before + prompt.start)
-    if prompt.is_text or size > _SMALL_BYTES:
-        growing = _TEXT_OFFSETS if prompt.is_text else _OFFSETS
-        marks.update(growing[: bisect_left(growing, size)])
-        if size > growing[-1]:
-            marks.update(_LONG_OFFSETS[: bisect_left(_LONG_OFFSETS, size)])
-    offsets = sorted(marks)
+    offsets = _places(prompt, before, size)
     views.append(memoryview(prompt.data)[prompt.start : last])
-    running, digests, at, number = hashlib.sha256(owner), [], 0, 0
+    running, digests, at, number = sha256(owner), [], 0, 0
     for view in views:
-        end = at + len(view)
+        begin, end = at, at + len(view)
         while at < end:
-            stop = min(offsets[number], end, at + _STEP_BYTES)
-            running.update(view[at - end + len(view) : stop - end + len(view)])
-            if stop - at == _STEP_BYTES:
+            mark = offsets[number]
+            stop = mark if mark < end else end
+            if stop - at > _STEP_BYTES:
+                stop = at + _STEP_BYTES
                 yield
+            running.update(view[at - begin : stop - begin])
             at = stop
-            if at == offsets[number]:
+            if at == mark:
                 digests.append(_short(running.copy().digest()))
                 number += at < size
     if not size:
         digests.append(_short(running.digest()))
     previous = before + prompt.previous if prompt.previous else 0
     named = prompt.session or session
-    home = hashlib.sha256(b"%b %b" % (owner, named or prompt.home)).digest()
+    home = sha256(b"%b %b" % (owner, named or prompt.home)).digest()
     return Prefix(size, tuple(offsets), tuple(digests), previous, home, _short(home) if named else 0)
+
+
+def _places(prompt: Prompt, before: int, size: int) -> list[int]:
+    """Return where a prompt has marks, ascending."""
+    if size <= _SMALL_BYTES and not prompt.is_text and not prompt.head:
+        return [before + end for end in prompt.ends]
+    marks = {before + end for end in prompt.ends}
+    if prompt.head:
+        marks.add(before + prompt.start)
+    if prompt.is_text or size > _SMALL_BYTES:
+        growing = _TEXT_OFFSETS if prompt.is_text else _OFFSETS
+        marks.update(growing[: bisect_left(growing, size)])
+        if size > growing[-1]:
+            marks.update(_LONG_OFFSETS[: bisect_left(_LONG_OFFSETS, size)])
+    return sorted(marks)
 
 
 def _short(digest: bytes) -> int:
