@@ -108,7 +108,8 @@ async def test_a_member_that_refuses_at_once_draws_no_traffic(
     checks = {302: "its URL", 401: "its `api_key`", 402: "the account", 403: "what its `api_key`", 407: "its URL"}
     words = {"error": {"message": "The model `m` does not exist."}}
     bad = {status: await start_upstream(always(document(words, status))) for status in (*checks, 404)}
-    edge = await start_edge("".join(pool(f"m{status}", [each.url, good.url]) for status, each in bad.items()))
+    balance = 'balance = "least-loaded"'  # all ask the same, which else stays where it was answered
+    edge = await start_edge("".join(pool(f"m{status}", [each.url, good.url], balance) for status, each in bad.items()))
     for status, member in bad.items():
         assert [(await edge.ask(asked(model=f"public/m{status}")))[0] for _ in range(30)] == [200] * 30
         assert 1 <= len(member.requests) <= 3, status

@@ -652,7 +652,8 @@ async def until_active(members: list[Simulator], count: int) -> None:
 
 async def test_least_loaded_member_for_its_weight_is_asked(start_edge: StartEdge, members: list[Simulator]) -> None:
     first, second, _ = members
-    edge = await start_edge(pool_of(first.url, second.url, weights=(2, 1)))
+    balance = 'balance = "least-loaded"'
+    edge = await start_edge(pool_of(first.url, second.url, weights=(2, 1), more=balance))
     for count in (3, 6, 9):
         for _ in range(3):
             (await edge.connect()).send(edge.request(ASK))
@@ -667,7 +668,7 @@ async def test_member_that_is_busy_is_left_alone_until_it_is_free(
     start_edge: StartEdge, members: list[Simulator]
 ) -> None:
     first, second, _ = members
-    edge = await start_edge(pool_of(first.url, second.url))
+    edge = await start_edge(pool_of(first.url, second.url, more='balance = "least-loaded"'))
     long = await edge.connect()
     long.send(edge.request(ASK))
     await until_active(members, 1)
