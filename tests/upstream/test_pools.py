@@ -204,9 +204,10 @@ async def test_what_is_known_of_caches_outlives_a_reload_and_not_a_member_that_i
 async def test_request_that_waited_is_sent_by_what_is_known_when_a_place_comes_free(endpoints: Endpoints) -> None:
     pool = pool_of(endpoints, 1, 1, balance="cache-aware")
     pool.config = replace(pool.config, max_inflight=1, queue=5)
-    leases = [taken(pool.lease((), None)) for _ in range(2)]
-    for lease in leases:
-        lease.hold()
+    leases = []
+    for _ in range(2):
+        leases.append(taken(pool.lease((), None)))
+        leases[-1].hold()
     assert pool.lease((), MINE) is None
     waiting = asyncio.get_running_loop().create_task(pool.wait("u", MINE))
     await asyncio.sleep(0)
