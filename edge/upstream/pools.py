@@ -40,6 +40,7 @@ class Pool:
             known = before.caches if before is not None else None
             self.caches = known or CacheAware()
         self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
+        self._forget_others()
         self.retrying = 0
         self._waiting: FairQueue[_Place] = FairQueue()
         self._drain = DrainRate()
@@ -56,8 +57,7 @@ class Pool:
         for member in self.members:
             member.endpoint.waiting.pop(self, None)
         self.members = [known.get(each) or self._member(each, config) for each in endpoints]
-        if self.caches is not None:
-            self.caches.keep_only({member.endpoint for member in self.members})
+        self._forget_others()
         if self._waiting:
             for member in self.members:
                 member.endpoint.waiting[self] = None
@@ -66,6 +66,10 @@ class Pool:
     def _member(self, endpoint: Endpoint, config: EndpointConfig) -> Member:
         seat = self.caches.seat(endpoint) if self.caches is not None else None
         return Member(endpoint, config, self.config.engine, seat)
+
+    def _forget_others(self) -> None:
+        if self.caches is not None:
+            self.caches.keep_only({member.endpoint for member in self.members})
 
     @property
     def reads_prompts(self) -> bool:
