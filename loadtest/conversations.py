@@ -23,8 +23,8 @@ import aiohttp
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.memory import Prefixes
 from edge.simulator.server import Simulator
-from loadtest import peers
 from loadtest.edges import Edge, create_key
+from loadtest.peers.peer import ROOT
 from loadtest.processes import ProcessError
 from loadtest.target import positive
 
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure each balance at each rate, and print; return 0, 1 when an answer failed, 2 when an edge did not start."""
     rates = [float(each) for each in arguments.rates.split(",")]
-    runs = [(balance, peers.ROOT) for balance in arguments.balances.split(",")]
+    runs = [(balance, ROOT) for balance in arguments.balances.split(",")]
     if arguments.before is not None:
         runs.append((_BEFORE, arguments.before.resolve()))
     found: dict[str, list[Outcome]] = {balance: [] for balance, _ in runs}
