@@ -18,6 +18,7 @@ from edge.process.admin import Line
 from edge.process.parts import Parts
 from edge.proxy import Proxy
 from edge.telemetry.metrics import Metrics
+from edge.upstream.cache_metrics import upstream_metrics
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.health import HEALTHY
 
@@ -40,7 +41,7 @@ def report_all(parts: Parts, metrics: Metrics) -> None:
     metrics.gauges += [part.metrics for part in reporting if part is not None]
     metrics.gauges += [
         partial(client_metrics, parts.proxy, parts.clients, parts.memory),
-        lambda: parts.endpoints.metrics(parts.proxy.generation.pools, metrics.max_labels),
+        lambda: upstream_metrics(parts.endpoints, parts.proxy.generation.pools, metrics.max_labels),
     ]
 
 

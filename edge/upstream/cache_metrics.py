@@ -5,10 +5,16 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.upstream.endpoints import OTHER
+from edge.upstream.endpoints import OTHER, Endpoints
 from edge.upstream.pools import Pool
 
 _A_STEP: Final = 100  # members in a step of a scrape
+
+
+def upstream_metrics(endpoints: Endpoints, pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
+    """Yield what is so of endpoints and pools, and what is known of their caches; None after each hundred."""
+    yield from endpoints.metrics(pools, max_labels)
+    yield from cache_metrics(pools, max_labels)
 
 
 def cache_metrics(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
