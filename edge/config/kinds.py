@@ -163,10 +163,8 @@ def count(text: str, highest: int, **about: Unpack[About]) -> Setting:
     def is_one(value: Any) -> bool:
         return type(value) is int and 1 <= value <= highest
 
-    def sample(value: object) -> str:
-        return str(meant) if is_one(meant := meant_count(value)) else "1"
-
-    read = _bare(is_one, f"a whole number of 1 to {highest}", sample)
+    what = f"a whole number of 1 to {highest}"
+    read = _bare(is_one, what, lambda value: str(meant) if is_one(meant := meant_count(value)) else "1")
     schema = {"type": "integer", "minimum": 1, "maximum": highest}
     return Setting(f"number of 1 to {highest}", text, read, schema, **about)
 
