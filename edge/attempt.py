@@ -19,6 +19,7 @@ from edge.plan import Plan, Sent
 from edge.protocols import MESSAGES
 from edge.relay.terms import Attempt
 from edge.upstream.endpoints import Lease, Member
+from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix, read_prefix
 
 _SESSION_HEADER: Final = "X-Session-Id"
@@ -41,11 +42,9 @@ class Work:
     keeper: str | None = None
     dropped: tuple[str, ...] = ()
 
-    async def prefix(self, user: str) -> Prefix | None:
-        """Return how the prompt begins, None where there is nothing to choose."""
-        pool, head = self.plan.pool, self.head
-        if pool is None or not pool.reads_prompts:
-            return None
+    async def prefix(self, user: str, pool: Pool) -> Prefix:
+        """Return how the prompt begins, by which a member is chosen."""
+        head = self.head
         prompt = prompt_of(self.envelope, self.body.data, cleaned=head.asked.operation.protocol is MESSAGES)
         owner = b"" if pool.config.share_prefixes else user.encode()
         return await read_prefix(prompt, owner, head.headers.get(_SESSION_HEADER, "").encode())

@@ -249,7 +249,9 @@ class Proxy:
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
-        prefix = await work.prefix(user) if plan.by_prefix else None
+        prefix: Prefix | None = None
+        if plan.by_prefix and pool is not None and pool.reads_prompts:
+            prefix = await work.prefix(user, pool)
         work.envelope.let_go()
         try:
             while True:
