@@ -75,7 +75,7 @@ def test_sums_agree_with_what_was_recorded(
     for facts in made:
         sums = expected.setdefault(NAME[by](facts), Counter())
         usage: Usage = Usage() if facts["crashes"] else facts["usage"]
-        sums.update({name: getattr(usage, name) for name in COUNTED})
+        sums.update({name: getattr(usage, name) or 0 for name in COUNTED})
         sums[usage.unit or "images"] += usage.units
         sums["requests"] += 1
         sums["crashed"] += facts["crashes"]

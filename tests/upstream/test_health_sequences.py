@@ -12,6 +12,7 @@ from edge.config.settings import Balance
 from edge.upstream.endpoints import Endpoints, Lease, Member
 from edge.upstream.health import Verdict
 from edge.upstream.pools import Pool
+from edge.upstream.prefixes import Prefix
 from tests.upstream.conftest import pool_of
 
 BEGUN: Final = 1000.0
@@ -58,8 +59,9 @@ class Traffic(RuleBasedStateMachine):
         """The members that a request of a user may come to."""
         return self.pool._admitted((), user)
 
-    def begin(self, user: str, key: bytes = b"") -> Lease:
-        lease = self.pool.lease((), key, user)
+    def begin(self, user: str, mark: int = 0) -> Lease:
+        prefix = Prefix(9_000, (9_000,), (mark,), 0, b"", 0) if mark else None
+        lease = self.pool.lease((), prefix, user)
         assert lease is not None
         lease.__enter__()
         return lease
@@ -79,9 +81,9 @@ def end(lease: Lease, verdict: Verdict, pause_s: float | None = None) -> None:
 class OneCaller(Traffic):
     """Members that are well, and one caller who makes of his requests what he likes, at any time, many at once."""
 
-    @rule(key=st.sampled_from([b"", b"a", b"b"]))
-    def caller_begins(self, key: bytes) -> None:
-        self.running.append(self.begin(CALLER, key))
+    @rule(mark=st.sampled_from([0, 1 << 55, 2 << 55]))
+    def caller_begins(self, mark: int) -> None:
+        self.running.append(self.begin(CALLER, mark))
 
     @precondition(lambda self: self.running)
     @rule(draw=st.data(), verdict=DRIVEN, pause_s=PAUSES_S)
