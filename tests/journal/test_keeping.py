@@ -1,7 +1,10 @@
 """What the journal keeps: what is not delivered for ever, what is as long as it should."""
 
+import asyncio
 import os
 from pathlib import Path
+
+import pytest
 
 from edge.journal.files import position_path
 from edge.journal.index import UsageIndex
@@ -61,3 +64,26 @@ async def test_what_no_sink_ever_had_stays(tmp_path: Path) -> None:
         before = journal_files(directory)
         assert delete_shipped(directory, 0, STARTED_AT + 1e9) == 0
         assert journal_files(directory) == before
+
+
+async def test_records_are_delivered_while_nothing_can_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of another's, or a directory in its place, is no reason to keep records from the sink."""
+    done = await written(tmp_path)
+    done.close()
+    age(tmp_path)
+    old = journal_files(tmp_path)
+    old[0].unlink()
+    old[0].mkdir()
+    os.utime(old[0], (STARTED_AT, STARTED_AT))
+    journal = await written(tmp_path, delivers=False)
+    sink = MemorySink()
+    shipper = Shipper(tmp_path, journal.token, [], sink, clock=lambda: STARTED_AT + 61, keep_s=60)
+    running = asyncio.create_task(shipper.run())
+    try:
+        await sink.until(lambda: len(sink.ids) == 12)
+        assert not running.done()
+    finally:
+        running.cancel()
+    assert "cannot be deleted" in caplog.text
