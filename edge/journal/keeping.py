@@ -11,12 +11,14 @@ from edge.journal.index import NAME, UsageIndex
 def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
     """Delete the files that were written last more than `keep_s` ago and are delivered; return how many.
 
-    The index has what they say before they go. What nobody noted as delivered stays: that of an edge without a sink,
-    or of one that kept no notes. Raises `OSError`, once all was tried.
+    The index has what they say before they go: none goes while another process brings it up to date. What nobody noted
+    as delivered stays: that of an edge without a sink, or of one that kept no notes. Raises `OSError`, once all was
+    tried.
     """
     if (directory / NAME).exists():
         with contextlib.suppress(Unusable):  # an index that is broken holds nothing up
-            UsageIndex(directory).catch_up()
+            if not UsageIndex(directory).catch_up():
+                return 0
     deleted, failure = 0, None
     for token, numbers in files.all_file_numbers(directory).items():
         try:
