@@ -274,7 +274,11 @@ class Proxy:
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
                 keep = self._keep(exchange, user, lease, work) if operation.keeps else None
-                attempt = work.attempt(exchange, lease, keep)
+                try:
+                    attempt = work.attempt(exchange, lease, keep)
+                except BaseException:
+                    with lease:  # a place that was waited for is counted already
+                        raise
                 begun = time.monotonic()
                 try:
                     with lease:

@@ -92,8 +92,11 @@ class UsageIndex:
             )
             return [DaySums(day, model, tuple(sums)) for _, day, model, *sums in rows]
 
-    def catch_up(self) -> None:
-        """Add what was written since the last time; where another process does so already, do nothing."""
+    def catch_up(self) -> bool:
+        """Add what was written since the last time; where another process does so already, leave it to that one.
+
+        Return whether all was added.
+        """
         begun = time.time()
         with self._open() as connection:
             known = dict(connection.execute("SELECT name, offset FROM files"))
@@ -103,8 +106,9 @@ class UsageIndex:
                     if os.fstat(file.fileno()).st_size > offset:
                         file.seek(offset)
                         if not self._add_file(connection, path.name, offset, blocks_of(file)):
-                            return
+                            return False
         self.as_of = begun
+        return True
 
     def _add_file(self, connection: sqlite3.Connection, name: str, offset: int, blocks: Iterator[bytes]) -> bool:
         """Add blocks of a file, which begin at an offset; return False when another process does, or at the end."""

@@ -11,13 +11,15 @@ from edge.journal.index import NAME, UsageIndex
 def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
     """Delete the files that were written last more than `keep_s` ago and are delivered; return how many.
 
-    The index has what they say before they go. What nobody noted as delivered stays: that of an edge without a sink,
-    or of one that kept no notes. Raises `OSError`.
+    The index has what they say before they go: none goes while another process brings it up to date. What nobody noted
+    as delivered stays: that of an edge without a sink, or of one that kept no notes. Raises `OSError`, once all was
+    tried.
     """
     if (directory / NAME).exists():
         with contextlib.suppress(Unusable):  # an index that is broken holds nothing up
-            UsageIndex(directory).catch_up()
-    deleted = 0
+            if not UsageIndex(directory).catch_up():
+                return 0
+    deleted, failure = 0, None
     for token, numbers in files.all_file_numbers(directory).items():
         try:
             position = files.load_position(directory, token)
@@ -29,7 +31,7 @@ def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
         left = len(numbers)
         for number in numbers:
             path = files.file_path(directory, token, number)
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            try:
                 status = path.stat()
                 end = files.Position(number, status.st_size)
                 is_delivered = number < position.number or (is_done and end <= position)
@@ -37,6 +39,12 @@ def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
                     path.unlink()
                     deleted += 1
                     left -= 1
+            except FileNotFoundError:  # another process was faster
+                continue
+            except OSError as error:
+                failure = failure or error
         if is_done and not left:
             files.position_path(directory, token).unlink(missing_ok=True)
+    if failure is not None:
+        raise failure
     return deleted

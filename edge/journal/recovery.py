@@ -87,7 +87,10 @@ def _take(directory: Path, adopted: Adopted, failed: list[str]) -> list[files.To
 
 def _adopt(directory: Path, lock: files.TokenLock, numbers: list[int], adopted: Adopted) -> bool:
     """Complete the files of a token, which are `numbers`; return whether it has no line at all."""
-    files.load_position(directory, lock.token)  # raises where a newer edge knows how far it is delivered
+    position = files.load_position(directory, lock.token)  # raises where a newer edge knows how far it is delivered
+    end = (numbers[-1], files.file_path(directory, lock.token, numbers[-1]).stat().st_size) if numbers else (0, 0)
+    if position is not None and position > end:  # the crash of the machine took lines: all anew, before others follow
+        files.position_path(directory, lock.token).unlink()
     _write_left(directory, lock.token, numbers, adopted)
     return _end_crashed(directory, lock, numbers, adopted)
 
@@ -137,9 +140,6 @@ def _end_crashed(directory: Path, lock: files.TokenLock, numbers: list[int], ado
                 left.pop(head.id, None)
         size = file.tell()
     lock.is_left = not newer.isdisjoint(left)
-    position = files.load_position(directory, token)
-    if position is not None and position > (numbers[-1], size):  # the crash of the machine took lines: all anew
-        files.position_path(directory, token).unlink()
     if not size and len(numbers) == 1:
         path.unlink()
         return True

@@ -46,12 +46,14 @@ def _ends(directory: Path, first: str, after: str) -> Iterator[bytes]:
 async def deliver_apart(sink: Sink, lines: list[bytes]) -> list[bytes]:
     """Deliver lines, in halves where a sink refuses them together; return those that it refuses alone.
 
-    Raises: `SinkUnavailable`; `SinkRefused` when it refuses one after another and takes none.
+    Raises: `SinkUnavailable`; `SinkRefused` when it refuses one after another and takes none, the last one neither.
     """
     refused: list[bytes] = []
     parts, takes = [lines], False
     while parts:
         part = parts.pop()
+        if not part:
+            continue
         try:
             await sink.deliver(part)
             takes = True
@@ -62,5 +64,8 @@ async def deliver_apart(sink: Sink, lines: list[bytes]) -> list[bytes]:
             else:
                 refused += part
             if len(refused) >= _ENOUGH and not takes:
-                raise
+                if not parts:
+                    raise
+                await sink.deliver(parts[0][-1:])
+                takes, parts[0] = True, parts[0][:-1]
     return refused

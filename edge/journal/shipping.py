@@ -95,13 +95,20 @@ class Shipper:
         while True:
             if self._keep_s is not None and now() >= clean_at:
                 clean_at = now() + _CLEAN_INTERVAL_S
-                await asyncio.to_thread(delete_shipped, self._directory, self._keep_s, self._clock())
+                await self._clean(self._keep_s)
             if not await self._deliver_some(lambda failures: pause_s(failures, random.random())):
                 await asyncio.sleep(_POLL_INTERVAL_S)
             if self._finished and len(self._spools) == 1:
                 self._finished = False
                 locks = await asyncio.to_thread(self._more)
                 self._spools += (_Spool(self._directory, lock.token, lock) for lock in locks)
+
+    async def _clean(self, keep_s: float) -> None:
+        """Delete what is delivered and old; what cannot be deleted holds up no record."""
+        try:
+            await asyncio.to_thread(delete_shipped, self._directory, keep_s, self._clock())
+        except OSError as error:
+            _log.error("usage journal: files that are delivered cannot be deleted: %s", error)
 
     async def flush(self, patience_s: float) -> None:
         """Deliver what is left, in at most `patience_s`, when `run` has ended."""

@@ -18,6 +18,7 @@ _KEPT_OF_LONG: Final = 4  # bytes of an event that is passed on, in which its en
 _DATA: Final = re.compile(rb"(?:\A|[\r\n])data:")
 MAX_HELD_BYTES: Final = 32 * 1024  # of one event that is read whole, in 5 ms at most; a longer one goes on as it comes
 _SHORTEST_LINE: Final = len(b"\ndata:")
+_FIELD_BYTES: Final = len(b"data:")
 _SHORTEST_READ: Final = len(b"data:[DONE]\n\n")  # of events that end a stream, fail, or tell usage
 _MAX_ODD: Final = 20  # events of a stream that are no JSON and looked through all the same
 _T = TypeVar("_T")
@@ -145,7 +146,8 @@ class Events(msgspec.Struct):
                 self.passed += 1
                 given.append(event)
             elif len(event) < _SHORTEST_READ and event.startswith(b"data:"):
-                self._read_odd()
+                if not event[_FIELD_BYTES:].isspace():  # which is no event, as a comment is none
+                    self._read_odd()
                 given.append(event)
             else:
                 given.append(self._read(event))

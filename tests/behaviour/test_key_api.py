@@ -124,7 +124,16 @@ async def test_keys_are_listed_in_pages_that_miss_none(console: KeyClient) -> No
     assert [each["id"] for each in everything["data"]] == [made[0], made[2], made[3]]
     nothing = (await console.ask("GET", "/keys?user=u-nobody")).body
     assert (nothing["data"], nothing["last_id"]) == ([], None)
-    for query in ("limit=0", "limit=x", "limit=1001", "after=key_000000000000", "all=1", "page=2", "user=a&user=b"):
+    for query in (
+        "limit=0",
+        "limit=x",
+        "limit=1001",
+        "limit=000000001999999",
+        "after=key_000000000000",
+        "all=1",
+        "page=2",
+        "user=a&user=b",
+    ):
         assert (await console.ask("GET", f"/keys?{query}")).status == 400, query
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.attempt import Work
 from edge.keys.stores.registry import KeyRegistry
 from edge.simulator.server import Simulator
 from edge.upstream.queueing import FairQueue
@@ -271,3 +272,25 @@ async def test_metrics_show_how_many_wait(start_edge: StartEdge, start_upstream:
     for _ in clients:
         (await held.next())[1].set()
     assert math.prod([(await client.response())[0] for client in clients]) == 200**3
+
+
+async def test_request_that_waited_and_cannot_be_sent_gives_its_place_back(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    clients = [await send(edge, "first")]
+    _, turn = await held.next()
+    clients += [await send(edge, "second"), await send(edge, "third")]
+    await queue.holds(edge, 2)
+
+    def fail(*args: object) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(Work, "attempt", fail)
+    turn.set()
+    (await held.next())[1].set()
+    assert [(await client.response())[0] for client in clients] == [200, 500, 200]
+    await edge.consistent()

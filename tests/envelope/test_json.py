@@ -449,3 +449,12 @@ def test_second_model_is_found_wherever_a_step_ends() -> None:
         for first, last in ((b"m", b"n"), (b"n", b"m")):
             with pytest.raises(InvalidRequest, match="two different"):
                 read_json(b'{"model":"%b","x":"%b","mod\\u0065l":"%b"}' % (first, text, last))
+
+
+@pytest.mark.parametrize("rest", [b',"a":0', b',"":0', b',"a" :"::"'])
+def test_member_that_comes_again_counts_however_short_the_body_is(rest: bytes) -> None:
+    """Else a body would be taken that cannot be changed afterwards, when an endpoint is to be asked."""
+    few = b'{"model":"m"%b}' % (rest * 999)
+    assert rewrite_json(few, read_json(few), "other", include_usage=True).startswith(b'{"')
+    with pytest.raises(InvalidRequest, match="1000 members"):
+        read_json(b'{"model":"m"%b}' % (rest * 1000))

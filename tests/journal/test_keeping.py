@@ -1,8 +1,12 @@
 """What the journal keeps: what is not delivered for ever, what is as long as it should."""
 
+import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
+from edge.journal import index
 from edge.journal.files import position_path
 from edge.journal.index import UsageIndex
 from edge.journal.journal import Journal
@@ -33,8 +37,8 @@ def age(directory: Path) -> None:
 
 async def test_only_what_is_old_and_delivered_is_deleted(tmp_path: Path) -> None:
     """Of a process that runs, all but its last file; of one that has ended, all."""
-    index = UsageIndex(tmp_path)
-    index.catch_up()
+    usage = UsageIndex(tmp_path)
+    usage.catch_up()
     running = await written(tmp_path)
     before = len(journal_files(tmp_path))
     assert before > 2
@@ -48,7 +52,7 @@ async def test_only_what_is_old_and_delivered_is_deleted(tmp_path: Path) -> None
     assert delete_shipped(tmp_path, 60, STARTED_AT + 61) == 1
     assert journal_files(tmp_path) == []
     assert not position_path(tmp_path, running.token).exists()
-    [sums] = index.read("key_1", *DAYS)
+    [sums] = usage.read("key_1", *DAYS)
     assert sums.sums[0] == 12, "the index has what was in them"
 
 
@@ -61,3 +65,45 @@ async def test_what_no_sink_ever_had_stays(tmp_path: Path) -> None:
         before = journal_files(directory)
         assert delete_shipped(directory, 0, STARTED_AT + 1e9) == 0
         assert journal_files(directory) == before
+
+
+async def test_records_are_delivered_while_nothing_can_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of another's, or a directory in its place, is no reason to keep records from the sink."""
+    done = await written(tmp_path)
+    done.close()
+    age(tmp_path)
+    old = journal_files(tmp_path)
+    old[0].unlink()
+    old[0].mkdir()
+    os.utime(old[0], (STARTED_AT, STARTED_AT))
+    journal = await written(tmp_path, delivers=False)
+    sink = MemorySink()
+    shipper = Shipper(tmp_path, journal.token, [], sink, clock=lambda: STARTED_AT + 61, keep_s=60)
+    running = asyncio.get_running_loop().create_task(shipper.run())
+    try:
+        await sink.until(lambda: len(sink.ids) == 12)
+        assert not running.done()
+    finally:
+        running.cancel()
+    assert "cannot be deleted" in caplog.text
+
+
+async def test_nothing_is_deleted_while_another_process_builds_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not have come to the oldest files yet."""
+    journal = await written(tmp_path)
+    journal.close()
+    age(tmp_path)
+    before = journal_files(tmp_path)
+    usage = UsageIndex(tmp_path)
+    assert usage.read("key_1", *DAYS) == []
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(index, "_commit", lambda *args: False)
+        assert delete_shipped(tmp_path, 60, STARTED_AT + 61) == 0
+    assert journal_files(tmp_path) == before
+    assert delete_shipped(tmp_path, 60, STARTED_AT + 61) == len(before)
+    [sums] = usage.read("key_1", *DAYS)
+    assert sums.sums[0] == 12

@@ -49,6 +49,16 @@ async def test_what_a_sink_refuses_is_set_aside_and_holds_up_no_other(tmp_path: 
     journal.close()
 
 
+async def test_many_that_are_refused_first_hold_up_none_behind_them(tmp_path: Path) -> None:
+    journal, sink = Journal(tmp_path, 2**20, "serve", ships=True), Picky("bad")
+    record(journal, *["bad"] * 40, "a", "b")
+    shipper = Shipper(tmp_path, journal.token, journal.adopted.locks, sink)
+    await shipper.flush(2)
+    assert sorted(json.loads(line)["model"] for batch in sink.batches for line in batch) == ["a", "b"]
+    assert (shipper.shipped, shipper.refused, shipper.lag_bytes, shipper.outage.reason) == (2, 40, 0, "")
+    journal.close()
+
+
 async def test_sink_that_refuses_everything_is_down_and_nothing_is_set_aside(tmp_path: Path) -> None:
     journal, sink = Journal(tmp_path, 2**20, "serve", ships=True), Picky("a", "b")
     record(journal, "a", "b")

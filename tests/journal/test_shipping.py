@@ -620,3 +620,28 @@ async def test_flush_waits_no_longer_than_it_is_told(
     second = start(journal.directory)
     assert [lock.token for lock in second.adopted.locks] == [journal.token]
     second.close()
+
+
+@pytest.mark.parametrize("left_bytes", [0, 100, None])
+async def test_lines_that_a_crash_of_the_machine_left_in_the_buffer_are_delivered(
+    tmp_path: Path, left_bytes: int | None
+) -> None:
+    """They come to stand where others stood that were delivered, and that the crash took; None: with their file."""
+    journal, sink = Journal(tmp_path, 2**20, "serve", ships=True), MemorySink()
+    close(journal, opened(journal))
+    close(journal, opened(journal))
+    journal.drain()
+    await Shipper(tmp_path, journal.token, [], sink).flush(PATIENCE_S)
+    left = [opened(journal) for _ in range(6)]
+    for each in left:
+        close(journal, each)
+    crash(journal)
+    [path] = journal_files(tmp_path)
+    if left_bytes is None:
+        path.unlink()
+    else:
+        os.truncate(path, left_bytes)
+    heir = Journal(tmp_path, 2**20, "serve", ships=True)
+    await Shipper(tmp_path, heir.token, heir.adopted.locks, sink).flush(PATIENCE_S)
+    heir.close()
+    assert {each.id for each in left} <= set(sink.ids)

@@ -957,3 +957,17 @@ def test_large_images_are_counted_as_they_pass(size: int) -> None:
         assert fed(document("images/generations"), parts).usage(True) == Usage(
             12, 5, units=3, unit="images", source=FINAL
         )
+
+
+@pytest.mark.parametrize("empty", [b"data:\n\n", b"data: \n\n", b"data:  \r\n\r\n", b"data:\r\r"])
+def test_data_that_is_empty_is_no_event(empty: bytes) -> None:
+    """Servers send it to keep a connection: it is no token, and a stream that has ended stays whole."""
+    stop = data({"type": "message_stop"})
+    for operation, ending in ((CHAT, DONE), (MESSAGES, stop)):
+        for parts in ([ending + empty], [ending, empty], [ending + empty[:3], empty[3:]]):
+            meter = fed(events(operation), parts)
+            assert (meter.ended, meter.is_half()) == (True, False), (operation, parts)
+    error = data({"error": {"message": "x"}})
+    assert fed(events(), [error + empty]).failed
+    for parts in ([chunk() + empty + chunk()], [chunk(), empty, chunk()]):
+        assert read(parts).completion_tokens == 2

@@ -172,7 +172,7 @@ def _check_limit(limit: str | None, limits: Container[str]) -> None:
 
 
 def _number(text: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
         raise InvalidRequest(f"limit is a number of 1 to {most}", param="limit")
     return int(text)
 
