@@ -35,11 +35,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 hypothesis.settings.load_profile(profiles.SUITE)  # `--hypothesis-profile=deep` comes later and wins
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many workers again as there are cores: the suite waits on sockets for a third of its time."""
-    return (os.cpu_count() or 1) * 3 // 2
-
-
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop that the edge runs on."""
     return {"uvloop": uvloop.new_event_loop}
