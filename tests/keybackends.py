@@ -169,11 +169,10 @@ class SqliteBackend(Backend):
         self._registry.revoke(facts.id)
 
     async def disable(self, facts: Facts) -> None:
-        self._registry.disable(facts.id)
+        self._registry.change(facts.id, enabled=False)
 
     async def mark_user(self, user: str, *, suspended: bool = False, out_of_quota: bool = False) -> None:
-        self._registry.disable_user(user) if suspended else self._registry.enable_user(user)
-        self._registry.set_out_of_quota(user, out_of_quota)
+        self._registry.mark_user(user, suspended=suspended, out_of_quota=out_of_quota)
 
     async def harm(self, how: str) -> None:
         copy = sqlite3.connect(self.path.with_name("copy.db"))

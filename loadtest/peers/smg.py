@@ -5,8 +5,9 @@ from typing import Final
 from loadtest.peers.peer import MAX_CONNECTIONS, Launch, Peer, Scene
 
 
-def _launch(program: str, scene: Scene) -> Launch:
-    options = {
+def router_options(scene: Scene) -> dict[str, str]:
+    """Return the options of sglang-router, which vllm-router took over when it began as a copy of it."""
+    return {
         "--host": "127.0.0.1",
         "--port": str(scene.port),
         "--worker-urls": scene.upstream,
@@ -15,6 +16,10 @@ def _launch(program: str, scene: Scene) -> Launch:
         "--log-level": "error",
         "--max-concurrent-requests": str(MAX_CONNECTIONS),
     }
+
+
+def _launch(program: str, scene: Scene) -> Launch:
+    options = router_options(scene)
     if scene.certificate:
         options |= {"--tls-cert-path": str(scene.certificate.path), "--tls-key-path": str(scene.certificate.key_path)}
     words = [word for pair in options.items() for word in pair]

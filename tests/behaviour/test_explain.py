@@ -75,9 +75,9 @@ def make_keys(path: Path) -> dict[str, str]:
             secret, record = registry.create(user, name=name, allow=allow, deny=deny)
             secrets[record.id] = secret
             made[name] = record.id
-        registry.disable(made["disabled"])
-        registry.disable_user("u-5")
-        registry.set_out_of_quota("u-6", True)
+        registry.change(made["disabled"], enabled=False)
+        registry.mark_user("u-5", suspended=True)
+        registry.mark_user("u-6", out_of_quota=True)
     return secrets
 
 

@@ -49,9 +49,9 @@ async def edge(start_edge: StartEdge, simulator: Simulator) -> Edge:
 
 CHANGES: dict[str, tuple[Callable[[KeyRegistry], object], int]] = {
     "revoked": (lambda registry: registry.revoke(id_of(registry)), 401),
-    "disabled": (lambda registry: registry.disable(id_of(registry)), 401),
-    "suspended user": (lambda registry: registry.disable_user(USER), 401),
-    "out of quota": (lambda registry: registry.set_out_of_quota(USER, True), 402),
+    "disabled": (lambda registry: registry.change(id_of(registry), enabled=False), 401),
+    "suspended user": (lambda registry: registry.mark_user(USER, suspended=True), 401),
+    "out of quota": (lambda registry: registry.mark_user(USER, out_of_quota=True), 402),
 }
 
 
@@ -74,8 +74,14 @@ async def test_change_of_a_cached_key_arrives(edge: Edge, how: str) -> None:
 @pytest.mark.parametrize(
     ("off", "on"),
     [
-        (lambda registry: registry.disable(id_of(registry)), lambda registry: registry.enable(id_of(registry))),
-        (lambda registry: registry.disable_user(USER), lambda registry: registry.enable_user(USER)),
+        (
+            lambda registry: registry.change(id_of(registry), enabled=False),
+            lambda registry: registry.change(id_of(registry), enabled=True),
+        ),
+        (
+            lambda registry: registry.mark_user(USER, suspended=True),
+            lambda registry: registry.mark_user(USER, suspended=False),
+        ),
     ],
 )
 async def test_key_that_is_let_in_again_works(
@@ -294,9 +300,9 @@ def test_table_says_in_what_state_each_key_is(command: Command, tmp_path: Path) 
         registry.create(USER, "生产环境")
         registry.create(USER, "old", expires_in_s=60, now=lambda: 1000.0)
         registry.create(USER, "off")
-        registry.disable(id_of(registry, 2))
+        registry.change(id_of(registry, 2), enabled=False)
         registry.create("u-2200b", "late")
-        registry.disable_user("u-2200b")
+        registry.mark_user("u-2200b", suspended=True)
     _, out, _ = command("list")
     head, *rows = out.splitlines()
     assert [re.split(r"  +", row)[3] for row in rows] == ["enabled", "expired", "disabled", "suspended"]

@@ -152,7 +152,8 @@ async def test_a_sweep_finds_what_a_server_can_do(start_upstream: StartUpstream,
         assert "<svg" in page.read_text()
 
 
-async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:
+async def endless_run(start_upstream: StartUpstream, result: Path, *options: str) -> asyncio.subprocess.Process:
+    """Start a run of an hour, and return it when some of its requests were told."""
     seen = asyncio.Event()
 
     async def answer(connection: ScriptedConnection) -> None:
@@ -161,14 +162,19 @@ async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: Start
         await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
 
     upstream = await start_upstream(answer)
-    result = tmp_path / "r.json"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--scenario", "chat", "--duration", "1h"),
-        *("--max-concurrency", "2", "--save-result", result),
+        *("--max-concurrency", "2", "--save-result", result, *options),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
     await seen.wait()
+    return process
+
+
+async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: StartUpstream, tmp_path: Path) -> None:
+    result = tmp_path / "r.json"
+    process = await endless_run(start_upstream, result)
     process.send_signal(signal.SIGINT)
     out, _ = await process.communicate()
     assert process.returncode == 130
@@ -179,22 +185,8 @@ async def test_a_run_that_is_interrupted_tells_what_it_saw(start_upstream: Start
 
 
 async def test_what_the_others_saw_is_told_when_a_generator_dies(start_upstream: StartUpstream, tmp_path: Path) -> None:
-    seen = asyncio.Event()
-
-    async def answer(connection: ScriptedConnection) -> None:
-        if len(upstream.requests) > 200:
-            seen.set()
-        await connection.send(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"choices":[{}]}')
-
-    upstream = await start_upstream(answer)
     result = tmp_path / "r.json"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "run", "--target", upstream.url, "--scenario", "chat", "--duration", "1h"),
-        *("--max-concurrency", "2", "--workers", "1", "--save-result", result),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    await seen.wait()
+    process = await endless_run(start_upstream, result, "--workers", "1")
     [generator] = set(tree(process.pid)) - {process.pid}
     os.kill(generator, signal.SIGKILL)
     out, _ = await process.communicate()

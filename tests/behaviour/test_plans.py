@@ -94,7 +94,7 @@ async def test_kept_connection_meets_what_a_new_one_does(
     assert await both("public/two") == (403, "permission_denied", False)
     assert await both("public/one") == (200, line, "third", False)
     with KeyRegistry(edge.keys_path) as registry:
-        registry.disable(registry.list()[0].id)
+        registry.change(registry.list()[0].id, enabled=False)
     await news(401)
     assert await both("public/two") == (401, "invalid_api_key", False)
     await edge.consistent()

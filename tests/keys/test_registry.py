@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,9 @@ def test_disabled_key_can_be_enabled_again(registry: KeyRegistry) -> None:
     """Disabling is for a while."""
     _, record = registry.create(USER)
 
-    registry.disable(record.id)
+    registry.change(record.id, enabled=False)
     assert [key.enabled for key in registry.list()] == [False]
-    registry.enable(record.id)
+    registry.change(record.id, enabled=True)
     assert [key.enabled for key in registry.list()] == [True]
 
 
@@ -107,21 +108,23 @@ def test_user_is_suspended_and_let_in_again_without_touching_the_keys(registry: 
     """A key that was disabled for its own reason stays so when its user is let in again."""
     registry.create(USER)
     _, disabled = registry.create(USER)
-    registry.disable(disabled.id)
+    registry.change(disabled.id, enabled=False)
 
-    assert registry.disable_user(USER) == 2
+    assert registry.mark_user(USER, suspended=True) == 2
     assert [(key.enabled, key.suspended) for key in registry.list()] == [(True, True), (False, True)]
-    assert registry.enable_user(USER) == 2
+    assert registry.mark_user(USER, suspended=False) == 2
     assert [(key.enabled, key.suspended) for key in registry.list()] == [(True, False), (False, False)]
 
 
 def test_suspension_of_a_user_without_keys_says_so(registry: KeyRegistry) -> None:
     """It holds for later keys; 0 lets the command warn of a misspelt name."""
-    assert registry.disable_user("u-nobody") == 0
+    assert registry.mark_user("u-nobody", suspended=True) == 0
 
 
-@pytest.mark.parametrize("change", [KeyRegistry.revoke, KeyRegistry.enable, KeyRegistry.disable])
-def test_unknown_id_is_refused(registry: KeyRegistry, change: Callable[[KeyRegistry, str], None]) -> None:
+@pytest.mark.parametrize(
+    "change", [KeyRegistry.revoke, *(partial(KeyRegistry.change, enabled=each) for each in (True, False))]
+)
+def test_unknown_id_is_refused(registry: KeyRegistry, change: Callable[[KeyRegistry, str], object]) -> None:
     """The message names the command that shows which ids exist."""
     with pytest.raises(UnknownKey, match="key_000000000000: `edge keys list`"):
         change(registry, "key_000000000000")
@@ -133,7 +136,7 @@ def test_user_that_is_no_dns_label_is_refused(registry: KeyRegistry, user: str) 
     with pytest.raises(ValueError, match="DNS label"):
         registry.create(user)
     with pytest.raises(ValueError, match="DNS label"):
-        registry.disable_user(user)
+        registry.mark_user(user, suspended=True)
 
 
 @pytest.mark.parametrize("user", ["u", "u-1100a15812cc", "7", "a" * 63])
@@ -275,7 +278,7 @@ async def test_running_store_serves_what_was_restored(path: Path, registry: KeyR
     copy = back_up(path)
     registry.revoke(record.id)
     new, _ = registry.create(USER)
-    registry.disable_user(USER)
+    registry.mark_user(USER, suspended=True)
     async with serving(path) as (store, listener):
         assert await store.look_up(hash_key(key), key) is None
 

@@ -276,7 +276,7 @@ def test_emptied_wal_is_no_change(path: Path) -> None:
 def test_change_made_by_hand_is_not_lost_behind_a_regular_one(path: Path, statement: str) -> None:
     make_key(path)
     with KeyRegistry(path) as registry:
-        registry.disable_user("u-2")
+        registry.mark_user("u-2", suspended=True)
     file = _KeyFile(path)
     file.open()
     with contextlib.closing(file), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -316,8 +316,8 @@ def test_backup_of_another_history_is_a_change_of_everything_although_it_is_furt
     key, record = registry.create(USER)
     monday = back_up(path).rename(path.with_name("monday"))
     registry.revoke(record.id)
-    registry.disable_user("u-x")
-    registry.disable_user("u-y")
+    registry.mark_user("u-x", suspended=True)
+    registry.mark_user("u-y", suspended=True)
     tuesday = back_up(path)
     file = _KeyFile(path)
     file.open()
@@ -328,8 +328,8 @@ def test_backup_of_another_history_is_a_change_of_everything_although_it_is_furt
             made = frozenset(hash_key(registry.create(USER)[0]) for _ in range(2))
             assert file.changes() == Invalidation(made)
         else:  # the very change that has this revision in the other history
-            registry.disable(record.id)
-            registry.disable_user("u-x")
+            registry.change(record.id, enabled=False)
+            registry.mark_user("u-x", suspended=True)
             assert file.changes() == Invalidation(frozenset((hash_key(key),)), users=frozenset(("u-x",)))
         restore(tuesday, path)
         assert file.changes() == Invalidation(everything=True)

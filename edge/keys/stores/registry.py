@@ -139,14 +139,6 @@ class KeyRegistry:
         """End a key for good; raises `UnknownKey`, and `RevokedKey` when that was done before."""
         return self._change("revoke", key_id, {"revoked": True, "revoked_at": time.time()})
 
-    def enable(self, key_id: str) -> None:
-        """Let a disabled key work again; raises `UnknownKey` or `RevokedKey`."""
-        self.change(key_id, enabled=True)
-
-    def disable(self, key_id: str) -> None:
-        """Stop a key until it is enabled; raises `UnknownKey` or `RevokedKey`."""
-        self.change(key_id, enabled=False)
-
     def note_used(self, ids: Iterable[str], at: float) -> None:
         """Note that keys were used, at a time in Unix seconds; ids of keys that there are not are passed over."""
         names = builtins.list(ids)
@@ -180,21 +172,6 @@ class KeyRegistry:
         with key_file_errors(self._path):
             row = self._connection.execute(keyfile.SELECT_USER, (user,)).fetchone()
             return UserState(*map(bool, row or ())), self._count(user)
-
-    def disable_user(self, user: str) -> int:
-        """Suspend a user: all keys, later ones too; return how many there are now, 0 may be a misspelt user."""
-        return self.mark_user(user, suspended=True)
-
-    def enable_user(self, user: str) -> int:
-        """End the suspension of a user; return how many keys there are."""
-        return self.mark_user(user, suspended=False)
-
-    def set_out_of_quota(self, user: str, out_of_quota: bool) -> int:
-        """Record whether a user has used up what was paid; return how many keys there are.
-
-        The store keeps no balances: whoever does calls this.
-        """
-        return self.mark_user(user, out_of_quota=out_of_quota)
 
     def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield what was changed from a time on, in its order."""
