@@ -52,6 +52,11 @@ class Edge:
 
     def start(self) -> None:
         """Start a process and wait until it is ready; raises `ProcessError`."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start a process."""
         self.admin_port = processes.free_port()
         passed = str(self._listening.fileno())
         with (self._directory / f"edge{self._number}.log").open("ab") as log:
@@ -68,6 +73,10 @@ class Edge:
                     **self._environment,
                 },
             )
+
+    def wait_ready(self) -> None:
+        """Return when the process is ready; raises `ProcessError`."""
+        assert self._running is not None, "a process that was started"
         give_up_at = time.monotonic() + _READY_PATIENCE_S
         while not self._is_ready():
             if self._running.poll() is not None or time.monotonic() > give_up_at:

@@ -16,11 +16,15 @@ _PATIENCE_S = 5.0
 
 def main() -> None:
     """Run them."""
-    with socket.create_server(("127.0.0.1", int(os.environ["PORT"])), backlog=4096) as listening:
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", int(os.environ["PORT"])))  # an edge listens, and by then both are there to be counted
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         edges = [Edge(number, ROOT, Path.cwd(), listening) for number in (1, 2)]
         for each in edges:
-            each.start()
+            each.launch()
+        for each in edges:
+            each.wait_ready()
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         for each in edges:
             each.stop(_PATIENCE_S)
