@@ -18,7 +18,7 @@ def main() -> None:
     """Run them."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", int(os.environ["PORT"])))  # an edge listens, and by then both are there to be counted
+        listening.bind(("127.0.0.1", int(os.environ["PORT"])))  # the edges listen: then both can be counted
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         edges = [Edge(number, ROOT, Path.cwd(), listening) for number in (1, 2)]
         for each in edges:
