@@ -21,6 +21,7 @@ from edge.relay.terms import Attempt
 from edge.upstream.endpoints import Lease, Member
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix, read_prefix
+from edge.upstream.queueing import Demand
 
 _SESSION_HEADER: Final = "X-Session-Id"
 _SPEECH = Reads.SPEECH
@@ -48,6 +49,16 @@ class Work:
         prompt = prompt_of(self.envelope, self.body.data, cleaned=head.asked.operation.protocol is MESSAGES)
         owner = b"" if pool.config.share_prefixes else user.encode()
         return await read_prefix(prompt, owner, head.headers.get(_SESSION_HEADER, "").encode())
+
+    def demand(self) -> Demand:
+        """Return what it may take of a pool whose places are all taken."""
+        plan, envelope = self.plan, self.envelope
+        return Demand(
+            envelope.prompt_tokens if plan.counts_prompt else 0,
+            envelope.n * envelope.prompts if plan.counts_answer else 0,
+            envelope.max_tokens,
+            plan.share,
+        )
 
     def attempt(self, exchange: Exchange, lease: Lease, keep: Callable[[str], None] | None) -> Attempt:
         """Return what a member is asked: the client's own bytes, with the splices that it needs."""

@@ -6,6 +6,7 @@ never holds an address of an upstream, a key, a digest, a file's path, a parser'
 """
 
 import enum
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -141,10 +142,11 @@ class UnprocessableRequest(_ClientError, status=422, code="invalid_request_error
 
 
 class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
-    """429: too much at once; `retry_after_s` says when to come back."""
+    """429: too much at once; `retry_after_s` says when to come back, and `wait_s`, of a limit here, when exactly."""
 
     kind = "rate_limit_error"
     origin = Origin.CLIENT
+    wait_s: float = math.inf
 
 
 class UpgradeRequired(_ClientError, status=426, code="websocket_not_supported"):

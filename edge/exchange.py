@@ -51,7 +51,8 @@ class End(enum.Enum):
 class Principal:
     """Who a credential proved to be: the record that every key store yields.
 
-    `user` is the namespace (`u-1100a15812cc`), `expires_at` Unix seconds; `limit` names a table of `[limits]`.
+    `user` is the namespace (`u-1100a15812cc`), `expires_at` Unix seconds; `limit` names a table of `[limits]`;
+    `share` is that of the user in the queue of a pool, None for the one of a limit.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Principal:
     out_of_quota: bool = False
     expires_at: float | None = None
     limit: str | None = None
+    share: int | None = None
 
     def has_expired(self, now: float) -> bool:
         """Return whether it has ended by the Unix time `now`."""

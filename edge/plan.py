@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from edge import errors
+from edge.client.head import Head
 from edge.config.settings import RouteConfig
 from edge.generation import Generation
 from edge.keys.caller import Caller
-from edge.operations import Asked, Reserves
+from edge.limits.lines import NO_PATIENCE, Patience, patience_of
+from edge.operations import Reserves
 from edge.relay.terms import Timeouts
 from edge.routing import HostTable, Match, RouteTable, is_loopback
 from edge.upstream.endpoints import Member
@@ -34,8 +36,9 @@ class Plan:
 
     `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none,
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
-    `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `sent` is what each member is
-    sent, as far as it was asked before.
+    `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `patience` is how long they
+    wait for their limits, `share` that of their user in the pool's queue. `sent` is what each member is sent, as far as
+    it was asked before.
     """
 
     generation: int
@@ -51,6 +54,8 @@ class Plan:
     asks_for_usage: bool = False
     continuous: bool = False
     by_prefix: bool = False
+    patience: Patience = NO_PATIENCE
+    share: int = 1
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:
@@ -61,11 +66,19 @@ class Plan:
         return sent
 
 
-def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, match: Match) -> Plan:
+def plan_for(generation: Generation, head: Head, caller: Caller, model: str, match: Match) -> Plan:
     """Return the plan of requests for a model that the caller may call, whose route is that of `match`."""
-    route, operation, limit = match.route, asked.operation, caller.principal.limit
+    route, operation, limit = match.route, head.asked.operation, caller.principal.limit
     pool = generation.pools[route.pool] if route.pool is not None else None
     is_limited = route.instance is None and (route.limit is not None or limit is not None)
+    patience, share = NO_PATIENCE, 1
+    if pool is not None and pool.config.queue:
+        known = generation.config.limits
+        limits = [known[name] for name in (limit, route.limit) if name is not None and name in known]
+        shares = (caller.principal.share, *(each.share for each in limits))
+        share = next((each for each in shares if each is not None), 1)
+        if is_limited:
+            patience = patience_of(pool, (each.wait_s for each in limits), head.headers.getall("Prefer", ()))
     return Plan(
         generation.number,
         caller,
@@ -80,6 +93,8 @@ def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, m
         (route.metered or route.usage is not None) and operation.takes_usage_options,
         route.name in generation.continuous,
         pool is not None and pool.caches is not None and operation.is_cached,
+        patience,
+        share,
     )
 
 

@@ -37,6 +37,7 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
 from edge.limits.admission import UNLIMITED, Admission
+from edge.limits.lines import Lines
 from edge.operations import HEALTH, STORED_RESPONSE, Operation
 from edge.own_answers import OwnAnswers
 from edge.plan import Plan, decide, plan_for, routes_at
@@ -80,6 +81,7 @@ class Proxy:
     _metrics: Metrics
     _access_log: AccessLog
     _own: OwnAnswers
+    _lines: Lines = field(default_factory=Lines)
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
@@ -124,7 +126,7 @@ class Proxy:
             exchange.stream = envelope.stream
             if plan is None or plan.model != model:
                 table = routes_at(generation.routes, exchange.host, request.connection.peer)
-                plan = head.plan = plan_for(generation, head.asked, caller, model, decide(table, model, caller))
+                plan = head.plan = plan_for(generation, head, caller, model, decide(table, model, caller))
             route = plan.route
             exchange.route = route.name
             if envelope.background and operation.keeps and route.metered:
@@ -137,7 +139,8 @@ class Proxy:
             length = self._catalogue.context_length_of(model, plan.match)
             metering = metering_of(plan, operation, envelope, body, length)
             work = Work(head, plan, envelope, body, metering, keeper, dropped)
-            settlement = self._accept(exchange, plan, work)
+            waits = plan.patience.wait_s
+            settlement = await self._in_line(exchange, plan, work) if waits else self._accept(exchange, plan, work)
             try:
                 exchange.phase = _LEASE
                 await self._forward(request, exchange, work, settlement)
@@ -242,6 +245,14 @@ class Proxy:
                 "The edge cannot record usage right now, try again.", retry_after_s=5
             ) from None
 
+    async def _in_line(self, exchange: Exchange, plan: Plan, work: Work) -> Settlement:
+        """Let a request begin that may wait until its limits have room."""
+        principal = plan.caller.principal
+        whose = plan.route.name, plan.limits, principal.user, principal.id
+        settlement = await self._lines.admit(whose, plan.patience, partial(self._accept, exchange, plan, work))
+        exchange.limit_headers += plan.patience.header
+        return settlement
+
     async def _forward(self, request: Request, exchange: Exchange, work: Work, settlement: Settlement) -> None:
         """Pass the request to an endpoint, or to another one while the budget of retries allows."""
         tried: list[Endpoint] = []
@@ -264,7 +275,8 @@ class Proxy:
                     else:
                         lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await pool.wait(user, prefix)
+                            lease = await pool.wait(user, prefix, work.demand())
+                            settlement.turn = lease.turn
                 except errors.UpstreamUnavailable as unavailable:
                     raise _given_up(exchange, failure or unavailable) from None
                 if lease is None:

@@ -1,23 +1,26 @@
 """What an accepted request owes: its tokens to its limits, and its record to the journal; paid once."""
 
-from typing import Final
+from typing import Any, Final
 
 from edge.exchange import NO_USAGE, End, Exchange, Phase, Usage
 from edge.journal.journal import Journal
 from edge.limits.admission import Permit
+from edge.upstream.queueing import Turn
 
 # An engine that was left before it answered has read the prompt: a limit keeps that, else who leaves early has none.
 _WAIT: Final = Phase.WAIT
+_COMPLETE: Final = End.COMPLETE
 _UNHEARD: Final = (End.CLIENT_GONE, End.FIRST_BYTE_TIMEOUT)
 
 
 class Settlement:
     """The one place where a request is charged and recorded, by the end that its log line and metrics have too.
 
-    `prompt_tokens` is the estimate that counts where the engine was left before it answered.
+    `prompt_tokens` is the estimate that counts where the engine was left before it answered. `turn` is that of a
+    request which waited for its place.
     """
 
-    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id")
+    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id", "turn")
 
     def __init__(self, exchange: Exchange, permit: Permit, journal: Journal, prompt_tokens: int) -> None:
         """Write that the request was accepted; raises `JournalFull`, with nothing written."""
@@ -26,6 +29,7 @@ class Settlement:
         self._permit: Permit | None = permit
         self._journal = journal
         self._prompt_tokens = prompt_tokens
+        self.turn: Turn[Any] | None = None
 
     def settle(self, end: End, usage: Usage = NO_USAGE) -> None:
         """Charge and record, before the last bytes of an answer go; a second call does nothing."""
@@ -35,8 +39,10 @@ class Settlement:
         exchange = self._exchange
         exchange.ended(end)
         exchange.usage = usage
-        tokens = usage.prompt_tokens + usage.completion_tokens
+        prompt_tokens, answer_tokens = usage.prompt_tokens, usage.completion_tokens
         if exchange.phase is _WAIT and exchange.end in _UNHEARD:
-            tokens = self._prompt_tokens
-        permit.charge(tokens, usage.completion_tokens)
+            prompt_tokens, answer_tokens = self._prompt_tokens, 0
+        permit.charge(prompt_tokens + answer_tokens, answer_tokens)
+        if self.turn is not None:
+            self.turn.settle(prompt_tokens, answer_tokens, complete=exchange.end is _COMPLETE)
         self._journal.close_record(exchange, self._record_id)

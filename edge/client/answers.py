@@ -13,6 +13,7 @@ from edge.protocols import OPENAI, Protocol
 CORS: Final = (
     b"access-control-allow-origin: *\r\n"
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, "
+    b"preference-applied, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )

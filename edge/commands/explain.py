@@ -273,8 +273,8 @@ def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> 
 def _described(limit: LimitConfig | None) -> str:
     if limit is None:
         return "not in the file, so none"
-    values = ((setting.key, getattr(limit, setting.field)) for setting in settings_of(LimitConfig))
-    return ", ".join(f"{name} {value}" for name, value in values if value is not None)
+    values = ((setting, getattr(limit, setting.field)) for setting in settings_of(LimitConfig))
+    return ", ".join(f"{each.key} {each.write(value)}" for each, value in values if value is not None)
 
 
 def _contest(

@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lifetime = checked(parse_lifetime)
     create.add_argument("--expires", type=lifetime, metavar="TIME", help="a lifetime such as 12h or 30d")
     create.add_argument("--limit", metavar="NAME", help="a table of [limits]")
+    create.add_argument(
+        "--share", type=int, metavar="N", help="of the tokens in the queue of a pool: 1 to 1000; default: its limit's"
+    )
     verb("init", "say that the store is whole as it is: a new one without keys, or a Redis whose keys are back", _init)
     listing = verb("list", "show the keys, never the secrets", _list_keys, json=True)
     listing.add_argument("--user", metavar="U", help="of this user only")
@@ -129,7 +132,7 @@ def _create_key(registry: Registry, parsed: argparse.Namespace) -> None:
         raise ValueError(f"there is no limit {parsed.limit!r} in {parsed.config}: use {', '.join(limits) or 'none'}")
     key, record = registry.create(
         parsed.user, parsed.name,
-        allow=parsed.allow, deny=parsed.deny, expires_in_s=parsed.expires, limit=parsed.limit,
+        allow=parsed.allow, deny=parsed.deny, expires_in_s=parsed.expires, limit=parsed.limit, share=parsed.share,
     )  # fmt: skip
     _show_key(key, record, parsed)
     if isinstance(registry, RedisRegistry) and not registry.is_marked:

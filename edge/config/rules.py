@@ -162,7 +162,7 @@ def check_route(
     """Refuse a route that leads nowhere, or that shows or limits what it cannot; warn of answers with another name."""
     _check_pattern(route, table)
     _check_hosts(route, table)
-    _check_limit(route, table, limits)
+    _check_limit(route, table, limits, pools)
     _check_target(route, table, pools)
     _check_instance_settings(route, table)
     _check_instance_names(route, table)
@@ -189,13 +189,23 @@ def _check_hosts(route: settings.RouteConfig, table: Table) -> None:
             table.reader.problem(at, f'"{exclusion}" excludes all of it: remove one of the two')
 
 
-def _check_limit(route: settings.RouteConfig, table: Table, limits: Mapping[str, settings.LimitConfig]) -> None:
+def _check_limit(
+    route: settings.RouteConfig,
+    table: Table,
+    limits: Mapping[str, settings.LimitConfig],
+    pools: Mapping[str, settings.PoolConfig],
+) -> None:
     """Refuse a limit that is none, and what instances do not have: their owners pay for them by the hour."""
     for key, is_set in (("metered", route.metered), ("limit", route.limit is not None)):
         if is_set and route.instance is not None:
             table.problem(key, f"instances are recorded, never {key if key == 'metered' else 'limited'}: remove it")
-    if route.limit is not None and route.instance is None and route.limit not in limits:
+    if route.limit is None or route.instance is not None:
+        return
+    if route.limit not in limits:
         _refuse_unknown(table, "limit", route.limit, limits, "what it limits")
+    elif limits[route.limit].wait_s and (pool := pools.get(route.pool or "")) is not None and not pool.queue:
+        what = f"its wait does nothing with the pool {pool.name!r}, which has no queue"
+        table.reader.warn((*table.at, "limit"), f"{what}: write queue in [{dotted(('pools', pool.name))}]")
 
 
 def _check_target(route: settings.RouteConfig, table: Table, pools: Mapping[str, settings.PoolConfig]) -> None:

@@ -232,6 +232,15 @@ class LimitConfig:
     concurrent_requests: Annotated[int | None, kinds.count(
         "Requests at once. Absent: no limit. A stream counts for as long as it runs.", 10**6, example=8, among="some"
     )] = None
+    wait_s: Annotated[float | None, kinds.duration(
+        "How long a request that is over the limit waits for its turn before it gets a 429; `Prefer: wait=20` of a "
+        'client asks for another time, up to a minute. Absent: none waits that does not ask for it; "0s": none at all. '
+        "It waits as one of the `queue` of the pool, and never without one. Too long a time outlasts clients.",
+        zero=True, example="20s")] = None
+    share: Annotated[int | None, kinds.count(
+        "The tokens that a user is given in the queue of a pool, against those of others who wait there. Absent: 1. "
+        "A key may have a share of its own; that of the key's limit goes before that of the route's.",
+        1000, example=4)] = None
 
 
 # What pools and routes with an instance have both, declared once.

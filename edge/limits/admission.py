@@ -412,11 +412,13 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
     wait_s, reason = max(reasons)
     free_in_s = int(wait_s + _ROUNDING_S) + 1
     lines = _headers(limits, held, elapsed_s).decode().splitlines()
-    return RateLimited(
+    refusal = RateLimited(
         f"Rate limit reached for {reason}. Try again in {free_in_s} s.",
         retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
         headers=tuple((name, value) for name, _, value in (line.partition(": ") for line in lines)),
     )
+    refusal.wait_s = wait_s
+    return refusal
 
 
 def _wait_s(previous: int, current: int, room: int, elapsed_s: float) -> float:

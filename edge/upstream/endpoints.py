@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -22,6 +22,7 @@ from edge.tls import client_tls
 from edge.upstream.cache_aware import Seat, Ticket
 from edge.upstream.engines import ENGINES
 from edge.upstream.health import CHECKS, Health, Verdict
+from edge.upstream.queueing import Turn
 from edge.wire.connections import ConnectionPool, Shortage
 from edge.wire.http1 import request_head
 
@@ -177,14 +178,18 @@ class Member:
 
 
 class Lease:
-    """One endpoint for one attempt; counted in flight while it is held. `ticket` is of a prompt in a line."""
+    """One endpoint for one attempt; counted in flight while it is held. `ticket` is of a prompt in a line.
 
-    __slots__ = ("_era", "_user", "endpoint", "member", "ticket")
+    `turn` is what it was waited for by, which whoever holds it settles.
+    """
+
+    __slots__ = ("_era", "_user", "endpoint", "member", "ticket", "turn")
 
     def __init__(self, member: Member, user: str = "", ticket: Ticket | None = None) -> None:
         self.member = member
         self.endpoint = member.endpoint
         self.ticket = ticket
+        self.turn: Turn[Any] | None = None
         self._user = user
         self._era = -1  # of the endpoint's health; -1 until it is held
 

@@ -13,7 +13,7 @@ from edge.upstream.balancing import least_loaded, round_robin
 from edge.upstream.cache_aware import CacheAware
 from edge.upstream.endpoints import Endpoint, Lease, Member
 from edge.upstream.prefixes import Prefix
-from edge.upstream.queueing import DrainRate, FairQueue
+from edge.upstream.queueing import DEMANDS_NOTHING, Demand, DrainRate, FairQueue, Turn
 
 _MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
 _MIN_RETRIES: Final = 3  # at once, whatever the budget: else a quiet pool could never retry (Envoy's default)
@@ -42,6 +42,7 @@ class Pool:
         self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
         self._forget_others()
         self.retrying = 0
+        self.held = 0  # requests that wait for their limits, and count as those that wait for a place
         self._waiting: FairQueue[_Place] = FairQueue()
         self._drain = DrainRate()
         self._poll: asyncio.TimerHandle | None = None
@@ -84,7 +85,12 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Requests that wait for a place."""
-        return len(self._waiting)
+        return len(self._waiting) + self.held
+
+    @property
+    def has_room_to_wait(self) -> bool:
+        """Whether one more request may wait."""
+        return self.waiting < self.config.queue
 
     def lease(self, tried: Iterable[Endpoint] = (), prefix: Prefix | None = None, user: str = "") -> Lease | None:
         """Return a lease of an endpoint that was not tried; None: all are full. `prefix` is that of the prompt, if any.
@@ -135,13 +141,15 @@ class Pool:
         choose = round_robin if self.config.balance == "round-robin" else least_loaded
         return Lease(choose(members), user)
 
-    async def wait(self, user: str, prefix: Prefix | None = None) -> Lease:
+    async def wait(self, user: str, prefix: Prefix | None = None, demand: Demand = DEMANDS_NOTHING) -> Lease:
         """Return a lease, counted already, as soon as an endpoint has room and it is the turn of `user`.
+
+        Its `turn` is to be settled by what the request uses in the end.
 
         Raises: `UpstreamUnavailable` when too many wait, or this one has for too long.
         """
         loop = asyncio.get_running_loop()
-        if len(self._waiting) >= self.config.queue:
+        if not self.has_room_to_wait:
             raise self._busy(loop.time())
         place = _Place(loop.create_future(), user, prefix)
         if not self._waiting:
@@ -149,15 +157,15 @@ class Pool:
             self._poll = loop.call_later(_POLL_S, self._poll_again)
             for member in self.members:
                 member.endpoint.waiting[self] = None
-        self._waiting.push(user, place)
+        turn = self._waiting.push(user, place, demand)
         try:
             async with asyncio.timeout(self.config.queue_timeout_s):
                 return await place.granted
         except TimeoutError:
-            self._leave(place)
+            self._leave(turn)
             raise self._busy(loop.time()) from None
         except asyncio.CancelledError:
-            self._leave(place)
+            self._leave(turn)
             raise
 
     def grant(self) -> None:
@@ -165,15 +173,20 @@ class Pool:
         while self._waiting:
             if not self._with_room(self._admitted(())):
                 return
-            place = self._waiting.pop_for(self._has_room)
-            if place is None:
+            now = self.members[0].endpoint.connections.loop.time()
+            turn = self._waiting.pop(now, self._has_room)
+            if turn is None:
                 return
-            if not place.granted.done():  # its request was cancelled, and is about to leave
-                members = self._with_room(self._admitted((), place.user))
-                lease = self._lease(members, place.prefix, place.user)
-                lease.hold()
-                place.granted.set_result(lease)
-                self._drain.note(place.granted.get_loop().time())
+            place = turn.item
+            if place.granted.done():  # its request was cancelled, and is about to leave
+                turn.cancel()
+                continue
+            members = self._with_room(self._admitted((), place.user))
+            lease = self._lease(members, place.prefix, place.user)
+            lease.turn = turn
+            lease.hold()
+            place.granted.set_result(lease)
+            self._drain.note(now)
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
@@ -187,16 +200,18 @@ class Pool:
         self._poll = asyncio.get_running_loop().call_later(_POLL_S, self._poll_again)
         self.grant()
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, turn: Turn[_Place]) -> None:
         """Take a request out that waits no more; a place it was given already goes to the next."""
-        self._waiting.remove(place)
+        place = turn.item
+        self._waiting.remove(turn)
+        turn.cancel()
         if place.granted.done() and not place.granted.cancelled():
             with place.granted.result():
                 pass
         self.grant()
 
     def _busy(self, now: float) -> UpstreamUnavailable:
-        wait_s = min(math.ceil(self._drain.wait_s(len(self._waiting), now)), _LONGEST_RETRY_AFTER_S)
+        wait_s = min(math.ceil(self._drain.wait_s(self.waiting, now)), _LONGEST_RETRY_AFTER_S)
         return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
     def _admitted(self, tried: Iterable[Endpoint], user: str = "") -> list[Member]:

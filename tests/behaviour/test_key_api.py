@@ -50,16 +50,17 @@ def at(**ahead: int) -> str:
 
 async def test_key_is_made_shown_changed_and_revoked(edge: Edge, console: KeyClient) -> None:
     """Each change holds with the answer: the process that made it need not hear of it."""
-    made = await console.create(name="laptop", allow=["public/*"], limit="standard", expires_at=at(days=30))
+    made = await console.create(name="laptop", allow=["public/*"], limit="standard", share=4, expires_at=at(days=30))
     key = made.pop("key")
     assert key.startswith("sk-")
     shown = await console.ask("GET", f"/keys/{made['id']}")
     assert (shown.status, shown.body) == (200, made)
-    assert (made["name"], made["allow"], made["limit"], made["user"]) == (
+    assert (made["name"], made["allow"], made["limit"], made["user"], made["share"]) == (
         "laptop",
         ["public/*"],
         "standard",
         "u-console",
+        4,
     )
     assert await status_of(edge, key) == 200
     for change, status in (
@@ -255,6 +256,7 @@ async def test_token_of_a_reloaded_file_holds_at_once(edge: Edge, console: KeyCl
         ({"user": "u-a", "name": "a\nb"}, "one line"),
         ({"user": "u-a", "allow": ["a b"]}, "pattern"),
         ({"user": "u-a", "limit": "none"}, "no limit of that name"),
+        ({"user": "u-a", "share": 0}, ">= 1"),
         ({"user": "u-a", "expires_at": "tomorrow"}, "expires_at"),
         ({"user": "u-a", "expires_at": "2030-01-01T00:00:00"}, "expires_at"),
         ({"user": "u-a", "expires_at": "2020-01-01T00:00:00Z"}, "more than 0 s"),

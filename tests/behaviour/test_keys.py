@@ -447,5 +447,9 @@ def test_limit_of_a_key_must_be_one_of_the_file(tmp_path: Path) -> None:
     command = ("keys", "create", "--user", USER, "--json", "--limit")
     made = command_here(*command, "small", cwd=tmp_path)
     assert json.loads(made.out)["limit"] == "small"
+    shared = command_here(*command, "small", "--share", "4", cwd=tmp_path)
+    assert json.loads(shared.out)["share"] == 4
+    refused = command_here(*command, "small", "--share", "0", cwd=tmp_path)
+    assert (refused.code, "1 to 1000" in refused.err) == (1, True)
     refused = command_here(*command, "smal", cwd=tmp_path)
     assert (refused.code, refused.err) == (1, "edge: there is no limit 'smal' in routes.toml: use small\n")

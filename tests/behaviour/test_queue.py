@@ -27,15 +27,16 @@ def routes(*urls: str, pool: str) -> str:
 class Held:
     """An upstream's script that answers each request at its turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes = OK) -> None:
         self.arrived: asyncio.Queue[tuple[str, asyncio.Event]] = asyncio.Queue()
+        self._answer = answer
 
     async def __call__(self, connection: ScriptedConnection) -> None:
         request_id = json.loads(connection.request.partition(b"\r\n\r\n")[2]).get("user", "")
         turn = asyncio.Event()
         self.arrived.put_nowait((request_id, turn))
         await turn.wait()
-        await connection.send(OK)
+        await connection.send(self._answer)
 
     async def next(self) -> tuple[str, asyncio.Event]:
         async with asyncio.timeout(PATIENCE_S):
@@ -294,3 +295,147 @@ async def test_request_that_waited_and_cannot_be_sent_gives_its_place_back(
     (await held.next())[1].set()
     assert [(await client.response())[0] for client in clients] == [200, 500, 200]
     await edge.consistent()
+
+
+# --- by tokens, and with shares
+
+
+async def test_places_go_by_what_requests_used_and_by_the_share_of_the_key(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
+) -> None:
+    """The user whose answer took 5,000 tokens waits until a share of four has had 20,000."""
+    usage = b'{"usage":{"prompt_tokens":5000,"completion_tokens":0,"total_tokens":5000}}'
+    held = Held(OK.replace(b"length: 2\r\n\r\n{}", b"length: %d\r\n\r\n%b" % (len(usage), usage)))
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool='max_inflight = 1\nqueue = 50\nqueue_timeout = "1m"'))
+    with KeyRegistry(edge.keys_path) as registry:
+        four, _ = registry.create("u-four", share=4)
+        one, _ = registry.create("u-one")
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    clients = [await send(edge, "one", key=one)]
+    await queue.holds(edge, 1)
+    clients += [await send(edge, "four", key=four) for _ in range(10)]
+    await queue.holds(edge, 11)
+    clients += [await send(edge, "one", key=one) for _ in range(3)]
+    await queue.holds(edge, 14)
+    turn.set()
+    order = []
+    for _ in clients:
+        name, turn = await held.next()
+        order.append(name)
+        turn.set()
+    assert [(await client.response())[0] for client in (first, *clients)] == [200] * 15
+    assert order[0] == "one"
+    assert order[1:6].count("four") >= 4
+    assert order[:11].count("four") == 8
+    await edge.consistent()
+
+
+# --- over a limit
+
+
+WAITS = """
+[limits.standard]
+requests_per_minute = 1
+{wait}
+[pools.p]
+endpoints = ["{url}"]
+max_inflight = 4
+queue = 2
+[routes."public/deepseek-r1"]
+pool = "p"
+limit = "standard"
+"""
+
+
+@pytest.fixture
+def minute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Edge, float], None]:
+    """Let time pass for the limits of an edge."""
+
+    def pass_(edge: Edge, seconds: float) -> None:
+        clock = edge.server.admission.clock
+        edge.server.admission.clock = lambda: clock() + seconds
+
+    return pass_
+
+
+async def ask_with(edge: Edge, prefer: str, request_id: str = "r") -> RawClient:
+    client = await edge.connect()
+    client.send(edge.request(BODY, headers=(f"x-request-id: {request_id}", *([f"prefer: {prefer}"] if prefer else []))))
+    return client
+
+
+@pytest.mark.parametrize(("wait", "prefer"), [('wait = "200s"', ""), ('wait = "200s"', "wait=190"), ("", "wait=55")])
+async def test_request_over_its_limit_waits_for_it_and_says_whose_wish_that_is(
+    start_edge: StartEdge,
+    simulator: Simulator,
+    queue: Queue,
+    minute: Callable[[Edge, float], None],
+    wait: str,
+    prefer: str,
+) -> None:
+    edge = await start_edge(WAITS.format(wait=wait, url=simulator.url))
+    minute(edge, 110 - edge.server.admission.clock() % 60)  # at most ten seconds of the minute are to be waited for
+    assert (await (await ask_with(edge, "")).response())[0] == 200
+    minute(edge, 60.0)
+    client = await ask_with(edge, prefer)
+    async with asyncio.timeout(PATIENCE_S):
+        while waiting(edge) != 1:
+            await asyncio.sleep(0)
+    assert edge.server.proxy.in_flight == 1
+    minute(edge, 60.0)
+    status, headers, _ = await client.response()
+    assert (status, headers.get("preference-applied")) == (200, prefer or None)
+    assert headers["x-ratelimit-limit-requests"] == "1"
+    await edge.consistent()
+
+
+@pytest.mark.parametrize(("wait", "prefer"), [("", ""), ('wait = "0s"', "wait=60"), ('wait = "200s"', "wait=0")])
+async def test_request_that_nobody_lets_wait_gets_its_429_at_once(
+    start_edge: StartEdge, simulator: Simulator, wait: str, prefer: str
+) -> None:
+    edge = await start_edge(WAITS.format(wait=wait, url=simulator.url))
+    assert (await (await ask_with(edge, prefer)).response())[0] == 200
+    status, headers, _ = await (await ask_with(edge, prefer)).response()
+    assert status == 429
+    assert 1 <= int(headers["retry-after"]) <= 60
+
+
+async def test_who_leaves_while_it_waits_for_its_limit_is_gone_and_more_than_the_queue_holds_are_refused(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(WAITS.format(wait='wait = "200s"', url=simulator.url))
+    assert (await (await ask_with(edge, "")).response())[0] == 200
+    clients = [await ask_with(edge, "", f"r{number}") for number in range(2)]
+    async with asyncio.timeout(PATIENCE_S):
+        while waiting(edge) != 2:
+            await asyncio.sleep(0)
+    assert (await (await ask_with(edge, "wait=190")).response())[0] == 429
+    for client in clients:
+        client.abort()
+    async with asyncio.timeout(PATIENCE_S):
+        while waiting(edge) or edge.server.proxy.in_flight:
+            await asyncio.sleep(0)
+    await edge.consistent()
+    ends = {line["request_id"]: line["end"] for line in await edge.log()}
+    assert (ends["r0"], ends["r1"]) == ("client_gone", "client_gone")
+    assert len(edge.records()) == 1, "who waited was not accepted"
+
+
+async def test_a_stop_waits_for_those_who_wait_for_their_limit_and_cuts_them_in_the_end(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(WAITS.format(wait='wait = "200s"', url=simulator.url), server='drain_timeout = "50ms"')
+    assert (await (await ask_with(edge, "")).response())[0] == 200
+    client = await ask_with(edge, "", "waits")
+    async with asyncio.timeout(PATIENCE_S):
+        while waiting(edge) != 1:
+            await asyncio.sleep(0)
+    edge.server.stop()
+    async with asyncio.timeout(PATIENCE_S):
+        while edge.server.proxy.in_flight:
+            await asyncio.sleep(0.01)
+    ends = {line["request_id"]: line["end"] for line in await edge.log()}
+    assert ends["waits"] == "drained"
+    client.abort()

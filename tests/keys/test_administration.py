@@ -58,17 +58,23 @@ async def test_what_is_changed_is_what_the_edge_looks_up(config: KeysConfig, reg
     store = key_store(config)
     await store.open()
     try:
-        key, made = registry.create(USER, "ci", allow=["public/*"], limit="standard", expires_in_s=3600)
+        key, made = registry.create(USER, "ci", allow=["public/*"], limit="standard", share=4, expires_in_s=3600)
         found = await store.look_up(hash_key(key), key)
         assert found is not None
         assert (found.id, found.name, found.allow, found.limit) == (made.id, "ci", ("public/*",), "standard")
+        assert found.share == 4
         assert found.expires_at == pytest.approx(made.expires_at)
         registry.change(made.id, name="new", allow=[], deny=["public/x"], enabled=False, expires_at=None, limit=None)
+        registry.change(made.id, share=None)
         registry.mark_user(USER, suspended=True)
         found = await store.look_up(hash_key(key), key)
         assert found is not None
         assert (found.name, found.allow, found.deny, found.enabled) == ("new", (), ("public/x",), False)
-        assert (found.expires_at, found.limit, found.suspended) == (None, None, True)
+        assert (found.expires_at, found.limit, found.suspended, found.share) == (None, None, True, None)
+        assert registry.change(made.id, share=9).share == 9
+        found = await store.look_up(hash_key(key), key)
+        assert found is not None
+        assert found.share == 9
         registry.revoke(made.id)
         assert await store.look_up(hash_key(key), key) is None
     finally:
@@ -105,7 +111,9 @@ def test_revoked_key_stays_to_be_seen_and_cannot_be_changed(registry: Registry) 
 
 
 def test_rotated_key_has_a_successor_like_it_and_ends_after_its_grace(registry: Registry) -> None:
-    _, old = registry.create(USER, "ci", allow=["public/*"], deny=["public/x"], limit="standard", expires_in_s=7200)
+    _, old = registry.create(
+        USER, "ci", allow=["public/*"], deny=["public/x"], limit="standard", share=3, expires_in_s=7200
+    )
     key, new = registry.rotate(old.id, 3600)
     before = registry.find(old.id)
     assert before.replaced_by == new.id != old.id
@@ -115,6 +123,7 @@ def test_rotated_key_has_a_successor_like_it_and_ends_after_its_grace(registry: 
     assert before.expires_at == pytest.approx(new.created_at + 3600, abs=1)
     assert new.expires_at - new.created_at == pytest.approx(7200)
     assert (new.user, new.name, new.allow, new.deny, new.limit) == (USER, "ci", old.allow, old.deny, "standard")
+    assert new.share == 3
     assert key.startswith("sk-")
     with pytest.raises(Unchangeable, match=f"rotate {new.id}"):
         registry.rotate(old.id, 0)

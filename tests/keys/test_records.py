@@ -23,10 +23,11 @@ def test_whole_record() -> None:
     record = {
         **LEAST, "name": "laptop", "allow": ["public/*", f"{USER}/**"], "deny": ["public/glm*"], "enabled": False,
         "suspended": True, "out_of_quota": True, "expires_at": 1060, "limit": "standard",
+        "share": 4,
     }  # fmt: skip
     assert principal_of(record) == Principal(
         "key_1", USER, "laptop", ("public/*", f"{USER}/**"), ("public/glm*",),
-        enabled=False, suspended=True, out_of_quota=True, expires_at=1060.0, limit="standard",
+        enabled=False, suspended=True, out_of_quota=True, expires_at=1060.0, limit="standard", share=4,
     )  # fmt: skip
     assert user_state_of(record) == UserState(suspended=True, out_of_quota=True)
 
@@ -49,6 +50,10 @@ def test_whole_record() -> None:
         ({"enabled": "yes"}, "true or false as enabled"),
         ({"suspended": 0}, "true or false as suspended"),
         ({"out_of_quota": ""}, "true or false as out_of_quota"),
+        ({"share": 0}, "1 to 1000 as share"),
+        ({"share": 1001}, "1 to 1000 as share"),
+        ({"share": True}, "1 to 1000 as share"),
+        ({"share": "many"}, "1 to 1000 as share"),
         ({"expires_at": "soon"}, "Unix seconds as expires_at"),
         ({"expires_at": True}, "Unix seconds as expires_at"),
         ({"expires_at": -1}, "Unix seconds as expires_at"),

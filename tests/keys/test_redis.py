@@ -24,11 +24,11 @@ def test_least_record() -> None:
 def test_whole_record() -> None:
     facts = {
         **LEAST, "name": "laptop", "allow": "public/* u-1100a15812cc/**", "deny": "public/glm*", "enabled": "0",
-        "expires_at": "1060.5", "limit": "standard", "unknown": "field",
+        "expires_at": "1060.5", "limit": "standard", "share": "4", "unknown": "field",
     }  # fmt: skip
     assert principal_of(record_of(facts)) == Principal(
         "key_1", USER, "laptop", ("public/*", "u-1100a15812cc/**"), ("public/glm*",),
-        enabled=False, expires_at=1060.5, limit="standard",
+        enabled=False, expires_at=1060.5, limit="standard", share=4,
     )  # fmt: skip
 
 

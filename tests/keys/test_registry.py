@@ -70,6 +70,7 @@ def test_record_in_json_has_its_fields_in_order_and_times_in_utc(registry: KeyRe
         ("out_of_quota", False),
         ("expires_at", "2023-11-14T23:13:20Z"),
         ("limit", None),
+        ("share", None),
         ("created_at", "2023-11-14T22:13:20Z"),
         ("last_used_at", None),
         ("revoked", False),

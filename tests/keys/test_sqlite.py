@@ -268,7 +268,8 @@ def test_emptied_wal_is_no_change(path: Path) -> None:
         "UPDATE keys SET enabled = 0",
         "UPDATE keys SET digest = x'00'",
         "DELETE FROM keys",
-        "INSERT INTO keys SELECT id || 'x', x'01', user, name, '', '', 1, 0, NULL, NULL, 0.0, 0, NULL, NULL FROM keys",
+        "INSERT INTO keys (id, digest, user, name, allow, deny, created_at, revision)"
+        " SELECT id || 'x', x'01', user, name, '', '', 0.0, 0 FROM keys",
         "INSERT INTO users (user, suspended, revision) VALUES ('u-1', 1, 0)",
         "DELETE FROM users",
     ],
@@ -297,7 +298,7 @@ def test_file_of_the_first_schema_is_brought_up_to_date_with_its_keys(path: Path
             old.execute(f"DROP TRIGGER {name}")
         for table in ("audit", "requests", "uses"):
             old.execute(f"DROP TABLE {table}")
-        for column in ("revoked_at", "replaced_by"):
+        for column in ("revoked_at", "replaced_by", "share"):
             old.execute(f"ALTER TABLE keys DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     file = _KeyFile(path)

@@ -25,6 +25,7 @@ import orjson
 from edge.config.values import seconds
 from edge.exchange import Principal
 from edge.keys.stores.protocol import UserState, hash_key
+from edge.keys.stores.records import MOST_SHARE
 from edge.names import check_pattern, is_dns_label
 
 KEY_ID: Final = re.compile(r"key_[a-z0-9]{12}")
@@ -94,6 +95,7 @@ class KeyOptions(TypedDict, total=False):
     deny: Sequence[str]
     expires_in_s: float | None
     limit: str | None
+    share: int | None
 
 
 class KeyChanges(TypedDict, total=False):
@@ -105,6 +107,7 @@ class KeyChanges(TypedDict, total=False):
     enabled: bool
     expires_at: float | None
     limit: str | None
+    share: int | None
 
 
 class UserMarks(TypedDict, total=False):
@@ -221,12 +224,13 @@ def new_key(
     if lifetime_s is not None and not 0 < lifetime_s <= _LONGEST_LIFETIME_S:
         raise ValueError("a key lives for more than 0 s and at most 100 years: leave its end out for one without end")
     allow, deny, limit = tuple(options.get("allow", ())), tuple(options.get("deny", ())), options.get("limit")
-    check_changes({"name": name, "allow": allow, "deny": deny})
+    share = options.get("share")
+    check_changes({"name": name, "allow": allow, "deny": deny, "share": share})
     created_at = now()
     expires_at = None if lifetime_s is None else created_at + lifetime_s
     record = KeyRecord(
         "key_" + _random(_ID_ALPHABET, 12), user, name, allow, deny,
-        expires_at=expires_at, limit=limit or None, created_at=created_at,
+        expires_at=expires_at, limit=limit or None, share=share, created_at=created_at,
     )  # fmt: skip
     return key or "sk-" + _random(_KEY_ALPHABET, _KEY_LENGTH), record
 
@@ -246,7 +250,8 @@ def successor(old: KeyRecord, now: float, key: str = "") -> tuple[str, KeyRecord
         raise Unchangeable(f"{old.id} is disabled: enable it before it is rotated")
     begun = now if old.created_at is None else old.created_at
     lifetime_s = None if old.expires_at is None else max(old.expires_at - begun, 1.0)
-    options: KeyOptions = {"allow": old.allow, "deny": old.deny, "limit": old.limit, "expires_in_s": lifetime_s}
+    options: KeyOptions = {"allow": old.allow, "deny": old.deny, "limit": old.limit, "share": old.share}
+    options["expires_in_s"] = lifetime_s
     return new_key(old.user, old.name, now=lambda: now, key=key, **options)
 
 
@@ -270,6 +275,9 @@ def check_changes(changes: KeyChanges) -> None:
         raise ValueError(f"a key has at most {_MOST_PATTERNS} patterns: allow more at once with * and **")
     for pattern in patterns:
         check_pattern(pattern)
+    share = changes.get("share")
+    if share is not None and not 1 <= share <= MOST_SHARE:
+        raise ValueError(f"a key's share is a whole number of 1 to {MOST_SHARE}: leave it out for that of its limit")
 
 
 def check_user(user: str) -> None:
@@ -337,8 +345,8 @@ def audit_line(actor: Actor, action: str, at: float, user: str, key_id: str, cha
 
 def facts_of(record: KeyRecord) -> dict[str, Any]:
     """Return what the audit notes of a key that is made: all but what is as it is of most."""
-    facts = {"name": record.name, "allow": record.allow, "deny": record.deny, "limit": record.limit}
-    return {name: value for name, value in (facts | {"expires_at": record.expires_at}).items() if value}
+    names = ("name", "allow", "deny", "limit", "share", "expires_at")
+    return {name: value for name in names if (value := getattr(record, name))}
 
 
 def rfc_3339(unix_s: float, precision: str = "seconds") -> str:

@@ -3,7 +3,7 @@
 The key is sent as the form field `token` (section 2.1), so the server should be reached over TLS. It answers JSON:
 
 - RFC 7662: `{"active": true, "sub": "u-1100a15812cc", "exp": 1763000000, "jti": "key_1"}`; `sub` is the user. `name`,
-  `allow_models`, `deny_models`, `enabled`, `suspended`, `out_of_quota` and `limit` may stand beside it.
+  `allow_models`, `deny_models`, `enabled`, `suspended`, `out_of_quota`, `limit` and `share` may stand beside it.
 - the platform: `{"is_valid": true, "user_id": "u-...", "api_key_id": "...", "allow_models": [], "deny_models": []}`.
 
 A refusal is `"active": false` or `"is_valid": false` with status 200, and nothing else: whatever cannot be understood

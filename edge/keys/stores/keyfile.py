@@ -87,11 +87,12 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX requests_by_time ON requests (at)",
     ),
+    ("ALTER TABLE keys ADD COLUMN share INTEGER",),  # of the tokens in the queue of a pool; NULL: that of a limit
 )
 
 _COLUMNS: Final = """
     keys.id, keys.user, keys.name, keys.allow, keys.deny, keys.enabled,
-    coalesce(users.suspended, 0), coalesce(users.out_of_quota, 0), keys.expires_at, keys.limit_name
+    coalesce(users.suspended, 0), coalesce(users.out_of_quota, 0), keys.expires_at, keys.limit_name, keys.share
 """
 SELECT_RECORD = f"""
     SELECT {_COLUMNS} FROM keys LEFT JOIN users ON users.user = keys.user WHERE NOT keys.revoked
@@ -103,7 +104,7 @@ SELECT_KEY: Final = f"""
     FROM keys LEFT JOIN users ON users.user = keys.user LEFT JOIN uses ON uses.id = keys.id WHERE
 """
 _FIELDS: Final = (
-    "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit",
+    "id", "user", "name", "allow", "deny", "enabled", "suspended", "out_of_quota", "expires_at", "limit", "share",
     "created_at", "last_used_at", "revoked", "revoked_at", "replaced_by",
 )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The one reader of a record of a key. Each store turns its own notation into these fields and values.
 
 `id` and `user` are text, `name` and `limit` text or None, `allow` and `deny` lists of patterns or None, `enabled`,
-`suspended` and `out_of_quota` true or false, `expires_at` Unix seconds or None. All but the first two may be missing,
-and fields of other names are left alone.
+`suspended` and `out_of_quota` true or false, `expires_at` Unix seconds or None, `share` 1 to 1000 or None. All but the
+first two may be missing, and fields of other names are left alone.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from edge.exchange import Principal
 from edge.keys.stores.protocol import UserState
 from edge.names import is_dns_label, is_pattern
 
+MOST_SHARE: Final = 1000
 _MAX_ID_LENGTH: Final = 256  # it stands in every log line and usage record
 
 
@@ -34,6 +35,7 @@ def principal_of(record: Mapping[str, Any]) -> Principal:
         out_of_quota=state.out_of_quota,
         expires_at=_time(record, "expires_at"),
         limit=_text(record, "limit") or None,
+        share=_share(record),
     )
 
 
@@ -63,6 +65,13 @@ def _time(record: Mapping[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"something else than Unix seconds as {name}")
     return float(value)
+
+
+def _share(record: Mapping[str, Any]) -> int | None:
+    value = record.get("share")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SHARE):
+        raise ValueError(f"something else than 1 to {MOST_SHARE} as share")
+    return value
 
 
 def _patterns(record: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ Redis without it has lost its keys, and is down. One that has keys and no `edge:
 before there were versions, and gets it from that edge.
 
 `edge:key:` and the SHA-256 of the key in hex names a hash of `id` and `user`, and of `name`, `allow` and `deny`
-(patterns with a space between two), `enabled` (0 or 1), `expires_at` (Unix seconds) and `limit` where they are needed.
+(patterns with a space between two), `enabled` (0 or 1), `expires_at` (Unix seconds), `limit` and `share` where they
+are needed.
 `edge:user:` and the user names a hash of `suspended` and `out_of_quota` (0 or 1). Whoever changes one publishes on
 `edge:keys` (see `keys/revocations.py`), after the change. Publishing knows no databases: one Redis, one set of keys.
 """
@@ -239,6 +240,9 @@ def record_of(facts: Mapping[str, str]) -> dict[str, Any]:
     record["expires_at"] = facts.get("expires_at") or None
     with contextlib.suppress(TypeError, ValueError):
         record["expires_at"] = float(record["expires_at"])
+    record["share"] = facts.get("share") or None
+    with contextlib.suppress(TypeError, ValueError):
+        record["share"] = int(record["share"])
     return record | flags_of(facts, "enabled")
 
 

@@ -42,7 +42,7 @@ _REVOKED: Final = "edge:revoked:"
 _USED: Final = "edge:used"
 _AUDIT: Final = "edge:audit"
 _REQUEST: Final = "edge:request:"
-_OF_A_NEW_KEY: Final = ("id", "user", "name", "allow", "deny", "expires_at", "limit", "created_at")
+_OF_A_NEW_KEY: Final = ("id", "user", "name", "allow", "deny", "expires_at", "limit", "share", "created_at")
 _A_STEP: Final = 500  # keys that are read at once
 _SCAN_COUNT: Final = 1000
 
@@ -373,6 +373,8 @@ def _facts_of(values: Mapping[str, Any]) -> dict[str, str]:
             facts[name] = str(int(value))
         elif isinstance(value, str):
             facts[name] = value
+        elif isinstance(value, int):
+            facts[name] = str(value)
         else:
             facts[name] = "" if value is None else str(value) if isinstance(value, float) else " ".join(value)
     return facts

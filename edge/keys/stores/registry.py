@@ -194,6 +194,7 @@ class KeyRegistry:
         row = {
             **{"id": record.id, "digest": hash_key(key), "user": record.user, "name": record.name},
             **{"allow": " ".join(record.allow), "deny": " ".join(record.deny), "limit_name": record.limit},
+            "share": record.share,
             **{"expires_at": record.expires_at, "created_at": record.created_at, "revision": revision},
         }
         self._connection.execute(f"INSERT INTO keys ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)

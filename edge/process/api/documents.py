@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.keys.stores.administration import KeyChanges, KeyRecord, UserMarks
+from edge.keys.stores.records import MOST_SHARE
 
 Time = Annotated[str, Meta(description="RFC 3339, in UTC.", extra_json_schema={"format": "date-time"})]
 Moment = Annotated[datetime, Meta(description="RFC 3339, with its offset from UTC.", tz=True)]
@@ -14,6 +15,9 @@ Name = Annotated[str, Meta(description="For people: one line.", max_length=256)]
 Patterns = Annotated[list[str], Meta(description="Models, with `*` within a level and `**` across.", max_length=100)]
 UserName = Annotated[str, Meta(description="The namespace that owns the key, such as u-1100a15812cc: a DNS label.")]
 Limit = Annotated[str, Meta(description="A table of [limits].")]
+Share = Annotated[
+    int, Meta(description="Of the tokens in the queue of a pool, before that of its limit.", ge=1, le=MOST_SHARE)
+]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -29,10 +33,11 @@ class NewKey(Struct, forbid_unknown_fields=True):
     deny: Patterns = msgspec.field(default_factory=list)
     expires_at: Moment | None = None
     limit: Limit | None = None
+    share: Share | None = None
 
 
 class KeyChange(Struct, forbid_unknown_fields=True):
-    """What is to be another; the rest stays as it is. null takes an end or a limit away."""
+    """What is to be another; the rest stays as it is. null takes an end, a limit or a share away."""
 
     name: Name | UnsetType = UNSET
     allow: Patterns | UnsetType = UNSET
@@ -40,6 +45,7 @@ class KeyChange(Struct, forbid_unknown_fields=True):
     enabled: bool | UnsetType = UNSET
     expires_at: Moment | UnsetType | None = UNSET
     limit: Limit | UnsetType | None = UNSET
+    share: Share | UnsetType | None = UNSET
 
     def changes(self) -> KeyChanges:
         """Return what is given."""
@@ -82,6 +88,7 @@ class Key(Struct):
     out_of_quota: bool
     expires_at: Time | None
     limit: str | None
+    share: int | None
     created_at: Time | None
     last_used_at: Time | None
     revoked: bool

@@ -94,6 +94,7 @@ def _create(registry: Registry, call: Call) -> Done:
     _check_limit(wanted.limit, call.limits)
     now = time.time()
     options: KeyOptions = {"allow": wanted.allow, "deny": wanted.deny, "limit": wanted.limit}
+    options["share"] = wanted.share
     if wanted.expires_at is not None:
         options["expires_in_s"] = wanted.expires_at.timestamp() - now
     key, record = registry.create(wanted.user, wanted.name, idempotency=call.idempotency, now=lambda: now, **options)
