@@ -32,7 +32,7 @@ from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
-from edge.judgement import judge_answer, judge_failure
+from edge.judgement import given_up, judge_answer, judge_failure
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
@@ -81,6 +81,7 @@ class Proxy:
     _access_log: AccessLog
     _own: OwnAnswers
     in_flight: int = 0
+    plans_made: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
@@ -108,7 +109,10 @@ class Proxy:
             server, memory = generation.config.server, self._memory
             if operation is not STORED_RESPONSE and not head.content_type:
                 head.read_content_type()
-            body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
+            body = whole_body(request, server.max_body_bytes, memory)
+            if body is None:
+                body = await read_body(request, server, memory)
+                exchange.waited_s = time.monotonic() - exchange.begun
             exchange.request_bytes = len(body.data)
             keeper: str | None = None
             if operation is STORED_RESPONSE:
@@ -124,6 +128,7 @@ class Proxy:
             exchange.stream = envelope.stream
             if plan is None or plan.model != model:
                 table = routes_at(generation.routes, exchange.host, request.connection.peer)
+                self.plans_made += 1
                 plan = head.plan = plan_for(generation, head.asked, caller, model, decide(table, model, caller))
             route = plan.route
             exchange.route = route.name
@@ -249,6 +254,7 @@ class Proxy:
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
+        exchange.pool = plan.route.pool or ""
         prefix: Prefix | None = None
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
@@ -264,12 +270,12 @@ class Proxy:
                     else:
                         lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await pool.wait(user, prefix)
+                            lease = await _place(exchange, pool, user, prefix)
                 except errors.UpstreamUnavailable as unavailable:
-                    raise _given_up(exchange, failure or unavailable) from None
+                    raise given_up(exchange, failure or unavailable) from None
                 if lease is None:
                     assert failure is not None  # only a retry comes here without a lease
-                    raise _given_up(exchange, failure)
+                    raise given_up(exchange, failure)
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
@@ -279,7 +285,7 @@ class Proxy:
                 except BaseException:
                     with lease:  # a place that was waited for is counted already
                         raise
-                begun = time.monotonic()
+                exchange.asked_at = time.monotonic()
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
@@ -288,16 +294,16 @@ class Proxy:
                         self._kept.forget(user, work.head.asked.response_id)
                     return
                 except FailedInStream as failed:
-                    judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
+                    judge_failure(exchange, lease, pool, failed.error)
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
-                    failure, elsewhere = judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                    failure, elsewhere = judge_failure(exchange, lease, pool, error)
                     if isinstance(error, UpstreamAnsweredError) and error.status == 404:
                         missing = lease
                 finally:
                     attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
-                    raise _given_up(exchange, failure)
+                    raise given_up(exchange, failure)
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
@@ -353,7 +359,8 @@ class Proxy:
     def _refuse(self, request: Request, exchange: Exchange, error: EdgeError) -> None:
         """Turn a failure into HTTP: the one place."""
         self._failed(exchange, error)
-        exchange.error = error.error_code
+        exchange.error, exchange.limit = error.error_code, error.limit
+        self._metrics.count_error(error)
         connection, payload = request.connection, request.payload
         if not payload.is_eof() or payload.exception() is not None:
             connection.last = True  # a body that was not read would be taken for the next request
@@ -420,12 +427,14 @@ def _send(
         connection.send(piece)
 
 
-def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
-    """Return the failure with which a request ends that no other endpoint is asked for."""
-    if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
-        failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
-    exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)
-    return failure
+async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | None) -> Lease:
+    """Return a lease of a full pool, once it is this request's turn; raises `UpstreamUnavailable`."""
+    since = time.monotonic()
+    try:
+        return await pool.wait(user, prefix)
+    finally:
+        exchange.queued_s = time.monotonic() - since
+        exchange.waited_s += exchange.queued_s
 
 
 def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str, prefix: Prefix | None) -> Lease:

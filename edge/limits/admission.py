@@ -408,15 +408,17 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
                 is_gauge = what == "concurrent requests"
                 wait_s = _UNKNOWN_WAIT_S if is_gauge else _wait_s(previous, current, allowed - asked, elapsed_s)
                 numbers = f"limit {allowed}, used {math.ceil(used)}, requested {asked}"
-                reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}"))
-    wait_s, reason = max(reasons)
+                reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}", limit.name, what))
+    wait_s, reason, *refusing = max(reasons)
     free_in_s = int(wait_s + _ROUNDING_S) + 1
     lines = _headers(limits, held, elapsed_s).decode().splitlines()
-    return RateLimited(
+    error = RateLimited(
         f"Rate limit reached for {reason}. Try again in {free_in_s} s.",
         retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
         headers=tuple((name, value) for name, _, value in (line.partition(": ") for line in lines)),
     )
+    error.limit = (refusing[0], refusing[1])
+    return error
 
 
 def _wait_s(previous: int, current: int, room: int, elapsed_s: float) -> float:
