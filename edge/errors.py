@@ -28,6 +28,8 @@ class EdgeError(Exception):
     `safe_elsewhere`: no endpoint has begun the work, so another endpoint may be asked.
     `should_retry` becomes `x-should-retry`: False where the client's retry cannot help, None to leave it to the SDK.
     `details` are counts that an engine gives beside its message, such as the size of its context.
+    `cause` is what befell a connection, for operators alone: a word, and more behind a colon. `limit` is the limit that
+    refused the request, and what of it was used up.
     """
 
     status: int = 500
@@ -37,6 +39,8 @@ class EdgeError(Exception):
     safe_elsewhere: ClassVar[bool] = False
     should_retry: bool | None = None
     details: Mapping[str, int] = _NO_DETAILS
+    cause: str = ""
+    limit: tuple[str, str] = ("", "")
 
     def __init_subclass__(cls, status: int = 0, code: str = "") -> None:
         cls.status, cls.code = status or cls.status, code or cls.code

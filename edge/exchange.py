@@ -132,9 +132,28 @@ class Choice(msgspec.Struct, frozen=True):
     next_score: int | None
 
 
+class Tried(msgspec.Struct, frozen=True):
+    """An endpoint that was asked, and what came of it.
+
+    `status` is what it answered, 0 for nothing; `outcome` an `End`, or one of the words of `edge/judgement.py`; `error`
+    how it put it, or what befell the connection, "" for none.
+    """
+
+    endpoint: str
+    status: int
+    outcome: str
+    error: str
+    duration_ms: float
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One request through its life. No `Struct`: a store into a field of one takes ten times as long."""
+    """One request through its life. No `Struct`: a store into a field of one takes ten times as long.
+
+    `asked_at` is when the last endpoint was asked, 0.0 for none. `waited_s` is the time before that which was not the
+    edge's own: for the body, and `queued_s` for a place in the pool. `limit` is which limit refused the request, and
+    what of it was used up. `failures` are the attempts that failed, None without any.
+    """
 
     request_id: str
     method: str
@@ -149,6 +168,7 @@ class Exchange:
     model: str = ""
     stream: bool = False
     route: str = ""
+    pool: str = ""
     endpoint: str = ""
     choice: Choice | None = None
     upstream_model: str = ""
@@ -165,6 +185,11 @@ class Exchange:
     finished: float = 0.0
     error: str = ""
     limit_headers: bytes = b""
+    asked_at: float = 0.0
+    waited_s: float = 0.0
+    queued_s: float = 0.0
+    limit: tuple[str, str] = ("", "")
+    failures: list[Tried] | None = None
     usage: Usage = NO_USAGE
 
     def ended(self, end: End) -> None:

@@ -51,6 +51,10 @@ class Generation:
         """
         return self._rules[route.pool].dropped(names, form=form) if route.pool is not None else ()
 
+    def members(self) -> Iterator[tuple[str, str]]:
+        """Yield each pool's name with that of each endpoint in it."""
+        yield from ((name, member.name) for name, pool in self.pools.items() for member in pool.members)
+
     def parts(self) -> list[object]:
         """Return what it is made of in large numbers: who holds them decides when they are freed, and how many at once.
 

@@ -1,10 +1,15 @@
-"""What an attempt showed of its endpoint, and whether to ask another one; the table is that of `upstream/health.py`."""
+"""What an attempt showed of its endpoint, and whether to ask another one; the table is that of `upstream/health.py`.
 
+What came of an attempt that failed is an `End`, or one of these words: `connect_` and the cause of a `ConnectFailed`,
+`no_answer` for a connection that ended without one, `no_room` for what the edge itself has none left of.
+"""
+
+import time
 from typing import Final
 
 from edge import errors
 from edge.errors import EdgeError
-from edge.exchange import End, Exchange
+from edge.exchange import End, Exchange, Tried
 from edge.operations import Reads
 from edge.relay.terms import UpstreamAnsweredError
 from edge.upstream.endpoints import Lease
@@ -19,6 +24,11 @@ _VERDICTS: Final[dict[End | None, Verdict]] = {
     End.UPSTREAM_ERROR: Verdict.FAULT,
     End.IDLE_TIMEOUT: Verdict.FAULT,
 }  # of an answer that began; other ends show nothing
+_WITHIN: Final = {
+    End.UPSTREAM_CUT: "cut within the answer",
+    End.UPSTREAM_ERROR: "an error within the answer",
+    End.IDLE_TIMEOUT: "silent within the answer",
+}
 _GENERATES_NOTHING: Final = (Reads.NOTHING, Reads.STORED)  # what a server does whose model has died
 
 
@@ -35,19 +45,20 @@ def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> Non
     elif verdict is not _NOTHING:
         assert exchange.end is not None
         lease.endpoint.note_fault(exchange.request_id, exchange.end.value)
+        _note(exchange, exchange.status, exchange.end.value, _WITHIN[exchange.end], exchange.finished)
     lease.report(verdict)
 
 
 def judge_failure(
-    exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError, took_s: float
+    exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError
 ) -> tuple[EdgeError, bool]:
     """Report what a failed attempt showed; return the error for the client, and whether to ask another endpoint."""
-    config = pool.config if pool is not None else None
+    config, now = pool.config if pool is not None else None, time.monotonic()
     if isinstance(error, UpstreamAnsweredError):
         status = error.status
         failure = from_upstream(status, error.headers, error.body, is_instance=pool is None)
-        elsewhere = may_pass_elsewhere(status, exchange.upstream_status)
-        exchange.upstream_status, exchange.upstream_error = status, logged(error.headers, error.body)
+        elsewhere = may_pass_elsewhere(status, _last_status(exchange))
+        _note(exchange, status, End.UPSTREAM_ERROR.value, logged(error.headers, error.body), now)
         is_callers = status >= 500 and failure.origin is errors.Origin.CLIENT
         verdict = _NOTHING if is_callers else judge(status)
         if verdict is not _NOTHING:
@@ -55,13 +66,51 @@ def judge_failure(
         lease.report(verdict, pause_of(error.headers), status)
     else:
         failure = error
+        _note(exchange, 0, *_what_befell(exchange, error, now), now)
         elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
-            lease.endpoint.note_fault(exchange.request_id, str(error).removeprefix("The model's server ").rstrip("."))
+            lease.endpoint.note_fault(exchange.request_id, exchange.upstream_error)
             lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
     if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:
-        quick = config is not None and took_s <= config.retry_within_s
+        quick = config is not None and now - exchange.asked_at <= config.retry_within_s
         elsewhere = elsewhere and quick and pool is not None and pool.may_retry()
     return failure, elsewhere
+
+
+def given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
+    """Return the failure with which a request ends that no other endpoint is asked for."""
+    if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
+        failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
+    exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)
+    return failure
+
+
+def _note(exchange: Exchange, status: int, outcome: str, words: str, now: float) -> None:
+    """Note an attempt that failed, for the log and the metrics."""
+    if exchange.failures is None:
+        exchange.failures = []
+    duration_ms = round((now - exchange.asked_at) * 1000, 2)
+    exchange.failures.append(Tried(exchange.endpoint, status, outcome, words, duration_ms))
+    exchange.upstream_status, exchange.upstream_error = status, words
+
+
+def _last_status(exchange: Exchange) -> int:
+    """Return what was answered last, 0 for nothing yet."""
+    return next((each.status for each in reversed(exchange.failures or ()) if each.status), 0)
+
+
+def _what_befell(exchange: Exchange, error: EdgeError, now: float) -> tuple[str, str]:
+    """Return the outcome of an attempt that has no answer, and more of it for operators."""
+    words = error.cause or str(error).removeprefix("The model's server ").rstrip(".")
+    if exchange.end is End.DRAINED:
+        return End.DRAINED.value, "the edge stops"
+    if isinstance(error, errors.Overloaded):
+        return "no_room", "the edge has no descriptor or port left"
+    if isinstance(error, errors.ConnectFailed):
+        return f"connect_{error.cause.partition(':')[0]}", words
+    if isinstance(error, errors.UpstreamTimeout) and exchange.end is not None:
+        what = "further byte" if exchange.first_byte else "first byte"
+        return exchange.end.value, f"no {what} in {now - exchange.asked_at:.0f} s"
+    return "no_answer", words

@@ -5,7 +5,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -15,9 +15,12 @@ import orjson
 from aiohttp import hdrs
 
 from edge import errors
+from edge.client.answers import response
+from edge.client.connection import Request
 from edge.client.head import Head
 from edge.config.settings import Config, LimitConfig
 from edge.errors import EdgeError
+from edge.exchange import End, Exchange
 from edge.generation import Generation
 from edge.journal.index import SUMS, UsageIndex
 from edge.keys.caller import Caller
@@ -71,6 +74,36 @@ def model_in_path(encoded: str) -> str:
     if not is_model_name(name):
         raise errors.ModelNotFound.named("of that name")
     return name
+
+
+def send(
+    request: Request,
+    exchange: Exchange,
+    status: int,
+    body: bytes,
+    headers: tuple[tuple[str, str], ...] = (),
+    more: Sequence[bytes] = (),
+) -> None:
+    """Send an answer of the edge's own; of a long one the body goes on with `more`."""
+    connection = request.connection
+    if not request.payload.is_eof():
+        connection.last = True
+    exchange.status = status
+    exchange.ended(End.COMPLETE)
+    with_body = exchange.method != "HEAD"
+    answer = response(
+        status,
+        body,
+        request_id=exchange.request_id,
+        last=connection.last,
+        headers=headers,
+        with_body=with_body,
+        more_bytes=sum(map(len, more)),
+    )
+    pieces = (answer, *more) if with_body else (answer,)
+    exchange.response_bytes = sum(map(len, pieces))
+    for piece in pieces:
+        connection.send(piece)
 
 
 @dataclass(slots=True, eq=False)

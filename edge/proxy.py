@@ -11,7 +11,7 @@ the relay writes to it. How a request ended is known once: `Exchange.ended`, by 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,7 +20,7 @@ import orjson
 
 from edge import errors, own_answers
 from edge.attempt import Work, metering_of
-from edge.client.answers import error_response, response
+from edge.client.answers import error_response
 from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
 from edge.client.head import Head, address_behind_proxies
@@ -32,7 +32,7 @@ from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
-from edge.judgement import judge_answer, judge_failure
+from edge.judgement import given_up, judge_answer, judge_failure
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
@@ -53,6 +53,7 @@ from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
+from edge.upstream.queueing import Demand
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Proxy:
     _own: OwnAnswers
     _lines: Lines = field(default_factory=Lines)
     in_flight: int = 0
+    plans_made: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
@@ -110,7 +112,10 @@ class Proxy:
             server, memory = generation.config.server, self._memory
             if operation is not STORED_RESPONSE and not head.content_type:
                 head.read_content_type()
-            body = whole_body(request, server.max_body_bytes, memory) or await read_body(request, server, memory)
+            body = whole_body(request, server.max_body_bytes, memory)
+            if body is None:
+                body = await read_body(request, server, memory)
+                exchange.waited_s = time.monotonic() - exchange.begun
             exchange.request_bytes = len(body.data)
             keeper: str | None = None
             if operation is STORED_RESPONSE:
@@ -126,6 +131,7 @@ class Proxy:
             exchange.stream = envelope.stream
             if plan is None or plan.model != model:
                 table = routes_at(generation.routes, exchange.host, request.connection.peer)
+                self.plans_made += 1
                 plan = head.plan = plan_for(generation, head, caller, model, decide(table, model, caller))
             route = plan.route
             exchange.route = route.name
@@ -197,9 +203,9 @@ class Proxy:
     def _answer_at_once(self, request: Request, exchange: Exchange, operation: Operation | None) -> None:
         """Answer what wants no credential: whether this edge is healthy, or what a browser may ask for."""
         if operation is None:
-            _send(request, exchange, 204, b"", _PREFLIGHT)
+            own_answers.send(request, exchange, 204, b"", _PREFLIGHT)
         else:
-            _send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
+            own_answers.send(request, exchange, 200 if self._lifecycle.stage is Stage.RUNNING else 503, b"")
 
     async def _read_long(self, head: Head, data: bytes, generation: Generation) -> Envelope:
         """Return what a long body asks for, read in steps."""
@@ -260,6 +266,7 @@ class Proxy:
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
+        exchange.pool = plan.route.pool or ""
         prefix: Prefix | None = None
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
@@ -275,13 +282,13 @@ class Proxy:
                     else:
                         lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await pool.wait(user, prefix, work.demand())
+                            lease = await _place(exchange, pool, user, prefix, work.demand())
                             settlement.turn = lease.turn
                 except errors.UpstreamUnavailable as unavailable:
-                    raise _given_up(exchange, failure or unavailable) from None
+                    raise given_up(exchange, failure or unavailable) from None
                 if lease is None:
                     assert failure is not None  # only a retry comes here without a lease
-                    raise _given_up(exchange, failure)
+                    raise given_up(exchange, failure)
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
@@ -291,7 +298,7 @@ class Proxy:
                 except BaseException:
                     with lease:  # a place that was waited for is counted already
                         raise
-                begun = time.monotonic()
+                exchange.asked_at = time.monotonic()
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
@@ -300,16 +307,16 @@ class Proxy:
                         self._kept.forget(user, work.head.asked.response_id)
                     return
                 except FailedInStream as failed:
-                    judge_failure(exchange, lease, pool, failed.error, time.monotonic() - begun)
+                    judge_failure(exchange, lease, pool, failed.error)
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
-                    failure, elsewhere = judge_failure(exchange, lease, pool, error, time.monotonic() - begun)
+                    failure, elsewhere = judge_failure(exchange, lease, pool, error)
                     if isinstance(error, UpstreamAnsweredError) and error.status == 404:
                         missing = lease
                 finally:
                     attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
                 if not elsewhere:
-                    raise _given_up(exchange, failure)
+                    raise given_up(exchange, failure)
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
@@ -343,10 +350,10 @@ class Proxy:
             name = exchange.model = own_answers.model_in_path(asked.model)
             match = decide(table, name, caller)
             exchange.route = match.route.name
-            _send(request, exchange, 200, orjson.dumps(self._own.document(name, match)))
+            own_answers.send(request, exchange, 200, orjson.dumps(self._own.document(name, match)))
         else:
             first, *others = await self._own.pieces(request.head, generation, table, caller)
-            _send(request, exchange, 200, first, more=others)
+            own_answers.send(request, exchange, 200, first, more=others)
 
     # --- the end
 
@@ -365,7 +372,8 @@ class Proxy:
     def _refuse(self, request: Request, exchange: Exchange, error: EdgeError) -> None:
         """Turn a failure into HTTP: the one place."""
         self._failed(exchange, error)
-        exchange.error = error.error_code
+        exchange.error, exchange.limit = error.error_code, error.limit
+        self._metrics.count_error(error)
         connection, payload = request.connection, request.payload
         if not payload.is_eof() or payload.exception() is not None:
             connection.last = True  # a body that was not read would be taken for the next request
@@ -402,42 +410,14 @@ def _read(head: Head, data: bytes, generation: Generation) -> Envelope:
     return read_json(data, name, operation.limits, generation.names)
 
 
-def _send(
-    request: Request,
-    exchange: Exchange,
-    status: int,
-    body: bytes,
-    headers: tuple[tuple[str, str], ...] = (),
-    more: Sequence[bytes] = (),
-) -> None:
-    """Send an answer of the edge's own; of a long one the body goes on with `more`."""
-    connection = request.connection
-    if not request.payload.is_eof():
-        connection.last = True
-    exchange.status = status
-    exchange.ended(_COMPLETE)
-    with_body = exchange.method != "HEAD"
-    answer = response(
-        status,
-        body,
-        request_id=exchange.request_id,
-        last=connection.last,
-        headers=headers,
-        with_body=with_body,
-        more_bytes=sum(map(len, more)),
-    )
-    pieces = (answer, *more) if with_body else (answer,)
-    exchange.response_bytes = sum(map(len, pieces))
-    for piece in pieces:
-        connection.send(piece)
-
-
-def _given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
-    """Return the failure with which a request ends that no other endpoint is asked for."""
-    if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
-        failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
-    exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)
-    return failure
+async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | None, demand: Demand) -> Lease:
+    """Return a lease of a full pool, once it is this request's turn; raises `UpstreamUnavailable`."""
+    since = time.monotonic()
+    try:
+        return await pool.wait(user, prefix, demand)
+    finally:
+        exchange.queued_s = time.monotonic() - since
+        exchange.waited_s += exchange.queued_s
 
 
 def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str, prefix: Prefix | None) -> Lease:

@@ -6,10 +6,12 @@ import logging
 import re
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge import errors
@@ -19,6 +21,7 @@ from edge.exchange import End, Phase, UsageSource
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import JsonFormatter
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
+from tests.records import finished
 
 ROOT: Final = Path(__file__).parent.parent
 DOCUMENTS: Final = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("loadtest/*.md")))
@@ -171,6 +174,21 @@ async def asked_of_admin(edge: Edge, path: str) -> str:
         client.close()
 
 
+def broken_rules(exposition: str) -> list[str]:
+    """What `promtool check metrics` finds too: https://prometheus.io/docs/practices/naming/."""
+    families = list(text_string_to_metric_families(exposition))
+    names = [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
+    return [
+        *(f"{name} twice" for name, count in Counter(names).items() if count > 1),
+        *(f"{each.name} without a text" for each in families if not each.documentation),
+        *(f"{each.name} is a {each.type}" for each in families if each.type not in ("counter", "gauge", "histogram")),
+        *(name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*[a-z0-9]", name)),
+        *(name for name in names if re.search(r"_(ms|milliseconds|us|minutes|kb|mb|percent|ratio)\b", name)),
+        *(name for name in names if re.search(r"_(count|sum|bucket|gauge|counter|histogram)$", name)),
+        *(each.name for each in families if each.type != "counter" and each.name.endswith("_total")),
+    ]
+
+
 async def test_every_metric_is_described_with_its_type_and_labels(
     start_upstream: StartUpstream, start_edge: StartEdge, simulator: Simulator, unused_tcp_port: int, tmp_path: Path
 ) -> None:
@@ -192,12 +210,18 @@ sink = "{sink.url}/"
 redis = "redis://127.0.0.1:{unused_tcp_port}/0"
 [pools.two]
 endpoints = ["{simulator.url}", "http://127.0.0.1:{unused_tcp_port}"]
+ca_file = "{tmp_path}/ca.pem"
 """
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
     edge = await start_edge(ROUTES.replace("{upstream}", simulator.url) + text)
     await edge.ask({"model": "public/deepseek-r1"})
+    await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
+    edge.server.metrics.upstreams.observe_wait(finished(pool="two", queued_s=1.0))
     await edge.idle()
+    exposition = await asked_of_admin(edge, "/metrics")
+    assert broken_rules(exposition) == []
     shown = {}
-    for family in text_string_to_metric_families(await asked_of_admin(edge, "/metrics")):
+    for family in text_string_to_metric_families(exposition):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         shown[name] = (family.type, labels)

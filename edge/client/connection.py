@@ -397,6 +397,7 @@ class ClientConnection(SteppedHandler):
             self._server.malformed_requests += 1
             self.refuse(message if isinstance(message, EdgeError) else parser_error(message.exc))
             return None
+        self._server.parsed_heads += 1
         head = Head(message)
         self._repeats.keep(head)
         return Request(head, payload, self)

@@ -72,6 +72,7 @@ class ClientServer(web.Server):
         self.silent_handshakes = 0
         self.failed_handshakes = 0
         self.malformed_requests = 0
+        self.parsed_heads = 0
 
     def __call__(self) -> Arrival | ClientConnection:  # type: ignore[override]  # only listeners call it
         """Make the protocol of one accepted connection."""

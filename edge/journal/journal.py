@@ -263,6 +263,14 @@ class Journal:
         yield GaugeMetricFamily(
             "edge_usage_lines_waiting", "Lines in memory, for a disk with room.", value=self.lines_waiting
         )
+        up, written = not (self.outage or self.sync_outage), self._file.written_bytes if self._file is not None else 0
+        yield GaugeMetricFamily("edge_usage_journal_up", "1, or 0 while it cannot be written.", value=up)
+        yield CounterMetricFamily("edge_usage_written_bytes", "Bytes that went into its files.", value=written)
+        free = GaugeMetricFamily("edge_usage_disk_free_bytes", "What its disk has room for.")
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.directory)
+            free.add_metric((), disk.f_bavail * disk.f_frsize)
+        yield free
         yield CounterMetricFamily(
             "edge_usage_bad_lines", "Lines of crashed processes that cannot be read.", value=self.adopted.bad_lines
         )

@@ -42,6 +42,7 @@ class RotatingFile:
         self._number = 0
         self._descriptor, self._size = -1, 0
         self._torn = False
+        self.written_bytes = 0  # in all files
         self._syncing = threading.Lock()
         self._replaced: list[int] = []  # descriptors of full files, for the next sync
         self._synced = (-1, 0)
@@ -78,6 +79,7 @@ class RotatingFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._torn = False
         self._size += written
+        self.written_bytes += written
         buffer.clear(self._size)
 
     def _mend(self) -> None:

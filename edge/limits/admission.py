@@ -408,8 +408,8 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
                 is_gauge = what == "concurrent requests"
                 wait_s = _UNKNOWN_WAIT_S if is_gauge else _wait_s(previous, current, allowed - asked, elapsed_s)
                 numbers = f"limit {allowed}, used {math.ceil(used)}, requested {asked}"
-                reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}"))
-    wait_s, reason = max(reasons)
+                reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}", limit.name, what))
+    wait_s, reason, *refusing = max(reasons)
     free_in_s = int(wait_s + _ROUNDING_S) + 1
     lines = _headers(limits, held, elapsed_s).decode().splitlines()
     refusal = RateLimited(
@@ -418,6 +418,7 @@ def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elap
         headers=tuple((name, value) for name, _, value in (line.partition(": ") for line in lines)),
     )
     refusal.wait_s = wait_s
+    refusal.limit = (refusing[0], refusing[1])
     return refusal
 
 

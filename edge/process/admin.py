@@ -59,6 +59,9 @@ class Readiness:
         yield CounterMetricFamily("edge_config_reload_failures", "Reloads refused.", self.reload_failures)
         yield GaugeMetricFamily("edge_config_last_reload_success_timestamp_seconds", "Unix time.", self.loaded_at)
         yield GaugeMetricFamily("edge_config_generation", "Configurations loaded since the start.", self.generation)
+        yield GaugeMetricFamily("edge_ready", "1 while a balancer should send requests here.", self.ready)
+        draining = self.lifecycle.stage is not Stage.RUNNING
+        yield GaugeMetricFamily("edge_draining", "1 from the begin of a stop.", draining)
 
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

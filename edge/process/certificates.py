@@ -1,11 +1,17 @@
-"""The listener's certificate: shown to clients, and what it says of itself."""
+"""The listener's certificate: shown to clients, and what it says of itself; and when every other one ends."""
 
+import asyncio
+import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-from edge.config.settings import TlsConfig
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from edge.config.positions import KeyPath
+from edge.config.settings import Config, TlsConfig
 from edge.errors import Unusable
 
 _NO_CHECK_TIME: Final = (
@@ -21,6 +27,62 @@ class Certificate:
     names: tuple[str, ...]
     begins_at: float
     ends_at: float
+
+
+class Expiry(NamedTuple):
+    """When a certificate ends, of the setting `of`, in Unix seconds; of a file of authorities the first that does."""
+
+    of: str
+    names: tuple[str, ...]
+    begins_at: float
+    ends_at: float
+
+
+class Certificates:
+    """The certificates that the file in force names."""
+
+    def __init__(self) -> None:
+        self.known: list[Expiry] = []
+
+    async def read(self, config: Config) -> None:
+        """Read them, on a thread: a handshake takes milliseconds."""
+        has_any = config.server.tls is not None or any(authorities(config))
+        self.known = await asyncio.to_thread(lambda: list(_expiries(config))) if has_any else []
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield when each ends."""
+        text = "When a certificate ends, Unix time."
+        ends = GaugeMetricFamily("edge_certificate_expiry_timestamp_seconds", text, labels=("certificate",))
+        for each in self.known:
+            ends.add_metric((each.of,), each.ends_at)
+        yield ends
+
+
+def _expiries(config: Config) -> Iterator[Expiry]:
+    """Yield what can be read: a file that is half replaced now is read again with the next reload."""
+    tls = config.server.tls
+    if tls is not None:
+        with contextlib.suppress(Unusable):
+            own = read_certificate(tls)
+            yield Expiry("server.tls", own.names, own.begins_at, own.ends_at)
+    for of, ca_file in authorities(config):
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            read = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            read.load_verify_locations(ca_file)
+            first = min(read.get_ca_certs(), key=lambda each: ssl.cert_time_to_seconds(str(each["notAfter"])))
+            begins_at, ends_at = (ssl.cert_time_to_seconds(str(first[name])) for name in ("notBefore", "notAfter"))
+            yield Expiry(".".join(map(str, of)), (), begins_at, ends_at)
+
+
+def authorities(config: Config) -> Iterator[tuple[KeyPath, Path]]:
+    """Yield the files of authorities by which servers are proved, each with its place in routes.toml."""
+    named: tuple[tuple[KeyPath, Path | None], ...] = (
+        (("keys", "store_ca_file"), config.keys.store_ca_file),
+        (("jwt", "ca_file"), config.jwt.ca_file if config.jwt is not None else None),
+        (("usage", "sink_ca_file"), config.usage.sink_ca_file),
+        *((("pools", name, "ca_file"), pool.ca_file) for name, pool in config.pools.items()),
+    )
+    yield from ((at, ca_file) for at, ca_file in named if ca_file is not None)
 
 
 def listener_tls(tls: TlsConfig) -> ssl.SSLContext:

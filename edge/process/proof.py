@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 from edge.config.positions import KeyPath
 from edge.config.settings import Config, TlsConfig
 from edge.errors import Unusable
-from edge.process.certificates import read_certificate
+from edge.process.certificates import authorities, read_certificate
 from edge.tls import client_tls
 
 _SOON_S: Final = 14 * 86400  # a certificate that is renewed by itself is, a month before its end
@@ -27,7 +27,7 @@ def prove(config: Config) -> Iterator[Finding]:
     """Yield what a start would refuse or clients would, though the file is sound: certificates and directories."""
     if config.server.tls is not None:
         yield from _prove_certificate(config.server.tls)
-    for at, ca_file in _authorities(config):
+    for at, ca_file in authorities(config):
         try:
             client_tls(ca_file, "")
         except Unusable:
@@ -61,16 +61,6 @@ def _prove_certificate(tls: TlsConfig) -> Iterator[Finding]:
 
 def _date(unix_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
-
-
-def _authorities(config: Config) -> Iterator[tuple[KeyPath, Path]]:
-    named: list[tuple[KeyPath, Path | None]] = [
-        (("keys", "store_ca_file"), config.keys.store_ca_file),
-        (("jwt", "ca_file"), config.jwt.ca_file if config.jwt is not None else None),
-        (("usage", "sink_ca_file"), config.usage.sink_ca_file),
-        *((("pools", name, "ca_file"), pool.ca_file) for name, pool in config.pools.items()),
-    ]
-    return ((at, path) for at, path in named if path is not None)
 
 
 def _prove_parent(at: KeyPath, path: Path) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from edge.limits.shared import SharedLimits
 from edge.own_answers import OwnAnswers
 from edge.process.admin import Readiness, admin_handler, basic_routes
 from edge.process.api.keys import KeyApi
-from edge.process.certificates import listener_tls, load_certificate
+from edge.process.certificates import Certificates, listener_tls, load_certificate
 from edge.process.drain import GRACE_S, Drain
 from edge.process.ending import Ending
 from edge.process.key_uses import KeyUses
@@ -55,6 +55,7 @@ from edge.proxy import Proxy
 from edge.stage import Lifecycle
 from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
+from edge.telemetry.loop_lag import LoopLag
 from edge.telemetry.metrics import Metrics
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
@@ -100,6 +101,7 @@ class Server:
         self.lifecycle = Lifecycle()
         self.readiness = Readiness(self.lifecycle)
         self.metrics = Metrics()
+        self.certificates, self.loop_lag = Certificates(), LoopLag()
         self.endpoints = Endpoints(self._loop)
         self._access_log = AccessLog(log_to)
         self._reloader = Reloader(path, adapt, self.endpoints, self.readiness)
@@ -193,6 +195,7 @@ class Server:
         if self._tokens is not None:
             await self._tokens.open()
         self._report()
+        await self.certificates.read(config)
         await self.discovery.learn(pools)
         await self._listen(config)
         gc.freeze()  # what lives for ever; a look through it now would find nothing
@@ -214,7 +217,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
-        parts["uses of keys"] = self.key_uses.run
+        parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run}
         parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run
@@ -307,6 +310,7 @@ class Server:
         self.metrics.max_labels = server.max_metric_labels
         self.clients.reconfigure(server, self._most_connections(server))
         self._reloader.accept(generation)
+        await self.certificates.read(generation.config)
         await self._follow()
 
     async def _follow(self) -> None:
@@ -315,6 +319,7 @@ class Server:
             pools, coming = self.generation.pools.values(), self._reloader.coming
             await in_steps(self.endpoints.keep_only((*pools, *(coming.pools.values() if coming is not None else ()))))
             await in_steps(self.probes.apply(pools))
+            self.metrics.upstreams.keep_only(self.generation.members())
 
     # --- usage
 
@@ -353,9 +358,9 @@ class Server:
     def _report(self) -> None:
         """Have `/metrics`, `/readyz?verbose` and `/status` ask every part."""
         self._parts = Parts(
-            self.readiness, self.proxy, self.clients, self.memory, self.endpoints, self.discovery, self.authenticator,
-            self._tokens, self._channel, self.admission, self.shared_limits, self.kept_responses, self.journal,
-            self._shipper, self._access_log, self.metrics.recent,
+            self.readiness, self.certificates, self.loop_lag, self.proxy, self.clients, self.memory, self.endpoints,
+            self.discovery, self.authenticator, self._tokens, self._channel, self.admission, self.shared_limits,
+            self.kept_responses, self.journal, self._shipper, self._access_log, self.metrics.recent,
         )  # fmt: skip
         report_all(self._parts, self.metrics)
 

@@ -5,7 +5,6 @@ the busiest and those in trouble are shown, and how many more there are.
 """
 
 import asyncio
-import contextlib
 import heapq
 import os
 import time
@@ -14,11 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
-from edge.errors import Unusable
 from edge.generation import Generation
 from edge.limits.nearest import Nearness, find_nearest
-from edge.process.certificates import Certificate, read_certificate
-from edge.process.parts import Parts
+from edge.process.parts import Parts, outages
 from edge.process.troubles import find_troubles
 from edge.tasks import in_steps
 from edge.telemetry.recent import MINUTE_S, Failure, Traffic
@@ -46,8 +43,6 @@ class Snapshots:
         self._clock = clock
         self._started_at = time.time()
         self._version = version("edge")
-        self._certificate: Certificate | None = None
-        self._certificate_of = 0  # the generation
         self._nearest: list[Nearness] = []
         self._nearest_at = -_LIMITS_AGE_S
 
@@ -58,7 +53,6 @@ class Snapshots:
         endpoints: dict[str, Traffic] = {}
         await in_steps(parts.recent.minute(routes, endpoints, self._clock()))
         await self._look_at_limits()
-        await self._look_at_certificate(generation)
         total = Traffic()
         await in_steps(_add_up(routes, total))
         shown_routes, shown_pools = _Shown(_MOST_ROUTES), _Shown(_MOST_POOLS)
@@ -83,7 +77,7 @@ class Snapshots:
             "pools_more": shown_pools.more,
             "limits": [each._asdict() for each in self._nearest],
             "parts": list(_parts(parts)),
-            "certificates": self._certificates(),
+            "certificates": [each._asdict() for each in parts.certificates.known],
             "failures": failures,
         }
         return status | {"troubles": find_troubles(status)}
@@ -116,21 +110,6 @@ class Snapshots:
             found: list[Nearness] = []
             await in_steps(find_nearest(self._parts.admission, _MOST_LIMITS, found))
             self._nearest = found
-
-    async def _look_at_certificate(self, generation: Generation) -> None:
-        """Read the certificate once a generation, on a thread: its handshake takes milliseconds."""
-        tls = generation.config.server.tls
-        if self._certificate_of != generation.number:
-            self._certificate_of, self._certificate = generation.number, None
-            with contextlib.suppress(Unusable):  # half replaced: the one before is shown to clients
-                if tls is not None:
-                    self._certificate = await asyncio.to_thread(read_certificate, tls)
-
-    def _certificates(self) -> list[Document]:
-        if self._certificate is None:
-            return []
-        names, begins_at, ends_at = self._certificate.names, self._certificate.begins_at, self._certificate.ends_at
-        return [{"of": "server.tls", "names": names, "begins_at": begins_at, "ends_at": ends_at}]
 
     def _find_pools(self, generation: Generation, traffic: Mapping[str, Traffic], shown: "_Shown") -> Iterator[None]:
         loop_s = asyncio.get_running_loop().time()
@@ -272,9 +251,8 @@ def _member(
 
 def _state(endpoint: Endpoint, loop_s: float) -> tuple[str, float | None]:
     """Return the state in a word or two, and the seconds until it is tried again."""
-    left_s = endpoint.health.ejected_until - loop_s
-    state = endpoint.health.describe(loop_s)
-    return ("ejected", round(left_s, 1)) if left_s > 0 and state.startswith("ejected for ") else (state, None)
+    left_s, state = endpoint.health.ejected_until - loop_s, endpoint.health.state(loop_s)
+    return state, round(left_s, 1) if state == "ejected" else None
 
 
 def _why(endpoint: Endpoint, state: str, faults: Sequence[Fault]) -> str:
@@ -287,31 +265,24 @@ def _why(endpoint: Endpoint, state: str, faults: Sequence[Fault]) -> str:
 
 def _parts(parts: Parts) -> Iterator[Document]:
     """Yield what the process needs beside upstreams, whether it is there, and some facts of it."""
-    counts, journal = parts.authenticator.counts, parts.journal
-    yield _part(
-        "key store", parts.authenticator.outage.reason,
-        lookups=counts.misses, failures=counts.failures, declined=counts.declined,
-    )  # fmt: skip
-    yield _part("key cache", "", hits=counts.hits, unknown=counts.negative_hits, stale=counts.stale)
+    counts, journal, shipper = parts.authenticator.counts, parts.journal, parts.shipper
+    facts: dict[str, dict[str, float]] = {
+        "key store": {"lookups": counts.misses, "failures": counts.failures, "declined": counts.declined},
+        "responses": {"known": parts.kept_responses.known_count},
+        "journal": {
+            "opened": journal.records_open, "closed": journal.records_closed, "waiting": journal.lines_waiting,
+            "write_errors": journal.write_errors,
+        },
+    }  # fmt: skip
     if parts.tokens is not None:
-        yield _part("token keys", parts.tokens.outage.reason, keys=parts.tokens.key_count)
-    if parts.channel is not None:
-        yield _part("revocations", parts.channel.outage.reason)
-    if parts.shared_limits is not None:
-        yield _part("shared limits", parts.shared_limits.outage.reason)
-    yield _part("responses", parts.kept_responses.outage.reason, known=parts.kept_responses.known_count)
-    yield _part(
-        "journal", journal.outage.reason or journal.sync_outage.reason,
-        opened=journal.records_open, closed=journal.records_closed, waiting=journal.lines_waiting,
-        write_errors=journal.write_errors,
-    )  # fmt: skip
-    if parts.shipper is not None:
-        shipper = parts.shipper
-        reason = shipper.outage.reason or shipper.note_outage.reason
-        yield _part("sink", reason, shipped=shipper.shipped, lag_bytes=shipper.lag_bytes, lag_s=round(shipper.lag_s, 1))
+        facts["token keys"] = {"keys": parts.tokens.key_count}
+    if shipper is not None:
+        facts["sink"] = {"shipped": shipper.shipped, "lag_bytes": shipper.lag_bytes, "lag_s": round(shipper.lag_s, 1)}
+    yield _part("key cache", "", hits=counts.hits, unknown=counts.negative_hits, stale=counts.stale)
     yield _part("access log", "", dropped=parts.access_log.dropped)
-    for name, reason in parts.discovery.outages():
-        yield _part(f"dns {name}", reason)
+    for name, reason in outages(parts):
+        if reason or not name.startswith("dns "):  # of which there may be thousands
+            yield _part(name, reason, **facts.get(name, {}))
 
 
 def _part(name: str, reason: str, **facts: float) -> Document:

@@ -1,10 +1,14 @@
 """What the parts of a process report when they are asked: metrics, and the lines of `/readyz?verbose`."""
 
 import asyncio
+import platform
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
+from itertools import islice
 from typing import Final
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.client.body import BodyMemory
@@ -15,13 +19,14 @@ from edge.keys.authenticator import Authenticator
 from edge.keys.revocations import RevocationChannel
 from edge.keys.tokens import TokenVerifier
 from edge.process.admin import Line
-from edge.process.parts import Parts
+from edge.process.parts import Parts, outages
 from edge.proxy import Proxy
 from edge.telemetry.metrics import Metrics
 from edge.upstream.cache_metrics import upstream_metrics
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.health import HEALTHY
 
+_PROCESS: Final = ProcessCollector(registry=None)
 _MAX_LINES: Final = 100  # of endpoints that are out
 
 
@@ -39,8 +44,10 @@ def report_all(parts: Parts, metrics: Metrics) -> None:
         *keys, parts.admission, parts.shared_limits, parts.kept_responses, *usage, parts.access_log, parts.readiness
     )  # fmt: skip
     metrics.gauges += [part.metrics for part in reporting if part is not None]
+    metrics.gauges += [parts.certificates.metrics, parts.loop_lag.metrics]
     metrics.gauges += [
         partial(client_metrics, parts.proxy, parts.clients, parts.memory),
+        lambda: process_metrics(parts, metrics.max_labels),
         lambda: upstream_metrics(parts.endpoints, parts.proxy.generation.pools, metrics.max_labels),
     ]
 
@@ -87,6 +94,7 @@ def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> I
     """Yield what clients do now."""
     yield GaugeMetricFamily("edge_requests_in_flight", "Requests being answered.", proxy.in_flight)
     yield GaugeMetricFamily("edge_client_connections", "Open connections of clients.", clients.open_connections)
+    yield GaugeMetricFamily("edge_client_connections_limit", "How many there may be.", clients.max_connections)
     yield GaugeMetricFamily("edge_client_connections_idle", "Those that wait for a request.", len(clients.idle))
     yield GaugeMetricFamily("edge_client_connections_silent", "Those of which no byte came yet.", len(clients.silent))
     yield GaugeMetricFamily("edge_client_handshakes", "TLS handshakes that have begun.", clients.handshakes)
@@ -106,4 +114,19 @@ def client_metrics(proxy: Proxy, clients: ClientServer, memory: BodyMemory) -> I
     handshakes.add_metric(("failed",), clients.failed_handshakes)
     yield handshakes
     yield CounterMetricFamily("edge_malformed_requests", "Requests that are no HTTP.", clients.malformed_requests)
+    yield CounterMetricFamily("edge_heads_parsed", "Heads that no request before had.", clients.parsed_heads)
+    yield CounterMetricFamily("edge_plans_made", "Plans of heads, callers and models.", proxy.plans_made)
     yield GaugeMetricFamily("edge_request_body_bytes", "Request bodies held now.", memory.used_bytes)
+    yield GaugeMetricFamily("edge_request_body_bytes_limit", "How many there may be.", memory.limit_bytes)
+
+
+def process_metrics(parts: Parts, max_labels: int) -> Iterator[Metric]:
+    """Yield which program this is, what it takes of the machine, and which of the parts it needs are there."""
+    build = GaugeMetricFamily("edge_build_info", "Which program this is.", labels=("version", "python"))
+    build.add_metric((version("edge"), platform.python_version()), 1)
+    yield build
+    yield from _PROCESS.collect()
+    up = GaugeMetricFamily("edge_part_up", "1, or 0 while what the edge needs is not there.", labels=("part",))
+    for name, reason in islice(outages(parts), max_labels):
+        up.add_metric((name,), not reason)
+    yield up

@@ -41,7 +41,8 @@ def _of_process(status: Document) -> Iterator[dict[str, str]]:
     for certificate in status["certificates"]:
         left_s = certificate["ends_at"] - status["time"]
         if left_s <= 0:
-            yield _trouble("error", f"the certificate of {certificate['of']} has ended: clients refuse it")
+            who = "clients refuse it" if certificate["of"] == "server.tls" else "servers are not proved by it any more"
+            yield _trouble("error", f"the certificate of {certificate['of']} has ended: {who}")
         elif left_s < _SOON_S:
             what = f"the certificate of {certificate['of']} ends in {left_s // 86400:.0f} days"
             yield _trouble("warning", what)

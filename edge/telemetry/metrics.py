@@ -1,50 +1,24 @@
 """Numbers of finished requests, for Prometheus: a few additions each; what is dear is done per scrape, in steps."""
 
 import asyncio
-import bisect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily
 
+from edge.errors import EdgeError
 from edge.exchange import NO_USAGE, End, Exchange
+from edge.telemetry.exposition import OTHER, Family, Histogram, Histograms, Labels, lines_of
 from edge.telemetry.recent import Recent
+from edge.telemetry.upstreams import Upstreams
 
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
-OTHER: Final = "(other)"  # the label of what has no series of its own
-_LINES_A_STEP: Final = 100  # about a millisecond
-_ROUTES_A_STEP: Final = 8  # thirteen lines of a histogram each
+_ROUTES_A_STEP: Final = 8
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Counts by upper bound, in seconds."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(init=False)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return cumulative counts, as the exposition format wants them."""
-        result, running = [], 0
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            running += count
-            result.append((bound, float(running)))
-        return result
+_OWN_BOUNDS_S: Final = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(slots=True)
@@ -61,17 +35,29 @@ class _RouteNumbers:
 
 
 class Metrics:
-    """The numbers of finished requests by route; gauges are asked for at the scrape.
+    """The numbers of finished requests by route, and of what was wrong with them; gauges are asked for at the scrape.
 
     What matched no route has the empty label, never the name that was asked: anybody can make those up. The first
     `max_labels` routes have series of their own, and what others count is summed under one label.
     """
 
     def __init__(self, max_labels: int = 1000) -> None:
+        self.upstreams = Upstreams()
         self.max_labels = max_labels
         self._routes: dict[str, _RouteNumbers] = {}
         self.recent = Recent()  # the same of the last minute, for the status page
-        self.gauges: list[Callable[[], Iterable[Metric | None]]] = []
+        self._own = Histogram(_OWN_BOUNDS_S)
+        self._errors: dict[tuple[str, str, str], int] = {}
+        self.gauges: list[Callable[[], Iterable[Family | None]]] = []
+
+    @property
+    def max_labels(self) -> int:
+        """How many routes, and members of pools, have series of their own."""
+        return self._max_labels
+
+    @max_labels.setter
+    def max_labels(self, most: int) -> None:
+        self._max_labels = self.upstreams.max_labels = most
 
     def observe(self, exchange: Exchange) -> None:
         """Count one finished request."""
@@ -92,22 +78,39 @@ class Metrics:
         if usage is not NO_USAGE:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens
+        if exchange.asked_at:
+            self.upstreams.observe(exchange)
+            if not exchange.retries:
+                self._own.observe(exchange.asked_at - begun - exchange.waited_s)
+        if exchange.queued_s:
+            self.upstreams.observe_wait(exchange)
 
     def _new(self, route: str) -> _RouteNumbers:
         """Return the numbers of a route that has none of its own yet, or never will."""
         own = len(self._routes) - ("" in self._routes) - (OTHER in self._routes)
         return self._routes.setdefault(route if not route or own < self.max_labels else OTHER, _RouteNumbers())
 
-    def families(self) -> Iterator[Metric | None]:
+    def count_error(self, error: EdgeError) -> None:
+        """Count an answer that is an error, by its class's code: that of an instance may be any text."""
+        cause = (type(error).code, *error.limit)
+        self._errors[cause] = self._errors.get(cause, 0) + 1
+
+    def families(self) -> Iterator[Family | None]:
         """Yield every metric, each in parts that follow one another; None where a part takes a while to come."""
-        routes = list(self._routes.items())  # which others may join meanwhile
+        routes = [((route,), numbers) for route, numbers in self._routes.items()]  # which others may join meanwhile
         for new, add in _ROUTE_FAMILIES:
             yield new()
             for at in range(0, len(routes), _ROUTES_A_STEP):
                 part = new()
-                for route, numbers in routes[at : at + _ROUTES_A_STEP]:
-                    add(part, route, numbers)
+                for labels, numbers in routes[at : at + _ROUTES_A_STEP]:
+                    add(part, labels, numbers)
                 yield part
+        errors = CounterMetricFamily("edge_errors", "Errors that callers got.", labels=("error", "limit", "of"))
+        for cause, count in self._errors.items():
+            errors.add_metric(cause, count)
+        yield errors
+        yield Histograms("edge_overhead_seconds", _OWN_TEXT, (), [((), self._own)])
+        yield from self.upstreams.families()
         for gauges in self.gauges:
             yield from gauges()
 
@@ -122,44 +125,27 @@ class Metrics:
             if family is None:
                 await asyncio.sleep(0)
                 continue
-            for lines in _rendered(family):
-                # A part that continues its family has the two lines of its head again.
-                yield lines.split(b"\n", 2)[2] if family.name == name else lines
-                name = family.name
+            for lines in lines_of(family, with_head=family.name != name):
+                yield lines
                 await asyncio.sleep(0)
+            name = family.name
 
 
-def _rendered(family: Metric) -> Iterator[bytes]:
-    """Yield the lines of a family, with its head each time."""
-    samples = family.samples
-    for at in range(0, max(len(samples), 1), _LINES_A_STEP):
-        family.samples = samples[at : at + _LINES_A_STEP]
-        yield generate_latest(_One(family))
-
-
-@dataclass(frozen=True, slots=True)
-class _One(Collector):
-    family: Metric
-
-    def collect(self) -> Iterator[Metric]:
-        yield self.family
-
-
-def _add_requests(family: Any, route: str, numbers: _RouteNumbers) -> None:
+def _add_requests(family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
     for (status, end), count in numbers.requests.items():
-        family.add_metric((route, str(status), end.value), count)
+        family.add_metric((*labels, str(status), end.value), count)
 
 
-def _add_duration(family: Any, route: str, numbers: _RouteNumbers) -> None:
-    family.add_metric((route,), numbers.duration.buckets(), numbers.duration.total)
+def _add_histogram(name: str, family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
+    family.rows.append((labels, getattr(numbers, name)))
 
 
-def _add_first_byte(family: Any, route: str, numbers: _RouteNumbers) -> None:
-    family.add_metric((route,), numbers.first_byte.buckets(), numbers.first_byte.total)
+def _add_sum(name: str, family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
+    family.add_metric(labels, getattr(numbers, name))
 
 
-def _add_sum(name: str, family: Any, route: str, numbers: _RouteNumbers) -> None:
-    family.add_metric((route,), getattr(numbers, name))
+def _histograms(name: str, text: str) -> Histograms:
+    return Histograms(f"edge_{name}_seconds", text, ("route",), [])
 
 
 _SUMS: Final = {
@@ -171,20 +157,15 @@ _SUMS: Final = {
     "replays": "Requests sent again because a reused connection had been closed.",
 }
 _FIRST_BYTE_TEXT: Final = "From a request's head to the first byte of the answer's body."
+_OWN_TEXT: Final = "From a request's head until an endpoint is asked, without waiting for its body or for a place."
 # What makes each family by route, and what adds a route to it.
-_ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Metric], Callable[[Any, str, _RouteNumbers], None]], ...]] = (
+_ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Any], Callable[[Any, Labels, _RouteNumbers], None]], ...]] = (
     (
         partial(CounterMetricFamily, "edge_requests", "Finished requests.", labels=("route", "status", "end")),
         _add_requests,
     ),
-    (
-        partial(HistogramMetricFamily, "edge_request_duration_seconds", "From head to end.", labels=("route",)),
-        _add_duration,
-    ),
-    (
-        partial(HistogramMetricFamily, "edge_time_to_first_byte_seconds", _FIRST_BYTE_TEXT, labels=("route",)),
-        _add_first_byte,
-    ),
+    (partial(_histograms, "request_duration", "From head to end."), partial(_add_histogram, "duration")),
+    (partial(_histograms, "time_to_first_byte", _FIRST_BYTE_TEXT), partial(_add_histogram, "first_byte")),
     *(
         (partial(CounterMetricFamily, f"edge_{name}", text, labels=("route",)), partial(_add_sum, name))
         for name, text in _SUMS.items()

@@ -1,11 +1,13 @@
-"""How well `cache-aware` pools knew what was cached, for operators."""
+"""What is so of endpoints and pools, and how well `cache-aware` ones knew what was cached, for operators."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.upstream.endpoints import OTHER, Endpoints
+from edge.upstream.health import HEALTHY
 from edge.upstream.pools import Pool
 
 _A_STEP: Final = 100  # members in a step of a scrape
@@ -14,7 +16,30 @@ _A_STEP: Final = 100  # members in a step of a scrape
 def upstream_metrics(endpoints: Endpoints, pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
     """Yield what is so of endpoints and pools, and what is known of their caches; None after each hundred."""
     yield from endpoints.metrics(pools, max_labels)
+    yield from _states(pools, max_labels)
     yield from cache_metrics(pools, max_labels)
+
+
+def _states(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
+    """Yield how many members of each pool are in which state; those that are well are told also where none is."""
+    members = GaugeMetricFamily("edge_pool_members", "Members of a pool by state.", labels=("pool", "state"))
+    others, number = Counter({HEALTHY: 0}), 0
+    for at, (name, pool) in enumerate(list(pools.items())):
+        states = Counter({HEALTHY: 0})
+        for member in pool.members:
+            states[member.endpoint.health.state(member.endpoint.connections.loop.time())] += 1
+            number += 1
+            if number % _A_STEP == 0:
+                yield None
+        if at >= max_labels:
+            others.update(states)
+            continue
+        for state, count in states.items():
+            members.add_metric((name, state), count)
+    if len(pools) > max_labels:
+        for state, count in others.items():
+            members.add_metric((OTHER, state), count)
+    yield members
 
 
 def cache_metrics(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:

@@ -42,9 +42,9 @@ class Discovery:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def outages(self) -> Iterator[tuple[str, str]]:
-        """Yield the names that cannot be resolved now, and why."""
-        yield from ((name.authority, outage.reason) for name, outage in self._outages.items() if outage)
+    def states(self) -> Iterator[tuple[str, str]]:
+        """Yield every name, and why it cannot be resolved now, "" when it can."""
+        yield from ((name.authority, outage.reason) for name, outage in self._outages.items())
 
     async def learn(self, pools: Iterable[Pool]) -> None:
         """Give these pools their members, asking for the names that are new; a name that fails leaves a pool empty."""

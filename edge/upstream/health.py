@@ -56,6 +56,7 @@ _LONGEST_EJECTION_S: Final = 120.0
 _LONGEST_REST_S: Final = 5.0  # of what Retry-After asks: an engine that asks for more may be free much earlier
 _REST_S: Final = 0.5  # without Retry-After
 HEALTHY: Final = "healthy"
+_EJECTED: Final = "ejected"
 _PROBES_TO_FAIL: Final = 2  # in a row: one is a hiccup of the loop that a long prefill holds up
 
 _KEY: Final = "its `api_key`"
@@ -166,11 +167,16 @@ class Health:
         return own.until if own is not None else 0.0
 
     def describe(self, now: float) -> str:
-        """Return the state in a word or two."""
+        """Return the state, of one that is ejected with for how long."""
+        state = self.state(now)
+        return f"ejected for {self.ejected_until - now:.0f} s" if state == _EJECTED else state
+
+    def state(self, now: float) -> str:
+        """Return the state in a word or two, of a closed vocabulary."""
         if self.fails_probes:
             return "fails its health check"
         if self.ejected_until > now:
-            return f"ejected for {self.ejected_until - now:.0f} s"
+            return _EJECTED
         if self.ejected_until:
             return "on trial"
         if self._rest_until > now:

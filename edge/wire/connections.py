@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import random
 import socket
 import ssl
@@ -26,6 +27,7 @@ from edge.wire.flow import Flow
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
+_CAUSES: Final = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset", errno.EPIPE: "reset"}
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
@@ -187,8 +189,23 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _failed(message: str) -> ConnectFailed:
-    return ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
+def _failed(message: str, cause: str) -> ConnectFailed:
+    failure = ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
+    failure.cause = cause
+    return failure
+
+
+def _cause_of(error: OSError | UnicodeError) -> str:
+    """Return why there is no connection, for operators: a word of a few, and more behind a colon."""
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or "handshake failed"
+        return f"tls: {reason.lower().replace('_', ' ')}"
+    if isinstance(error, UnicodeError | socket.gaierror):
+        return f"dns: {getattr(error, 'strerror', '') or error}"
+    if error.errno is None:
+        return f"unreachable: {error}"
+    word = _CAUSES.get(error.errno)
+    return word or f"unreachable: {os.strerror(error.errno).lower()}"
 
 
 class Shortage:
@@ -270,14 +287,15 @@ class ConnectionPool:
             now, age_s = self.loop.time(), max_age_s * random.uniform(_YOUNGEST_SHARE, 1)
             connection.retire_at, connection.retire_busy_at = now + age_s, now + age_s * _BUSY_SHARE
         except TimeoutError:
-            raise _failed("The model's server did not accept a connection in time.") from None
-        except ssl.SSLError:
-            raise _failed("The model's server could not be reached securely.") from None
+            cause = f"timeout: no connection in {timeout_s:g} s"
+            raise _failed("The model's server did not accept a connection in time.", cause) from None
+        except ssl.SSLError as error:
+            raise _failed("The model's server could not be reached securely.", _cause_of(error)) from None
         except (OSError, UnicodeError) as error:
             lack = _own_lack(error) if isinstance(error, OSError) else None
             if lack is not None:
                 raise self._shortage.failure(lack, self.loop.time()) from None
-            raise _failed("The model's server is not reachable right now.") from None
+            raise _failed("The model's server is not reachable right now.", _cause_of(error)) from None
         return connection
 
     async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:

@@ -152,7 +152,7 @@ async def test_instances_have_one_sum_however_many_there_are(edge: Edge, simulat
         (sample.name, sample.labels["endpoint"]): sample.value
         for family in text_string_to_metric_families(body.decode())
         for sample in family.samples
-        if "endpoint" in sample.labels
+        if "endpoint" in sample.labels and "pool" not in sample.labels
     }
     pooled = simulator.url.removeprefix("http://")
     assert found == {

@@ -1,0 +1,105 @@
+"""Numbers of what was asked upstream, by pool and endpoint: which member is slow, and which one fails and how.
+
+A request is counted once, at its end, by facts that it has anyhow. So an event costs nothing: the time of an output
+token is that between the first and the last, shared by those between. The names of the histograms are those of
+OpenTelemetry (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily
+
+from edge.exchange import NO_USAGE, Exchange
+from edge.telemetry.exposition import OTHER, Family, Histogram, Histograms
+
+_DURATION_BOUNDS_S: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_FIRST_TOKEN_BOUNDS_S: Final = (0.02, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 100.0)
+_TOKEN_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0)
+_WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0)
+_INSTANCES: Final = "instances"  # the label of them all, which belong to no pool
+_A_STEP: Final = 8  # members
+_AT: Final = ("pool", "endpoint")
+
+Place = tuple[str, str]  # pool and endpoint
+
+
+@dataclass(slots=True)
+class _Numbers:
+    asked: dict[tuple[int, str], int] = field(default_factory=dict)  # by status and outcome
+    duration: Histogram = field(default_factory=lambda: Histogram(_DURATION_BOUNDS_S))
+    first_token: Histogram = field(default_factory=lambda: Histogram(_FIRST_TOKEN_BOUNDS_S))
+    token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS_S))
+    completion_tokens: int = 0
+
+
+class Upstreams:
+    """The numbers of members, the first `max_labels` each by itself; what others count is summed under one label."""
+
+    def __init__(self, max_labels: int = 1000) -> None:
+        self.max_labels = max_labels
+        self._members: dict[Place, _Numbers] = {}
+        self._waits: dict[str, Histogram] = {}
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count a finished request for which an endpoint was asked."""
+        numbers = self._members.get((exchange.pool, exchange.endpoint)) or self._of(exchange.pool, exchange.endpoint)
+        failures, end = exchange.failures, exchange.end
+        assert end is not None
+        if failures is not None:
+            for each in failures:
+                asked = self._of(exchange.pool, each.endpoint).asked
+                asked[each.status, each.outcome] = asked.get((each.status, each.outcome), 0) + 1
+        asked_at, first_byte, finished = exchange.asked_at, exchange.first_byte, exchange.finished
+        if failures is None or len(failures) <= exchange.retries:  # the last one was none
+            outcome = (exchange.status, end._value_)
+            numbers.asked[outcome] = numbers.asked.get(outcome, 0) + 1
+            numbers.duration.observe(finished - asked_at)
+        if first_byte:
+            numbers.first_token.observe(first_byte - asked_at)
+        usage = exchange.usage
+        if usage is not NO_USAGE:
+            tokens = usage.completion_tokens
+            numbers.completion_tokens += tokens
+            if exchange.stream and tokens > 1 and first_byte:
+                numbers.token.observe((finished - first_byte) / (tokens - 1))
+
+    def observe_wait(self, exchange: Exchange) -> None:
+        """Count a request that waited for a place in its pool, whether it got one or not."""
+        pool = exchange.pool if exchange.pool in self._waits or len(self._waits) < self.max_labels else OTHER
+        self._waits.setdefault(pool, Histogram(_WAIT_BOUNDS_S)).observe(exchange.queued_s)
+
+    def _of(self, pool: str, endpoint: str) -> _Numbers:
+        place = (pool, endpoint if pool else _INSTANCES)
+        if place not in self._members and len(self._members) >= self.max_labels:
+            place = (OTHER, OTHER)
+        return self._members.get(place) or self._members.setdefault(place, _Numbers())
+
+    def keep_only(self, places: Iterable[Place]) -> None:
+        """Forget members that are gone, as those of a name in DNS, whose addresses change all the time."""
+        kept = {*places, ("", _INSTANCES), (OTHER, OTHER)}
+        self._members = {place: numbers for place, numbers in self._members.items() if place in kept}
+
+    def families(self) -> Iterator[Family | None]:
+        """Yield every metric, each in parts that follow one another."""
+        members = list(self._members.items())
+        asked, tokens = "Requests to an endpoint.", "Tokens of its answers."
+        for at in range(0, max(len(members), 1), _A_STEP):
+            requests = CounterMetricFamily("edge_upstream_requests", asked, labels=(*_AT, "status", "outcome"))
+            for place, numbers in members[at : at + _A_STEP]:
+                for (status, outcome), count in numbers.asked.items():
+                    requests.add_metric((*place, str(status), outcome), count)
+            yield requests
+        completion = CounterMetricFamily("edge_upstream_completion_tokens", tokens, labels=_AT)
+        for place, numbers in members:
+            completion.add_metric(place, numbers.completion_tokens)
+        yield completion
+        for name, text, histograms in (
+            ("request_duration", "From asking an endpoint to the end.", [(p, each.duration) for p, each in members]),
+            ("time_to_first_token", "From asking to the content.", [(p, each.first_token) for p, each in members]),
+            ("time_per_output_token", "Of a stream, after the first.", [(p, each.token) for p, each in members]),
+        ):
+            yield Histograms(f"gen_ai_server_{name}_seconds", text, _AT, histograms)
+        waits = [((pool,), each) for pool, each in list(self._waits.items())]
+        yield Histograms("edge_pool_wait_seconds", "Waiting for a place in a pool.", ("pool",), waits)
