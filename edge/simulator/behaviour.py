@@ -10,6 +10,7 @@ Dialect = Literal["vllm", "sglang", "llamacpp", "openai"]
 Fault = Literal["error", "error_first", "error_mid", "reset", "cut", "stall", "rubbish", "no_done"]
 Framing = Literal["chunked", "length", "close"]
 RequestIds = Literal["any", "uuid", "answered"]
+Text = Literal["plain", "prompt"]
 FASTAPI: Final[tuple[Dialect, ...]] = ("vllm", "sglang")  # servers on one framework, alike in much
 
 MAX_BODY_BYTES: Final = 64 * 2**20  # as much as the edge lets through by default
@@ -54,6 +55,12 @@ class Behaviour:
     - `request_ids`: `any` X-Request-Id will do; `uuid` refuses others with an empty 400, as llama-cpp-python 0.3.36
       does; `answered` makes the id of the answer of it, as vLLM does. Without `answered` equal requests get equal bytes
     - `ping_ms`: how long a stream of llama.cpp is silent before it sends a comment
+    - `text`: `plain` says the same to everybody; `prompt` what follows from the prompt, and from a seed or chance where
+      the temperature is not 0, in chat and text completions: its tokens are counted, and `tokenize` knows them
+    - `weights`: another number is another model, which says something else
+    - `ignores_flags`: an assistant's message at the end is not gone on with, whatever flags say
+    - `trims`: a template that takes the space around such a message away
+    - `once`: the fault meets the first request of this name in the process only, at whichever server
 
     Faults:
     - `error`: an error of `status` in place of the answer
@@ -89,12 +96,18 @@ class Behaviour:
     batch_ms: float = 0
     request_ids: RequestIds = "any"
     ping_ms: float = 30_000  # llama.cpp's default
+    text: Text = "plain"
+    weights: int = 0
+    ignores_flags: bool = False
+    trims: bool = False
+    once: str = ""
 
     def __post_init__(self) -> None:
         _require_choice("dialect", self.dialect, get_args(Dialect))
         _require_choice("fault", self.fault, (None, *get_args(Fault)))
         _require_choice("framing", self.framing, (None, *get_args(Framing)))
         _require_choice("request_ids", self.request_ids, get_args(RequestIds))
+        _require_choice("text", self.text, get_args(Text))
         _require_range("ttft_ms", self.ttft_ms, 0, 86_400_000)
         _require_range("interval_ms", self.interval_ms, 0, 86_400_000)
         _require_range("tokens", self.tokens, 0, MAX_TOKENS)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from edge.simulator import usage
 from edge.simulator.questions import Question
-from edge.simulator.scripts import CREATED, DONE, Script, answer_text, data, events, pieces
+from edge.simulator.scripts import CREATED, DONE, Script, data, events, pieces, text_of
 
 FINGERPRINT: Final = "vllm-0.32.0-51a00a7e"
 _LLAMACPP_BUILD: Final = "b10549-51a00a7e"
@@ -230,7 +230,7 @@ def _document(question: Question, *, text: bool) -> dict[str, Any]:
 
 
 def _choice(question: Question, index: int, *, text: bool) -> dict[str, Any]:
-    content, finish = answer_text(question.tokens), question.finish
+    content, finish = text_of(question), question.finish
     message: dict[str, Any] = {"role": "assistant", "content": content}
     match question.dialect:
         case "vllm":

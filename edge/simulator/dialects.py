@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from edge.simulator import chat, errors, media, messages, reading, responses, validation
+from edge.simulator import chat, errors, media, messages, reading, responses, speaking, validation
 from edge.simulator.behaviour import FASTAPI, Behaviour, Dialect, Refusal
 from edge.simulator.errors import error_document, error_frames
 from edge.simulator.memory import Memory
@@ -129,7 +129,8 @@ def _answer(
         _require_response(ask.previous_response_id, behaviour, memory)
     streams = path in STREAMS and (bool(ask.stream) or path not in DOCUMENTS)
     try:
-        question = question_of(path, ask, behaviour, memory, request_id)
+        said = speaking.said_to(path, ask, behaviour)
+        question = question_of(path, ask, behaviour, memory, request_id, said)
     except Refusal as refused:
         if refused.late and streams and path == MESSAGES:
             return _refused_message(ask, behaviour, refused, chunked=chunked)

@@ -8,6 +8,14 @@ from typing import Any, Final
 BLOCK_BYTES: Final = 16
 MAX_BYTES: Final = 1 << 20
 _MAX_RESPONSES: Final = 1_000
+_came: set[str] = set()
+
+
+def comes_first(name: str) -> bool:
+    """Whether nobody in this process has asked this by that name."""
+    is_first = name not in _came
+    _came.add(name)
+    return is_first
 
 
 class Prefixes:

@@ -51,6 +51,8 @@ class Ask(msgspec.Struct):
     encoding_format: str | None = None
     return_documents: bool | None = None
     store: bool | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     previous_response_id: str | None = None
     simulate: dict[str, Any] | None = None
     system: msgspec.Raw = msgspec.Raw()
@@ -118,6 +120,7 @@ class Question:
     """Everything the text of an answer depends on; the key under which its frames are kept.
 
     `tokens` and `prompt_tokens` are of one choice and of one prompt. `cache` None: nothing is told of cached tokens.
+    `said` are the tokens of a text that depends on the prompt, all of them, also beyond `tokens`.
     """
 
     dialect: Dialect
@@ -136,6 +139,7 @@ class Question:
     store: bool = True
     previous_response_id: str | None = None
     request_id: str | None = None
+    said: tuple[str, ...] | None = None
 
     @property
     def choices(self) -> int:
@@ -164,8 +168,15 @@ _PREFIXES: Final[dict[Dialect, dict[str, str]]] = {
 }
 
 
-def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, request_id: str | None = None) -> Question:
-    """Return what to answer to `ask`; `memory` learns how its prompt begins.
+def question_of(
+    path: str,
+    ask: Ask,
+    behaviour: Behaviour,
+    memory: Memory,
+    request_id: str | None = None,
+    tokens_said: tuple[str, ...] | None = None,
+) -> Question:
+    """Return what to answer to `ask`, with `tokens_said` if that is known; `memory` learns how its prompt begins.
 
     Raises: `Refusal` when the dialect refuses the model, a limit or a number.
     """
@@ -175,7 +186,8 @@ def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, reque
         said = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
         raise Refusal(400, said, "stream_options")
     model = _model(path, ask, behaviour)
-    tokens, limit = behaviour.tokens, None
+    whole = tokens = behaviour.tokens if tokens_said is None else len(tokens_said)
+    limit = None
     if path in TEXTS:
         limit = _limit(path, ask, behaviour)
         tokens = min(tokens, _room(behaviour), tokens if limit is None else limit)
@@ -191,7 +203,7 @@ def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, reque
         dialect=dialect,
         model=model,
         tokens=tokens,
-        finish="length" if tokens < behaviour.tokens else "stop",
+        finish="length" if tokens < whole else "stop",
         prompt_tokens=behaviour.prompt_tokens,
         seed=ask.seed,
         usage=asked,
@@ -204,6 +216,7 @@ def question_of(path: str, ask: Ask, behaviour: Behaviour, memory: Memory, reque
         store=ask.store is not False,
         previous_response_id=ask.previous_response_id if path == RESPONSES else None,
         request_id=request_id if behaviour.request_ids == "answered" and dialect == "vllm" else None,
+        said=tokens_said,
     )
 
 

@@ -4,7 +4,7 @@ import base64
 import struct
 from typing import Any, Final
 
-from edge.simulator import usage, validation
+from edge.simulator import speaking, usage, validation
 from edge.simulator.behaviour import Behaviour, Refusal
 from edge.simulator.questions import Ask, Question, count, member
 from edge.simulator.scripts import CREATED
@@ -68,10 +68,13 @@ def tokenize(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> d
 
     Raises: `Refusal` when vLLM or SGLang finds nothing to read.
     """
+    if question.dialect != "llamacpp" and not ask.prompt and not ask.messages:
+        raise _nothing_to_read(question, path)
+    if behaviour.text == "prompt":
+        ids = speaking.tokenized(question.dialect, path, ask, behaviour)
+        return {"count": len(ids), "max_model_len": behaviour.context_length, "tokens": ids}
     if question.dialect == "llamacpp":
         return {"tokens": list(member(ask, "content", str, "").encode())}
-    if not ask.prompt and not ask.messages:
-        raise _nothing_to_read(question, path)
     messages = member(ask, "messages", list[dict[str, Any]], [])
     said = "".join(str(message.get("content")) for message in messages)
     if question.dialect == "vllm":

@@ -75,16 +75,22 @@ def answer_text(tokens: int) -> str:
     return "".join(map(token_text, range(tokens)))
 
 
+def text_of(question: Question) -> str:
+    """Return the whole text of an answer."""
+    return answer_text(question.tokens) if question.said is None else "".join(question.said[: question.tokens])
+
+
 def pieces(question: Question, *, empty: bool = False) -> list[tuple[str, int]]:
     """Return the texts of the frames of one choice, each with how many tokens there are behind it.
 
     `empty`: where a token ends within a character, there is a frame without text.
     """
+    token = token_text if question.said is None else question.said.__getitem__
     if not question.uneven:
-        return [(token_text(index), index + 1) for index in range(question.tokens)]
+        return [(token(index), index + 1) for index in range(question.tokens)]
     found, text = [], ""
     for index in range(question.tokens):
-        text += token_text(index)
+        text += token(index)
         if index + 1 < question.tokens and index % 8 == _HALF:
             found += [("", index + 1)] if empty else []
         elif index + 1 < question.tokens and index % 8 == _LATE and question.dialect == "vllm":

@@ -33,11 +33,12 @@ from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 
 from edge.simulator import behaviour as words
-from edge.simulator import dialects, errors, validation
+from edge.simulator import dialects, errors, questions, validation
 from edge.simulator.behaviour import Behaviour, Dialect, Framing, Refusal
-from edge.simulator.memory import Memory, Prefill
-from edge.simulator.questions import Ask, ask_of, counted
+from edge.simulator.memory import Memory, Prefill, comes_first
+from edge.simulator.questions import Ask, ask_of
 from edge.simulator.scripts import Script, http_chunk
+from edge.simulator.speaking import counted
 
 KEEPALIVE_TIMEOUT_S: Final = 5.0  # uvicorn's, and so vLLM's and SGLang's; llama.cpp's too
 _LLAMACPP_KEPT: Final = 100  # requests on one connection
@@ -410,6 +411,8 @@ class Simulator:
             if request.method == "POST" and path in dialects.POSTS:
                 ask = await _asked(request, record.body, behaviour)
                 injected = behaviour = counted(path, ask, behaviour.steered(ask.simulate))
+                if behaviour.once and path in questions.TEXTS and not comes_first(behaviour.once):
+                    injected = behaviour = replace(behaviour, fault=None)
                 script = self._question(request, ask, behaviour)
                 delay_s = self._delay_s(record, script, behaviour)
             else:
