@@ -89,6 +89,7 @@ def run(
 
     `at` may change the engines before each request, of which it gets the number.
     """
+    random.seed(seed)  # of equal members any is chosen
     draw, found, seen = random.Random(seed), Found(), set[int]()
     events: list[tuple[float, int, Callable[[float], None]]] = []
     number = 0

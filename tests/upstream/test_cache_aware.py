@@ -201,10 +201,10 @@ def test_waits_are_a_part_of_what_they_were_and_hits_nearly_all_there_could_be()
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_share_nothing_agree_where_conversations_belong(processes: int) -> None:
-    alone = run(engines(), [CacheAware()])
-    split = run(engines(), [CacheAware() for _ in range(processes)])
-    assert split.hits >= 0.95
-    assert split.p90 <= 1.6 * alone.p90
+    alone = [run(engines(), [CacheAware()], seed=seed) for seed in range(3)]
+    split = [run(engines(), [CacheAware() for _ in range(processes)], seed=seed) for seed in range(3)]
+    assert min(each.hits for each in split) >= 0.94
+    assert statistics.median(each.p90 for each in split) <= 1.6 * statistics.median(each.p90 for each in alone)
 
 
 def restart(number: int, members: list[Engine]) -> None:
