@@ -38,6 +38,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     outage.py      something is down: logged once, and once when it is back
     tasks.py       tasks that must end, and what hangs
     valkey.py      the one client of a Redis or Valkey
+    primaries.py   who is the primary: asked of Sentinels, or of the nodes of a Cluster
     tls.py         how every server that is asked is proved
     errors.py      every failure by name
 """

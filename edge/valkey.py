@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from edge.config.redis_urls import TAG, parse_redis
 from edge.errors import Unusable
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS: Final = 32
 _CLOSE_PATIENCE_S: Final = 0.5  # a server that says nothing does not end its TLS either
 
+_IS_MEMBER: Final = "it is a member of a Cluster, which keeps a part of the keys: name it with redis+cluster://"
 _ADVICE: Final = {  # by the class of an error that a server answers
-    "ReadOnlyError": "it is a read-only replica: name its primary",
-    "MovedError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
-    "AskError": "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server",
+    "ReadOnlyError": "it is a read-only replica: name its primary, or its Sentinels with redis+sentinel://",
+    "MovedError": _IS_MEMBER,
+    "AskError": _IS_MEMBER,
+    "ClusterDownError": "a part of the Cluster has no primary",
 }
 
 _MISSING: Final = 'redis: needs the package: pip install "edge[redis]"'
@@ -27,48 +30,55 @@ _BAD_URL: Final = "redis: the URL cannot be used: write redis://:PASSWORD@HOST:P
 T = TypeVar("T")
 
 
-def connect(url: str, timeout_s: float, ca_file: Path | None = None) -> "Redis":
+def connect(url: str, timeout_s: float, ca_file: Path | None = None, key: str = TAG) -> "Redis":
     """Return a client of a Redis or Valkey; raises `Unusable` without the package or for a bad URL.
 
-    It tries nothing twice: who asks decides what a failure means.
+    It tries nothing twice: who asks decides what a failure means. In a Cluster it is a client of the primary that has
+    the slot of a `key`, and knows what is in that slot alone.
     """
     try:
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
+
+        from edge.primaries import client_of
     except ImportError:
         raise Unusable(_MISSING) from None
-    options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
     try:
-        pool: Any = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
+        place = parse_redis(url)
+        if place.mode != "single":
+            return client_of(place, key, options, _MAX_CONNECTIONS, timeout_s)
+        pool: Any = BlockingConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, **options)
     except ValueError:  # its message would repeat the URL, password and all
         raise Unusable(_BAD_URL) from None
     return Redis.from_pool(pool)
 
 
-def connect_blocking(url: str, timeout_s: float, ca_file: Path | None = None) -> "BlockingRedis":
+def connect_blocking(url: str, timeout_s: float, ca_file: Path | None = None, key: str = TAG) -> "BlockingRedis":
     """Return a client for commands and threads, with one connection; raises as `connect` does."""
     try:
         from redis import Redis as BlockingRedis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
+
+        from edge.primaries import blocking_client_of
     except ImportError:
         raise Unusable(_MISSING) from None
-    options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
     try:
-        return BlockingRedis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), **options
-        )
+        place = parse_redis(url)
+        if place.mode != "single":
+            return blocking_client_of(place, key, options)
+        return BlockingRedis.from_url(url, **options)
     except ValueError:
         raise Unusable(_BAD_URL) from None
+
+
+def _options(timeout_s: float, ca_file: Path | None) -> dict[str, Any]:
+    """Return the options of each connection."""
+    options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    return options if ca_file is None else {**options, "ssl_ca_certs": str(ca_file)}
 
 
 async def disconnect(client: "Redis") -> None:

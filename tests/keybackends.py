@@ -317,6 +317,7 @@ class ValkeyServer:
 
     directory: Path
     port: int = 0
+    options: tuple[str, ...] = ()
     _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -325,9 +326,11 @@ class ValkeyServer:
                 probe.bind(("127.0.0.1", 0))
                 self.port = probe.getsockname()[1]
         binary = shutil.which("redis-server") or shutil.which("valkey-server") or str(get_binary_path())
-        command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command = [binary, *self.options, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         self._process = subprocess.Popen(
-            [*command, "--dir", str(self.directory)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--appendonly", "no", "--dir", str(self.directory)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         give_up_at = time.monotonic() + PATIENCE_S
         while True:

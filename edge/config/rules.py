@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from edge.config import settings
 from edge.config.kinds import settings_of
 from edge.config.problems import dotted
+from edge.config.redis_urls import SCHEMES, parse_redis
 from edge.config.steering import STEERING
 from edge.config.tables import Reader, Table
 from edge.names import (
@@ -24,8 +25,7 @@ from edge.names import (
 
 _SHORTEST_TOKEN: Final = 16
 _TAKES_CREDENTIALS: Final = ("http", "https")  # as settings; in the URL of a Redis they have a place
-_IS_TLS: Final = ("https", "rediss")
-_HAS_REPLICAS: Final = ("redis", "rediss")
+_IS_TLS: Final = ("https", *(scheme for scheme in SCHEMES if scheme.startswith("rediss")))
 # What a route has for its instances, and a pool for itself.
 _OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} & {
     each.key for each in settings_of(settings.PoolConfig)
@@ -86,21 +86,26 @@ def check_usage(usage: settings.UsageConfig, table: Table) -> None:
         _refuse_unused(table, "keep", usage.keep_s, bool(usage.sink), "without a sink")
         _refuse_unused(table, "sink_token", usage.sink_token, scheme in _TAKES_CREDENTIALS, f"with {scheme}")
         _refuse_unused(table, "sink_ca_file", usage.sink_ca_file, scheme in _IS_TLS, f"with {scheme}")
-        _refuse_unused(table, "sink_replicas", usage.sink_replicas, scheme in _HAS_REPLICAS, f"with {scheme}")
+        _refuse_unused(table, "sink_replicas", usage.sink_replicas, scheme in SCHEMES, f"with {scheme}")
 
 
 def check_shared(shared: settings.SharedConfig, table: Table) -> None:
-    """Warn of a place that no Redis is at."""
-    _warn_of_metadata(table, ("redis",), shared.redis)
+    """Warn of a place that no Redis is at, and refuse an authority that nothing is proved by."""
+    if table.is_sound("redis"):
+        _warn_of_metadata(table, ("redis",), shared.redis)
+        scheme = shared.redis.partition(":")[0] or "no redis"
+        _refuse_unused(table, "redis_ca_file", shared.redis_ca_file, scheme in _IS_TLS, f"with {scheme}")
 
 
 def _warn_of_metadata(table: Table, key: tuple[str | int, ...], url: str) -> None:
     """Warn of a URL in whose place clouds give a machine's credentials to whoever asks from it."""
     try:
-        host = urlsplit(url).hostname
+        is_redis = url.startswith("redis")
+        hosts = [host for host, _ in parse_redis(url).hosts] if is_redis else [urlsplit(url).hostname or ""]
     except ValueError:  # which is told elsewhere
         return
-    _warn_of_address(table, key, host or "")
+    for host in hosts:
+        _warn_of_address(table, key, host)
 
 
 def _warn_of_address(table: Table, key: tuple[str | int, ...], host: str) -> None:

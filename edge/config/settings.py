@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
-from edge.config import kinds, values
+from edge.config import kinds, redis_urls, values
 from edge.config.problems import Problem
-from edge.config.values import Address, KeyStoreAddress, Network, Place, Url, check_redis, check_server
+from edge.config.values import Address, KeyStoreAddress, Network, Place, Url, check_server
 from edge.names import check_host_pattern, check_model_name
 
 Balance = Literal["cache-aware", "least-loaded", "round-robin"]
@@ -28,11 +28,11 @@ WITHOUT_HEALTH_PATH: Final[frozenset[Engine]] = frozenset({"openai"})  # engines
 KEY_STORES: Final = (
     Place(("sqlite",), '"sqlite:FILE", such as "sqlite:edge.db"'),
     Place(("http", "https"), "the URL of an introspection server", check_server),
-    Place(("redis", "rediss"), '"redis://HOST:PORT/0"', check_redis),
+    Place(redis_urls.SCHEMES, redis_urls.SAMPLE, redis_urls.check_redis),
 )
 SINKS: Final = (
     Place(("http", "https"), '"https://HOST/PATH"', check_server),
-    Place(("redis", "rediss"), '"redis://HOST:PORT/0"', check_redis),
+    Place(redis_urls.SCHEMES, redis_urls.SAMPLE, redis_urls.check_redis),
 )
 _EVERY_ADDRESS: Final = Address("0.0.0.0", 8080)
 _THIS_MACHINE: Final = Address("127.0.0.1", 9090)  # metrics are for operators only
@@ -118,7 +118,8 @@ class KeysConfig:
 
     store: Annotated[KeyStoreAddress, kinds.placed(
         "`sqlite:FILE`, made at the start or by `edge keys create`; the URL of a token introspection server (RFC "
-        "7662), which receives each key; or the URL of a Redis.",
+        "7662), which receives each key; or the URL of a Redis: `redis://HOST`, `redis+sentinel://HOST,HOST/SERVICE` "
+        "or `redis+cluster://HOST,HOST`, with TLS `rediss`.",
         partial(values.parse_store, places=KEY_STORES), "key store", values.pattern_of(KEY_STORES), restart="value"
     )] = _KEY_FILE
     cache_ttl_s: Annotated[float, kinds.duration(
@@ -206,9 +207,12 @@ class SharedConfig:
 
     redis: Annotated[str, kinds.parsed(
         "A Redis or Valkey: limits count for all processes together, and `POST /keys/purge` at one reaches all. While "
-        "it is down each process counts alone. Needs the extra `redis`.",
-        values.check_redis, "URL", "^rediss?://", lambda url: "(secret)", example="redis://:${SET}@127.0.0.1:6379/0"
-    )] = field(default="", repr=False)
+        "it is down each process counts alone. With several servers `redis+sentinel://` or `redis+cluster://`, as for "
+        "keys and records. Needs the extra `redis`.",
+        redis_urls.check_redis, "URL", redis_urls.PATTERN, lambda url: "(secret)",
+        example="redis://:${SET}@127.0.0.1:6379/0")] = field(default="", repr=False)
+    redis_ca_file: Annotated[Path | None, kinds.file(
+        "A PEM file with the authority of a Redis at rediss.", example="tls.crt")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,6 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OPERATION = re.compile(r"[a-z0-9_-]{1,64}(?:/[a-z0-9_-]{1,64}){0,4}")
 _ENDS_OF_OPERATIONS: Final = ("/chat/completions", "/v2/rerank", *(f"/v1/{name}" for name in (*OPERATIONS, "models")))
 _MEMBER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_REDIS_PATH = re.compile(r"/?|/[0-9]{1,5}")
 _MAPPED_BITS = 96  # before an IPv4 address that is written as an IPv6 one (RFC 4291 section 2.5.5.2)
 # Signed with a key that only the issuer has. HS256 and its kin would let whoever can verify a token make one.
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -271,6 +270,8 @@ class KeyStoreAddress:
         if self.path is not None:
             return f"{self.format}:{self.path}"
         scheme, _, rest = self.url.partition("://")
+        if scheme.startswith("redis"):  # behind "?" is a password
+            rest = rest.partition("?")[0]
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     @property
@@ -293,7 +294,8 @@ class Place:
 
 def pattern_of(places: Sequence[Place]) -> str:
     """Return the regular expression by which an editor knows what leads to one of the places."""
-    return f"^({'|'.join(scheme + ('://' if place.check else ':.') for place in places for scheme in place.schemes)})"
+    ends = ((scheme, "://" if place.check else ":.") for place in places for scheme in place.schemes)
+    return f"^({'|'.join(re.escape(scheme) + end for scheme, end in ends)})"
 
 
 def samples_of(places: Sequence[Place]) -> str:
@@ -327,16 +329,6 @@ def check_server(text: str) -> str:
         raise ValueError("a password does not belong into a URL, where logs show it: write it as a setting of its own")
     if parts is None or parts.fragment or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError('not a URL: write "https://HOST:PORT/PATH"')
-    return text
-
-
-def check_redis(text: str) -> str:
-    """Return the URL of a Redis or Valkey, whose path is the number of a database."""
-    parts = _split(text)
-    if parts is None or parts.scheme not in ("redis", "rediss") or parts.query or parts.fragment:
-        parts = None
-    if parts is None or not _REDIS_PATH.fullmatch(parts.path):
-        raise ValueError('not the URL of a Redis: write "redis://:${PASSWORD}@HOST:PORT/0", or rediss:// for TLS')
     return text
 
 

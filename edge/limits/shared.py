@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -86,10 +86,11 @@ _DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest
 class SharedLimits:
     """Merges the counters of this process with those of all others, while Redis answers.
 
-    While it does not, requests are admitted by what is known here.
+    While it does not, requests are admitted by what is known here. `name_of` returns what a name is
+    called there.
     """
 
-    def __init__(self, client: "Redis", admission: Admission) -> None:
+    def __init__(self, client: "Redis", admission: Admission, name_of: Callable[[str], str] = str) -> None:
         self.outage = Outage(
             _log,
             "shared.redis is unavailable, limits count what this process serves, news of keys waits",
@@ -98,6 +99,7 @@ class SharedLimits:
         self.merges = 0
         self._client = client
         self._admission = admission
+        self._prefix = name_of(PREFIX)
         self._process = secrets.token_hex(8)
         self._joined = False  # whether all that was counted here has been reported
         self._is_told = False  # that others report in a way that is not known here
@@ -161,7 +163,7 @@ class SharedLimits:
         reply: Any = self._client.evalsha(
             _DIGEST,
             len(counters),
-            *(PREFIX + orjson.dumps(counter.key).decode() for counter in counters),
+            *(self._prefix + orjson.dumps(counter.key).decode() for counter in counters),
             self._process,
             str(RUNNING_EXPIRES_S),
             str(_HASH_EXPIRES_S),

@@ -80,6 +80,7 @@ def authorities(config: Config) -> Iterator[tuple[KeyPath, Path]]:
         (("keys", "store_ca_file"), config.keys.store_ca_file),
         (("jwt", "ca_file"), config.jwt.ca_file if config.jwt is not None else None),
         (("usage", "sink_ca_file"), config.usage.sink_ca_file),
+        (("shared", "redis_ca_file"), config.shared.redis_ca_file),
         *((("pools", name, "ca_file"), pool.ca_file) for name, pool in config.pools.items()),
     )
     yield from ((at, ca_file) for at, ca_file in named if ca_file is not None)

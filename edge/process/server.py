@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edge.client.body import BodyMemory
 from edge.client.server import MOST_REFUSED, ClientServer
+from edge.config.redis_urls import names_at
 from edge.config.settings import Config, ServerConfig, UsageConfig
 from edge.config.values import Address
 from edge.errors import Unusable
@@ -57,6 +58,7 @@ from edge.tasks import Hung, in_steps, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
 from edge.telemetry.metrics import Metrics
+from edge.tls import client_tls
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
@@ -146,8 +148,12 @@ class Server:
         self.journal = self._open_journal(config.usage, config.server.region)
         self.usage_index = UsageIndex(config.usage.journal)
         self.catalogue = Catalogue()
-        self._shared_client = connect(config.shared.redis, _SHARED_TIMEOUT_S) if config.shared.redis else None
-        self.kept_responses = KeptResponses(self._loop.time, self._shared_client)
+        shared = config.shared
+        if shared.redis_ca_file is not None:
+            client_tls(shared.redis_ca_file, "shared.redis_ca_file")  # the client would find out at each connection
+        if shared.redis:
+            self._shared_client = connect(shared.redis, _SHARED_TIMEOUT_S, shared.redis_ca_file)
+        self.kept_responses = KeptResponses(self._loop.time, self._shared_client, names_at(shared.redis))
         self.proxy = Proxy(
             generation,
             self.lifecycle,
@@ -350,7 +356,7 @@ class Server:
     async def _share(self, config: Config) -> None:
         """Listen to what other processes publish of keys, and count with them."""
         if self._shared_client is not None:
-            self.shared_limits = SharedLimits(self._shared_client, self.admission)
+            self.shared_limits = SharedLimits(self._shared_client, self.admission, names_at(config.shared.redis))
             self._channel = RevocationChannel(self._shared_client)
             self._channel.on_change = self.authenticator.forget
             self._channel.open()

@@ -58,10 +58,13 @@ _keeper: Final = msgspec.json.Decoder(Keeper)
 class KeptResponses:
     """Remembers who keeps the responses of each user, here and, with a client, in Redis.
 
-    `clock` returns seconds of the loop's clock. While Redis does not answer, each process knows of its own alone.
+    `clock` returns seconds of the loop's clock, `name_of` what a name is called in that Redis. While Redis does not
+    answer, each process knows of its own alone.
     """
 
-    def __init__(self, clock: Callable[[], float], client: "Redis | None" = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float], client: "Redis | None" = None, name_of: Callable[[str], str] = str
+    ) -> None:
         self.outage = Outage(
             _log,
             "shared.redis is unavailable, a response is found by the process alone that passed it on",
@@ -69,6 +72,7 @@ class KeptResponses:
         )
         self._clock = clock
         self._client = client
+        self._prefix = name_of(PREFIX)
         # By the names they have in Redis: user, model, member, and when it expires. The oldest is first and expires
         # first; a dict would search for it past all that were deleted. Plain tuples the garbage collector leaves alone.
         self._known: OrderedDict[str, tuple[str, str, str, float]] = OrderedDict()
@@ -80,7 +84,7 @@ class KeptResponses:
 
     def remember(self, user: str, response_id: str, keeper: Keeper) -> None:
         """Note who keeps a response: here at once, in Redis soon; an id that no upstream should give is not noted."""
-        name = _name_of(user, response_id)
+        name = self._name_of(user, response_id)
         if name is None:
             return
         now, known = self._clock(), self._known
@@ -96,6 +100,12 @@ class KeptResponses:
         self._of_users.setdefault(user, OrderedDict())[name] = None
         self._queue(name, keeper)
 
+    def _name_of(self, user: str, response_id: str) -> str | None:
+        """Return the name of a response in Redis; None for an id that no upstream should give."""
+        if not _ID.fullmatch(response_id):
+            return None
+        return self._prefix + orjson.dumps((user, response_id)).decode()
+
     def _drop(self, name: str) -> None:
         known = self._known.pop(name, None)
         if known is not None:
@@ -106,7 +116,7 @@ class KeptResponses:
 
     def forget(self, user: str, response_id: str) -> None:
         """Note that a response is deleted."""
-        name = _name_of(user, response_id)
+        name = self._name_of(user, response_id)
         if name is not None:
             self._drop(name)
             self._queue(name, None)
@@ -117,7 +127,7 @@ class KeptResponses:
         Raises: `UpstreamUnavailable` while Redis, which may know, does not answer, or says it in a way that is not
         known here.
         """
-        name = _name_of(user, response_id)
+        name = self._name_of(user, response_id)
         if name is None:
             return None
         known = self._known.get(name)
@@ -253,10 +263,3 @@ class KeptResponses:
 
 def _cannot_look_up() -> UpstreamUnavailable:
     return UpstreamUnavailable("Where this response is kept cannot be looked up now, try again.", retry_after_s=1)
-
-
-def _name_of(user: str, response_id: str) -> str | None:
-    """Return the name of a response in Redis; None for an id that no upstream should give."""
-    if not _ID.fullmatch(response_id):
-        return None
-    return PREFIX + orjson.dumps((user, response_id)).decode()

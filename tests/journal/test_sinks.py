@@ -426,7 +426,9 @@ def test_bad_redis_url_is_refused_without_its_password() -> None:
         ("http://[::1]:8080/", "[::1]:8080"),
         ("redis://:hunter2@10.0.0.1/0", "10.0.0.1:6379"),
         ("rediss://user:hunter2@cache.test:6380/0", "cache.test:6380"),
-        ("redis:///0", "localhost:6379"),
+        ("redis://localhost/0", "localhost:6379"),
+        ("redis+sentinel://user:hunter2@a,[::1]:2/s/0?sentinel_password=hunter2", "a:26379,[::1]:2"),
+        ("rediss+cluster://user:hunter2@a,b:7", "a:6379,b:7"),
     ],
 )
 async def test_log_says_where_a_sink_is_and_nothing_secret(url: str, place: str) -> None:

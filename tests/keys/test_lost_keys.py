@@ -146,6 +146,5 @@ async def test_member_of_a_cluster_is_an_outage_that_names_it(answer: bytes) -> 
             await _owner(store)
         await store.close()
     assert not isinstance(failed.value, AnswerUnusable)
-    assert (
-        failed.value.reason == "it is a member of a Redis Cluster, which keeps a part of the keys: name a single server"
-    )
+    advice = "it is a member of a Cluster, which keeps a part of the keys: name it with redis+cluster://"
+    assert failed.value.reason == advice

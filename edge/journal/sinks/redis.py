@@ -10,9 +10,10 @@ acknowledged after that, until it knows. `WAIT` asks how many have it: https://v
 from collections.abc import Sequence
 from typing import Final
 
+from edge.config.redis_urls import parse_redis
 from edge.config.settings import UsageConfig
 from edge.journal.records import head_decoder
-from edge.journal.sinks.protocol import SinkUnavailable, place_of
+from edge.journal.sinks.protocol import SinkUnavailable
 from edge.valkey import answer_of, connect, disconnect, reason_of
 
 STREAM: Final = "edge:usage"
@@ -24,8 +25,8 @@ class RedisSink:
     """Adds records to the stream; raises `Unusable` without the package or for a bad URL."""
 
     def __init__(self, config: UsageConfig) -> None:
-        self._client = connect(config.sink, _TIMEOUT_S, config.sink_ca_file)
-        self._place = place_of(config.sink, 6379)
+        self._client = connect(config.sink, _TIMEOUT_S, config.sink_ca_file, STREAM)
+        self._place = str(parse_redis(config.sink))
         self._replicas = config.sink_replicas or 0
 
     def reconfigure(self, config: UsageConfig) -> None:

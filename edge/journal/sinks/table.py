@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from edge.config import redis_urls
 from edge.config.settings import UsageConfig
 from edge.journal.sinks.http import HttpSink
 from edge.journal.sinks.protocol import Sink
@@ -11,8 +12,7 @@ from edge.journal.sinks.redis import RedisSink
 SINKS: Final[Mapping[str, Callable[[UsageConfig], Sink]]] = {
     "http": HttpSink,
     "https": HttpSink,
-    "redis": RedisSink,
-    "rediss": RedisSink,
+    **dict.fromkeys(redis_urls.SCHEMES, RedisSink),
 }
 
 

@@ -9,15 +9,18 @@ before there were versions, and gets it from that edge.
 are needed.
 `edge:user:` and the user names a hash of `suspended` and `out_of_quota` (0 or 1). Whoever changes one publishes on
 `edge:keys` (see `keys/revocations.py`), after the change. Publishing knows no databases: one Redis, one set of keys.
+
+In a Cluster all of these names begin with `{edge}:`, and the channel does not (see `config/redis_urls.py`).
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from edge.config.redis_urls import names_at
 from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.revocations import RevocationChannel
@@ -56,6 +59,7 @@ class RedisKeyStore(KeyStore):
 
     def __init__(self, config: KeysConfig) -> None:
         self._config = config
+        self._name = names_at(config.store.url)
         self._client: Redis | None = None
         self._channel: RevocationChannel | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -134,7 +138,7 @@ class RedisKeyStore(KeyStore):
 
     async def look_up(self, digest: bytes, key: str) -> Principal | None:
         """Return who owns the key of this SHA-256 digest; raises `StoreFailed`."""
-        facts = await self._read(KEY_PREFIX + digest.hex())
+        facts = await self._read(self._name(KEY_PREFIX + digest.hex()))
         if not facts:
             return None
         try:
@@ -146,7 +150,7 @@ class RedisKeyStore(KeyStore):
 
     async def look_up_user(self, user: str) -> UserState:
         """Return what is recorded of a user; raises `StoreFailed`."""
-        facts = await self._read(USER_PREFIX + user)
+        facts = await self._read(self._name(USER_PREFIX + user))
         try:
             return user_state_of(flags_of(facts, "suspended", "out_of_quota"))
         except ValueError as error:
@@ -173,7 +177,7 @@ class RedisKeyStore(KeyStore):
         commands: Any = client.pipeline(transaction=False)
         if name:
             commands.hgetall(name)
-        commands.get(MARKER)
+        commands.get(self._name(MARKER))
         answers: list[Any] = await answer_of(commands.execute(raise_on_error=False))
         if _is_of_value(answers[-1]):
             answers[-1] = b""
@@ -187,7 +191,7 @@ class RedisKeyStore(KeyStore):
         if mark is None:
             if await self._is_of_before(client):
                 return self._find()
-            raise self._lose(EMPTY)
+            raise self._lose(EMPTY.replace(MARKER, self._name(MARKER)))
         self._is_known = True
         if mark != FORMAT.encode():
             raise self._lose(f"its {MARKER} names a format that this edge does not know (this is {FORMAT}): upgrade it")
@@ -198,27 +202,31 @@ class RedisKeyStore(KeyStore):
         from redis.exceptions import ResponseError
 
         async with self._adopting:
-            if self._is_known:
-                return bool(await answer_of(client.get(MARKER)) == FORMAT.encode())  # by now, another marked it
-            name = await any_record(client)
+            if self._is_known:  # by now, another marked it
+                return bool(await answer_of(client.get(self._name(MARKER))) == FORMAT.encode())
+            name = await any_record(client, self._name)
             self._is_known = name is None
             if name is not None and not self._is_told:
-                marking: Any = client.eval(_MARK, 2, name, MARKER, FORMAT)
+                marking: Any = client.eval(_MARK, 2, name, self._name(MARKER), FORMAT)
                 try:
                     await answer_of(marking)
                 except ResponseError as error:  # a replica, or a user without the right: served as it is
-                    _log.warning("key store: it has keys and no %s (%s): %s", MARKER, reason_of(error), _SET_IT)
+                    mark = self._name(MARKER)
+                    _log.warning(
+                        "key store: it has keys and no %s (%s): %s",
+                        mark, reason_of(error), _SET_IT.replace(MARKER, mark),
+                    )  # fmt: skip
                     self._is_told = True
             return name is not None
 
 
-async def any_record(client: "Redis") -> str | None:
+async def any_record(client: "Redis", name_of: Callable[[str], str]) -> str | None:
     """Return the name of a key's or a user's record, None where there is none."""
-    cursor = 0
+    cursor, prefixes = 0, (name_of(KEY_PREFIX), name_of(USER_PREFIX))
     while True:
-        cursor, names = await answer_of(client.scan(cursor, "edge:*", _SCAN_COUNT))
+        cursor, names = await answer_of(client.scan(cursor, name_of("edge:*"), _SCAN_COUNT))
         for name in map(_decoded, names):
-            if name.startswith((KEY_PREFIX, USER_PREFIX)):
+            if name.startswith(prefixes):
                 return name
         if not cursor:
             return None

@@ -4,7 +4,7 @@ Beside what serves (`redis.py`) there are: `edge:id:ID`, the digest of a key in 
 `edge:ids:USER`, ids by when their keys were made; `edge:revoked:ID`, what `edge:key:DIGEST` was; the hash `edge:used`,
 Unix seconds by id; the stream `edge:audit`; and for a day `edge:request:SHA256`, of a request that may come again. So
 keys are found by id and listed by user without a search. A key that is recorded by hand stands in no index until
-`edge keys init` puts it there.
+`edge keys init` puts it there. In a Cluster the names begin with `{edge}:`.
 
 Each change is a transaction that begins anew when another overtakes it: https://valkey.io/topics/transactions/
 """
@@ -18,6 +18,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 import orjson
 
+from edge.config.redis_urls import names_at
 from edge.config.settings import KeysConfig
 from edge.errors import Unusable
 from edge.keys.revocations import CHANNEL
@@ -59,6 +60,7 @@ class RedisRegistry:
 
     def __init__(self, config: KeysConfig, actor: Actor | None = None, *, makes: bool = True) -> None:
         self._config = config
+        self._at = names_at(config.store.url)
         self._makes = makes
         self._actor = actor or admin.this_process()
         self.is_marked = False
@@ -97,11 +99,11 @@ class RedisRegistry:
             self._insert(pipe, key, record, idempotency, salt)
             self._note(pipe, "create", record.user, record.id, admin.facts_of(record))
             if is_first:
-                pipe.set(MARKER, FORMAT, nx=True)
+                pipe.set(self._at(MARKER), FORMAT, nx=True)
             self.is_marked = is_first or mark is not None
             return key, record
 
-        key, made = self._change(create, *_watched(idempotency))
+        key, made = self._change(create, *self._watched(idempotency))
         return key, self._with_state(made)
 
     def rotate(self, key_id: str, grace_s: float, *, idempotency: Idempotency | None = None) -> tuple[str, KeyRecord]:
@@ -117,12 +119,12 @@ class RedisRegistry:
             ends_at = admin.end_of(old, now, grace_s)
             pipe.multi()
             self._insert(pipe, key, record, idempotency, salt)
-            pipe.hset(KEY_PREFIX + digest, mapping={"expires_at": str(ends_at), "replaced_by": record.id})
+            pipe.hset(self._at(KEY_PREFIX + digest), mapping={"expires_at": str(ends_at), "replaced_by": record.id})
             self._note(pipe, "rotate", old.user, key_id, {"replaced_by": record.id, "expires_at": ends_at})
             pipe.publish(CHANNEL, f"digest:{digest}")
             return key, record
 
-        key, made = self._change(rotate, *_watched(idempotency))
+        key, made = self._change(rotate, *self._watched(idempotency))
         return key, self._with_state(made)
 
     def find(self, key_id: str) -> KeyRecord:
@@ -137,7 +139,7 @@ class RedisRegistry:
         self, user: str | None = None, after: str | None = None, limit: int | None = None, *, revoked: bool = False
     ) -> list[KeyRecord]:
         """Return keys as `Registry.page` does; raises `UnknownKey` for an `after` that is none."""
-        index = _IDS if user is None else f"{_IDS}:{user}"
+        index = self._at(_IDS if user is None else f"{_IDS}:{user}")
         found: list[KeyRecord] = []
         with self._failures():
             at = 0
@@ -163,7 +165,7 @@ class RedisRegistry:
             digest, record = self._find(pipe, key_id)
             admin.check_changeable(record)
             pipe.multi()
-            name = KEY_PREFIX + digest
+            name = self._at(KEY_PREFIX + digest)
             if kept := {field: value for field, value in given.items() if value}:
                 pipe.hset(name, mapping=kept)
             if gone := [field for field, value in given.items() if not value]:
@@ -182,8 +184,8 @@ class RedisRegistry:
             digest, record = self._find(pipe, key_id)
             admin.check_changeable(record)
             pipe.multi()
-            pipe.rename(KEY_PREFIX + digest, _REVOKED + key_id)
-            pipe.hset(_REVOKED + key_id, "revoked_at", str(now))
+            pipe.rename(self._at(KEY_PREFIX + digest), self._at(_REVOKED + key_id))
+            pipe.hset(self._at(_REVOKED + key_id), "revoked_at", str(now))
             self._note(pipe, "revoke", record.user, key_id, {"revoked": True, "revoked_at": now})
             pipe.publish(CHANNEL, f"digest:{digest}")
 
@@ -195,7 +197,7 @@ class RedisRegistry:
         names = list(ids)
         with self._failures():
             for begin in range(0, len(names), _A_STEP):
-                self._client.hset(_USED, mapping=dict.fromkeys(names[begin : begin + _A_STEP], str(int(at))))
+                self._client.hset(self._at(_USED), mapping=dict.fromkeys(names[begin : begin + _A_STEP], str(int(at))))
 
     # --- users
 
@@ -206,7 +208,8 @@ class RedisRegistry:
         def mark(pipe: Any) -> None:
             pipe.multi()
             if marks:
-                pipe.hset(USER_PREFIX + user, mapping={name: str(int(bool(value))) for name, value in marks.items()})
+                flags = {name: str(int(bool(value))) for name, value in marks.items()}
+                pipe.hset(self._at(USER_PREFIX + user), mapping=flags)
             self._note(pipe, "mark user", user, "", marks)
             pipe.publish(CHANNEL, f"user:{user}")
 
@@ -224,10 +227,10 @@ class RedisRegistry:
         """Say that all keys are there, or that there are to be none, and put those made by hand into the index."""
         with self._failures():
             self._mark()
-            for name in self._client.scan_iter(KEY_PREFIX + "*", _SCAN_COUNT):
+            for name in self._client.scan_iter(self._at(KEY_PREFIX + "*"), _SCAN_COUNT):
                 self._index(name.decode())
             commands = self._client.pipeline(transaction=True)
-            commands.set(MARKER, FORMAT)
+            commands.set(self._at(MARKER), FORMAT)
             commands.publish(CHANNEL, "all")
             commands.execute()
 
@@ -235,34 +238,32 @@ class RedisRegistry:
         facts = _decoded(self._client.hgetall(name))
         with contextlib.suppress(ValueError):  # what no edge serves is not listed either
             principal = principal_of(record_of(facts))
-            digest, score = name.removeprefix(KEY_PREFIX), _number(facts.get("created_at")) or 0.0
+            digest, score = name.removeprefix(self._at(KEY_PREFIX)), _number(facts.get("created_at")) or 0.0
             commands = self._client.pipeline(transaction=True)
-            commands.set(_ID + principal.id, digest)
+            commands.set(self._at(_ID + principal.id), digest)
             for index in (_IDS, f"{_IDS}:{principal.user}"):
-                commands.zadd(index, {principal.id: score}, nx=True)
+                commands.zadd(self._at(index), {principal.id: score}, nx=True)
             commands.execute()
 
     def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield what was changed from a time on, in its order."""
         begin = str(int(since * 1000))
         with self._failures():
-            while entries := self._client.xrange(_AUDIT, begin, "+", count=_A_STEP):
+            while entries := self._client.xrange(self._at(_AUDIT), begin, "+", count=_A_STEP):
                 yield from (orjson.loads(fields[b"line"]) for _, fields in entries)
                 begin = f"({entries[-1][0].decode()}"
 
     def _mark(self) -> bytes | None:
         """Return the mark, None without one; raises `Unusable` for that of another edge."""
-        found: bytes | None = self._client.get(MARKER)
+        found: bytes | None = self._client.get(self._at(MARKER))
         if found not in (None, FORMAT.encode()):
             raise Unusable(f"keys.store: its {MARKER} names a format that this edge does not know: upgrade this edge")
         return found
 
     def _has_keys(self) -> bool:
         """Return whether any key or user is recorded; asked where there is no mark."""
-        for name in self._client.scan_iter("edge:*", _SCAN_COUNT):
-            if name.startswith((KEY_PREFIX.encode(), USER_PREFIX.encode())):
-                return True
-        return False
+        prefixes = (self._at(KEY_PREFIX).encode(), self._at(USER_PREFIX).encode())
+        return any(name.startswith(prefixes) for name in self._client.scan_iter(self._at("edge:*"), _SCAN_COUNT))
 
     # --- records
 
@@ -270,16 +271,16 @@ class RedisRegistry:
         """Do a change, again while another overtakes it; `act` reads, calls `multi`, and says what is to be done."""
         with self._failures():
             if not self._makes and self._mark() is None:
-                raise Unusable(f"keys.store: {EMPTY}")
+                raise Unusable(f"keys.store: {EMPTY.replace(MARKER, self._at(MARKER))}")
             done: T = self._client.transaction(act, *watched, value_from_callable=True)
         return done
 
     def _find(self, pipe: Any, key_id: str) -> tuple[str, KeyRecord]:
         """Return the digest of a key in hex and its record, watched for changes; raises `UnknownKey`."""
-        pipe.watch(_ID + key_id)
-        digest = pipe.get(_ID + key_id)
+        pipe.watch(self._at(_ID + key_id))
+        digest = pipe.get(self._at(_ID + key_id))
         if digest is not None:
-            pipe.watch(KEY_PREFIX + digest.decode())
+            pipe.watch(self._at(KEY_PREFIX + digest.decode()))
         found = self._records([key_id])
         if digest is None or not found:
             raise UnknownKey(key_id)
@@ -287,18 +288,18 @@ class RedisRegistry:
 
     def _records(self, ids: Sequence[str]) -> list[KeyRecord]:
         """Return the keys of ids, without those that there are not."""
-        digests = self._client.mget([_ID + each for each in ids])
+        digests = self._client.mget([self._at(_ID + each) for each in ids])
         commands = self._client.pipeline(transaction=False)
         for key_id, digest in zip(ids, digests, strict=True):
-            commands.hgetall(KEY_PREFIX + (digest or b"").decode())
-            commands.hgetall(_REVOKED + key_id)
-        commands.hmget(_USED, list(ids))
+            commands.hgetall(self._at(KEY_PREFIX + (digest or b"").decode()))
+            commands.hgetall(self._at(_REVOKED + key_id))
+        commands.hmget(self._at(_USED), list(ids))
         *hashes, used = commands.execute()
         known = [(_decoded(hashes[at]), _decoded(hashes[at + 1])) for at in range(0, len(hashes), 2)]
         users = sorted({(live or gone).get("user", "") for live, gone in known})
         commands = self._client.pipeline(transaction=False)
         for user in users:
-            commands.hgetall(USER_PREFIX + user)
+            commands.hgetall(self._at(USER_PREFIX + user))
         states = dict(zip(users, map(_decoded, commands.execute()), strict=True))
         return [
             _record(live or gone, states[(live or gone).get("user", "")], last, revoked=not live)
@@ -308,7 +309,7 @@ class RedisRegistry:
 
     def _state(self, user: str) -> UserState:
         with self._failures():
-            return _user_state(_decoded(self._client.hgetall(USER_PREFIX + user)))
+            return _user_state(_decoded(self._client.hgetall(self._at(USER_PREFIX + user))))
 
     def _with_state(self, record: KeyRecord) -> KeyRecord:
         state = self._state(record.user)
@@ -317,19 +318,25 @@ class RedisRegistry:
     def _insert(self, pipe: Any, key: str, record: KeyRecord, idempotency: Idempotency | None, salt: bytes) -> None:
         digest = hash_key(key).hex()
         facts = _facts_of({name: getattr(record, name) for name in _OF_A_NEW_KEY})
-        pipe.hset(KEY_PREFIX + digest, mapping={name: value for name, value in facts.items() if value})
-        pipe.set(_ID + record.id, digest)
+        pipe.hset(self._at(KEY_PREFIX + digest), mapping={name: value for name, value in facts.items() if value})
+        pipe.set(self._at(_ID + record.id), digest)
         for index in (_IDS, f"{_IDS}:{record.user}"):
-            pipe.zadd(index, {record.id: record.created_at or 0.0})
+            pipe.zadd(self._at(index), {record.id: record.created_at or 0.0})
         if idempotency is not None:
             known = {"request": idempotency.request, "salt": salt, "id": record.id, "digest": digest}
-            pipe.hset(_request(idempotency), mapping=known)
-            pipe.expire(_request(idempotency), admin.IDEMPOTENT_S)
+            pipe.hset(self._request(idempotency), mapping=known)
+            pipe.expire(self._request(idempotency), admin.IDEMPOTENT_S)
         pipe.publish(CHANNEL, f"digest:{digest}")
+
+    def _watched(self, idempotency: Idempotency | None) -> tuple[str, ...]:
+        return () if idempotency is None else (self._request(idempotency),)
+
+    def _request(self, idempotency: Idempotency) -> str:
+        return self._at(_REQUEST + idempotency.name.hex())
 
     def _replay(self, pipe: Any, idempotency: Idempotency) -> tuple[str, KeyRecord] | None:
         """Return what a request got when it came first, None when it did not; raises `IdempotencyReused`."""
-        known = pipe.hgetall(_request(idempotency))
+        known = pipe.hgetall(self._request(idempotency))
         if not known:
             return None
         found = self._records([known[b"id"].decode()])
@@ -340,7 +347,7 @@ class RedisRegistry:
 
     def _note(self, pipe: Any, action: str, user: str, key_id: str, changed: Mapping[str, Any]) -> None:
         line = admin.audit_line(self._actor, action, time.time(), user, key_id, changed)
-        pipe.xadd(_AUDIT, {"line": line})
+        pipe.xadd(self._at(_AUDIT), {"line": line})
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -351,14 +358,6 @@ class RedisRegistry:
             yield
         except (RedisError, OSError) as error:
             raise Unusable(f"keys.store cannot be used: {reason_of(error)}") from None
-
-
-def _watched(idempotency: Idempotency | None) -> tuple[str, ...]:
-    return () if idempotency is None else (_request(idempotency),)
-
-
-def _request(idempotency: Idempotency) -> str:
-    return _REQUEST + idempotency.name.hex()
 
 
 def _decoded(facts: Mapping[bytes, bytes]) -> dict[str, str]:

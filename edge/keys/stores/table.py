@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from edge.config import redis_urls
 from edge.config.settings import KeysConfig
 from edge.keys.stores.administration import Actor, ReadOnlyStore, Registry
 from edge.keys.stores.http import HttpKeyStore
@@ -16,8 +17,7 @@ STORES: Final[Mapping[str, Callable[[KeysConfig], KeyStore]]] = {
     "sqlite": SqliteKeyStore,
     "http": HttpKeyStore,
     "https": HttpKeyStore,
-    "redis": RedisKeyStore,
-    "rediss": RedisKeyStore,
+    **dict.fromkeys(redis_urls.SCHEMES, RedisKeyStore),
 }
 
 
