@@ -36,7 +36,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     exchange.py    the facts of one request
     stage.py       how far the process is with its end
     outage.py      something is down: logged once, and once when it is back
-    tasks.py       tasks that must end, and what hangs
+    tasks.py       tasks that must end or go on, and what hangs
     valkey.py      the one client of a Redis or Valkey
     primaries.py   who is the primary: asked of Sentinels, or of the nodes of a Cluster
     tls.py         how every server that is asked is proved

@@ -1,16 +1,21 @@
-"""Tasks that must end, and work in steps: what loses a cancellation is cancelled again, what never ends is named.
+"""Tasks that must end, tasks that must go on, and work in steps.
 
+What loses a cancellation is cancelled again, and what never ends is named.
 On CPython 3.11 `asyncio.wait_for` returns as if nothing had happened when it is cancelled in the moment in which what
 it waits for is done (https://github.com/python/cpython/issues/86296, put right in 3.12). redis-py sends with it.
 """
 
 import asyncio
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
+
+_log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 1.5  # for tasks that are cancelled; what is of any use then takes milliseconds
 _AGAIN_S: Final = 0.1  # between two cancellations
+_RESTART_PAUSE_S: Final = 1.0  # of what failed
 _UNNAMED: Final = re.compile(r"Task-\d+")  # as asyncio calls them: those of connections, and the loop's own
 
 
@@ -58,3 +63,13 @@ async def repeat_in_steps(interval_s: float, work: Callable[[], Iterable[None]])
     while True:
         await asyncio.sleep(interval_s)
         await in_steps(work())
+
+
+async def keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a part of the process until it is cancelled; a defect of one ends neither the others nor the streams."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("%s failed, and begins again", name)
+        await asyncio.sleep(_RESTART_PAUSE_S)

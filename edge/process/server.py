@@ -6,11 +6,11 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from edge.client.body import BodyMemory
 from edge.client.server import MOST_REFUSED, ClientServer
@@ -54,7 +54,7 @@ from edge.process.status_page import status_routes
 from edge.process.supervisor import notify
 from edge.proxy import Proxy
 from edge.stage import Lifecycle
-from edge.tasks import Hung, in_steps, repeat_in_steps
+from edge.tasks import Hung, in_steps, keep_running, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
 from edge.telemetry.metrics import Metrics
@@ -81,7 +81,6 @@ _LOG_PATIENCE_S: Final = 2.0  # for the last lines of the access log, when its r
 _PART_PATIENCE_S: Final = 2.5  # for parts to close
 _HANDLER_PATIENCE_S: Final = 1.0  # for requests to take their closing step
 _GC_THRESHOLDS: Final = (50_000, 20, 50)  # it looks less often than it would by itself
-_RESTART_PAUSE_S: Final = 1.0  # of a part that failed
 
 
 class Server:
@@ -229,7 +228,7 @@ class Server:
             parts["shipper"] = self._shipper.run
         if self.shared_limits is not None:
             parts |= {"shared limits": self.shared_limits.run, "kept responses": self.kept_responses.run}
-        self._owned += [self._loop.create_task(_keep_running(name, run), name=name) for name, run in parts.items()]
+        self._owned += [self._loop.create_task(keep_running(name, run), name=name) for name, run in parts.items()]
         _log.info("listening on %s, admin on %s", ", ".join(self.addresses), self.admin_address)
         ready(self)
         notify("READY=1")
@@ -426,16 +425,6 @@ class Server:
         if ending.hung:
             _log.error("stop: these do not end and are left behind: %s", ", ".join(ending.hung))
         return ending.hung
-
-
-async def _keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a part of the process until it is cancelled; a defect of one ends neither the others nor the streams."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            _log.exception("%s failed, and begins again", name)
-        await asyncio.sleep(_RESTART_PAUSE_S)
 
 
 def _steady_unix_time() -> Callable[[], float]:

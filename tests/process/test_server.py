@@ -102,7 +102,7 @@ async def test_small_descriptor_limit_goes_to_clients_mostly(
 async def test_part_that_fails_begins_again_and_ends_nothing_else(
     start_edge: StartEdge, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("edge.process.server._RESTART_PAUSE_S", 0.0)
+    monkeypatch.setattr("edge.tasks._RESTART_PAUSE_S", 0.0)
     failed = asyncio.Event()
 
     async def drain_once(self: Server) -> None:
