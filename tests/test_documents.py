@@ -26,6 +26,7 @@ from tests.records import finished
 ROOT: Final = Path(__file__).parent.parent
 DOCUMENTS: Final = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("loadtest/*.md")))
 OPERATING: Final = ROOT / "docs/operating.md"
+RUNBOOK: Final = ROOT / "docs/runbook.md"
 CONTRIBUTING: Final = ROOT / "docs/contributing.md"
 
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -282,14 +283,14 @@ def test_every_member_that_steers_an_engine_is_listed() -> None:
 
 def test_runbook_quotes_the_process_log_as_it_is() -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "edge").rglob("*.py"))
-    quoted = re.findall(r"process log (`[^`]+`(?: or `[^`]+`)*)", OPERATING.read_text())
+    quoted = re.findall(r"process log (`[^`]+`(?: or `[^`]+`)*)", RUNBOOK.read_text())
     words = [each for group in quoted for each in _CODE.findall(group)]
     assert words
     assert [each for each in words if each not in source] == []
 
 
 def test_runbook_names_metrics_that_exist() -> None:
-    text = OPERATING.read_text()
+    text = RUNBOOK.read_text() + OPERATING.read_text()
     described = {line[0].strip("`") for line in rows(OPERATING, "Metrics", deep=True)}
     assert sorted(set(re.findall(r"`(edge_\w+)`", text)) - described) == []
 
