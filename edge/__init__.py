@@ -31,6 +31,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     upstream_errors.py  what an upstream says of a failure, brought to ours
     sse.py         events: cutting them, an error that opens a stream
     ids.py         random ids of requests
+    traces.py      the trace that a request belongs to
     sockets.py     how the kernel notices that a peer has vanished
     names.py       what models, users, hosts and patterns may be called, and what matches
     exchange.py    the facts of one request

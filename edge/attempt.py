@@ -73,9 +73,10 @@ class Work:
             pieces = self._changed(body, model)
             body_bytes = sum(map(len, pieces))
         upstream_id = exchange.upstream_id = new_upstream_id()
+        trace = exchange.trace.line(upstream_id) if exchange.trace is not None else ""
         route = plan.route
         return Attempt(
-            sent.head + f"{upstream_id}\r\nContent-Length: {body_bytes}\r\n\r\n".encode(),
+            sent.head + f"{upstream_id}\r\n{trace}Content-Length: {body_bytes}\r\n\r\n".encode(),
             pieces,
             body_bytes,
             metering,

@@ -20,6 +20,8 @@ class Origin(enum.Enum):
 
 
 _NO_DETAILS: Final[Mapping[str, int]] = {}
+_DENIED: Final = "http_request_denied"
+NO_LIMIT: Final = ("", "")
 
 
 class EdgeError(Exception):
@@ -27,6 +29,8 @@ class EdgeError(Exception):
 
     `safe_elsewhere`: no endpoint has begun the work, so another endpoint may be asked.
     `should_retry` becomes `x-should-retry`: False where the client's retry cannot help, None to leave it to the SDK.
+    `proxy_error` is the type of RFC 9209, for `Proxy-Status`, and `received_status` what the upstream answered, 0 for
+    nothing.
     `details` are counts that an engine gives beside its message, such as the size of its context.
     `cause` is what befell a connection, for operators alone: a word, and more behind a colon. `limit` is the limit that
     refused the request, and what of it was used up.
@@ -37,10 +41,12 @@ class EdgeError(Exception):
     code: ClassVar[str] = "internal_error"
     origin: ClassVar[Origin] = Origin.EDGE
     safe_elsewhere: ClassVar[bool] = False
+    proxy_error: str = "proxy_internal_error"
+    received_status: int = 0
     should_retry: bool | None = None
     details: Mapping[str, int] = _NO_DETAILS
     cause: str = ""
-    limit: tuple[str, str] = ("", "")
+    limit: tuple[str, str] = NO_LIMIT
 
     def __init_subclass__(cls, status: int = 0, code: str = "") -> None:
         cls.status, cls.code = status or cls.status, code or cls.code
@@ -73,6 +79,7 @@ class InternalError(EdgeError):
 class _ClientError(EdgeError):
     kind = "invalid_request_error"
     origin = Origin.CLIENT
+    proxy_error = "http_request_error"
     should_retry: bool | None = False
 
 
@@ -84,18 +91,21 @@ class Unauthenticated(_ClientError, status=401, code="invalid_api_key"):
     """401: no key, or none that is known (RFC 6750 section 3)."""
 
     kind = "authentication_error"
+    proxy_error = _DENIED
 
 
 class OutOfQuota(_ClientError, status=402, code="insufficient_quota"):
     """402: the key or its user has used up what was paid."""
 
     kind = "insufficient_quota"
+    proxy_error = _DENIED
 
 
 class PermissionDenied(_ClientError, status=403, code="permission_denied"):
     """403: a deny pattern of the key names this model."""
 
     kind = "permission_error"
+    proxy_error = _DENIED
 
 
 class ModelNotFound(_ClientError, status=404, code="model_not_found"):
@@ -151,6 +161,7 @@ class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
     kind = "rate_limit_error"
     origin = Origin.CLIENT
     wait_s: float = math.inf
+    proxy_error = _DENIED
 
 
 class UpgradeRequired(_ClientError, status=426, code="websocket_not_supported"):
@@ -203,6 +214,7 @@ class UpstreamUnavailable(EdgeError, status=503, code="upstream_unavailable"):
     """503: nobody serves this model now."""
 
     origin = Origin.UPSTREAM
+    proxy_error = "destination_unavailable"
 
 
 class ConnectFailed(UpstreamUnavailable):
@@ -215,12 +227,14 @@ class UpstreamError(EdgeError, status=502, code="upstream_error"):
     """502: the upstream failed, or answered what cannot be passed on."""
 
     origin = Origin.UPSTREAM
+    proxy_error = "http_response_incomplete"
 
 
 class UpstreamTimeout(EdgeError, status=504, code="upstream_timeout"):
     """504: the upstream was too slow."""
 
     origin = Origin.UPSTREAM
+    proxy_error = "http_response_timeout"
 
 
 class BrokenStream(EdgeError, status=502, code="upstream_disconnected"):

@@ -14,7 +14,9 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from edge.errors import NO_LIMIT
 from edge.operations import UNKNOWN, Operation
+from edge.traces import Trace
 
 
 class Phase(enum.Enum):
@@ -151,7 +153,7 @@ class Exchange:
     """One request through its life. No `Struct`: a store into a field of one takes ten times as long.
 
     `asked_at` is when the last endpoint was asked, 0.0 for none. `waited_s` is the time before that which was not the
-    edge's own: for the body, and `queued_s` for a place in the pool. `limit` is which limit refused the request, and
+    edge's own: for the body, and `queued_s` for its limits or a place in the pool. `limit` is which limit refused the request, and
     what of it was used up. `failures` are the attempts that failed, None without any.
     """
 
@@ -188,9 +190,17 @@ class Exchange:
     asked_at: float = 0.0
     waited_s: float = 0.0
     queued_s: float = 0.0
-    limit: tuple[str, str] = ("", "")
+    limit: tuple[str, str] = NO_LIMIT
     failures: list[Tried] | None = None
+    trace: Trace | None = None
+    tells_timing: bool = False  # what took its time, to the caller
     usage: Usage = NO_USAGE
+
+    def queued(self, since: float) -> None:
+        """Note that it waited for its turn."""
+        waited_s = time.monotonic() - since
+        self.queued_s += waited_s
+        self.waited_s += waited_s
 
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""

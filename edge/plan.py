@@ -37,8 +37,8 @@ class Plan:
     `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none,
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
     `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `patience` is how long they
-    wait for their limits, `share` that of their user in the pool's queue. `sent` is what each member is sent, as far as
-    it was asked before.
+    wait for their limits, `share` that of their user in the pool's queue. `tells_timing`: answers say what took their
+    time. `sent` is what each member is sent, as far as it was asked before.
     """
 
     generation: int
@@ -56,6 +56,7 @@ class Plan:
     by_prefix: bool = False
     patience: Patience = NO_PATIENCE
     share: int = 1
+    tells_timing: bool = False
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:
@@ -95,6 +96,7 @@ def plan_for(generation: Generation, head: Head, caller: Caller, model: str, mat
         pool is not None and pool.caches is not None and operation.is_cached,
         patience,
         share,
+        generation.config.server.timing,
     )
 
 

@@ -20,7 +20,7 @@ import orjson
 
 from edge import errors, own_answers
 from edge.attempt import Work, metering_of
-from edge.client.answers import error_response
+from edge.client.answers import error_response, server_timing
 from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
 from edge.client.head import Head, address_behind_proxies
@@ -92,6 +92,7 @@ class Proxy:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
         head, generation, body = request.head, self.generation, None
         exchange = Exchange(head.request_id or new_request_id(), head.method, time.time(), time.monotonic())
+        exchange.trace = head.trace
         self.in_flight += 1
         try:
             operation = self._operation(request, exchange, generation)
@@ -134,7 +135,7 @@ class Proxy:
                 self.plans_made += 1
                 plan = head.plan = plan_for(generation, head, caller, model, decide(table, model, caller))
             route = plan.route
-            exchange.route = route.name
+            exchange.route, exchange.pool, exchange.tells_timing = route.name, route.pool or "", plan.tells_timing
             if envelope.background and operation.keeps and route.metered:
                 raise errors.InvalidRequest(
                     "background is not possible with this model, whose tokens are counted as they pass: leave it out",
@@ -255,7 +256,11 @@ class Proxy:
         """Let a request begin that may wait until its limits have room."""
         principal = plan.caller.principal
         whose = plan.route.name, plan.limits, principal.user, principal.id
-        settlement = await self._lines.admit(whose, plan.patience, partial(self._accept, exchange, plan, work))
+        since = time.monotonic()
+        try:
+            settlement = await self._lines.admit(whose, plan.patience, partial(self._accept, exchange, plan, work))
+        finally:
+            exchange.queued(since)
         exchange.limit_headers += plan.patience.header
         return settlement
 
@@ -266,7 +271,6 @@ class Proxy:
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
-        exchange.pool = plan.route.pool or ""
         prefix: Prefix | None = None
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
@@ -383,6 +387,7 @@ class Proxy:
             last=connection.last,
             with_body=exchange.method != "HEAD",
             protocol=exchange.operation.protocol,
+            timing=server_timing(exchange, time.monotonic()) if exchange.asked_at else b"",
         )
         exchange.response_bytes = len(answer)
         connection.send(answer)
@@ -416,8 +421,7 @@ async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | Non
     try:
         return await pool.wait(user, prefix, demand)
     finally:
-        exchange.queued_s = time.monotonic() - since
-        exchange.waited_s += exchange.queued_s
+        exchange.queued(since)
 
 
 def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str, prefix: Prefix | None) -> Lease:

@@ -87,6 +87,7 @@ class Words(NamedTuple):
 def from_upstream(status: int, headers: Mapping[bytes, bytes], body: bytes, *, is_instance: bool = False) -> EdgeError:
     """Return an upstream's error as one of ours; an instance belongs to the caller, who gets more of its words."""
     error = _error_of(status, words_of(headers, body), is_instance)
+    error.received_status = status
     if status in (429, *_BUSY):
         error.retry_after_s = pause_of(headers) or 1
     advice = headers.get(b"x-should-retry", b"").lower()

@@ -7,6 +7,7 @@ from http.client import responses
 from typing import Final
 
 from edge.errors import EdgeError
+from edge.exchange import Exchange
 from edge.protocols import OPENAI, Protocol
 
 # On every answer: browsers call the API from any page, and may read these headers (https://fetch.spec.whatwg.org).
@@ -14,6 +15,7 @@ CORS: Final = (
     b"access-control-allow-origin: *\r\n"
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, "
     b"preference-applied, "
+    b"server-timing, proxy-status, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
@@ -42,11 +44,12 @@ def response(
     with_body: bool = True,
     protocol: Protocol = OPENAI,
     more_bytes: int = 0,
+    timing: bytes = b"",
 ) -> bytes:
     """Return a whole response, but for `more_bytes` of its body that follow; `with_body` False answers a HEAD."""
     head = _constant_head(status, len(body) + more_bytes, last, content_type, headers)
     name = protocol.id_lines(request_id)
-    return b"".join((head, name, date_header(), CORS, b"\r\n", body if with_body else b""))
+    return b"".join((head, name, timing, date_header(), CORS, b"\r\n", body if with_body else b""))
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,11 +66,43 @@ def _constant_head(
     return ("\r\n".join(lines) + "\r\n").encode()
 
 
+def server_timing(exchange: Exchange, now: float) -> bytes:
+    """Return the line that says what took the time of an answer that begins `now`: the edge, its queue, an upstream.
+
+    In milliseconds (https://www.w3.org/TR/server-timing/). What failed attempts took is the upstreams'.
+    """
+    upstream_s, queued_s = now - exchange.asked_at, exchange.queued_s
+    if exchange.retries:
+        upstream_s += sum([each.duration_ms for each in (exchange.failures or ())[: exchange.retries]]) / 1000
+    own_ms, upstream_ms = (now - exchange.begun - upstream_s - queued_s) * 1000, upstream_s * 1000
+    if queued_s:
+        return b"server-timing: edge;dur=%.1f, queue;dur=%.1f, upstream;dur=%.1f\r\n" % (
+            own_ms, queued_s * 1000, upstream_ms,
+        )  # fmt: skip
+    return b"server-timing: edge;dur=%.1f, upstream;dur=%.1f\r\n" % (own_ms, upstream_ms)
+
+
+def _proxy_status(error: EdgeError) -> str:
+    """Return what a proxy says of an answer that is an error: what an upstream answered, or why it answered nothing.
+
+    Source: RFC 9209.
+    """
+    if error.received_status:
+        return f"edge; received-status={error.received_status}"
+    return f"edge; error={error.proxy_error}"
+
+
 def error_response(
-    error: EdgeError, *, request_id: str, last: bool, with_body: bool = True, protocol: Protocol = OPENAI
+    error: EdgeError,
+    *,
+    request_id: str,
+    last: bool,
+    with_body: bool = True,
+    protocol: Protocol = OPENAI,
+    timing: bytes = b"",
 ) -> bytes:
     """Return an error as a whole response: the one place where a failure becomes HTTP."""
-    headers = error.headers
+    headers = (*error.headers, ("proxy-status", _proxy_status(error)))
     if error.retry_after_s is not None:
         headers += (("retry-after", str(error.retry_after_s)), ("retry-after-ms", str(error.retry_after_s * 1000)))
     if error.should_retry is not None:
@@ -80,4 +115,5 @@ def error_response(
         headers=headers,
         with_body=with_body,
         protocol=protocol,
+        timing=timing,
     )

@@ -14,12 +14,12 @@ from edge.config.values import Network
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
 from edge.exchange import Credential
 from edge.operations import UNKNOWN, Asked, asked_at
+from edge.traces import Trace, read_trace
 
 # What goes upstream of the client's headers; never a credential, a cookie or a header that steers an engine.
 # `istr`: a name that is folded once, not at every look-up.
-_FORWARDED: Final = tuple(
-    map(istr, ("Accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta"))
-)
+_FORWARDED: Final = tuple(map(istr, ("Accept", "anthropic-version", "anthropic-beta", "openai-beta")))
+_TRACEPARENT, _TRACESTATE = istr("traceparent"), istr("tracestate")
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _QUERY: Final = re.compile(r"[A-Za-z0-9._~%=&\[\]-]{0,512}")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -31,14 +31,15 @@ class Head:
 
     `path` is raw and without its query, `request_id` the client's own when it is a plain one, else "". `bare` is
     HTTP/1.0: no chunks, and the end of the connection ends the answer; `is_last` says that no request follows, `is_odd`
-    that the body may end elsewhere for who sent it, so that what comes next is none (RFC 9112 section 6.3).
+    that the body may end elsewhere for who sent it, so that what comes next is none (RFC 9112 section 6.3). `trace` is
+    the one that it belongs to.
     What is not there yet is false: whoever needs it calls the method that works it out. `Content-Length` is that of the
     request which showed the head first.
     """
 
     __slots__ = (
         "asked", "authority", "bare", "content_type", "credential", "forwarded", "headers", "is_checked", "is_last",
-        "is_odd", "message", "method", "path", "paths", "plan", "request_id",
+        "is_odd", "message", "method", "path", "paths", "plan", "request_id", "trace",
     )  # fmt: skip
 
     def __init__(self, message: RawRequestMessage) -> None:
@@ -47,6 +48,8 @@ class Head:
         self.headers: CIMultiDictProxy[str] = message.headers
         given = self.headers.get(_X_REQUEST_ID)
         self.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else ""
+        traces = self.headers.getall(_TRACEPARENT, ())
+        self.trace: Trace | None = read_trace(traces[0]) if len(traces) == 1 else None
         self.bare = message.version == HttpVersion10
         # A tunnel is never opened, so what would go through it must not be taken for requests (RFC 9110 section 7.8).
         tunnel = message.upgrade or message.method == "CONNECT"
@@ -111,6 +114,9 @@ class Head:
             value = self.headers.get(name)
             if value is not None and _is_plain(value):
                 lines += f"{name}: {value}\r\n"
+        state = ",".join(self.headers.getall(_TRACESTATE, ())) if self.trace is not None else ""
+        if state and _is_plain(state):
+            lines += f"tracestate: {state}\r\n"
         self.forwarded = lines.encode("ascii")
         return self.forwarded
 

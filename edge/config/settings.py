@@ -104,6 +104,9 @@ class ServerConfig:
     operations: Annotated[tuple[str, ...], kinds.texts(
         "Further operations, by their path behind /v1: JSON with a `model`, passed on as it comes, with what usage its "
         "answer reports.", values.check_operation, example=["classify"])] = ()
+    timing: Annotated[bool, kinds.flag(
+        "Every answer of a model says in `Server-Timing` what took its time, as errors always do: the edge, the queue, "
+        "the model's server. It costs a small request 1.5 % of the edge's work.")] = False
     max_metric_labels: Annotated[int, kinds.count(
         'Routes, endpoints and pools that have series of their own in `/metrics`, 40 lines a route; what others count '
         'is summed under "(other)". Many make every scrape long.', 10**6)] = 1000

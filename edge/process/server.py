@@ -57,7 +57,7 @@ from edge.stage import Lifecycle
 from edge.tasks import Hung, in_steps, keep_running, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
-from edge.telemetry.metrics import Metrics
+from edge.telemetry.metrics import FOLD_INTERVAL_S, Metrics
 from edge.tls import client_tls
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
@@ -223,6 +223,7 @@ class Server:
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
         parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run}
+        parts["metrics"] = partial(repeat_in_steps, FOLD_INTERVAL_S, self.metrics.fold)
         parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run

@@ -341,7 +341,7 @@ class Answer:
         elif stale and not self.reads and not self.sent_bytes:
             self._owner.fail(StaleConnection())
         elif head is None or head.framing.self_delimited or not in_order or self._held:
-            self._owner.fail(UpstreamError("The model's server closed the connection without an answer."))
+            self._refuse(f"{'closed' if in_order else 'reset'} the connection without an answer")
         else:
             head.framing.done = True
             if self.state is OPENING:

@@ -1,9 +1,10 @@
 """The head of an upstream's answer: what it allows to be done with the body, and how the client gets it."""
 
 import enum
+import time
 from typing import Final
 
-from edge.client.answers import CORS
+from edge.client.answers import CORS, server_timing
 from edge.exchange import Exchange
 from edge.operations import Operation
 from edge.relay.echo import MAX_JSON_BYTES
@@ -152,6 +153,8 @@ def client_head(
         lines += b"connection: close\r\n"
     if streams:
         lines += _NO_BUFFERING
+    if exchange.tells_timing:
+        lines += server_timing(exchange, time.monotonic())
     return lines + exchange.operation.protocol.id_lines(exchange.request_id) + exchange.limit_headers + _LAST_LINES
 
 

@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from edge.exchange import Choice, End, Exchange
+from edge.errors import NO_LIMIT
+from edge.exchange import Choice, End, Exchange, Tried
 from edge.telemetry.line_writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _ENDED_BY: Final = dict.fromkeys(End, "edge") | {
 }
 
 
-class LogLine(msgspec.Struct):
+class LogLine(msgspec.Struct, gc=False):
     """The access log's line of a finished request."""
 
     time: datetime
@@ -50,12 +51,15 @@ class LogLine(msgspec.Struct):
     upstream_id: str | None
     upstream_status: int | None
     upstream_error: str | None
+    attempts: list[Tried] | None
+    trace_id: str | None
     stream: bool
     status: int
     end: str
     ended_by: str
     phase: str
     error: str | None
+    limit: str | None
     request_bytes: int
     response_bytes: int
     retries: int
@@ -63,6 +67,7 @@ class LogLine(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     usage_source: str
+    queue_ms: float | None
     ttft_ms: float | None
     duration_ms: float
 
@@ -90,12 +95,15 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.upstream_id or None,
         exchange.upstream_status or None,
         exchange.upstream_error or None,
+        _attempts(exchange) if exchange.failures is not None else None,
+        exchange.trace.trace_id if exchange.trace is not None else None,
         exchange.stream,
         exchange.status,
         end._value_,  # `value`, and msgspec's own look-up of it, cost ten times as much
         _ENDED_BY[end],
         exchange.phase._value_,
         exchange.error or None,
+        ": ".join(exchange.limit) if exchange.limit is not NO_LIMIT else None,
         exchange.request_bytes,
         exchange.response_bytes,
         exchange.retries,
@@ -103,9 +111,20 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.usage.prompt_tokens,
         exchange.usage.completion_tokens,
         exchange.usage.source._value_,
+        _ms(exchange.queued_s) if exchange.queued_s else None,
         _ms(exchange.first_byte - begun) if exchange.first_byte else None,
         _ms(exchange.finished - begun),
     )
+
+
+def _attempts(exchange: Exchange) -> list[Tried]:
+    """Return every endpoint that was asked, where one of them failed."""
+    failures, end = exchange.failures or [], exchange.end
+    assert end is not None
+    if len(failures) > exchange.retries:
+        return failures
+    took_ms = _ms(exchange.finished - exchange.asked_at)
+    return [*failures, Tried(exchange.endpoint, exchange.status, end._value_, "", took_ms)]
 
 
 def _ms(seconds: float) -> float:

@@ -7,9 +7,8 @@ Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Final, NamedTuple
 
 from prometheus_client import generate_latest
@@ -27,25 +26,50 @@ OTHER: Final = "(other)"  # the label of what has no series of its own
 Labels = tuple[str, ...]
 
 
-@dataclass(slots=True)
 class Histogram:
-    """Counts by upper bound, in seconds."""
+    """Counts by upper bound, in seconds.
 
-    bounds: tuple[float, ...]
-    counts: list[int] = field(init=False)
-    total: float = 0.0
+    `observe` counts one value. It is a list's own `append`, a tenth of the cost of counting: `fold` counts those that
+    came since the last time, sorted, many at once.
+    """
 
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
+    __slots__ = ("_cumulative", "_new", "_total", "bounds", "observe")
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self._cumulative = [0] * (len(bounds) + 1)
+        self._total = 0.0
+        self._new: list[float] = []
+        self.observe: Final = self._new.append
 
+    def fold(self) -> None:
+        """Count what came; called often enough, what waits is a few numbers."""
+        new = self._new
+        if not new:
+            return
+        new.sort()
+        for at, bound in enumerate(self.bounds):
+            self._cumulative[at] += bisect.bisect_right(new, bound)
+        self._cumulative[-1] += len(new)
+        self._total += sum(new)
+        new.clear()
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return self._cumulative[-1] + len(self._new)
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        self.fold()
+        return self._total
+
+    @property
     def cumulative(self) -> tuple[int, ...]:
-        """Return how many were at most each bound, the last of which is infinity."""
-        return tuple(accumulate(self.counts))
+        """How many were at most each bound, the last of which is infinity."""
+        self.fold()
+        return tuple(self._cumulative)
 
 
 class Histograms(NamedTuple):
@@ -108,7 +132,7 @@ def _labelled(labels: tuple[tuple[str, str], ...]) -> str:
 
 
 def _histogram(family: Histograms, values: Labels, histogram: Histogram) -> str:
-    counts = histogram.cumulative()
+    counts = histogram.cumulative
     template = _template(family.name, family.labels, values, histogram.bounds)
     return template % (*counts, counts[-1], _number(histogram.total))
 

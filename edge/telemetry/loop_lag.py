@@ -23,6 +23,7 @@ class LoopLag:
             due = time.monotonic() + _INTERVAL_S
             await asyncio.sleep(_INTERVAL_S)
             self._lag.observe(max(time.monotonic() - due, 0.0))
+            self._lag.fold()
 
     def metrics(self) -> Iterator[Histograms]:
         """Yield how late it was, four times a second."""

@@ -16,6 +16,7 @@ from edge.telemetry.upstreams import Upstreams
 
 # LLM answers take from tens of milliseconds to ten minutes (the usual SDK's read timeout).
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
+FOLD_INTERVAL_S: Final = 1.0
 _ROUTES_A_STEP: Final = 8
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _OWN_BOUNDS_S: Final = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
@@ -89,6 +90,16 @@ class Metrics:
         """Return the numbers of a route that has none of its own yet, or never will."""
         own = len(self._routes) - ("" in self._routes) - (OTHER in self._routes)
         return self._routes.setdefault(route if not route or own < self.max_labels else OTHER, _RouteNumbers())
+
+    def fold(self) -> Iterator[None]:
+        """Count what the histograms got, in steps; called every second."""
+        self._own.fold()
+        for at, numbers in enumerate(list(self._routes.values())):
+            numbers.duration.fold()
+            numbers.first_byte.fold()
+            if at % _ROUTES_A_STEP == _ROUTES_A_STEP - 1:
+                yield
+        yield from self.upstreams.fold()
 
     def count_error(self, error: EdgeError) -> None:
         """Count an answer that is an error, by its class's code: that of an instance may be any text."""

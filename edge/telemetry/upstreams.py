@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily
 
-from edge.exchange import NO_USAGE, Exchange
+from edge.exchange import NO_USAGE, End, Exchange
 from edge.telemetry.exposition import OTHER, Family, Histogram, Histograms
 
 _DURATION_BOUNDS_S: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -20,6 +20,7 @@ _TOKEN_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0)
 _INSTANCES: Final = "instances"  # the label of them all, which belong to no pool
 _A_STEP: Final = 8  # members
+_COMPLETE, _OK = End.COMPLETE, 200
 _AT: Final = ("pool", "endpoint")
 
 Place = tuple[str, str]  # pool and endpoint
@@ -27,7 +28,7 @@ Place = tuple[str, str]  # pool and endpoint
 
 @dataclass(slots=True)
 class _Numbers:
-    asked: dict[tuple[int, str], int] = field(default_factory=dict)  # by status and outcome
+    asked: dict[tuple[int, str], int] = field(default_factory=dict)  # by status and outcome, but whole answers
     duration: Histogram = field(default_factory=lambda: Histogram(_DURATION_BOUNDS_S))
     first_token: Histogram = field(default_factory=lambda: Histogram(_FIRST_TOKEN_BOUNDS_S))
     token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS_S))
@@ -52,10 +53,11 @@ class Upstreams:
                 asked = self._of(exchange.pool, each.endpoint).asked
                 asked[each.status, each.outcome] = asked.get((each.status, each.outcome), 0) + 1
         asked_at, first_byte, finished = exchange.asked_at, exchange.first_byte, exchange.finished
-        if failures is None or len(failures) <= exchange.retries:  # the last one was none
+        if end is _COMPLETE and exchange.status == _OK:
+            numbers.duration.observe(finished - asked_at)
+        elif failures is None or len(failures) <= exchange.retries:  # the last one was none
             outcome = (exchange.status, end._value_)
             numbers.asked[outcome] = numbers.asked.get(outcome, 0) + 1
-            numbers.duration.observe(finished - asked_at)
         if first_byte:
             numbers.first_token.observe(first_byte - asked_at)
         usage = exchange.usage
@@ -81,14 +83,27 @@ class Upstreams:
         kept = {*places, ("", _INSTANCES), (OTHER, OTHER)}
         self._members = {place: numbers for place, numbers in self._members.items() if place in kept}
 
+    def fold(self) -> Iterator[None]:
+        """Count what the histograms got, in steps."""
+        for at, numbers in enumerate(list(self._members.values())):
+            numbers.duration.fold()
+            numbers.first_token.fold()
+            numbers.token.fold()
+            if at % _A_STEP == _A_STEP - 1:
+                yield
+        for wait in list(self._waits.values()):
+            wait.fold()
+
     def families(self) -> Iterator[Family | None]:
         """Yield every metric, each in parts that follow one another."""
         members = list(self._members.items())
-        asked, tokens = "Requests to an endpoint.", "Tokens of its answers."
+        text, tokens = "Requests to an endpoint.", "Tokens of its answers."
         for at in range(0, max(len(members), 1), _A_STEP):
-            requests = CounterMetricFamily("edge_upstream_requests", asked, labels=(*_AT, "status", "outcome"))
+            requests = CounterMetricFamily("edge_upstream_requests", text, labels=(*_AT, "status", "outcome"))
             for place, numbers in members[at : at + _A_STEP]:
-                for (status, outcome), count in numbers.asked.items():
+                whole = numbers.duration.count
+                asked = numbers.asked | ({(_OK, _COMPLETE.value): whole} if whole else {})
+                for (status, outcome), count in asked.items():
                     requests.add_metric((*place, str(status), outcome), count)
             yield requests
         completion = CounterMetricFamily("edge_upstream_completion_tokens", tokens, labels=_AT)

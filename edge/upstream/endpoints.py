@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _FINE, _NOTHING = Verdict.FINE, Verdict.NOTHING
 _MAX_INSTANCES: Final = 10_000  # instance endpoints kept; past it those without a request or connection are dropped
 _MOST_LOOKED_AT: Final = 8  # of them at each new one, the longest unused first: all at once would hold the loop up
+_REFUSAL_LOG_INTERVAL_S: Final = 3600.0  # somebody has to change a setting
 _LOG_INTERVAL_S: Final = 60.0  # between two reports of one kind: an endpoint that comes and goes floods no log
 _INSTANCES: Final = "instances"  # the label of them all: a series each, for thousands, would hold the loop up
 OTHER: Final = "(other)"  # the label of what has no series of its own, as in `telemetry/metrics.py`
@@ -123,7 +124,7 @@ class Endpoint:
     def log_refusal(self, status: int, now: float) -> None:
         """Log that it refuses the edge itself, and what an operator has to check."""
         if now >= self._refusal_log_at:
-            self._refusal_log_at = now + _LOG_INTERVAL_S
+            self._refusal_log_at = now + _REFUSAL_LOG_INTERVAL_S
             _log.warning("%s answers %d to the edge: check %s", self, status, CHECKS[status])
 
 

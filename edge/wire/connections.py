@@ -28,6 +28,14 @@ _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S: Final = 5  # of a client that cannot be served now
 _CAUSES: Final = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset", errno.EPIPE: "reset"}
+_PROXY_ERRORS: Final = {  # RFC 9209 section 2.3
+    "timeout": "connection_timeout",
+    "tls": "tls_protocol_error",
+    "dns": "dns_error",
+    "refused": "connection_refused",
+    "reset": "connection_terminated",
+    "unreachable": "destination_ip_unroutable",
+}
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _LOG_INTERVAL_S: Final = 60.0  # each request may meet a shortage
 _SWEEP_S: Final = 1.0
@@ -192,6 +200,9 @@ def _is_address(host: str) -> bool:
 def _failed(message: str, cause: str) -> ConnectFailed:
     failure = ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
     failure.cause = cause
+    failure.proxy_error = _PROXY_ERRORS[cause.partition(":")[0]]
+    if "certificate" in cause:
+        failure.proxy_error = "tls_certificate_error"
     return failure
 
 

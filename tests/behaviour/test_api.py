@@ -168,7 +168,8 @@ async def test_only_allowed_headers_go_upstream(start_edge: StartEdge, start_ups
     )
     assert status == 200
     _, headers, body = split(upstream.requests[0])
-    assert uuid.UUID(headers.pop("x-request-id"))  # its own
+    upstream_id = uuid.UUID(headers.pop("x-request-id"))  # its own, as the span
+    forwarded["traceparent"] = f"00-0af7651916cd43dd8448eb211c80319c-{upstream_id.hex[:16]}-01"
     assert headers == {
         **forwarded,
         "host": upstream.url.removeprefix("http://"),

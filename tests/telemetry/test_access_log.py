@@ -37,6 +37,7 @@ def test_line_has_every_fact_and_never_a_key() -> None:
         "client": "10.1.2.3", "method": "POST", "host": "chat.d.run", "path": "/v1/completions", "key_id": "key_1",
         "user": "u-a", "model": 'm"\n', "route": "u-*", "endpoint": "10.0.0.1:8000", "upstream_model": "x",
         "upstream_id": None, "upstream_status": None, "upstream_error": None,
+        "attempts": None, "trace_id": None, "limit": None, "queue_ms": None,
         "stream": True, "status": 200, "end": "complete", "ended_by": "none", "phase": "done", "error": None,
         "request_bytes": 10, "response_bytes": 20, "retries": 0, "replays": 0, "prompt_tokens": 0,
         "completion_tokens": 0, "usage_source": "none", "ttft_ms": 123.4, "duration_ms": 2500.0, "choice": None,

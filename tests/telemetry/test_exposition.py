@@ -42,7 +42,7 @@ def test_histogram_counts_what_is_at_most_each_bound(values: list[float]) -> Non
     for value in values:
         histogram.observe(value)
     expected = [sum(value <= float(bound) for value in values) for bound in ("0.1", "1", "10", "inf")]
-    assert list(histogram.cumulative()) == expected
+    assert list(histogram.cumulative) == expected
 
 
 @given(st.tuples(st.text(), st.text()), st.floats())
@@ -62,9 +62,7 @@ def test_histograms_are_read_as_those_of_prometheus_client(label: str, values: l
     for value in values:
         histogram.observe(value)
     family = HistogramMetricFamily("edge_s_seconds", "Took.", labels=("route",))
-    buckets = [
-        (str(bound), float(count)) for bound, count in zip((*bounds, "+Inf"), histogram.cumulative(), strict=True)
-    ]
+    buckets = [(str(bound), float(count)) for bound, count in zip((*bounds, "+Inf"), histogram.cumulative, strict=True)]
     family.add_metric((label,), buckets, histogram.total)
     found = ours(Histograms("edge_s_seconds", "Took.", ("route",), [((label,), histogram)]))
     assert found == reference(family)
