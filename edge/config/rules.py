@@ -125,14 +125,22 @@ def _as_given(table: Table, name: str) -> str:
     return f"{name}_file" if f"{name}_file" in table.data else name
 
 
+_ABOVE: Final = {
+    "reserve_at_most": ("tokens_per_minute", "tokens_per_day", "tokens_per_month"),
+    "smooth": ("requests_per_minute", "tokens_per_minute"),
+    "time_zone": ("requests_per_day", "tokens_per_day", "tokens_per_month"),
+}  # what a setting of a limit does nothing without
+
+
 def check_limit(limit: settings.LimitConfig, table: Table) -> None:
     """Refuse a limit of nothing, and a reservation that nothing is reserved from."""
     limiting = [setting.key for setting in settings_of(settings.LimitConfig) if setting.among]
     if not table.data.keys() & set(limiting):
         table.reader.problem(table.at, f"limits nothing: write one of {', '.join(limiting)}")
-    elif "reserve_at_most" in table.data and "tokens_per_minute" not in table.data:
-        message = "does nothing without tokens_per_minute: write tokens_per_minute too, or remove it"
-        table.problem("reserve_at_most", message)
+        return
+    for key, above in _ABOVE.items():
+        if key in table.data and not table.data.keys() & set(above):
+            table.problem(key, f"does nothing without {above[0]}: write {above[0]} too, or remove it")
 
 
 def check_pool(pool: settings.PoolConfig, table: Table) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 from edge.config import kinds, redis_urls, values
 from edge.config.problems import Problem
 from edge.config.values import Address, KeyStoreAddress, Network, Place, Url, check_server
+from edge.config.zones import check_zone
 from edge.names import check_host_pattern, check_model_name
 
 Balance = Literal["cache-aware", "least-loaded", "round-robin"]
@@ -236,6 +237,19 @@ class LimitConfig:
     concurrent_requests: Annotated[int | None, kinds.count(
         "Requests at once. Absent: no limit. A stream counts for as long as it runs.", 10**6, example=8, among="some"
     )] = None
+    requests_per_day: Annotated[int | None, kinds.count(
+        "Requests from one midnight to the next. Absent: no limit.", 10**12, example=10_000, among="some")] = None
+    tokens_per_day: Annotated[int | None, kinds.count(
+        "Tokens from one midnight to the next, as those of a minute. Absent: no limit.",
+        10**14, example=5_000_000, among="some")] = None
+    tokens_per_month: Annotated[int | None, kinds.count(
+        "Tokens of a month. Absent: no limit. What was used is kept over restarts: by `shared`, else by the journal, "
+        "as far as its files are kept.", 10**14, example=100_000_000, among="some")] = None
+    time_zone: Annotated[str, kinds.text(
+        "Whose midnights begin days and months.", check_zone, example="Asia/Shanghai")] = "UTC"
+    smooth: Annotated[bool, kinds.flag(
+        "Spreads a minute over its seconds: a sixtieth at once, then each as it is due. Bursts are refused then, and "
+        "wait where `wait` lets them.")] = False
     wait_s: Annotated[float | None, kinds.duration(
         "How long a request that is over the limit waits for its turn before it gets a 429; `Prefer: wait=20` of a "
         'client asks for another time, up to a minute. Absent: none waits that does not ask for it; "0s": none at all. '
@@ -244,7 +258,7 @@ class LimitConfig:
     share: Annotated[int | None, kinds.count(
         "The tokens that a user is given in the queue of a pool, against those of others who wait there. Absent: 1. "
         "A key may have a share of its own; that of the key's limit goes before that of the route's.",
-        1000, example=4)] = None
+        1000, example=4, among="some")] = None
 
 
 # What pools and routes with an instance have both, declared once.

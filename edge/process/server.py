@@ -46,6 +46,7 @@ from edge.process.listeners import (
     raise_descriptor_limit,
 )
 from edge.process.parts import Parts
+from edge.process.quotas import JournalQuotas
 from edge.process.reloading import Reloader, retire, unexpected
 from edge.process.snapshot import Snapshots
 from edge.process.start_checks import check_interpreter
@@ -146,6 +147,7 @@ class Server:
         self.key_uses = KeyUses(self.authenticator, config.keys)
         self.journal = self._open_journal(config.usage, config.server.region)
         self.usage_index = UsageIndex(config.usage.journal)
+        self.quotas = JournalQuotas(self.journal, self.admission)
         self.catalogue = Catalogue()
         shared = config.shared
         if shared.redis_ca_file is not None:
@@ -197,6 +199,7 @@ class Server:
         config, pools = generation.config, generation.pools.values()
         await self._store.open()
         await self._share(config)
+        await self.quotas.start()
         if self._tokens is not None:
             await self._tokens.open()
         self._report()
@@ -222,7 +225,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
-        parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run}
+        parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run, "quotas": self.quotas.run}
         parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
             parts["shipper"] = self._shipper.run
@@ -393,6 +396,7 @@ class Server:
             "key look-ups": self.authenticator.close(),
             "uses of keys": self.key_uses.close(),
             "usage index": self.usage_index.close(),
+            "quotas": self.quotas.close(),
             "key store": self._store.close(),
             "dns": self.discovery.close(),
             "probes": self.probes.close(),
