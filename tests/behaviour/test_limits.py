@@ -406,6 +406,28 @@ async def test_request_that_cannot_be_recorded_is_charged_nothing(start_edge: St
 # --- days and months
 
 
+async def test_day_that_is_used_up_at_one_process_is_at_another_and_after_all_have_restarted(
+    start_edge: StartEdge, simulator: Simulator, valkey: ValkeyServer
+) -> None:
+    text = f'[shared]\nredis = "{valkey.url}"\n' + limited(simulator.url, "requests_per_day = 3")
+
+    async def refused(edge: Edge) -> dict[str, Any]:
+        """What an edge answers once it knows what others used."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await edge.ask(ask()))[0] == 200:
+                await asyncio.sleep(0.01)
+        return error_of(answer[2])
+
+    first = await start_edge(text)
+    assert [(await first.ask(ask()))[0] for _ in range(4)] == [200, 200, 200, 429]
+    second = await start_edge(text)
+    assert (await refused(second))["code"] == "insufficient_quota"
+    await first.stop()
+    await second.stop()
+    third = await start_edge(text)
+    assert (await refused(third))["code"] == "insufficient_quota"
+
+
 async def test_day_that_is_used_up_says_so_and_stays_used_up_over_a_restart(
     start_edge: StartEdge, simulator: Simulator, tmp_path: Path
 ) -> None:
