@@ -164,6 +164,12 @@ class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
     proxy_error = _DENIED
 
 
+class QuotaSpent(RateLimited, code="insufficient_quota"):
+    """429: what a day or a month allows is used up; `retry_after_s` is how long that lasts."""
+
+    kind = "insufficient_quota"
+
+
 class UpgradeRequired(_ClientError, status=426, code="websocket_not_supported"):
     """426: a WebSocket is asked for, and only HTTP is spoken (RFC 9110 section 15.5.22)."""
 

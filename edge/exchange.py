@@ -153,8 +153,8 @@ class Exchange:
     """One request through its life. No `Struct`: a store into a field of one takes ten times as long.
 
     `asked_at` is when the last endpoint was asked, 0.0 for none. `waited_s` is the time before that which was not the
-    edge's own: for the body, and `queued_s` for its limits or a place in the pool. `limit` is which limit refused the request, and
-    what of it was used up. `failures` are the attempts that failed, None without any.
+    edge's own: for the body, and `queued_s` for its limits or a place in the pool. `limit` is which limit refused the
+    request, and what of it was used up. `failures` are the attempts that failed, None without any.
     """
 
     request_id: str

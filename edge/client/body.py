@@ -10,7 +10,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
 from edge.client.connection import Request
-from edge.config.settings import ServerConfig
+from edge.config.process_settings import ServerConfig
 from edge.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"

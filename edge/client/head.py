@@ -9,7 +9,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDictProxy, istr
 
-from edge.config.settings import ServerConfig
+from edge.config.process_settings import ServerConfig
 from edge.config.values import Network
 from edge.errors import InvalidRequest, UnsupportedCoding, UnsupportedMediaType, UnsupportedVersion
 from edge.exchange import Credential

@@ -13,7 +13,7 @@ from edge.client import bounds, connection
 from edge.client.addresses import Addresses, Visit
 from edge.client.arrival import Arrival
 from edge.client.connection import ClientConnection, Request
-from edge.config.settings import ServerConfig
+from edge.config.process_settings import ServerConfig
 from edge.errors import EdgeError, Overloaded
 from edge.stage import Lifecycle
 

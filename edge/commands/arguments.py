@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from edge.config.settings import Config
 from edge.config.values import Address, parse_address
 
 T = TypeVar("T")
@@ -37,3 +39,14 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
 def address(text: str) -> Address:
     """Return the address of `"host:port"` or `"unix:PATH"`, a PATH being relative to the working directory."""
     return parse_address(text, Path.cwd())
+
+
+def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:
+    """Return what the command line's addresses make of a file."""
+
+    def adapt(config: Config) -> Config:
+        server = config.server
+        server = replace(server, listen=(listen,) if listen else server.listen, admin=admin or server.admin)
+        return replace(config, server=server)
+
+    return adapt

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from edge.commands.arguments import add_config, address, checked
+from edge.commands.arguments import add_config, address, checked, listening_on
 from edge.commands.event_loop import run_to_end
-from edge.config.settings import Config, KeysConfig, SharedConfig, UsageConfig
+from edge.config.process_settings import KeysConfig, SharedConfig, UsageConfig
+from edge.config.settings import Config
 from edge.config.values import Address, KeyStoreAddress, parse_url
 from edge.keys.stores.registry import KeyRegistry
 from edge.process.deadline import Deadline
-from edge.process.server import Server, listening_on
+from edge.process.server import Server
 from edge.simulator.dialects import Behaviour
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import log_to_stderr

@@ -274,7 +274,8 @@ def _described(limit: LimitConfig | None) -> str:
     if limit is None:
         return "not in the file, so none"
     values = ((setting, getattr(limit, setting.field)) for setting in settings_of(LimitConfig))
-    return ", ".join(f"{each.key} {each.write(value)}" for each, value in values if value is not None)
+    shown = ((each, value) for each, value in values if value != each.default or each.key == "per")
+    return ", ".join(each.key if value is True else f"{each.key} {each.write(value)}" for each, value in shown)
 
 
 def _contest(

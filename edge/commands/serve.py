@@ -2,11 +2,11 @@
 
 import argparse
 
-from edge.commands.arguments import add_config, address, checked
+from edge.commands.arguments import add_config, address, checked, listening_on
 from edge.commands.event_loop import run_to_end
 from edge.process.deadline import Deadline
 from edge.process.memory import map_large_blocks
-from edge.process.server import Server, listening_on
+from edge.process.server import Server
 from edge.telemetry.process_log import log_to_stderr
 
 

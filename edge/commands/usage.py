@@ -24,8 +24,8 @@ from typing import Any, Final, Literal, NamedTuple, cast, get_args
 import orjson
 
 from edge.commands.arguments import add_config, checked
+from edge.config.process_settings import UsageConfig
 from edge.config.reading import load
-from edge.config.settings import UsageConfig
 from edge.config.values import seconds
 from edge.exchange import UsageSource
 from edge.journal.ends import FIRST_UNIT, Ended, blocks_of, ends_in

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from edge.config import rules, settings
+from edge.config import process_settings, rules, settings
 from edge.config.kinds import read_table, settings_of
 from edge.config.positions import Positions
 from edge.config.problems import ConfigError, Problem, read_toml
@@ -37,7 +37,7 @@ def load(
     return replace(_read(text, place or path, env, _config, before_file), digest=digest)
 
 
-def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> settings.KeysConfig:
+def load_keys(path: Path, env: Mapping[str, str] = os.environ) -> process_settings.KeysConfig:
     """Return `[keys]` alone: what else is wrong with a file keeps no key from being revoked. Raises `ConfigError`."""
     return _read(_text_of(path)[0], path, env, _keys)
 
@@ -96,15 +96,15 @@ def _config(root: Table) -> settings.Config:
     rules.refuse_ties(reader, tuple(routes.values()))
     rules.warn_of_unused(reader, "pool", pools, {route.pool for route in routes.values()})
     rules.warn_of_unused(reader, "limit", limits, {route.limit for route in routes.values()})
-    server = _checked(settings.ServerConfig, root.section("server"), rules.check_server)
+    server = _checked(process_settings.ServerConfig, root.section("server"), rules.check_server)
     rules.warn_of_loops(reader, server, pools)
     found = settings.Config(
         path=reader.path,
         server=rules.fit_server(server),
         keys=_keys(root),
-        jwt=None if jwt is None else _checked(settings.JwtConfig, jwt, rules.check_jwt),
-        usage=_checked(settings.UsageConfig, root.section("usage"), rules.check_usage),
-        shared=_checked(settings.SharedConfig, root.section("shared"), rules.check_shared),
+        jwt=None if jwt is None else _checked(process_settings.JwtConfig, jwt, rules.check_jwt),
+        usage=_checked(process_settings.UsageConfig, root.section("usage"), rules.check_usage),
+        shared=_checked(process_settings.SharedConfig, root.section("shared"), rules.check_shared),
         limits=limits,
         pools=pools,
         routes=tuple(routes.values()),
@@ -114,8 +114,8 @@ def _config(root: Table) -> settings.Config:
     return replace(found, watched=tuple(dict.fromkeys(reader.watched)), warnings=tuple(warnings))
 
 
-def _keys(root: Table) -> settings.KeysConfig:
-    return _checked(settings.KeysConfig, root.section("keys"), rules.check_keys)
+def _keys(root: Table) -> process_settings.KeysConfig:
+    return _checked(process_settings.KeysConfig, root.section("keys"), rules.check_keys)
 
 
 def _checked(kind: type[T], table: Table, check: Callable[[T, Table], None] | None = None, **name: str) -> T:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from edge.config import settings
+from edge.config import process_settings, settings
 from edge.config.kinds import settings_of
 from edge.config.problems import dotted
 from edge.config.redis_urls import SCHEMES, parse_redis
@@ -34,7 +34,7 @@ _OF_INSTANCES: Final = {each.key for each in settings_of(settings.RouteConfig)} 
 _OF_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})
 
 
-def check_server(server: settings.ServerConfig, table: Table) -> None:
+def check_server(server: process_settings.ServerConfig, table: Table) -> None:
     """Refuse two listeners on one address, memory in which no body fits, and a token that is no secret."""
     if any(server.admin.collides(address) for address in server.listen):
         table.problem("admin", 'is an address of listen too: write another port, such as "127.0.0.1:9090"')
@@ -45,12 +45,12 @@ def check_server(server: settings.ServerConfig, table: Table) -> None:
         table.problem(_as_given(table, "admin_token"), message + "prints")
 
 
-def fit_server(server: settings.ServerConfig) -> settings.ServerConfig:
+def fit_server(server: process_settings.ServerConfig) -> process_settings.ServerConfig:
     """Return the server with memory for one body at least, as a file may state only a large body."""
     return replace(server, body_memory_bytes=max(server.body_memory_bytes, server.max_body_bytes))
 
 
-def check_keys(keys: settings.KeysConfig, table: Table) -> None:
+def check_keys(keys: process_settings.KeysConfig, table: Table) -> None:
     """Refuse settings that the key store has no use for, and half a pair."""
     if not table.is_sound("store"):  # what is wrong itself is not measured by
         return
@@ -67,9 +67,9 @@ def check_keys(keys: settings.KeysConfig, table: Table) -> None:
         table.problem(_as_given(table, name), message)
 
 
-def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
+def check_jwt(jwt: process_settings.JwtConfig, table: Table) -> None:
     """Refuse a table that lacks one of the three settings without which no token can be judged."""
-    for setting in settings_of(settings.JwtConfig):
+    for setting in settings_of(process_settings.JwtConfig):
         key = setting.key
         if setting.is_required and not getattr(jwt, setting.field) and table.is_sound(key):
             table.reader.problem(table.at, f'{key} is missing: write {key} = "{setting.example}"')
@@ -78,7 +78,7 @@ def check_jwt(jwt: settings.JwtConfig, table: Table) -> None:
         table.problem("ca_file", "does nothing without a jwks at https: remove it")
 
 
-def check_usage(usage: settings.UsageConfig, table: Table) -> None:
+def check_usage(usage: process_settings.UsageConfig, table: Table) -> None:
     """Refuse settings that the sink has no use for."""
     if table.is_sound("sink"):
         _warn_of_metadata(table, ("sink",), usage.sink)
@@ -89,7 +89,7 @@ def check_usage(usage: settings.UsageConfig, table: Table) -> None:
         _refuse_unused(table, "sink_replicas", usage.sink_replicas, scheme in SCHEMES, f"with {scheme}")
 
 
-def check_shared(shared: settings.SharedConfig, table: Table) -> None:
+def check_shared(shared: process_settings.SharedConfig, table: Table) -> None:
     """Warn of a place that no Redis is at, and refuse an authority that nothing is proved by."""
     if table.is_sound("redis"):
         _warn_of_metadata(table, ("redis",), shared.redis)
@@ -125,14 +125,22 @@ def _as_given(table: Table, name: str) -> str:
     return f"{name}_file" if f"{name}_file" in table.data else name
 
 
+_ABOVE: Final = {
+    "reserve_at_most": ("tokens_per_minute", "tokens_per_day", "tokens_per_month"),
+    "smooth": ("requests_per_minute", "tokens_per_minute"),
+    "time_zone": ("requests_per_day", "tokens_per_day", "tokens_per_month"),
+}  # what a setting of a limit does nothing without
+
+
 def check_limit(limit: settings.LimitConfig, table: Table) -> None:
     """Refuse a limit of nothing, and a reservation that nothing is reserved from."""
     limiting = [setting.key for setting in settings_of(settings.LimitConfig) if setting.among]
     if not table.data.keys() & set(limiting):
         table.reader.problem(table.at, f"limits nothing: write one of {', '.join(limiting)}")
-    elif "reserve_at_most" in table.data and "tokens_per_minute" not in table.data:
-        message = "does nothing without tokens_per_minute: write tokens_per_minute too, or remove it"
-        table.problem("reserve_at_most", message)
+        return
+    for key, above in _ABOVE.items():
+        if key in table.data and not table.data.keys() & set(above):
+            table.problem(key, f"does nothing without {above[0]}: write {above[0]} too, or remove it")
 
 
 def check_pool(pool: settings.PoolConfig, table: Table) -> None:
@@ -280,7 +288,9 @@ def _warn_of_rewriting(route: settings.RouteConfig, table: Table, pools: Mapping
     table.reader.warn((*table.at, key), f"{what}, and answers carry that name: {hint}")
 
 
-def warn_of_loops(reader: Reader, server: settings.ServerConfig, pools: Mapping[str, settings.PoolConfig]) -> None:
+def warn_of_loops(
+    reader: Reader, server: process_settings.ServerConfig, pools: Mapping[str, settings.PoolConfig]
+) -> None:
     """Warn of endpoints at which this edge listens itself."""
     here = {address.port for address in server.listen if address.host in _OF_THIS_MACHINE} - {0}
     for name, pool in pools.items():

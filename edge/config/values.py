@@ -276,7 +276,7 @@ class KeyStoreAddress:
 
     @property
     def scheme(self) -> str:
-        """One of those of `settings.KEY_STORES`."""
+        """One of those of `process_settings.KEY_STORES`."""
         return self.format if self.path is not None else self.url.partition(":")[0]
 
 

@@ -22,6 +22,7 @@ class Ended(msgspec.Struct, gc=False):
     end: str | None = None
     key_id: str | None = None
     user: str | None = None
+    route: str | None = None
     model: str | None = None
     region: str | None = None
     prompt_tokens: int = 0

@@ -28,7 +28,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from edge.config.settings import WhenFull
+from edge.config.process_settings import WhenFull
 from edge.errors import Unusable
 from edge.exchange import Exchange
 from edge.journal.files import START, TokenLock, file_path, load_position, lock_new_token, new_token

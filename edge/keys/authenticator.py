@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.errors import KeyStoreUnavailable
 from edge.exchange import Credential, Principal
 from edge.keys.breaker import Breaker

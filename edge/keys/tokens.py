@@ -23,7 +23,7 @@ import jwt
 import orjson
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from edge.config.settings import JwtConfig
+from edge.config.process_settings import JwtConfig
 from edge.errors import Unusable
 from edge.keys.stores.protocol import Invalidation, StoreFailed, TokenPrincipal, ignore
 from edge.names import is_dns_label, is_pattern

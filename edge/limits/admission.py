@@ -20,38 +20,37 @@ The last term is there for tokens only, and in a single process too.
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.settings import LimitConfig
-from edge.errors import RateLimited
 from edge.limits.counters import MINUTE_S, Counter, Counts
+from edge.limits.quotas import Allowance, Quota, Quotas
+from edge.limits.terms import HeldPart, Limit, Part, header_lines, refusal_of
 
 _log = logging.getLogger(__name__)
 
-_EVERYTHING: Final = 10**14  # what a limit that is not set allows; a comparison with a float is slow above 2**48
-_UNKNOWN_WAIT_S: Final = 0.5  # for one of the running requests to end
-_LONGEST_RETRY_AFTER_S: Final = 60  # SDKs ignore a longer one
-_ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
 _REFRESH_S: Final = 1.0  # how often counters are reported of which requests merely run
 _IN_TURN: Final = 200  # counters that are reported with each merge though nothing happened here
 _A_STEP: Final = 1000  # counters that are looked at
 IDLE_INTERVAL_S: Final = 30.0  # between two looks for those in which nothing is left
 _MAX_NAMES: Final = 1000  # of the combinations, and of the unknown ones, that key records may name
-# As OpenAI writes it, for 0 to 120 s: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
-_RESETS: Final = tuple(b"%dm%ds" % divmod(each, 60) if each >= 60 else b"%ds" % each for each in range(121))
 
 
 class Standing(NamedTuple):
-    """What of a limit is used by now, at one route by one user or key; `per` says of which."""
+    """What of a limit is used by now, at one route by one user or key; `per` says of which.
+
+    `quotas` are its day and its month, as far as it has them.
+    """
 
     limit: str
     per: str
     requests: int
     tokens: int
     running: int
+    quotas: tuple[tuple[Quota, Allowance], ...] = ()
 
 
 class Permit(msgspec.Struct, eq=False):
@@ -62,6 +61,7 @@ class Permit(msgspec.Struct, eq=False):
     _minute: int
     headers: bytes
     _answers: int = 0
+    _parts: Sequence[tuple[Part, Any, int, Any]] = ()
 
     def charge(self, tokens: int, answer_tokens: int = 0) -> None:
         """Charge the tokens that were really used in place of the reserved ones, and run no more.
@@ -71,43 +71,21 @@ class Permit(msgspec.Struct, eq=False):
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.correct(self._held, self._minute, tokens, answer_tokens // self._answers if self._answers else 0)
+            for part, found, reserved, begun in self._parts:
+                part.correct(found, begun, 0, tokens - reserved, admission.now)
 
     def cancel(self) -> None:
         """Take back all that was charged, in place of `charge`: the request was refused after all."""
+        admission = self._admission
         self.charge(0)
+        if admission is not None:
+            for part, found, _, begun in self._parts:
+                part.correct(found, begun, -1, 0, admission.now)
         for counter, _ in self._held:
             counter.uncount(self._minute)
 
 
 UNLIMITED: Final = Permit(None, (), 0, b"")
-
-
-class _Limit:
-    """A `LimitConfig` that is quickly compared with: plain numbers, and header lines that want two more."""
-
-    __slots__ = (
-        "name", "per", "per_user", "request_lines", "requests", "reserve_at_most", "running", "token_lines", "tokens",
-    )  # fmt: skip
-
-    def __init__(self, config: LimitConfig) -> None:
-        self.name = config.name
-        self.per = config.per
-        self.per_user = config.per == "user"
-        requests, tokens = config.requests_per_minute, config.tokens_per_minute
-        self.requests = _EVERYTHING if requests is None else requests
-        self.tokens = _EVERYTHING if tokens is None else tokens
-        self.reserve_at_most = config.reserve_at_most
-        self.running = _EVERYTHING if config.concurrent_requests is None else config.concurrent_requests
-        self.request_lines = b"" if requests is None else _lines(b"requests", requests)
-        self.token_lines = b"" if tokens is None else _lines(b"tokens", tokens)
-
-
-def _lines(what: bytes, limit: int) -> bytes:
-    """Return three header lines that want what remains and when all of it is free again."""
-    return (
-        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
-        % (what, limit, what, what)
-    )  # fmt: skip
 
 
 class Admission:
@@ -125,6 +103,7 @@ class Admission:
         self._dirty: list[Counter] = []
         self._refreshed_at = 0.0
         self._in_turn: list[Counter] = []
+        self.quotas = Quotas()
         self.reconfigure(limits)
 
     def metrics(self) -> Iterator[Metric]:
@@ -137,11 +116,21 @@ class Admission:
         elapsed_s = self._now() - self._minute_began
         return list(self._counters.values()), self._configs, self._minute, 1.0 - elapsed_s / MINUTE_S
 
+    @property
+    def configs(self) -> Mapping[str, LimitConfig]:
+        """The limits, by name."""
+        return self._configs
+
+    @property
+    def now(self) -> float:
+        """Unix time, of the clock that processes share."""
+        return self.clock() + self.clock_offset_s
+
     def reconfigure(self, limits: Mapping[str, LimitConfig]) -> None:
         """Take over the limits of a reload."""
         self._configs = limits
-        self._limits: dict[str, _Limit] = {}  # that were used; thousands are not made in one step of the loop
-        self._applying: dict[tuple[str | None, ...], tuple[_Limit, ...]] = {}  # by the names that are given
+        self._limits: dict[str, Limit] = {}  # that were used; thousands are not made in one step of the loop
+        self._applying: dict[tuple[str | None, ...], tuple[Limit, ...]] = {}  # by the names that are given
         self._unknown: set[str] = set()
 
     # --- requests
@@ -173,6 +162,7 @@ class Admission:
             elapsed_s = self._turn(now)
         minute, weight = self._minute, 1.0 - elapsed_s / MINUTE_S
         held = []
+        parts: tuple[HeldPart, ...] = ()
         fits = True
         for limit in limits:
             key = (limit.name, route, user if limit.per_user else key_id)
@@ -192,6 +182,11 @@ class Admission:
                 elif max_tokens is not None and max_tokens < each:
                     each = max_tokens
                 reserved += answers * each
+            for part in limit.parts:
+                found, reserved_there = part.find(counter, now), part.reserved(reserved)
+                if not part.has_room(found, reserved_there, now):
+                    fits = False
+                parts += ((part, found, reserved_there),)
             if reserved > limit.tokens:
                 reserved = limit.tokens if limit.token_lines else 0
             if counter.remote_running and counter.remote_running_until <= now:
@@ -204,12 +199,13 @@ class Admission:
                 fits = False
             held.append((counter, reserved))
         if not fits:
-            raise _refusal(limits, held, elapsed_s)
+            raise refusal_of(limits, held, parts, elapsed_s, now)
         for counter, reserved in held:
             counter.requests += 1
             counter.tokens += reserved
             counter.running += 1
-        return Permit(self, held, minute, _headers(limits, held, elapsed_s), answers)
+        charged = [(part, found, n, part.charge(found, n, now)) for part, found, n in parts] if parts else ()
+        return Permit(self, held, minute, header_lines(limits, held, elapsed_s), answers, charged)
 
     def correct(self, held: Sequence[tuple[Counter, int]], minute: int, tokens: int, answer_tokens: int) -> None:
         """Correct what a permit reserved in `minute`, and give its places back; called once, by the permit.
@@ -233,11 +229,14 @@ class Admission:
 
     def standing(self, route: str, names: tuple[str | None, ...], user: str, key_id: str) -> Iterator[Standing]:
         """Yield how far each of the named limits (None: none) is used at a route by now; nothing is charged."""
-        weight = 1.0 - (self._now() - self._minute_began) / MINUTE_S
+        now = self._now()
+        weight = 1.0 - (now - self._minute_began) / MINUTE_S
         for limit in self._applying.get(names) or self._resolve(names):
             counter = self._counters.get((limit.name, route, user if limit.per_user else key_id))
+            key = limit.name, route, user if limit.per_user else key_id
+            quotas = tuple((self.quotas.peek(each, key, now), each) for each in limit.allowances)
             if counter is None:
-                yield Standing(limit.name, limit.per, 0, 0, 0)
+                yield Standing(limit.name, limit.per, 0, 0, 0, quotas)
                 continue
             if counter.minute != self._minute:
                 counter.roll(self._minute)
@@ -247,15 +246,16 @@ class Admission:
                 math.ceil(counter.previous_requests * weight + counter.requests),
                 math.ceil(counter.previous_tokens * weight + counter.tokens),
                 counter.running + counter.remote_running,
+                quotas,
             )
 
-    def _resolve(self, names: tuple[str | None, ...]) -> tuple[_Limit, ...]:
+    def _resolve(self, names: tuple[str | None, ...]) -> tuple[Limit, ...]:
         limits = []
         for name in dict.fromkeys(each for each in names if each is not None):
             if name in self._configs:
                 limit = self._limits.get(name)
                 if limit is None:
-                    limit = self._limits[name] = _Limit(self._configs[name])
+                    limit = self._limits[name] = Limit(self._configs[name], self.quotas)
                 limits.append(limit)
             elif name not in self._unknown and len(self._unknown) < _MAX_NAMES:
                 self._unknown.add(name)
@@ -306,6 +306,7 @@ class Admission:
         for at in range(0, len(dirty), _A_STEP):
             self._dirty += [counter for counter in dirty[at : at + _A_STEP] if counter.is_dirty]
             yield
+        yield from self.quotas.forget_past(self._now())
 
     # --- other processes
 
@@ -350,80 +351,3 @@ class Admission:
         now = self._now()
         for counter, counts in zip(counters, remote, strict=True):
             counter.update_remote(counts, now)
-
-
-# --- headers and refusals
-
-
-def _headers(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elapsed_s: float) -> bytes:
-    """Return the header lines: of requests and of tokens, each of the limit that has the smallest share left."""
-    weight, seconds = 1.0 - elapsed_s / MINUTE_S, int(elapsed_s)
-    by_requests = by_tokens = 0
-    if len(limits) > 1:
-        by_requests, by_tokens = _fullest(limits, held, weight)
-    lines = b""
-    limit, counter = limits[by_requests], held[by_requests][0]
-    if limit.request_lines:
-        current, previous = counter.requests, counter.previous_requests
-        left = int(limit.requests - previous * weight - current)
-        free_in_s = 120 - seconds if current else 60 - seconds if previous else 0
-        lines = limit.request_lines % (left if left > 0 else 0, _RESETS[free_in_s])
-    limit, counter = limits[by_tokens], held[by_tokens][0]
-    if limit.token_lines:
-        current, previous = counter.tokens, counter.previous_tokens
-        left = int(limit.tokens - previous * weight - current)
-        free_in_s = 120 - seconds if current else 60 - seconds if previous else 0
-        lines += limit.token_lines % (left if left > 0 else 0, _RESETS[free_in_s])
-    return lines
-
-
-def _fullest(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], weight: float) -> tuple[int, int]:
-    """Return the positions of the limit with the smallest share of requests left, and of that for tokens."""
-    shares = [
-        (
-            (counter.previous_requests * weight + counter.requests) / limit.requests if limit.request_lines else -1.0,
-            (counter.previous_tokens * weight + counter.tokens) / limit.tokens if limit.token_lines else -1.0,
-        )
-        for limit, (counter, _) in zip(limits, held, strict=True)
-    ]
-    positions = range(len(limits))
-    return max(positions, key=lambda at: shares[at][0]), max(positions, key=lambda at: shares[at][1])
-
-
-def _refusal(limits: Sequence[_Limit], held: Sequence[tuple[Counter, int]], elapsed_s: float) -> RateLimited:
-    """Return the error of a request that does not fit; it names the limit that holds it up for longest.
-
-    What was used counts for up to two minutes, as the message has it; `Retry-After` is one at most.
-    """
-    weight = 1.0 - elapsed_s / MINUTE_S
-    reasons = []
-    for limit, (counter, reserved) in zip(limits, held, strict=True):
-        for what, allowed, previous, current, asked in (
-            ("requests per minute", limit.requests, counter.previous_requests, counter.requests, 1),
-            ("tokens per minute", limit.tokens, counter.previous_tokens, counter.tokens, reserved),
-            ("concurrent requests", limit.running, 0, counter.running + counter.remote_running, 1),
-        ):
-            used = previous * weight + current
-            if used + asked > allowed:
-                is_gauge = what == "concurrent requests"
-                wait_s = _UNKNOWN_WAIT_S if is_gauge else _wait_s(previous, current, allowed - asked, elapsed_s)
-                numbers = f"limit {allowed}, used {math.ceil(used)}, requested {asked}"
-                reasons.append((wait_s, f"{what} of this {limit.per} with this model: {numbers}", limit.name, what))
-    wait_s, reason, *refusing = max(reasons)
-    free_in_s = int(wait_s + _ROUNDING_S) + 1
-    lines = _headers(limits, held, elapsed_s).decode().splitlines()
-    refusal = RateLimited(
-        f"Rate limit reached for {reason}. Try again in {free_in_s} s.",
-        retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
-        headers=tuple((name, value) for name, _, value in (line.partition(": ") for line in lines)),
-    )
-    refusal.wait_s = wait_s
-    refusal.limit = (refusing[0], refusing[1])
-    return refusal
-
-
-def _wait_s(previous: int, current: int, room: int, elapsed_s: float) -> float:
-    """Return the seconds until no more than `room` is left of what was used in two minutes."""
-    if current <= room:
-        return MINUTE_S * (1 - (room - current) / previous) - elapsed_s
-    return MINUTE_S * (2 - room / current) - elapsed_s

@@ -5,7 +5,10 @@ The sliding minute is made of two fixed ones: used = previous x (1 - share of th
 Source of the window: https://blog.cloudflare.com/counting-things-a-lot-of-different-things/
 """
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from edge.limits.smooth import Paid, Smooth
 
 MINUTE_S: Final = 60
 ASSUMED_ANSWER_TOKENS: Final = 256  # of one of which nothing is known
@@ -33,9 +36,9 @@ class Counter:
     """
 
     __slots__ = (
-        "answer_tokens", "is_dirty", "key", "minute", "previous_requests", "previous_tokens",
+        "answer_tokens", "is_dirty", "key", "minute", "paid", "previous_requests", "previous_tokens",
         "remote_previous_requests", "remote_previous_tokens", "remote_requests", "remote_running",
-        "remote_running_until", "remote_tokens", "requests", "running", "tokens",
+        "remote_running_until", "remote_tokens", "requests", "running", "smooth", "tokens",
     )  # fmt: skip
 
     def __init__(self, key: tuple[str, str, str], minute: int) -> None:
@@ -47,6 +50,8 @@ class Counter:
         self.remote_running_until = 0.0
         self.answer_tokens = ASSUMED_ANSWER_TOKENS
         self.is_dirty = False  # used since the last report
+        self.smooth: Smooth | None = None  # of a limit whose minute is spread over its seconds
+        self.paid: Paid | None = None
 
     def __repr__(self) -> str:
         requests, tokens = self.previous_requests + self.requests, self.previous_tokens + self.tokens
@@ -109,6 +114,12 @@ class Counter:
 
     def update_remote(self, counts: Counts, now: float) -> None:
         """Take over what all other processes counted."""
+        requests, tokens = self.requests, self.tokens
+        self._update_remote(counts, now)
+        if self.smooth is not None and self.paid is not None:
+            self.smooth.move(self.paid, max(self.requests - requests, 0), max(self.tokens - tokens, 0), now)
+
+    def _update_remote(self, counts: Counts, now: float) -> None:
         self.remote_running, self.remote_running_until = counts.running, now + RUNNING_EXPIRES_S
         if counts.minute == self.minute:
             previous_requests, previous_tokens = counts.previous_requests, counts.previous_tokens

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from edge.config.settings import LimitConfig
 from edge.limits.admission import Admission
 from edge.limits.counters import Counter
+from edge.limits.quotas import Allowance, Quota
 
 _A_STEP: Final = 1000  # counters
 
@@ -29,13 +30,33 @@ def find_nearest(admission: Admission, most: int, found: list[Nearness]) -> Iter
     for number, counter in enumerate(counters, 1):
         limit = limits.get(counter.key[0])
         if limit is not None and (near := _scarcest(counter, limit, minute, weight)) is not None:
-            if len(found) < most:
-                heapq.heappush(found, near)
-            elif near.share > found[0].share:
-                heapq.heapreplace(found, near)
+            _keep(near, most, found)
+        if number % _A_STEP == 0:
+            yield
+    for number, (quota, allowance) in enumerate(admission.quotas.counted(), 1):
+        if quota.key[0] in limits and (near := _of_period(quota, allowance)) is not None:
+            _keep(near, most, found)
         if number % _A_STEP == 0:
             yield
     found.sort(reverse=True)
+
+
+def _keep(near: Nearness, most: int, found: list[Nearness]) -> None:
+    """Let one be among those found, if there is no nearer one in its place."""
+    if len(found) < most:
+        heapq.heappush(found, near)
+    elif near.share > found[0].share:
+        heapq.heapreplace(found, near)
+
+
+def _of_period(quota: Quota, allowance: Allowance) -> Nearness | None:
+    """Return the part of a day or month of which the largest share is used, None when nothing is."""
+    shares = (
+        (quota.requests / allowance.requests, "requests", quota.requests, allowance.requests),
+        (quota.tokens / allowance.tokens, "tokens", quota.tokens, allowance.tokens),
+    )
+    share, what, used, allowed = max(shares)
+    return Nearness(share, *quota.key, f"{what} per {allowance.span}", used, allowed) if used else None
 
 
 def _scarcest(counter: Counter, limit: LimitConfig, minute: int, weight: float) -> Nearness | None:

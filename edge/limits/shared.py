@@ -24,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.limits.admission import Admission
 from edge.limits.counters import RUNNING_EXPIRES_S, Counter, Counts
+from edge.limits.shared_quotas import SharedQuotas
 from edge.outage import Outage
 from edge.valkey import answer_of, reason_of
 
@@ -101,6 +102,7 @@ class SharedLimits:
         self._admission = admission
         self._prefix = name_of(PREFIX)
         self._process = secrets.token_hex(8)
+        self._quotas = SharedQuotas(client, admission.quotas, self._process, name_of)
         self._joined = False  # whether all that was counted here has been reported
         self._is_told = False  # that others report in a way that is not known here
 
@@ -136,6 +138,7 @@ class SharedLimits:
         joined, self._joined = self._joined, False
         if not joined:
             await answer_of(self._client.script_load(_SCRIPT))
+            await self._quotas.load()
             await self._exchange([])  # for its time: reports are in its minutes
         await self._report(everything=not joined)
         self._joined = True
@@ -154,6 +157,7 @@ class SharedLimits:
                 del found[:_BATCH]
             await asyncio.sleep(0)
         await self._exchange(found, leaving)
+        await self._quotas.report(self._admission.now, everything=everything, leaving=leaving)
 
     async def _exchange(self, counters: Sequence[Counter], leaving: bool = False) -> None:
         local = [counter.local() for counter in counters]

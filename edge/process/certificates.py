@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from edge.config.positions import KeyPath
-from edge.config.settings import Config, TlsConfig
+from edge.config.process_settings import TlsConfig
+from edge.config.settings import Config
 from edge.errors import Unusable
 
 _NO_CHECK_TIME: Final = (

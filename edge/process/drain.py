@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from edge.client.server import ClientServer
-from edge.config.settings import ServerConfig
+from edge.config.process_settings import ServerConfig
 from edge.stage import Lifecycle, Stage
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.errors import Unusable
 from edge.keys.authenticator import Authenticator
 from edge.keys.stores.administration import Actor, ReadOnlyStore

@@ -14,6 +14,7 @@ from edge.limits.admission import Admission
 from edge.limits.shared import SharedLimits
 from edge.process.admin import Readiness
 from edge.process.certificates import Certificates
+from edge.process.quotas import JournalQuotas
 from edge.proxy import Proxy
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
@@ -40,6 +41,7 @@ class Parts:
     channel: RevocationChannel | None
     admission: Admission
     shared_limits: SharedLimits | None
+    quotas: JournalQuotas
     kept_responses: KeptResponses
     journal: Journal
     shipper: Shipper | None
@@ -56,6 +58,8 @@ def outages(parts: Parts) -> Iterator[tuple[str, str]]:
         yield "revocations", parts.channel.outage.reason
     if parts.shared_limits is not None:
         yield "shared limits", parts.shared_limits.outage.reason
+    else:
+        yield "quotas", parts.quotas.outage.reason
     yield "responses", parts.kept_responses.outage.reason
     yield "journal", parts.journal.outage.reason or parts.journal.sync_outage.reason
     if parts.shipper is not None:

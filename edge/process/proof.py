@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from edge.config.positions import KeyPath
-from edge.config.settings import Config, TlsConfig
+from edge.config.process_settings import TlsConfig
+from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.process.certificates import authorities, read_certificate
 from edge.tls import client_tls

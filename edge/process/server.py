@@ -7,16 +7,15 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edge.client.body import BodyMemory
 from edge.client.server import MOST_REFUSED, ClientServer
+from edge.config.process_settings import ServerConfig, UsageConfig
 from edge.config.redis_urls import names_at
-from edge.config.settings import Config, ServerConfig, UsageConfig
-from edge.config.values import Address
+from edge.config.settings import Config
 from edge.errors import Unusable
 from edge.generation import Generation
 from edge.journal.index import UsageIndex
@@ -46,6 +45,7 @@ from edge.process.listeners import (
     raise_descriptor_limit,
 )
 from edge.process.parts import Parts
+from edge.process.quotas import JournalQuotas
 from edge.process.reloading import Reloader, retire, unexpected
 from edge.process.snapshot import Snapshots
 from edge.process.start_checks import check_interpreter
@@ -146,6 +146,7 @@ class Server:
         self.key_uses = KeyUses(self.authenticator, config.keys)
         self.journal = self._open_journal(config.usage, config.server.region)
         self.usage_index = UsageIndex(config.usage.journal)
+        self.quotas = JournalQuotas(self.journal, self.admission)
         self.catalogue = Catalogue()
         shared = config.shared
         if shared.redis_ca_file is not None:
@@ -197,6 +198,7 @@ class Server:
         config, pools = generation.config, generation.pools.values()
         await self._store.open()
         await self._share(config)
+        await self.quotas.start()
         if self._tokens is not None:
             await self._tokens.open()
         self._report()
@@ -222,7 +224,7 @@ class Server:
 
     async def _serve(self, ready: Callable[["Server"], None]) -> None:
         parts = {"access log": self._access_log.run, "reload": self._watch_file, "journal": self._keep_journal}
-        parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run}
+        parts |= {"uses of keys": self.key_uses.run, "loop lag": self.loop_lag.run, "quotas": self.quotas.run}
         parts["metrics"] = partial(repeat_in_steps, FOLD_INTERVAL_S, self.metrics.fold)
         parts["limits"] = partial(repeat_in_steps, IDLE_INTERVAL_S, self.admission.forget_idle)
         if self._shipper is not None:
@@ -366,7 +368,7 @@ class Server:
         self._parts = Parts(
             self.readiness, self.certificates, self.loop_lag, self.proxy, self.clients, self.memory, self.endpoints,
             self.discovery, self.authenticator, self._tokens, self._channel, self.admission, self.shared_limits,
-            self.kept_responses, self.journal, self._shipper, self._access_log, self.metrics.recent,
+            self.quotas, self.kept_responses, self.journal, self._shipper, self._access_log, self.metrics.recent,
         )  # fmt: skip
         report_all(self._parts, self.metrics)
 
@@ -394,6 +396,7 @@ class Server:
             "key look-ups": self.authenticator.close(),
             "uses of keys": self.key_uses.close(),
             "usage index": self.usage_index.close(),
+            "quotas": self.quotas.close(),
             "key store": self._store.close(),
             "dns": self.discovery.close(),
             "probes": self.probes.close(),
@@ -432,14 +435,3 @@ def _steady_unix_time() -> Callable[[], float]:
     """Return a clock of Unix seconds that no correction of the machine's clock moves."""
     offset_s = time.time() - time.monotonic()
     return lambda: time.monotonic() + offset_s
-
-
-def listening_on(listen: Address | None, admin: Address | None) -> Callable[[Config], Config]:
-    """Return what the command line's addresses make of a file."""
-
-    def adapt(config: Config) -> Config:
-        server = config.server
-        server = replace(server, listen=(listen,) if listen else server.listen, admin=admin or server.admin)
-        return replace(config, server=server)
-
-    return adapt

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.keys.stores.table import registry_of
 from edge.simulator.server import Simulator

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -400,3 +401,56 @@ async def test_request_that_cannot_be_recorded_is_charged_nothing(start_edge: St
     assert [(await edge.ask(asked))[0] for _ in range(3)] == [503] * 3
     edge.server.journal.sync_outage.up()
     assert [(await edge.ask(asked))[0] for _ in range(3)] == [200, 200, 429]
+
+
+# --- days and months
+
+
+async def test_day_that_is_used_up_at_one_process_is_at_another_and_after_all_have_restarted(
+    start_edge: StartEdge, simulator: Simulator, valkey: ValkeyServer
+) -> None:
+    text = f'[shared]\nredis = "{valkey.url}"\n' + limited(simulator.url, "requests_per_day = 3")
+
+    async def refused(edge: Edge) -> dict[str, Any]:
+        """What an edge answers once it knows what others used."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await edge.ask(ask()))[0] == 200:
+                await asyncio.sleep(0.01)
+        return error_of(answer[2])
+
+    first = await start_edge(text)
+    assert [(await first.ask(ask()))[0] for _ in range(4)] == [200, 200, 200, 429]
+    second = await start_edge(text)
+    assert (await refused(second))["code"] == "insufficient_quota"
+    await first.stop()
+    await second.stop()
+    third = await start_edge(text)
+    assert (await refused(third))["code"] == "insufficient_quota"
+
+
+async def test_day_that_is_used_up_says_so_and_stays_used_up_over_a_restart(
+    start_edge: StartEdge, simulator: Simulator, tmp_path: Path
+) -> None:
+    text = limited(simulator.url, 'tokens_per_day = 60\ntime_zone = "Asia/Shanghai"')
+    text = f'[usage]\njournal = "{tmp_path}/journal"\n' + text
+    edge = await start_edge(text)
+    body = ask(max_tokens=30, simulate={"tokens": 30})
+    assert (await edge.ask(body))[0] == 200
+    assert (await edge.ask(body))[0] == 429
+    await edge.stop()
+    again = await start_edge(text)
+    status, headers, content = await again.ask(body)
+    error = error_of(content)
+    assert (status, error["type"], error["code"]) == (429, "insufficient_quota", "insufficient_quota")
+    assert "tokens per day" in error["message"]
+    assert "begins at" in error["message"]
+    assert 1 <= int(headers["retry-after"]) <= 86_400
+    status, headers, content = await again.ask({"model": MODEL, "max_tokens": 30, "messages": []}, path="/v1/messages")
+    assert (status, json.loads(content)["error"]["type"]) == (429, "rate_limit_error")
+    status, _, content = await again.ask(method="GET", path="/v1/limits")
+    [shown] = [each for each in json.loads(content)["data"] if each["model"] == MODEL]
+    used = shown["tokens_per_day"]
+    assert used["limit"] == 60
+    assert used["used"] == 60 - used["remaining"] > 30
+    assert used["resets_at"].endswith("T00:00:00+08:00")
+    assert (shown["tokens_per_minute"], shown["requests_per_day"], shown["tokens_per_month"]) == (None, None, None)

@@ -458,6 +458,19 @@ async def test_retries_of_the_sdk_reach_an_upstream_that_recovers(edge: Edge, si
         assert len(await edge.log()) == asked + 1
 
 
+async def test_sdk_does_not_try_again_what_a_day_has_no_more_of(start_edge: StartEdge, simulator: Simulator) -> None:
+    limit = "[limits.standard]\nrequests_per_day = 1\n"
+    route = f'[routes."{PUBLIC}"]\npool = "p"\nlimit = "standard"\n'
+    edge = await start_edge(f'{limit}[pools.p]\nendpoints = ["{simulator.url}"]\n{route}')
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=edge.key, max_retries=5) as client:
+        await client.chat.completions.create(model=PUBLIC, messages=[{"role": "user", "content": "hi"}])
+        with pytest.raises(openai.RateLimitError, match="The next day begins at") as caught:
+            await client.chat.completions.create(model=PUBLIC, messages=[{"role": "user", "content": "hi"}])
+    assert caught.value.code == "insufficient_quota"
+    await edge.idle()
+    assert [line["status"] for line in await edge.log()] == [200, 429]
+
+
 # --- the 16 cells of the page's table, with the catalogue that is shipped
 
 

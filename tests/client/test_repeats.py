@@ -16,7 +16,7 @@ from edge.client.answers import response
 from edge.client.body import BodyMemory, read_body, whole_body
 from edge.client.connection import Request
 from edge.client.server import ClientServer
-from edge.config.settings import ServerConfig
+from edge.config.process_settings import ServerConfig
 from edge.errors import EdgeError
 from edge.stage import Lifecycle
 from tests.profiles import examples

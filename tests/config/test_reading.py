@@ -13,7 +13,8 @@ from edge import names
 from edge.config import reading, rules
 from edge.config.positions import Positions
 from edge.config.problems import ConfigError, Problem, render_problems
-from edge.config.settings import KEY_STORES, SINKS, Config, EndpointConfig, Engine, RouteConfig
+from edge.config.process_settings import KEY_STORES, SINKS
+from edge.config.settings import Config, EndpointConfig, Engine, RouteConfig
 from edge.config.tables import Reader, Table
 from edge.config.values import Url, samples_of
 from edge.envelope import json as envelope

@@ -14,7 +14,8 @@ from edge.client.answers import response
 from edge.client.body import Body, BodyMemory, read_body, whole_body
 from edge.client.connection import Request
 from edge.client.server import ClientServer
-from edge.config.settings import EndpointConfig, RouteConfig, ServerConfig
+from edge.config.process_settings import ServerConfig
+from edge.config.settings import EndpointConfig, RouteConfig
 from edge.config.values import parse_url
 from edge.envelope.form import read_multipart
 from edge.envelope.json import read_json

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.config.settings import WhenFull
+from edge.config.process_settings import WhenFull
 from edge.journal.journal import Journal
 
 MEGABYTE = 2**20

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.config.settings import WhenFull
+from edge.config.process_settings import WhenFull
 from edge.errors import Unusable
 from edge.exchange import End, Usage, UsageSource
 from edge.journal import journal as module

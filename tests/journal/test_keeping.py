@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from edge.journal import index
 from edge.journal.files import position_path
 from edge.journal.index import UsageIndex
 from edge.journal.journal import Journal
@@ -101,7 +100,7 @@ async def test_nothing_is_deleted_while_another_process_builds_the_index(
     usage = UsageIndex(tmp_path)
     assert usage.read("key_1", *DAYS) == []
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(index, "_commit", lambda *args: False)
+        meanwhile.setattr(UsageIndex, "_commit", lambda *args: False)
         assert delete_shipped(tmp_path, 60, STARTED_AT + 61) == 0
     assert journal_files(tmp_path) == before
     assert delete_shipped(tmp_path, 60, STARTED_AT + 61) == len(before)

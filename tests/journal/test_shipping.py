@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.config.settings import UsageConfig
+from edge.config.process_settings import UsageConfig
 from edge.journal import shipping
 from edge.journal.files import Position, load_position, position_path
 from edge.journal.journal import Journal

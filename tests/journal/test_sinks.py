@@ -13,8 +13,8 @@ import pytest
 import trustme
 from aiohttp import web
 
-from edge.config import settings
-from edge.config.settings import UsageConfig
+from edge.config import process_settings
+from edge.config.process_settings import UsageConfig
 from edge.errors import Unusable
 from edge.journal.journal import Journal
 from edge.journal.shipping import Shipper
@@ -224,7 +224,7 @@ HARMS = [(kind, how) for kind, receiver in RECEIVERS.items() for how in receiver
 
 
 async def test_every_sink_that_the_file_can_name_is_in_the_table_and_in_this_suite(tmp_path: Path) -> None:
-    assert {scheme for place in settings.SINKS for scheme in place.schemes} == set(SINKS)
+    assert {scheme for place in process_settings.SINKS for scheme in place.schemes} == set(SINKS)
     sinks = []
     for kind in RECEIVERS.values():
         receiver = kind(tmp_path)

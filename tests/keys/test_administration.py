@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.errors import Unusable
 from edge.keys.stores.administration import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.keys.stores.protocol import AnswerUnusable, StoreFailed, hash_key
 from edge.keys.stores.redis import EMPTY, FORMAT, KEY_PREFIX, MARKER, USER_PREFIX, RedisKeyStore

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.exchange import Principal
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, StoreFailed, hash_key

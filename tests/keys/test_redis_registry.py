@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge.__main__ import main
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.keys.stores.protocol import hash_key
 from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.config.process_settings import KEY_STORES, JwtConfig, KeysConfig
 from edge.config.reading import load_keys
-from edge.config.settings import KEY_STORES, JwtConfig, KeysConfig
 from edge.config.values import KeyStoreAddress
 from edge.errors import Unusable
 from edge.exchange import Principal

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from edge.config.settings import JwtConfig
+from edge.config.process_settings import JwtConfig
 from edge.errors import KeyStoreUnavailable
 from edge.keys.stores.protocol import Invalidation
 from edge.keys.tokens import JwksError, TokenRefused, TokenVerifier, read_key_set

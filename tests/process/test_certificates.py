@@ -7,7 +7,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from edge.config.settings import TlsConfig
+from edge.config.process_settings import TlsConfig
 from edge.errors import Unusable
 from edge.process.certificates import read_certificate
 

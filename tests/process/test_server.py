@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from edge.commands.arguments import listening_on
 from edge.config.changes import describe_change
 from edge.config.problems import ConfigError
+from edge.config.process_settings import ServerConfig
 from edge.config.reading import parse
-from edge.config.settings import Config, ServerConfig
+from edge.config.settings import Config
 from edge.config.values import Address, KeyStoreAddress
 from edge.keys.stores.keyfile import KeyFileError
 from edge.process.listeners import raise_descriptor_limit
-from edge.process.server import Server, listening_on
+from edge.process.server import Server
 from edge.simulator.server import Simulator
 from tests.conftest import ROUTES, StartEdge
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import aiohttp
 
-from edge.config.settings import UsageConfig
+from edge.config.process_settings import UsageConfig
 from edge.journal.sinks.protocol import SinkRefused, SinkUnavailable, place_of
 from edge.tls import client_tls
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from edge.config.settings import UsageConfig
+from edge.config.process_settings import UsageConfig
 from edge.config.values import bracketed
 
 

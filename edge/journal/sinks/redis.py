@@ -10,8 +10,8 @@ acknowledged after that, until it knows. `WAIT` asks how many have it: https://v
 from collections.abc import Sequence
 from typing import Final
 
+from edge.config.process_settings import UsageConfig
 from edge.config.redis_urls import parse_redis
-from edge.config.settings import UsageConfig
 from edge.journal.records import head_decoder
 from edge.journal.sinks.protocol import SinkUnavailable
 from edge.valkey import answer_of, connect, disconnect, reason_of

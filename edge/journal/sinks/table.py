@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from edge.config import redis_urls
-from edge.config.settings import UsageConfig
+from edge.config.process_settings import UsageConfig
 from edge.journal.sinks.http import HttpSink
 from edge.journal.sinks.protocol import Sink
 from edge.journal.sinks.redis import RedisSink

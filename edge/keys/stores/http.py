@@ -19,7 +19,7 @@ from urllib.parse import quote_plus
 import aiohttp
 import orjson
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.stores.protocol import AnswerUnusable, KeyStore, StoreFailed
 from edge.keys.stores.records import principal_of

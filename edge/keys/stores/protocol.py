@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.errors import KeyStoreUnavailable
 from edge.exchange import Principal
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from edge.config.process_settings import KeysConfig
 from edge.config.redis_urls import names_at
-from edge.config.settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.revocations import RevocationChannel
 from edge.keys.stores.protocol import AnswerUnusable, Invalidation, KeyStore, StoreFailed, UserState

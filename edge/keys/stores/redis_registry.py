@@ -18,8 +18,8 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 import orjson
 
+from edge.config.process_settings import KeysConfig
 from edge.config.redis_urls import names_at
-from edge.config.settings import KeysConfig
 from edge.errors import Unusable
 from edge.keys.revocations import CHANNEL
 from edge.keys.stores import administration as admin

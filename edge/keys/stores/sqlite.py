@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.exchange import Principal
 from edge.keys.stores import keyfile
 from edge.keys.stores.keyfile import number

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from edge.config import redis_urls
-from edge.config.settings import KeysConfig
+from edge.config.process_settings import KeysConfig
 from edge.keys.stores.administration import Actor, ReadOnlyStore, Registry
 from edge.keys.stores.http import HttpKeyStore
 from edge.keys.stores.protocol import KeyStore

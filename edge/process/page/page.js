@@ -191,7 +191,7 @@ function showLimits(status) {
     near.whom, near.limit, near.route, `${whole(near.used)} of ${whole(near.allowed)} ${near.what}`,
     [make("meter", { min: 0, max: 1, high: 0.8, value: near.share, "aria-label": `share that ${near.whom} has used` }), ` ${Math.round(near.share * 100)} %`],
   ]);
-  show("limits", rows.length ? table("In the sliding minute; looked at every five seconds.", columns, rows) : make("p", { class: "soft" }, "Nobody has used any of a limit."));
+  show("limits", rows.length ? table("In the sliding minute, the day or the month; looked at every five seconds.", columns, rows) : make("p", { class: "soft" }, "Nobody has used any of a limit."));
 }
 
 function showParts(status) {

@@ -1,0 +1,100 @@
+"""Days and months of limits, kept over restarts by the journal: for a process that shares nothing over Redis.
+
+What other processes of the machine used, and those before, stands in files of theirs; what this one used it counts.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from edge.errors import Unusable
+from edge.journal.journal import Journal
+from edge.journal.spent import SpentIndex
+from edge.limits.admission import Admission
+from edge.limits.periods import Period, Span
+from edge.limits.quotas import NOTHING, Allowance, Key, Spent
+from edge.outage import Outage
+
+_log = logging.getLogger(__name__)
+
+_INTERVAL_S: Final = 30.0
+_PATIENCE_S: Final = 2.0  # of the start: a journal of which nothing is known yet is read while requests are served
+
+_Whose = tuple[bool, str, str]  # whether of a user or of a key, the route, and the user or key
+_Sums = dict[_Whose, Spent]
+
+
+class JournalQuotas:
+    """Brings what the journal says of the current day and month into the limits, every half a minute."""
+
+    def __init__(self, journal: Journal, admission: Admission) -> None:
+        self._index = SpentIndex(journal.directory, lambda: admission.now)
+        self._token = journal.token
+        self._admission = admission
+        self._quotas = admission.quotas
+        self._sums: Mapping[tuple[str, Span, float], _Sums] = {}
+        self._loading: asyncio.Task[None] | None = None
+        self.outage = Outage(
+            _log, "limits by day and month count what this process serves", "limits by day and month count all again"
+        )
+
+    async def start(self) -> None:
+        """Learn what was used before, if that does not take long; nothing where processes share what they count."""
+        if not self._quotas.shares:
+            self._quotas.past = self._past
+            self._loading = asyncio.get_running_loop().create_task(self._load(), name="quotas")
+            await asyncio.wait((self._loading,), timeout=_PATIENCE_S)
+
+    async def run(self) -> None:
+        """Learn what others used, until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            if not self._quotas.shares:
+                await self._load()
+
+    async def _load(self) -> None:
+        periods = self._periods()
+        if not periods:
+            return
+        try:
+            self._sums = await asyncio.to_thread(self._read, periods)
+            self.outage.up()
+        except Unusable as error:
+            self.outage.down(str(error))
+            return
+        for number, (quota, allowance) in enumerate(self._quotas.counted(), 1):
+            quota.update_remote(self._past(allowance, quota.key, quota.period))
+            if number % 1000 == 0:
+                await asyncio.sleep(0)
+
+    def _periods(self) -> dict[tuple[str, Span], Period]:
+        """Return the periods of now that limits have, by their time zones."""
+        now, configs = self._admission.now, self._admission.configs.values()
+        allowances = (allowance for each in configs for allowance in self._quotas.allowances(each))
+        return {(each.zone, each.span): each.calendar.current(each.span, now) for each in allowances}
+
+    def _read(self, periods: Mapping[tuple[str, Span], Period]) -> dict[tuple[str, Span, float], _Sums]:
+        """Return what was used in some periods; runs in a thread."""
+        self._index.catch_up()
+        self._index.forget()
+        found = {}
+        for (zone, span), period in periods.items():
+            sums: _Sums = {}
+            for used in self._index.read(period.begins_at, period.ends_at, self._token):
+                for whose in ((True, used.route, used.user), (False, used.route, used.key_id)):
+                    requests, tokens = sums.get(whose, NOTHING)
+                    sums[whose] = Spent(requests + used.requests, tokens + used.tokens)
+            found[zone, span, period.begins_at] = sums
+        return found
+
+    def _past(self, allowance: Allowance, key: Key, period: Period) -> Spent:
+        """Return what others used of a limit."""
+        sums = self._sums.get((allowance.zone, allowance.span, period.begins_at), {})
+        return sums.get((allowance.is_per_user, key[1], key[2]), NOTHING)
+
+    async def close(self) -> None:
+        """Leave the rest to the next start."""
+        self._index.stop()
+        if self._loading is not None:
+            await self._loading

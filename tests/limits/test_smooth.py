@@ -1,0 +1,80 @@
+"""A minute that is spread over its seconds."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.config.settings import LimitConfig
+from edge.errors import RateLimited
+from edge.limits.admission import Admission
+from edge.limits.counters import Counts
+from tests.limits.test_admission import BEGIN, Clock, admission, admit, collected, refused
+
+
+def smooth(**numbers: int) -> LimitConfig:
+    return LimitConfig("standard", **numbers, smooth=True)
+
+
+def admits(of: Admission, tokens: int = 0) -> bool:
+    try:
+        admit(of, tokens=tokens).charge(tokens)
+    except RateLimited:
+        return False
+    return True
+
+
+def test_a_second_has_a_sixtieth_of_the_minute_at_once_and_then_each_as_it_is_due() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=600))
+    assert [admits(of) for _ in range(12)] == [True] * 10 + [False] * 2
+    clock.now += 0.1
+    assert [admits(of), admits(of)] == [True, False]
+    clock.now += 30.0
+    assert sum(admits(of) for _ in range(50)) == 10, "idleness gives no credit"
+
+
+def test_refusal_says_how_soon_and_is_one_of_the_minute() -> None:
+    of = admission(Clock(), smooth(requests_per_minute=30))
+    admit(of)
+    error = refused(of)
+    assert error.wait_s == pytest.approx(2.0, abs=0.01)
+    assert (error.error_code, error.retry_after_s) == ("rate_limit_exceeded", 3)
+    assert "over its seconds" in error.message
+
+
+def test_more_tokens_than_a_second_has_run_alone_and_are_paid_before_the_next() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(tokens_per_minute=6000))
+    permit = admit(of, tokens=1000)
+    assert not admits(of, 1)
+    clock.now += 8.0
+    assert not admits(of, 200)
+    permit.charge(500)  # five seconds' worth, that are over
+    assert admits(of, 200)
+
+
+@given(st.integers(1, 900), st.integers(0, 2**32))
+def test_no_second_begins_more_than_its_part_and_one(rate: int, seed: int) -> None:
+    draw, clock = random.Random(seed), Clock()
+    of = admission(clock, smooth(requests_per_minute=rate))
+    times = []
+    for _ in range(200):
+        clock.now += draw.random() * 0.2
+        if admits(of):
+            times.append(clock.now)
+    for first in range(len(times)):
+        within = sum(times[first] <= each < times[first] + 1.0 for each in times)
+        assert within <= max(rate / 60, 1) + rate / 60 + 1
+
+
+def test_what_others_used_is_paid_too() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=600))
+    admit(of)
+    [counter] = collected(of)
+    of.merge([counter], [Counts(int(BEGIN // 60), 9, 0, 0, 0, 0)])
+    assert not admits(of)
+    clock.now += 0.1
+    assert admits(of)
