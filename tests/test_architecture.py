@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
     "client/addresses.py": "client/test_server.py: what one address may hold, behind a proxy too",
     "client/answers.py": "client/test_connection.py: every error as a whole response",
     "client/arrival.py": "client/test_server.py: connections before their TLS is ready",
+    "config/process_settings.py": "config/test_settings.py: each setting by its declaration",
     "client/body.py": "behaviour/test_bad_input.py: bodies that are late, too long or malformed",
     "client/bounds.py": "client/test_connection.py: what the parser refuses",
     "client/head.py": "behaviour/test_api.py and test_bad_input.py: what heads say",
