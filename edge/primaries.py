@@ -87,6 +87,7 @@ class _Turns:
         found, nodes = (_of_sentinel if self._place.mode == "sentinel" else self._of_cluster)(server, answer)
         stay = (each for each in self._servers if each in self._place.hosts or each in nodes)
         self._servers = [each for each in dict.fromkeys((*stay, *nodes)) if each != server] + [server]
+        self._silent.intersection_update(self._servers)
         if found is None:
             raise RedisConnectionError("it knows none")
         return found

@@ -129,8 +129,10 @@ class Chaos:
             try:
                 async with asyncio.timeout(_FAULT_PATIENCE_S):
                     await faults[name](self._world, chance)
+            except TimeoutError:  # of the patience, which says nothing
+                self._problems.append(f"{name}: not over within {_FAULT_PATIENCE_S:g} s")
             except (ProcessError, RedisError, OSError) as error:
-                self._problems.append(f"{name}: {error}")
+                self._problems.append(f"{name}: {str(error) or type(error).__name__}")
             self._done[name] += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._traffic.is_over.wait(), chance.uniform(*_PAUSES_S[lane]))
