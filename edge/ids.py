@@ -22,6 +22,11 @@ def new_request_id() -> str:
     return "req_" + _random()
 
 
+def new_trace_id() -> str:
+    """Return the id of a trace that begins here."""
+    return _random()
+
+
 def new_upstream_id() -> str:
     """Return the id of one attempt: a random UUID (RFC 9562 section 5.4), since some engines refuse any other."""
     it = _random()  # less the bits of version and variant, and two more: 120 of them

@@ -48,6 +48,7 @@ from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
+from edge.telemetry.tracing import Tracing
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
@@ -85,6 +86,7 @@ class Proxy:
     _lines: Lines = field(default_factory=Lines)
     in_flight: int = 0
     plans_made: int = 0
+    tracing: Tracing | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
@@ -92,7 +94,7 @@ class Proxy:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
         head, generation, body = request.head, self.generation, None
         exchange = Exchange(head.request_id or new_request_id(), head.method, time.time(), time.monotonic())
-        exchange.trace = head.trace
+        exchange.trace = head.trace if self.tracing is None else self.tracing.begin(head.trace)
         self.in_flight += 1
         try:
             operation = self._operation(request, exchange, generation)
@@ -403,6 +405,8 @@ class Proxy:
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
         self._metrics.recent.note(exchange)
+        if self.tracing is not None:
+            self.tracing.note(exchange)
 
 
 def _read(head: Head, data: bytes, generation: Generation) -> Envelope:

@@ -21,11 +21,11 @@ PARTS = ("_bucket", "_sum", "_count")  # of a histogram
 def metrics() -> set[str]:
     """Every metric that operating.md describes, which another test compares with a running edge."""
     cells = [line[0] for line in rows(OPERATING, "Metrics", deep=True)]
-    return set(re.findall(r"edge_[a-z_]+", " ".join(cells)))
+    return set(re.findall(r"(?:edge|gen_ai)_[a-z_]+", " ".join(cells)))
 
 
 def metrics_in(text: str) -> set[str]:
-    found = set(re.findall(r"\bedge_[a-z_]+", text))
+    found = set(re.findall(r"\b(?:edge|gen_ai)_[a-z_]+", text))
     return {next((name.removesuffix(part) for part in PARTS if name.endswith(part)), name) for name in found}
 
 

@@ -95,6 +95,12 @@ class ServerConfig:
     timing: Annotated[bool, kinds.flag(
         "Every answer of a model says in `Server-Timing` what took its time, as errors always do: the edge, the queue, "
         "the model's server. It costs a small request 1.5 % of the edge's work.")] = False
+    traces: Annotated[str, kinds.parsed(
+        "Where spans of requests are sent, by OTLP over HTTP. Needs the extra `otel`.", values.check_server, "URL",
+        values.pattern_of((Place(("http", "https"), ""),)), example="http://127.0.0.1:4318/v1/traces", restart="value"
+    )] = ""
+    trace_share: Annotated[float, kinds.share(
+        "The share of traces that is kept, of those that their callers keep.", restart="value")] = 0.01
     max_metric_labels: Annotated[int, kinds.count(
         'Routes, endpoints and pools that have series of their own in `/metrics`, 40 lines a route; what others count '
         'is summed under "(other)". Many make every scrape long.', 10**6)] = 1000

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -40,6 +41,8 @@ def prove(config: Config) -> Iterator[Finding]:
     if config.keys.store.path is not None:
         yield from _prove_parent(("keys", "store"), config.keys.store.path)
     yield from _prove_journal(config.usage.journal)
+    if config.server.traces and not _is_there("opentelemetry.exporter.otlp.proto.http"):
+        yield Finding(("server", "traces"), 'needs packages that are not installed: pip install "edge[otel]"')
 
 
 def _prove_certificate(tls: TlsConfig) -> Iterator[Finding]:
@@ -58,6 +61,13 @@ def _prove_certificate(tls: TlsConfig) -> Iterator[Finding]:
         yield Finding(at, f"begins on {_date(certificate.begins_at)}, so clients refuse it: write one of today")
     elif certificate.ends_at < now + _SOON_S:
         yield Finding(at, f"ends on {end}: write a new one before", "warning")
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # nor what it is in
+        return False
 
 
 def _date(unix_s: float) -> str:

@@ -58,6 +58,7 @@ from edge.tasks import Hung, in_steps, keep_running, repeat_in_steps
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
 from edge.telemetry.metrics import FOLD_INTERVAL_S, Metrics
+from edge.telemetry.tracing import Tracing
 from edge.tls import client_tls
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.discovery import Discovery
@@ -168,6 +169,8 @@ class Server:
             self._access_log,
             OwnAnswers(self.catalogue, self.admission, self.usage_index),
         )
+        if config.server.traces:
+            self.proxy.tracing = Tracing(config.server.traces, config.server.trace_share)
         self.clients = ClientServer(
             self.proxy.handle, self.lifecycle, config.server, self._most_connections(config.server)
         )
@@ -423,6 +426,8 @@ class Server:
         if self._shipper is not None:
             parts["usage sink"] = self._shipper.flush(_SHIP_PATIENCE_S)
         await ending.finish(_PART_PATIENCE_S, parts)
+        if self.proxy.tracing is not None:
+            await ending.finish(_HANDLER_PATIENCE_S, {"traces": self.proxy.tracing.close()})
         if self._sink is not None:
             await ending.finish(_HANDLER_PATIENCE_S, {"usage sink": self._sink.close()})
         self.journal.close()

@@ -101,6 +101,7 @@ class Snapshots:
             "max_connections": parts.clients.max_connections,
             "body_bytes": parts.memory.used_bytes,
             "max_body_bytes": parts.memory.limit_bytes,
+            "clock_step_s": round(parts.loop_lag.clock_step_s, 1),
         }
 
     async def _look_at_limits(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 from edge.upstream.health import HEALTHY
 
 _SOON_S: Final = 14 * 86400  # before the end of a certificate
+_STEP_S: Final = 5.0  # of the clock: what is judged by it has leeways of seconds
 _NEAR: Final = 0.9  # of a limit
 _SLOW: Final = 3.0  # times as long as its pool's quickest member takes to the first byte
 _FEW: Final = 5  # requests of which no quantile is made much of
@@ -38,6 +39,9 @@ def _of_process(status: Document) -> Iterator[dict[str, str]]:
         yield _trouble("error", f"all {now['max_connections']} connections are taken")
     if now["body_bytes"] >= _NEAR * now["max_body_bytes"]:
         yield _trouble("error", "server.body_memory is nearly used up: large requests get a 503")
+    if abs(now["clock_step_s"]) >= _STEP_S:
+        what = "keys and tokens that end are judged by it, limits are not"
+        yield _trouble("warning", f"the clock was set by {now['clock_step_s']:.0f} s since the start: {what}")
     for certificate in status["certificates"]:
         left_s = certificate["ends_at"] - status["time"]
         if left_s <= 0:

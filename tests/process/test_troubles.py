@@ -14,7 +14,7 @@ WELL: dict[str, Any] = {
     "time": 1000.0,
     "stage": "running",
     "config": {"generation": 2, "last_reload_error": ""},
-    "now": {"connections": 1, "max_connections": 9, "body_bytes": 0, "max_body_bytes": 100},
+    "now": {"connections": 1, "max_connections": 9, "body_bytes": 0, "max_body_bytes": 100, "clock_step_s": 0.1},
     "parts": [{"name": "journal", "up": True, "why": ""}],
     "pools": [
         {"name": "p", "out": 0, "waiting": 0, "members_count": 2, "members": [MEMBER, {**MEMBER, "endpoint": "h:2"}]}
@@ -36,6 +36,12 @@ def test_nothing_is_wrong_with_one_that_is_well() -> None:
         (("config", "last_reload_error"), "x", "error", "the last reload was refused, generation 2 goes on: x"),
         (("now", "connections"), 9, "error", "all 9 connections are taken"),
         (("now", "body_bytes"), 95, "error", "server.body_memory is nearly used up: large requests get a 503"),
+        (
+            ("now", "clock_step_s"),
+            -3600.0,
+            "warning",
+            "the clock was set by -3600 s since the start: keys and tokens that end are judged by it, limits are not",
+        ),
         (("parts", 0), {"name": "journal", "up": False, "why": "disk full"}, "error", "journal: disk full"),
         (("pools", 0, "out"), 2, "error", "pool p: every member is out"),
         (("pools", 0, "waiting"), 3, "warning", "pool p: 3 requests wait, all members are full"),
