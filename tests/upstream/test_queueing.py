@@ -322,7 +322,7 @@ def test_forty_long_prompts_do_not_starve_short_ones(declared: int) -> None:
     known_at = 0.0 if declared == LARGE else 3 * 60.0
     difference: list[float] = []
     shares = []
-    for now, given_ in simulate([large, small], 8, 2400.0):
+    for now, given_ in simulate([large, small], 8, 1200.0):
         if now >= known_at:
             difference.append(given_["large"] - given_["small"])
         seen.append((now, given_["large"], given_["small"]))
