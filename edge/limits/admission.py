@@ -6,6 +6,9 @@ nothing. Tokens are reserved when a request starts and corrected when it ends, i
 answer reserves what the latest ones of its counter took on average, or `reserve_at_most`, and never more than it may
 have: agents ask for 32,000 and use 100.
 
+A limit may have further parts: a day and a month (`limits/quotas.py`), and a minute that is spread over its seconds
+(`limits/smooth.py`). They are checked and charged with the minute.
+
 Processes share what they counted (`limits/shared.py`), and none waits for it: a counter knows what the others had used
 at the last merge. All of them together use at most
 

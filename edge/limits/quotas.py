@@ -17,6 +17,7 @@ from edge.limits.periods import Calendar, Period, Span
 
 NO_LIMIT: Final = 10**14  # what a limit that is not set allows; a comparison with a float is slow above 2**48
 _A_STEP: Final = 1000
+_LATELY_S: Final = 120.0  # as long as a counter of a minute is in use
 _IN_TURN: Final = 200  # quotas that are reported with each merge though nothing happened here
 
 Key = tuple[str, str, str]  # limit, route, user or key id
@@ -45,10 +46,10 @@ class Reason(NamedTuple):
 class Quota:
     """What one user or key used of a limit at a route in a period: all of it, and the part that others counted.
 
-    `gone` is of processes that have ended, where that is known.
+    `gone` is of processes that have ended, where that is known; `used_at` is Unix seconds.
     """
 
-    __slots__ = ("gone", "is_dirty", "key", "period", "remote", "requests", "span", "tokens")
+    __slots__ = ("gone", "is_dirty", "key", "period", "remote", "requests", "span", "tokens", "used_at")
 
     def __init__(self, span: Span, key: Key, period: Period, remote: Spent = NOTHING) -> None:
         self.span = span
@@ -58,6 +59,7 @@ class Quota:
         self.requests, self.tokens = remote
         self.gone = NOTHING
         self.is_dirty = False  # used since the last report
+        self.used_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Quota {' '.join(self.key)} {self.period.name}: {self.requests} requests, {self.tokens} tokens>"
@@ -122,14 +124,14 @@ class Allowance:
         """Count a request; return in which period."""
         quota.requests += 1
         quota.tokens += tokens
-        self._quotas.note(quota)
+        self._quotas.note(quota, now)
         return quota.period
 
     def correct(self, quota: Quota, begun: Period, requests: int, tokens: int, now: float) -> None:
         """Correct what a request was counted as in the period in which it began."""
         quota.roll(self.calendar.current(self.span, now))
         quota.correct(begun, requests, tokens)
-        self._quotas.note(quota)
+        self._quotas.note(quota, now)
 
     def reasons(self, quota: Quota, tokens: int, now: float) -> Iterator[Reason]:
         """Yield why a request does not fit that reserves so many tokens."""
@@ -195,18 +197,22 @@ class Quotas:
         return quota
 
     def peek(self, allowance: Allowance, key: Key, now: float) -> Quota:
-        """Return what counts in the period of now, and keep nothing new."""
+        """Return what counts in the period of now; one that is new is kept where others have to say what they used."""
         known = (allowance.span, key) in self._counters
         quota = self.find(allowance, key, now)
-        if not known:
+        if self.shares:
+            self.note(quota, now)
+        elif not known:
             del self._counters[allowance.span, key]
         return quota
 
-    def note(self, quota: Quota) -> None:
-        """Note that something was used."""
-        if self.shares and not quota.is_dirty:
-            quota.is_dirty = True
-            self._dirty.append(quota)
+    def note(self, quota: Quota, now: float) -> None:
+        """Note that something was used, or is to be known."""
+        if self.shares:
+            quota.used_at = now
+            if not quota.is_dirty:
+                quota.is_dirty = True
+                self._dirty.append(quota)
 
     def forget_past(self, now: float) -> Iterator[None]:
         """Drop what is of another period, in steps."""
@@ -223,7 +229,7 @@ class Quotas:
     def collect(self, everything: bool, now: float) -> list[Quota]:
         """Return the quotas to report: all, or those that were used since the last call, and some others in turn.
 
-        What others used of one that is not used here would be old at its next request.
+        What others used of one that was used here lately would be old at its next request.
         """
         found, self._dirty = self._dirty, []
         for quota in found:
@@ -232,7 +238,7 @@ class Quotas:
             found = [quota for quota, _ in self._counters.values()]
         else:
             if not self._in_turn:
-                self._in_turn = [quota for quota, _ in self._counters.values()]
+                self._in_turn = [quota for quota, _ in self._counters.values() if quota.used_at > now - _LATELY_S]
             known = set(map(id, found))
             found += [quota for quota in self._in_turn[-_IN_TURN:] if id(quota) not in known]
             del self._in_turn[-_IN_TURN:]
