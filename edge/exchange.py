@@ -164,6 +164,10 @@ class Exchange:
     error: str = ""
     limit_headers: bytes = b""
     usage: Usage = NO_USAGE
+    resumes: int = 0  # of a stream that broke and went on elsewhere
+    resume: str = ""  # what became of that, or why it was not tried
+    resumed_from: str = ""  # the endpoint that broke
+    resumed_usage: Usage | None = None  # as the second endpoint told it
 
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""

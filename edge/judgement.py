@@ -38,6 +38,12 @@ def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> Non
     lease.report(verdict)
 
 
+def judge_interruption(exchange: Exchange, lease: Lease, end: End) -> None:
+    """Report what an attempt showed whose answer broke and may go on elsewhere."""
+    lease.endpoint.note_fault(exchange.request_id, end.value)
+    lease.report(Verdict.FAULT)
+
+
 def judge_failure(
     exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError, took_s: float
 ) -> tuple[EdgeError, bool]:

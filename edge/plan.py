@@ -11,7 +11,7 @@ from edge import errors
 from edge.config.settings import RouteConfig
 from edge.generation import Generation
 from edge.keys.caller import Caller
-from edge.operations import Asked, Reserves
+from edge.operations import Asked, Reads, Reserves
 from edge.relay.terms import Timeouts
 from edge.routing import HostTable, Match, RouteTable, is_loopback
 from edge.upstream.endpoints import Member
@@ -34,8 +34,8 @@ class Plan:
 
     `generation` is the number of the one it was made in, `limits` are the names of the limits that count, () for none,
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
-    `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `sent` is what each member is
-    sent, as far as it was asked before.
+    `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `resumes`: a stream that breaks
+    may go on elsewhere. `sent` is what each member is sent, as far as it was asked before.
     """
 
     generation: int
@@ -51,6 +51,7 @@ class Plan:
     asks_for_usage: bool = False
     continuous: bool = False
     by_prefix: bool = False
+    resumes: bool = False
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:
@@ -80,6 +81,7 @@ def plan_for(generation: Generation, asked: Asked, caller: Caller, model: str, m
         (route.metered or route.usage is not None) and operation.takes_usage_options,
         route.name in generation.continuous,
         pool is not None and pool.caches is not None and operation.is_cached,
+        pool is not None and pool.config.resume != "off" and operation.reads is Reads.CHUNKS,
     )
 
 

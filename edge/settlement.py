@@ -17,7 +17,7 @@ class Settlement:
     `prompt_tokens` is the estimate that counts where the engine was left before it answered.
     """
 
-    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id")
+    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id", "so_far")
 
     def __init__(self, exchange: Exchange, permit: Permit, journal: Journal, prompt_tokens: int) -> None:
         """Write that the request was accepted; raises `JournalFull`, with nothing written."""
@@ -26,13 +26,20 @@ class Settlement:
         self._permit: Permit | None = permit
         self._journal = journal
         self._prompt_tokens = prompt_tokens
+        self.so_far = NO_USAGE
 
-    def settle(self, end: End, usage: Usage = NO_USAGE) -> None:
+    def note(self, usage: Usage) -> None:
+        """Note what was used so far, of an answer that may go on elsewhere: it counts where nothing else is known."""
+        self.so_far = usage
+
+    def settle(self, end: End, usage: Usage | None = None) -> None:
         """Charge and record, before the last bytes of an answer go; a second call does nothing."""
         permit, self._permit = self._permit, None
         if permit is None:
             return
         exchange = self._exchange
+        if usage is None:
+            usage = self.so_far
         exchange.ended(end)
         exchange.usage = usage
         tokens = usage.prompt_tokens + usage.completion_tokens

@@ -56,6 +56,7 @@ class _RouteNumbers:
     response_bytes: int = 0
     retries: int = 0
     replays: int = 0
+    resumes: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -89,6 +90,8 @@ class Metrics:
             numbers.retries += exchange.retries
         if exchange.replays:
             numbers.replays += exchange.replays
+        if exchange.resume:
+            numbers.resumes[exchange.resume] = numbers.resumes.get(exchange.resume, 0) + 1
         if usage is not NO_USAGE:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens
@@ -150,6 +153,11 @@ def _add_requests(family: Any, route: str, numbers: _RouteNumbers) -> None:
         family.add_metric((route, str(status), end.value), count)
 
 
+def _add_resumes(family: Any, route: str, numbers: _RouteNumbers) -> None:
+    for outcome, count in numbers.resumes.items():
+        family.add_metric((route, outcome), count)
+
+
 def _add_duration(family: Any, route: str, numbers: _RouteNumbers) -> None:
     family.add_metric((route,), numbers.duration.buckets(), numbers.duration.total)
 
@@ -170,6 +178,7 @@ _SUMS: Final = {
     "completion_tokens": "Tokens of answers, as recorded.",
     "replays": "Requests sent again because a reused connection had been closed.",
 }
+_RESUMES_TEXT: Final = "Streams that broke at an endpoint, by what became of going on at another."
 _FIRST_BYTE_TEXT: Final = "From a request's head to the first byte of the answer's body."
 # What makes each family by route, and what adds a route to it.
 _ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Metric], Callable[[Any, str, _RouteNumbers], None]], ...]] = (
@@ -184,6 +193,10 @@ _ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Metric], Callable[[Any, str, _Ro
     (
         partial(HistogramMetricFamily, "edge_time_to_first_byte_seconds", _FIRST_BYTE_TEXT, labels=("route",)),
         _add_first_byte,
+    ),
+    (
+        partial(CounterMetricFamily, "edge_resumes", _RESUMES_TEXT, labels=("route", "outcome")),
+        _add_resumes,
     ),
     *(
         (partial(CounterMetricFamily, f"edge_{name}", text, labels=("route",)), partial(_add_sum, name))
