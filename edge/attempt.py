@@ -7,7 +7,7 @@ from typing import Final
 from edge.client.body import Body
 from edge.client.head import Head
 from edge.envelope.form import rewrite_multipart
-from edge.envelope.json import Envelope
+from edge.envelope.json import LONG_BODY_BYTES, Envelope
 from edge.envelope.prompt import prompt_of
 from edge.envelope.speech import spoken_characters
 from edge.envelope.splices import rewrite_json
@@ -17,6 +17,7 @@ from edge.metering.meters import Metering
 from edge.operations import STORED_RESPONSE, Operation, Reads
 from edge.plan import Plan, Sent
 from edge.protocols import MESSAGES
+from edge.relay.delivered import Delivered
 from edge.relay.terms import Attempt
 from edge.upstream.endpoints import Lease, Member
 from edge.upstream.pools import Pool
@@ -32,7 +33,7 @@ class Work:
     """What a request asks of whichever endpoint it comes to.
 
     `keeper` is the name of the one member that can answer, None for any. `dropped` are members of the body that do not
-    go upstream.
+    go upstream. `delivered` is what a client has of a stream that may go on elsewhere.
     """
 
     head: Head
@@ -42,6 +43,7 @@ class Work:
     metering: Metering
     keeper: str | None = None
     dropped: tuple[str, ...] = ()
+    delivered: Delivered | None = None
 
     async def prefix(self, user: str, pool: Pool) -> Prefix:
         """Return how the prompt begins, by which a member is chosen."""
@@ -87,7 +89,26 @@ class Work:
             plan.pool is None,
             keep,
             lease.first_byte if ticket is not None else None,
+            self._kept(plan.pool) if plan.resumes and exchange.stream else None,
         )
+
+    def continuing(self, exchange: Exchange, lease: Lease, body: bytes, metering: Metering) -> Attempt:
+        """Return what a member is asked that goes on with an answer: another body, whose answer is read otherwise."""
+        attempt = self.attempt(exchange, lease, None)
+        lines, name, _ = attempt.head.rpartition(b"Content-Length: ")
+        attempt.head = b"%b%b%d\r\n\r\n" % (lines, name, len(body))
+        attempt.body, attempt.body_bytes, attempt.metering = (body,), len(body), metering
+        return attempt
+
+    def model_for(self, member: Member) -> str:
+        """Return the name of the model that a member is asked for."""
+        return (self.plan.sent.get(member) or self._sent(member)).model
+
+    def _kept(self, pool: Pool | None) -> Delivered | None:
+        """Return what keeps a stream whose request may be asked again; a long one is not kept for that."""
+        if self.delivered is None and pool is not None and len(self.body.data) <= LONG_BODY_BYTES:
+            self.delivered = Delivered(self.body.memory, pool.config.resume_memory_bytes, self.body.release)
+        return self.delivered
 
     def _changed(self, body: bytes, model: str) -> Sequence[bytes | memoryview]:
         """Return the pieces of the body with what is to be changed in it."""

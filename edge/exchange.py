@@ -195,6 +195,10 @@ class Exchange:
     trace: Trace | None = None
     tells_timing: bool = False  # what took its time, to the caller
     usage: Usage = NO_USAGE
+    resumes: int = 0  # of a stream that broke and went on elsewhere
+    resume: str = ""  # what became of that, or why it was not tried
+    resumed_from: str = ""  # the endpoint that broke
+    resumed_usage: Usage | None = None  # as the second endpoint told it
 
     def queued(self, since: float) -> None:
         """Note that it waited for its turn."""

@@ -49,6 +49,12 @@ def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> Non
     lease.report(verdict)
 
 
+def judge_interruption(exchange: Exchange, lease: Lease, end: End) -> None:
+    """Report what an attempt showed whose answer broke and may go on elsewhere."""
+    lease.endpoint.note_fault(exchange.request_id, end.value)
+    lease.report(Verdict.FAULT)
+
+
 def judge_failure(
     exchange: Exchange, lease: Lease, pool: Pool | None, error: EdgeError | UpstreamAnsweredError
 ) -> tuple[EdgeError, bool]:
@@ -79,8 +85,9 @@ def judge_failure(
     return failure, elsewhere
 
 
-def given_up(exchange: Exchange, failure: EdgeError) -> EdgeError:
+def given_up(exchange: Exchange, failure: EdgeError | None) -> EdgeError:
     """Return the failure with which a request ends that no other endpoint is asked for."""
+    assert failure is not None  # else the next one would be asked
     if isinstance(failure, errors.UpstreamTimeout) and not exchange.stream:
         failure.should_retry = False  # the engine goes on with an answer that nobody waits for, and would with each try
     exchange.ended(End.REFUSED if isinstance(failure, errors.Overloaded) else End.UPSTREAM_ERROR)

@@ -13,7 +13,7 @@ from edge.config.settings import RouteConfig
 from edge.generation import Generation
 from edge.keys.caller import Caller
 from edge.limits.lines import NO_PATIENCE, Patience, patience_of
-from edge.operations import Reserves
+from edge.operations import Reads, Reserves
 from edge.relay.terms import Timeouts
 from edge.routing import HostTable, Match, RouteTable, is_loopback
 from edge.upstream.endpoints import Member
@@ -38,7 +38,8 @@ class Plan:
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
     `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `patience` is how long they
     wait for their limits, `share` that of their user in the pool's queue. `tells_timing`: answers say what took their
-    time. `sent` is what each member is sent, as far as it was asked before.
+    time. `resumes`: a stream that breaks may go on elsewhere. `sent` is what each member is sent, as far as it was
+    asked before.
     """
 
     generation: int
@@ -57,6 +58,7 @@ class Plan:
     patience: Patience = NO_PATIENCE
     share: int = 1
     tells_timing: bool = False
+    resumes: bool = False
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:
@@ -97,6 +99,7 @@ def plan_for(generation: Generation, head: Head, caller: Caller, model: str, mat
         patience,
         share,
         generation.config.server.timing,
+        pool is not None and pool.config.resume != "off" and operation.reads is Reads.CHUNKS,
     )
 
 

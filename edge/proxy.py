@@ -32,7 +32,7 @@ from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
-from edge.judgement import given_up, judge_answer, judge_failure
+from edge.judgement import given_up, judge_answer, judge_failure, judge_interruption
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
@@ -41,8 +41,10 @@ from edge.limits.lines import Lines
 from edge.operations import HEALTH, STORED_RESPONSE, Operation
 from edge.own_answers import OwnAnswers
 from edge.plan import Plan, decide, plan_for, routes_at
+from edge.relay.delivered import Interrupted
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
+from edge.resuming import Resumption
 from edge.routing import HostTable, Match, host_name
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
@@ -274,6 +276,7 @@ class Proxy:
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
         prefix: Prefix | None = None
+        resumption: Resumption | None = None  # of a stream that broke
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
         work.envelope.let_go()
@@ -281,10 +284,12 @@ class Proxy:
             while True:
                 try:
                     lease: Lease | None
-                    if pool is None:
+                    if resumption:
+                        lease = resumption.lease(tried, prefix, user)
+                    elif pool is None:
                         lease = self._instance(plan.match, operation)
                     elif work.keeper is not None:
-                        lease = _keeper_in(pool, work.keeper, tried, user, prefix)
+                        lease = pool.lease_of_keeper(work.keeper, tried, user, prefix)
                     else:
                         lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
@@ -293,14 +298,13 @@ class Proxy:
                 except errors.UpstreamUnavailable as unavailable:
                     raise given_up(exchange, failure or unavailable) from None
                 if lease is None:
-                    assert failure is not None  # only a retry comes here without a lease
                     raise given_up(exchange, failure)
                 endpoint = lease.endpoint
                 exchange.endpoint = endpoint.authority
                 exchange.retries = len(tried)
                 keep = self._keep(exchange, user, lease, work) if operation.keeps else None
                 try:
-                    attempt = work.attempt(exchange, lease, keep)
+                    attempt = await resumption.attempt(lease) if resumption else work.attempt(exchange, lease, keep)
                 except BaseException:
                     with lease:  # a place that was waited for is counted already
                         raise
@@ -308,10 +312,16 @@ class Proxy:
                 try:
                     with lease:
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
-                    judge_answer(exchange, lease, missing)
+                    if not (resumption and resumption.differs):
+                        judge_answer(exchange, lease, missing)
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
                         self._kept.forget(user, work.head.asked.response_id)
                     return
+                except Interrupted as interrupted:
+                    judge_interruption(exchange, lease, interrupted.end)
+                    assert pool is not None  # else nothing would have been kept
+                    resumption = Resumption(work, pool, exchange, request.connection, settlement, interrupted)
+                    elsewhere = True
                 except FailedInStream as failed:
                     judge_failure(exchange, lease, pool, failed.error)
                     return
@@ -321,13 +331,23 @@ class Proxy:
                         missing = lease
                 finally:
                     attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
+                    if resumption:
+                        resumption.note()
                 if not elsewhere:
-                    raise given_up(exchange, failure)
+                    raise given_up(exchange, failure) if resumption is None else resumption.interrupted
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
+        except Interrupted as interrupted:
+            interrupted.close(exchange, request.connection, settlement)
+        except asyncio.CancelledError:
+            if resumption is None or not resumption.interrupted.is_cut:
+                raise
+            resumption.interrupted.close(exchange, request.connection, settlement)
         finally:
-            failure = None  # whose traceback has this frame
+            failure = resumption = None  # whose tracebacks have this frame
+            if work.delivered is not None:
+                work.delivered.release()
             if pool is not None and tried:
                 pool.retrying -= 1
 
@@ -426,13 +446,3 @@ async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | Non
         return await pool.wait(user, prefix, demand)
     finally:
         exchange.queued(since)
-
-
-def _keeper_in(pool: Pool, name: str, tried: list[Endpoint], user: str, prefix: Prefix | None) -> Lease:
-    """Return a lease of the member that keeps a response; it alone is asked, and once."""
-    if tried:
-        raise errors.UpstreamUnavailable("The model's server that keeps this response is not reachable right now.")
-    try:
-        return pool.lease_of(name, user, prefix)
-    except LookupError:
-        raise errors.ResponseNotFound("The model's server that kept this response is not here any more.") from None

@@ -20,7 +20,7 @@ class Settlement:
     request which waited for its place.
     """
 
-    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id", "turn")
+    __slots__ = ("_exchange", "_journal", "_permit", "_prompt_tokens", "_record_id", "so_far", "turn")
 
     def __init__(self, exchange: Exchange, permit: Permit, journal: Journal, prompt_tokens: int) -> None:
         """Write that the request was accepted; raises `JournalFull`, with nothing written."""
@@ -30,13 +30,20 @@ class Settlement:
         self._journal = journal
         self._prompt_tokens = prompt_tokens
         self.turn: Turn[Any] | None = None
+        self.so_far = NO_USAGE
 
-    def settle(self, end: End, usage: Usage = NO_USAGE) -> None:
+    def note(self, usage: Usage) -> None:
+        """Note what was used so far, of an answer that may go on elsewhere: it counts where nothing else is known."""
+        self.so_far = usage
+
+    def settle(self, end: End, usage: Usage | None = None) -> None:
         """Charge and record, before the last bytes of an answer go; a second call does nothing."""
         permit, self._permit = self._permit, None
         if permit is None:
             return
         exchange = self._exchange
+        if usage is None:
+            usage = self.so_far
         exchange.ended(end)
         exchange.usage = usage
         prompt_tokens, answer_tokens = usage.prompt_tokens, usage.completion_tokens

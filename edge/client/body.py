@@ -42,18 +42,18 @@ class BodyMemory:
 class Body:
     """The body of a request, counted in the memory of all bodies until it is released."""
 
-    __slots__ = ("_memory", "data")
+    __slots__ = ("data", "memory")
 
     def __init__(self, data: bytes, memory: BodyMemory) -> None:
         self.data = data
-        self._memory = memory
+        self.memory = memory
 
     def release(self) -> None:
         """Let go of the bytes."""
         count = len(self.data)
         if not count:
             return
-        self._memory.release(count)
+        self.memory.release(count)
         if count > _FREED_AT_ONCE_BYTES:
             asyncio.get_running_loop().call_soon(_free_unless_held, io.BytesIO(self.data), _LOOKS)
         self.data = b""

@@ -17,7 +17,7 @@ from edge.commands.arguments import add_config, add_json
 from edge.config.kinds import settings_of
 from edge.config.reading import load
 from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
-from edge.config.values import parse_url
+from edge.config.values import parse_url, write_size
 from edge.config.values import write_duration as duration
 from edge.envelope.json import read_json
 from edge.errors import EdgeError, MisdirectedRequest, ModelNotFound, OutOfQuota, PermissionDenied, Unauthenticated
@@ -225,7 +225,10 @@ def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
     if pool.max_inflight is not None:
         waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
         settings.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
-    return (*settings, ("retries", _retries(pool)))
+    settings.append(("retries", _retries(pool)))
+    if pool.resume != "off":
+        settings.append(("resume", _resume(pool)))
+    return tuple(settings)
 
 
 def _choice(pool: PoolConfig) -> str:
@@ -259,6 +262,17 @@ def _retries(pool: PoolConfig) -> str:
     if pool.retry_after_send:
         failures.append("a connection that died with the request on it")
     return f"after {', '.join(failures)}; a share of {pool.retry_budget:g} at once, three always"
+
+
+def _resume(pool: PoolConfig) -> str:
+    """Return what becomes of a stream whose server dies; what a request asks decides, which is not known here."""
+    again = f"at temperature 0 or with a seed, is asked again, up to {pool.resume_at_most} tokens"
+    on = "is gone on with behind its text, unless what it asks forbids that"
+    ways = {"replay": again, "content": on, "auto": f"{on}, or, {again}"}
+    if pool.dns is None and len(pool.endpoints) == 1:
+        return "none, it has one endpoint"
+    kept = f"of up to {write_size(pool.resume_memory_bytes)}"
+    return f"a stream of chat/completions or completions that breaks, {kept}, {ways[pool.resume]}; see docs/resume.md"
 
 
 def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> str:

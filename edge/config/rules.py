@@ -151,6 +151,15 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
     if pool.health is not None and pool.health.path is None and pool.engine in settings.WITHOUT_HEALTH_PATH:
         message = f'the engine "{pool.engine}" has no health check of its own: write one such as "/v1/models"'
         table.reader.problem((*table.at, "health", "path"), message)
+    for name in ("resume_at_most", "resume_memory"):
+        if name in table.data and pool.resume == "off":
+            table.problem(name, 'does nothing without resume: write resume = "auto" too, or remove it')
+    if pool.resume == "content" and pool.engine == "openai":
+        message = 'cannot be "content" with the engine "openai", which counts no tokens: write resume = "replay"'
+        table.problem("resume", message)
+    if pool.resume == "content" and "resume_at_most" in table.data:
+        message = 'does nothing with resume = "content", which generates nothing again: remove it'
+        table.problem("resume_at_most", message)
     for other in ("endpoints", "ca_file") if "dns" in table.data else ():
         if table.is_given(other):
             table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")

@@ -22,6 +22,7 @@ Balance = Literal["cache-aware", "least-loaded", "round-robin"]
 Engine = Literal["vllm", "sglang", "llamacpp", "openai"]
 LimitPer = Literal["user", "key"]
 PoolUsage = Literal["final", "continuous"]
+Resume = Literal["off", "replay", "content", "auto"]
 
 WITHOUT_HEALTH_PATH: Final[frozenset[Engine]] = frozenset({"openai"})  # engines whose probe needs a path from the file
 
@@ -174,6 +175,16 @@ class PoolConfig:
         'Where a metered stream states its usage. "final": at its end; when the client leaves before, usage is '
         'estimated by the frames sent. "continuous": in every frame, exact also then, for some microseconds a frame.',
         PoolUsage)] = "final"
+    resume: Annotated[Resume, kinds.choice(
+        'What becomes of a stream of `chat/completions` or `completions` whose server dies. "replay": another endpoint '
+        'is asked the same, and what the client has is dropped, for requests at temperature 0 or with a seed. '
+        '"content": another one goes on behind the text. "auto": content where that is exact, else replay. "off": it '
+        "ends with an error. See docs/resume.md for what is exact, and what is refused.", Resume)] = "off"
+    resume_at_most: Annotated[int, kinds.count(
+        "The most tokens that are generated again for a stream. It waits for as long as they take.", 10**6)] = 2000
+    resume_memory_bytes: Annotated[int, kinds.size(
+        "What is kept of a stream that may have to go on elsewhere, out of body_memory. A longer one ends with an "
+        "error as it would otherwise.")] = 512 * 2**10
 
 
 @dataclass(frozen=True, slots=True)

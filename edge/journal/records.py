@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from edge.exchange import Exchange, Unit, UsageSource
+from edge.exchange import Exchange, Unit, Usage, UsageSource
 
 VERSION: Final = 2
 READ: Final = (1, VERSION)
@@ -62,6 +62,14 @@ class _Ended(msgspec.Struct, gc=False):
     ttft_ms: float | None = None
     duration_ms: float = 0
     retries: int = 0
+
+
+class _Resumed(_Ended, gc=False):
+    """The same of a stream that broke and went on at `endpoint`, with what that told of its part of the answer."""
+
+    resumes: int = 1
+    resumed_from: str = ""
+    resumed_usage: Usage | None = None
 
 
 class Head(msgspec.Struct, gc=False):
@@ -120,6 +128,13 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
         int((exchange.finished - begun) * 1e5 + 0.5) / 100,
         exchange.retries,
     )
+    if exchange.resumes:
+        ended = _Resumed(
+            **msgspec.structs.asdict(ended),
+            resumes=exchange.resumes,
+            resumed_from=exchange.resumed_from,
+            resumed_usage=exchange.resumed_usage,
+        )
     return _joined(first, ended)
 
 

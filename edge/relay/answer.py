@@ -30,14 +30,13 @@ from edge.relay import heads
 from edge.relay.echo import MAX_JSON_BYTES, DocumentEcho
 from edge.relay.framed import Framed
 from edge.relay.heads import DOCUMENT, ERROR, NO_EVENT, UNCERTAIN, Beginning
-from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, UpstreamAnsweredError, broken_stream
+from edge.relay.terms import Attempt, Client, Owner, StaleConnection, State, broken_stream, last_event
 from edge.relay.verbatim import NO_ENDING, Verbatim, body_for
-from edge.sse import EVENT_ENDS, error_in, event_end
+from edge.sse import EVENT_ENDS, event_end
 from edge.wire import http1
 from edge.wire.http1 import EVENT_END_BYTES, READ_STEP_BYTES, SIZE_LINE_BYTES, ResponseHead, whole_chunks
 
 _MAX_ERROR_BYTES: Final = 64 * 1024  # of an upstream's error body; what is longer is not a message for a person
-_STATUS_LINE: Final = b"HTTP/1."
 _NO_STREAM: Final = "did not answer with a stream"
 _MAX_INTERIM: Final = 16  # answers of 1xx before the answer
 
@@ -73,13 +72,14 @@ class Answer:
         self._collects: DocumentEcho | None = None
         self._body: Verbatim | Framed | None = None
         self.streams: bool | None = False  # None: the first bytes decide
-        # what passed
         self.meter: Meter | None = None
         self.unmetered = 0  # events that the meter did not have to see
         self.ending = NO_ENDING  # of those
-        self.sent_bytes = 0
+        self.sent_bytes = exchange.response_bytes  # of an answer that goes on, else 0
         self.reads = 0
         self.last_chunk = b""
+        if attempt.seam is not None:
+            self._write = owner.open(exchange.status)
 
     def _enter(self, state: State, receive: Callable[[bytes], None]) -> None:
         self.state = state
@@ -96,7 +96,7 @@ class Answer:
             end = data.find(b"\r\n\r\n")
             if end < 0 or end > http1.MAX_HEAD_BYTES:
                 self._held = data
-                is_http = data.startswith(_STATUS_LINE[: len(data)]) and b"\n\n" not in data
+                is_http = data.startswith(b"HTTP/1."[: len(data)]) and b"\n\n" not in data
                 if len(data) > http1.MAX_HEAD_BYTES or not is_http:
                     self._refuse()
                 return
@@ -197,11 +197,7 @@ class Answer:
             self._fail_as_answered(head)
 
     def _fail_as_answered(self, head: ResponseHead) -> None:
-        status, body = head.shape.status, bytes(self._error)
-        if status < 300:  # an event: what it carries has the status
-            status, body = error_in(body)
-        idle_s = head.shape.idle_s if head.framing.done and head.keep_alive and not self._held else 0.0
-        self._owner.fail(UpstreamAnsweredError(status, head.shape.headers, body), idle_s)
+        self._owner.fail(*heads.answered_error(head, bytes(self._error), is_over=not self._held))
 
     def _refuse(self, why: str = "sent a malformed response") -> None:
         self._owner.fail(UpstreamError(f"The model's server {why}."))
@@ -299,7 +295,7 @@ class Answer:
             if not self.sent_bytes:
                 self._refuse()
                 return
-            self._break(End.UPSTREAM_CUT, data)
+            self._break(self._attempt.broken_end, data)
             return
         done = head.framing.done
         if done and self.streams and self._is_half():
@@ -358,9 +354,12 @@ class Answer:
             self._break(End.UPSTREAM_CUT)
             return
         last = body.end()
-        self._owner.settle(_COMPLETE)
-        self.write(last)
-        self._end(head, body.left)
+        if body.broken:
+            self._break(self._attempt.broken_end, last)
+        else:
+            self._owner.settle(_COMPLETE)
+            self.write(last)
+            self._end(head, body.left)
 
     def overdue(self) -> None:
         """End the answer because its first byte, or its next one, is too late."""
@@ -394,7 +393,9 @@ class Answer:
         if before:
             self.write(before)
         between = self.takes_event_now()
-        is_whole = between and self.meter is not None and self.meter.ended
+        is_whole = between and self.meter is not None and self.meter.ended and not self._attempt.differs
+        if between and not is_whole and self._head.shape.is_identity and self._owner.interrupt(end):  # type: ignore[union-attr]
+            return
         self._owner.settle(_COMPLETE if is_whole else end)
         if is_whole:
             self.write(b"" if self._client.bare else http1.LAST_CHUNK)
@@ -424,8 +425,7 @@ class Answer:
         begun = self.meter.begun(self.last_chunk) if self.meter is not None else NOTHING_BEGUN
         if self._attempt.echo is not None or not begun.model:
             begun = begun._replace(model=self._exchange.model)
-        event = self._exchange.operation.protocol.error_event(error, self._exchange.request_id, begun)
-        self.write(event if self._client.bare else http1.chunk(event) + http1.LAST_CHUNK)
+        self.write(last_event(self._exchange, error, begun, bare=self._client.bare))
 
     def may_beat(self) -> bool:
         """Whether a heartbeat can stand here: before a stream, or between two of its events."""

@@ -113,6 +113,8 @@ class EventEcho:
 
     __slots__ = ("_held", "_overlong", "_standing", "_tail", "_value", "_written")
 
+    broken = False  # whatever comes, it goes on
+
     def __init__(self, model: str) -> None:
         self._value = orjson.dumps(model)
         self._held = b""

@@ -5,7 +5,7 @@ upstream gave a length, and streams with events to hide whose reads end elsewher
 """
 
 from edge.metering.meters import Meter
-from edge.relay.echo import EventEcho
+from edge.relay.terms import Changes
 from edge.sse import EVENT_ENDS
 from edge.wire.http1 import EVENT_END_BYTES, LAST_CHUNK, Framing, Malformed, chunk
 
@@ -19,7 +19,7 @@ class Framed:
     __slots__ = ("_bare", "_echo", "_framing", "_meter", "_tail", "broken", "left")
 
     def __init__(
-        self, framing: Framing, meter: Meter, *, bare: bool, whole_events: bool, echo: EventEcho | None = None
+        self, framing: Framing, meter: Meter, *, bare: bool, whole_events: bool, echo: Changes | None = None
     ) -> None:
         self._framing = framing
         self._meter = meter
@@ -39,18 +39,25 @@ class Framed:
         except Malformed:
             self.broken, self.left = True, b""
         content = self.metered(b"".join(payload))
-        return self.chunk(content) + (self.end() if self._framing.done else b"")
+        return self.chunk(content) + (self.end() if self._framing.done and not self.broken else b"")
 
     def metered(self, content: bytes) -> bytes:
         """Return what the client gets of content that the upstream sent."""
         content = self._meter.feed(content)
-        return content if self._echo is None else self._echo.feed(content)
+        if self._echo is None:
+            return content
+        content = self._echo.feed(content)
+        self.broken = self.broken or self._echo.broken
+        return content
 
     def end(self) -> bytes:
         """Return what completes the answer."""
         held = self._meter.close()
         if self._echo is not None:
             held = self._echo.feed(held) + self._echo.close()
+            if self._echo.broken:
+                self.broken = True
+                return self.chunk(held)
         return self.chunk(held) if self._bare else self.chunk(held) + LAST_CHUNK
 
     def chunk(self, content: bytes) -> bytes:

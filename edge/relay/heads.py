@@ -8,8 +8,8 @@ from edge.client.answers import CORS, server_timing
 from edge.exchange import Exchange
 from edge.operations import Operation
 from edge.relay.echo import MAX_JSON_BYTES
-from edge.relay.terms import Attempt, Client
-from edge.sse import opens_stream, opens_with_error
+from edge.relay.terms import Attempt, Client, UpstreamAnsweredError
+from edge.sse import error_in, opens_stream, opens_with_error
 from edge.upstream_errors import ACCOUNT_HEADERS
 from edge.wire.http1 import MAX_LINE_BYTES, Chunked, Framing, Length, Malformed, NoBody, ResponseHead, Shape
 
@@ -135,6 +135,15 @@ class Beginning:
         if is_error is None:
             return UNCERTAIN
         return ERROR if is_error else EVENTS
+
+
+def answered_error(head: ResponseHead, body: bytes, *, is_over: bool) -> tuple[UpstreamAnsweredError, float]:
+    """Return what an upstream answered with an error, and how long its connection may be idle, 0 to close it."""
+    status, shape = head.shape.status, head.shape
+    if status < 300:  # an event: what it carries has the status
+        status, body = error_in(body)
+    idle_s = shape.idle_s if head.framing.done and head.keep_alive and is_over else 0.0
+    return UpstreamAnsweredError(status, shape.headers, body), idle_s
 
 
 def framing_line(framing: Framing, *, bare: bool, framed: bool) -> bytes:

@@ -17,6 +17,7 @@ from edge.client.connection import ClientConnection
 from edge.errors import EdgeError
 from edge.exchange import NO_USAGE, End, Exchange, Phase
 from edge.relay.answer import ENDED, Answer
+from edge.relay.delivered import Interrupted
 from edge.relay.pace import POLLS, Heartbeat, Silence, SlowClient
 from edge.relay.terms import Attempt, FailedInStream, Settlement, StaleConnection, UpstreamAnsweredError
 from edge.upstream_errors import from_upstream
@@ -35,10 +36,11 @@ async def relay(
     A request whose reused connection dies at once, before it gave a byte, is sent again, once, on a new one. That is
     safe even for a POST, since the upstream had closed it before the request came (RFC 9112 section 9.3.1), and no
     retry, so it takes no budget. Raises: `UpstreamAnsweredError`, `UpstreamError`, `UpstreamTimeout`,
-    `UpstreamUnavailable`, all of them only while the client has not got a byte; `FailedInStream` instead of them when
-    it has got no more than heartbeats. Later failures end the answer here, and `exchange.end` names them.
+    `UpstreamUnavailable`, all of them only while the client has not got a byte of this answer; `FailedInStream` instead
+    of them when it has got no more than heartbeats; `Interrupted` for a stream that may go on elsewhere. Other failures
+    that come later end the answer here, and `exchange.end` names them.
     """
-    reused = pool.take()
+    reused = pool.take() if attempt.seam is None else None
     while True:
         timeouts = attempt.timeouts
         connection = reused or await pool.connect(timeouts.connect_timeout_s, timeouts.max_connection_age_s)
@@ -83,7 +85,8 @@ class Relay(Receiver):
         self._answer = Answer(self, self._exchange, self._client, attempt, connection)
         self._begun_at = loop.time()
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
-        self._exchange.phase = _WAIT
+        if attempt.seam is None:
+            self._exchange.phase = _WAIT
         self._client.attach(self)
         if attempt.body_bytes < _JOIN_BYTES:
             transport.write(b"".join((attempt.head, *attempt.body)))
@@ -113,7 +116,8 @@ class Relay(Receiver):
         self._exchange.status = status
         transport = self._client.transport
         assert transport is not None  # else the client's leaving would have ended this
-        return transport.write
+        delivered = self._attempt.delivered
+        return transport.write if delivered is None else delivered.passing(transport.write)
 
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
@@ -130,7 +134,7 @@ class Relay(Receiver):
     def let_go(self) -> None:
         """Let go of the request's body, which nobody else is asked; what is still being sent is held to the end."""
         connection = self._answer.connection
-        if connection is None or not connection.is_sending:
+        if self._attempt.delivered is None and (connection is None or not connection.is_sending):
             self._attempt.let_go()
 
     def settle(self, end: End) -> None:
@@ -145,7 +149,24 @@ class Relay(Receiver):
             usage = meter.usage(end is _COMPLETE)
             if end is _COMPLETE and meter.failed:
                 end = End.UPSTREAM_ERROR
+        seam = self._attempt.seam
+        if seam is not None:
+            self._exchange.resumed_usage = usage
+            usage = seam.usage(usage)
         self._settlement.settle(end, usage)
+
+    def interrupt(self, end: End) -> bool:
+        """End the attempt of a stream that is kept, so that another endpoint may go on with it."""
+        answer, delivered = self._answer, self._attempt.delivered
+        if delivered is None or not delivered.is_whole or end is End.DRAINED or answer.meter is None:
+            return False
+        answer.meter.passed += answer.unmetered
+        answer.unmetered = 0
+        self._settlement.note(answer.meter.usage(False))
+        self._release(0.0)
+        if not self.done.done():
+            self.done.set_exception(Interrupted(end))
+        return True
 
     def leave(self, idle_s: float) -> None:
         """Part from the upstream; an answer stays open until its client has room, so that a dead one is noticed."""
@@ -160,6 +181,11 @@ class Relay(Receiver):
     def fail(self, error: Exception, idle_s: float = 0.0) -> None:
         """End an answer of which the client has no byte; behind heartbeats an event says so."""
         exchange, answer = self._exchange, self._answer
+        if self._attempt.seam is not None:
+            self._release(idle_s)
+            if not self.done.done():
+                self.done.set_exception(error)
+            return
         exchange.first_byte = 0.0
         if answer.sent_bytes and isinstance(error, EdgeError | UpstreamAnsweredError):
             failure = (

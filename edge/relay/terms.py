@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edge.errors import BrokenStream, EdgeError
-from edge.exchange import End, Usage
+from edge.exchange import End, Exchange, Usage
 from edge.metering.meters import Meter, Metering
+from edge.protocols import Begun
+from edge.wire.http1 import LAST_CHUNK, chunk
 
 
 class State(enum.Enum):
@@ -37,6 +39,41 @@ class Timeouts:
     max_connection_age_s: float = math.inf
 
 
+class Delivered(Protocol):
+    """Keeps what a client gets of a stream that may go on elsewhere, while `is_whole`."""
+
+    is_whole: bool
+
+    def passing(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """Return what writes to the client as `write` does."""
+
+
+class Changes(Protocol):
+    """Changes the events of one stream; gives and holds whole ones, and `holds` tells whether it does.
+
+    `broken`: the stream is not one that may go on.
+    """
+
+    broken: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether an event has begun and not ended."""
+
+    def feed(self, content: bytes) -> bytes:
+        """Return the events that `content` completes, as the client gets them."""
+
+    def close(self) -> bytes:
+        """Return what is held: the stream has ended in order."""
+
+
+class Seam(Changes, Protocol):
+    """Makes one answer of a stream that broke and of the answer that goes on with it."""
+
+    def usage(self, second: Usage) -> Usage:
+        """Return what the whole answer used, by what the second one did."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """What one endpoint is asked, and how its answer is passed on.
@@ -45,6 +82,8 @@ class Attempt:
     `heartbeat_s` is the silence after which a stream gets a heartbeat, 0 for none; `echo` the model's name that the
     answer shall have, None for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the
     id of a response, which the endpoint keeps. `began` notes that the answer begins, and whether it is a stream.
+    `delivered` keeps what the client gets, None where nobody goes on with it; `seam` joins the answer to one that broke
+    with `broken_end`.
     """
 
     head: bytes
@@ -58,6 +97,14 @@ class Attempt:
     is_instance: bool = False
     keep: Callable[[str], None] | None = None
     began: Callable[[bool], None] | None = None
+    delivered: Delivered | None = None
+    seam: Seam | None = None
+    broken_end: End = End.UPSTREAM_CUT
+
+    @property
+    def differs(self) -> bool:
+        """Whether the answer is not one that could go on with the first."""
+        return self.seam is not None and self.seam.broken
 
     def note_kept(self, meter: Meter | None, *, whole: bool) -> None:
         """Note which response the endpoint keeps, as soon as the answer says it, so that others can ask for it."""
@@ -74,7 +121,10 @@ class Attempt:
 class Settlement(Protocol):
     """What an accepted request owes."""
 
-    def settle(self, end: End, usage: Usage) -> None:
+    def note(self, usage: Usage) -> None:
+        """Note what was used so far, of an answer that may go on elsewhere."""
+
+    def settle(self, end: End, usage: Usage | None = None) -> None:
         """Charge and record the request, before the last bytes of its answer go out; a second call does nothing."""
 
 
@@ -104,6 +154,9 @@ class Owner(Protocol):
 
     def settle(self, end: End) -> None:
         """Charge and record the request."""
+
+    def interrupt(self, end: End) -> bool:
+        """End the attempt but not the answer; return whether another endpoint may go on with that."""
 
     def leave(self, idle_s: float) -> None:
         """Part from the upstream, whose connection may be idle for `idle_s`, 0 to close it; let the request end."""
@@ -147,3 +200,9 @@ _BROKEN: Final = {
 def broken_stream(end: End) -> BrokenStream:
     """Return the error with which a stream that began ends."""
     return BrokenStream(_BROKEN.get(end, _CUT))
+
+
+def last_event(exchange: Exchange, error: EdgeError, begun: Begun, *, bare: bool) -> bytes:
+    """Return an error as the last event of a stream, and the end of the answer; `bare` for one without chunks."""
+    event = exchange.operation.protocol.error_event(error, exchange.request_id, begun)
+    return event if bare else chunk(event) + LAST_CHUNK

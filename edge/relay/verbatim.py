@@ -6,7 +6,7 @@ from edge.metering.meters import Meter
 from edge.relay.echo import EventEcho
 from edge.relay.framed import Framed
 from edge.relay.heads import takes_events
-from edge.relay.terms import Attempt
+from edge.relay.terms import Attempt, Changes
 from edge.wire.http1 import LAST_CHUNK, Chunked, Framing, Irregular, Length, Malformed, ResponseHead, UntilClose, chunk
 
 NO_ENDING: Final = b"\0"  # which no chunk has
@@ -84,10 +84,11 @@ def body_for(
 
     `bare` is a client that knows no chunks; `collected` says that some of the content was taken out of its framing.
     """
-    framing, hides, adds, echo = head.framing, False, False, None
+    framing, hides, adds = head.framing, False, False
+    echo: Changes | None = None
     if takes_events(head, streams):
         hides = attempt.metering.changes
-        echo = EventEcho(attempt.echo) if attempt.echo is not None else None
+        echo = attempt.seam or (EventEcho(attempt.echo) if attempt.echo is not None else None)
         adds = bool(attempt.heartbeat_s or hides) and isinstance(framing, Length)
     if isinstance(framing, UntilClose) or (bare and framing.chunked) or collected or echo is not None or adds:
         return Framed(framing, meter, bare=bare, whole_events=hides or echo is not None, echo=echo)

@@ -161,7 +161,7 @@ def _llamacpp_stream(question: Question, *, text: bool) -> Script:
         return _llamacpp_chunk(question, [choice], text=text, **more)
 
     def end(index: int) -> bytes:
-        timed = {"timings": usage.timings(question)}
+        timed: dict[str, Any] = {"timings": usage.timings(question)}
         if text:
             return event(index, {}, question.finish, usage=usage.last(question), **timed)
         if not question.usage:
@@ -176,7 +176,8 @@ def _llamacpp_stream(question: Question, *, text: bool) -> Script:
     frames = [b"data: null\n\n"] if question.prompts > 1 else []
     lead = len(frames)
     for at, (content, _) in enumerate(said):
-        frames += [(b"" if at else roles[index]) + event(index, {"content": content}) for index in choices]
+        timed: dict[str, Any] = {"timings": usage.timings(question)} if question.timed else {}
+        frames += [(b"" if at else roles[index]) + event(index, {"content": content}, **timed) for index in choices]
     frames += [(b"" if said else roles[index]) + end(index) for index in choices]
     return events([*frames, DONE], question, lead, said=said)
 

@@ -36,6 +36,7 @@ HEADERS: Final[dict[Dialect, tuple[str, ...]]] = {
     "openai": ("openai-processing-ms: 1", "x-request-id: req_simulated"),
 }
 _COUNT_TOKENS: Final = "/v1/messages/count_tokens"
+_TEMPLATE: Final = "/apply-template"
 _SYSTEM_ONE: Final = "/v1/systemone"
 _TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
 
@@ -45,7 +46,7 @@ _PICTURES: Final = frozenset({"/v1/audio/speech", "/v1/images/generations", "/v1
 _CHAT_PATHS: Final[dict[Dialect, frozenset[str]]] = {
     "vllm": _GENERATION | {"/tokenize", "/detokenize"},
     "sglang": _GENERATION | {"/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"},
-    "llamacpp": _GENERATION | {"/tokenize", "/detokenize"},
+    "llamacpp": _GENERATION | {"/tokenize", "/detokenize", _TEMPLATE},
     "openai": frozenset({CHAT, COMPLETIONS, RESPONSES}),
 }
 _OTHER_PATHS: Final[dict[Dialect, frozenset[str]]] = {
@@ -89,7 +90,7 @@ _TOKENIZE: Final = frozenset({"/tokenize", "/v1/tokenize"})
 _DETOKENIZE: Final = frozenset({"/detokenize", "/v1/detokenize"})
 GENERATING: Final = frozenset({*STREAMS, _TRANSCRIPTIONS, "/v1/audio/translations"})
 FORMS: Final = frozenset({"/v1/images/edits", _TRANSCRIPTIONS, "/v1/audio/translations"})
-POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS) | _TOKENIZE | _DETOKENIZE
+POSTS: Final = frozenset(STREAMS) | frozenset(DOCUMENTS) | _TOKENIZE | _DETOKENIZE | {_TEMPLATE}
 
 
 # A built stream is tens of kilobytes; 64 of them serve any load of few models and lengths.
@@ -160,6 +161,8 @@ def _read(script: Script, question: Question) -> Script:
 def _document(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> object:
     if path in _TOKENIZE:
         return reading.tokenize(path, ask, question, behaviour)
+    if path == _TEMPLATE:
+        return speaking.rendered(ask, behaviour)
     if path in _DETOKENIZE:
         return reading.detokenize(path, ask, question)
     return DOCUMENTS[path](ask, question)

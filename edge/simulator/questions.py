@@ -51,6 +51,7 @@ class Ask(msgspec.Struct):
     encoding_format: str | None = None
     return_documents: bool | None = None
     store: bool | None = None
+    timings_per_token: bool | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     previous_response_id: str | None = None
@@ -120,7 +121,8 @@ class Question:
     """Everything the text of an answer depends on; the key under which its frames are kept.
 
     `tokens` and `prompt_tokens` are of one choice and of one prompt. `cache` None: nothing is told of cached tokens.
-    `said` are the tokens of a text that depends on the prompt, all of them, also beyond `tokens`.
+    `said` are the tokens of a text that depends on the prompt, all of them, also beyond `tokens`. `timed`: llama.cpp
+    tells its timings with each token.
     """
 
     dialect: Dialect
@@ -140,6 +142,7 @@ class Question:
     previous_response_id: str | None = None
     request_id: str | None = None
     said: tuple[str, ...] | None = None
+    timed: bool = False
 
     @property
     def choices(self) -> int:
@@ -217,6 +220,7 @@ def question_of(
         previous_response_id=ask.previous_response_id if path == RESPONSES else None,
         request_id=request_id if behaviour.request_ids == "answered" and dialect == "vllm" else None,
         said=tokens_said,
+        timed=bool(ask.timings_per_token),
     )
 
 

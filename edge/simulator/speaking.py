@@ -20,8 +20,7 @@ from edge.simulator.questions import CHAT, COMPLETIONS, Ask, WrongMember, member
 
 _TOKEN: Final = re.compile(r'\s*[^\s\d]+\d*"?|\s*\d+"?|\s+')
 _LAST_NUMBER: Final = re.compile(r'(\d+)"?\Z')
-_AROUND_A_MESSAGE: Final = 4  # tokens of a template
-_BEFORE_AN_ANSWER: Final = 3
+_OPENS: Final = " <|start|> assistant:"
 _texts: dict[int, str] = {}  # of tokens by their ids
 
 
@@ -45,7 +44,7 @@ def text_of(ids: list[int]) -> str:
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """What the model reads: a text, and its ids with those of the template, which are 0."""
+    """What the model reads: a text, that of the template included, and its ids."""
 
     text: str
     ids: tuple[int, ...]
@@ -73,13 +72,10 @@ def prompt_of(path: str, ask: Ask, behaviour: Behaviour) -> Prompt:
     messages = member(ask, "messages", list[_Message], [])
     goes_on = _goes_on(ask, behaviour) and messages and messages[-1].role == "assistant"
     told = messages[:-1] if goes_on else messages
-    text = "".join(f"<|{each.role}|>{each.text}" for each in told) + "<|assistant|>"
-    ids = [each for message in told for each in (*ids_of(message.text), *[0] * _AROUND_A_MESSAGE)]
-    ids += [0] * _BEFORE_AN_ANSWER
+    text = "".join(f" <|start|> {each.role}:{each.text} <|end|>" for each in told) + _OPENS
     if goes_on:
-        partial = messages[-1].text.strip() if behaviour.trims else messages[-1].text
-        text, ids = text + partial, ids + ids_of(partial)
-    return Prompt(text, tuple(ids))
+        text += messages[-1].text.strip() if behaviour.trims else messages[-1].text
+    return _completed(text)
 
 
 def _completed(text: str) -> Prompt:
@@ -107,7 +103,7 @@ def said_to(path: str, ask: Ask, behaviour: Behaviour) -> tuple[str, ...] | None
     if not speaks(path, behaviour):
         return None
     prompt = prompt_of(path, ask, behaviour).text
-    begins = path == CHAT and prompt.endswith("<|assistant|>")
+    begins = path == CHAT and prompt.endswith(_OPENS)
     last = None if begins else _LAST_NUMBER.search(prompt)
     first = int(last[1]) + 1 if last is not None else 0
     chance = _chance_of(ask)
@@ -159,6 +155,11 @@ def tokenized(dialect: Dialect, path: str, ask: Ask, behaviour: Behaviour) -> li
             raise validation.invalid(dialect, path, "value_error", ("body",), "Value error, both flags were given.", {})
         return list(prompt_of(CHAT, ask, behaviour).ids)
     return ids_of(member(ask, "prompt", str, ""))
+
+
+def rendered(ask: Ask, behaviour: Behaviour) -> dict[str, str]:
+    """Return what llama.cpp's template makes of messages."""
+    return {"prompt": prompt_of(CHAT, ask, behaviour).text}
 
 
 def counted(path: str, ask: Ask, behaviour: Behaviour) -> Behaviour:

@@ -64,6 +64,8 @@ class LogLine(msgspec.Struct, gc=False):
     response_bytes: int
     retries: int
     replays: int
+    resumes: int
+    resume: str | None
     prompt_tokens: int
     completion_tokens: int
     usage_source: str
@@ -108,6 +110,8 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.response_bytes,
         exchange.retries,
         exchange.replays,
+        exchange.resumes,
+        exchange.resume or None,
         exchange.usage.prompt_tokens,
         exchange.usage.completion_tokens,
         exchange.usage.source._value_,

@@ -31,6 +31,7 @@ class _RouteNumbers:
     response_bytes: int = 0
     retries: int = 0
     replays: int = 0
+    resumes: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -76,6 +77,8 @@ class Metrics:
             numbers.retries += exchange.retries
         if exchange.replays:
             numbers.replays += exchange.replays
+        if exchange.resume:
+            numbers.resumes[exchange.resume] = numbers.resumes.get(exchange.resume, 0) + 1
         if usage is not NO_USAGE:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens
@@ -151,6 +154,11 @@ def _add_histogram(name: str, family: Any, labels: Labels, numbers: _RouteNumber
     family.rows.append((labels, getattr(numbers, name)))
 
 
+def _add_resumes(family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
+    for outcome, count in numbers.resumes.items():
+        family.add_metric((*labels, outcome), count)
+
+
 def _add_sum(name: str, family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
     family.add_metric(labels, getattr(numbers, name))
 
@@ -167,6 +175,7 @@ _SUMS: Final = {
     "completion_tokens": "Tokens of answers, as recorded.",
     "replays": "Requests sent again because a reused connection had been closed.",
 }
+_RESUMES_TEXT: Final = "Streams that broke at an endpoint, by what became of going on at another."
 _FIRST_BYTE_TEXT: Final = "From a request's head to the first byte of the answer's body."
 _OWN_TEXT: Final = "From a request's head until an endpoint is asked, without waiting for its body or for a place."
 # What makes each family by route, and what adds a route to it.
@@ -177,6 +186,10 @@ _ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Any], Callable[[Any, Labels, _Ro
     ),
     (partial(_histograms, "request_duration", "From head to end."), partial(_add_histogram, "duration")),
     (partial(_histograms, "time_to_first_byte", _FIRST_BYTE_TEXT), partial(_add_histogram, "first_byte")),
+    (
+        partial(CounterMetricFamily, "edge_resumes", _RESUMES_TEXT, labels=("route", "outcome")),
+        _add_resumes,
+    ),
     *(
         (partial(CounterMetricFamily, f"edge_{name}", text, labels=("route",)), partial(_add_sum, name))
         for name, text in _SUMS.items()

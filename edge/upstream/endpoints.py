@@ -135,7 +135,7 @@ class Member:
     that of `cache-aware`.
     """
 
-    __slots__ = ("_engine", "_heads", "config", "credit", "endpoint", "name", "seat", "weight")
+    __slots__ = ("_engine", "_heads", "config", "credit", "endpoint", "engine", "name", "seat", "weight")
 
     def __init__(
         self, endpoint: Endpoint, config: EndpointConfig, engine: Engine = "vllm", seat: Seat | None = None
@@ -146,6 +146,7 @@ class Member:
         self.weight = config.weight
         self.credit = 0
         self.seat = seat
+        self.engine = engine
         self._engine = ENGINES[engine]
         self._heads: dict[str, bytes] = {}
 

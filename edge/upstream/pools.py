@@ -3,12 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from edge.config.settings import EndpointConfig, PoolConfig
-from edge.errors import UpstreamUnavailable
+from edge.errors import ResponseNotFound, UpstreamUnavailable
 from edge.upstream.balancing import least_loaded, round_robin
 from edge.upstream.cache_aware import CacheAware
 from edge.upstream.endpoints import Endpoint, Lease, Member
@@ -107,6 +107,11 @@ class Pool:
                 return None
         return self._lease(members, prefix, user)
 
+    def spare(self, tried: Iterable[Endpoint], user: str = "") -> Lease | None:
+        """Return a lease of an endpoint that is out but has room, the one that is back soonest; None for none."""
+        members = self._with_room([member for member in self.members if member.endpoint not in tried])
+        return Lease(min(members, key=lambda member: member.endpoint.health.back_at(user)), user) if members else None
+
     def lease_of(self, name: str, user: str, prefix: Prefix | None = None) -> Lease:
         """Return a lease of the member of that name; raises `LookupError` for none, `UpstreamUnavailable` when full."""
         for member in self.members:
@@ -115,6 +120,18 @@ class Pool:
                     raise UpstreamUnavailable("The model's server is busy, try again later.", retry_after_s=1)
                 return self._lease([member], prefix, user)
         raise LookupError(name)
+
+    def lease_of_keeper(self, name: str, tried: Collection[Endpoint], user: str, prefix: Prefix | None) -> Lease:
+        """Return a lease of the member that keeps a response; it alone is asked, and once.
+
+        Raises: `ResponseNotFound` when it is not here any more, `UpstreamUnavailable`.
+        """
+        if tried:
+            raise UpstreamUnavailable("The model's server that keeps this response is not reachable right now.")
+        try:
+            return self.lease_of(name, user, prefix)
+        except LookupError:
+            raise ResponseNotFound("The model's server that kept this response is not here any more.") from None
 
     def _candidates(self, tried: Iterable[Endpoint], user: str) -> list[Member]:
         members = self.members

@@ -80,6 +80,9 @@ class Recorder:
     def let_go(self) -> None:
         self.attempt.let_go()
 
+    def interrupt(self, end: End) -> bool:
+        return False
+
     def settle(self, end: End) -> None:
         self.exchange.ended(end)
         self.done.append(f"settle {end.value}")

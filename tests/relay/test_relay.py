@@ -18,7 +18,7 @@ from edge.client.answers import CORS
 from edge.client.body import Body, BodyMemory
 from edge.config.values import parse_url
 from edge.errors import EdgeError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from edge.exchange import End, Exchange, Phase, Usage
+from edge.exchange import NO_USAGE, End, Exchange, Phase, Usage
 from edge.metering.meters import Metering
 from edge.operations import OPERATIONS
 from edge.relay.answer import Answer
@@ -133,11 +133,14 @@ class Running:
         finally:
             self.relay.close()
 
-    def settle(self, end: End, usage: Usage) -> None:
+    def note(self, usage: Usage) -> None:
+        raise AssertionError("nothing goes on elsewhere")
+
+    def settle(self, end: End, usage: Usage | None = None) -> None:
         """What a settlement does: the first end counts."""
         if self.exchange.end is None or not self.settled:
             self.exchange.ended(end)
-            self.exchange.usage = usage
+            self.exchange.usage = usage or NO_USAGE
             self.settled.append((self.exchange.end, len(self.client.transport.written)))
 
     async def feed(self, *parts: bytes) -> None:

@@ -1,0 +1,144 @@
+"""What a client was given of a stream that may go on elsewhere, kept by reference, and the break of such a stream."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from edge.client.connection import ClientConnection
+from edge.errors import EdgeError
+from edge.exchange import End, Exchange
+from edge.protocols import NOTHING_BEGUN
+from edge.relay.terms import Settlement, broken_stream
+from edge.wire.http1 import LAST_CHUNK, Chunked, Malformed, chunk
+
+_BLOCK_BYTES: Final = 16 * 1024  # that are reserved at once
+
+
+class Memory(Protocol):
+    """What bounds the bytes of all requests together."""
+
+    def reserve(self, count: int) -> None:
+        """Take `count` bytes; raises `Overloaded`."""
+
+    def release(self, count: int) -> None:
+        """Give `count` bytes back."""
+
+
+class Delivered:
+    """Passes what a client gets and keeps it, up to `most_bytes` and as long as `memory` has room.
+
+    Past that it lets go of all of it, and `let_go` of what was asked: the stream ends as any other then.
+    """
+
+    __slots__ = (
+        "_bytes", "_keep", "_let_go", "_memory", "_most_bytes", "_parts", "_reserved_bytes", "_write", "is_whole",
+    )  # fmt: skip
+
+    def __init__(self, memory: Memory, most_bytes: int, let_go: Callable[[], None]) -> None:
+        self._memory = memory
+        self._most_bytes = most_bytes
+        self._let_go = let_go
+        self._parts: list[bytes] = []
+        self._keep: Callable[[bytes], None] = self._parts.append
+        self._bytes = self._reserved_bytes = 0
+        self._write: Callable[[bytes], Any]
+        self.is_whole = True
+
+    def passing(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """Return what writes to the client as `write` does."""
+        self._write = write
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Give the client bytes and keep them; it runs once a token."""
+        self._write(data)
+        self._keep(data)
+        self._bytes += len(data)
+        if self._bytes > self._reserved_bytes:
+            self._reserve()
+
+    def _reserve(self) -> None:
+        if not self.is_whole:
+            self._bytes = 0
+            return
+        missing = max(_BLOCK_BYTES, self._bytes - self._reserved_bytes)
+        try:
+            if self._bytes > self._most_bytes:
+                raise _Full
+            self._memory.reserve(missing)
+        except (EdgeError, _Full):
+            self.release()
+            self._let_go()
+        else:
+            self._reserved_bytes += missing
+
+    def release(self) -> None:
+        """Let go of what was kept, and keep nothing more."""
+        self._memory.release(self._reserved_bytes)
+        self._bytes = self._reserved_bytes = 0
+        nothing: deque[bytes] = deque(maxlen=0)
+        self._parts, self._keep, self.is_whole = [], nothing.append, False
+
+    def content(self, *, bare: bool) -> bytes:
+        """Return the content that the client has, which is `bare` of chunks, or b"" where it is no whole chunks."""
+        _, _, body = b"".join(self._parts).partition(b"\r\n\r\n")
+        if bare:
+            return body
+        payload: list[bytes] = []
+        framing = Chunked()
+        try:
+            understood = framing.scan(body, payload)
+        except Malformed:
+            return b""
+        return b"".join(payload) if understood == len(body) and framing.between_chunks else b""
+
+
+class _Full(Exception):
+    """There is more than may be kept."""
+
+
+class Interrupted(Exception):
+    """A stream broke between two events that its client has, and may go on at another endpoint; `end` is how.
+
+    While it does neither, this is the client's running answer.
+    """
+
+    begun = True
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+        self.is_cut = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def hold(self, client: ClientConnection) -> None:
+        """Be the client's answer until another one is."""
+        self._task = asyncio.current_task()
+        client.attach(self)
+
+    def cut(self) -> None:
+        """End what looks for another endpoint because the edge has to stop."""
+        self.is_cut = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def client_paused(self) -> None:
+        """Nothing is read that could wait."""
+
+    def client_resumed(self) -> None:
+        """Nothing is read that could go on."""
+
+    def client_gone(self) -> None:
+        """Its handler is cancelled, and with it whatever was asked."""
+
+    def close(self, exchange: Exchange, client: ClientConnection, settlement: Settlement) -> None:
+        """End the stream as any that breaks, with what its client had as its usage."""
+        end = exchange.end or (End.DRAINED if self.is_cut else self.end)
+        client.attach(None)
+        settlement.settle(end)
+        begun = NOTHING_BEGUN._replace(model=exchange.model)
+        event = exchange.operation.protocol.error_event(broken_stream(end), exchange.request_id, begun)
+        data = event if client.bare else chunk(event) + LAST_CHUNK
+        exchange.response_bytes += len(data)
+        client.send(data)

@@ -1,0 +1,91 @@
+"""How a sibling is asked to go on with a text: the body of the question, and those of what its tokenizer is asked.
+
+vLLM, SGLang and llama.cpp go on with the last message, if it is the assistant's, where both flags say so; with less
+than both, some refuse and some begin a new answer under a 200. As they did in a run: vLLM 0.32, SGLang 0.5.23 and
+llama.cpp of October 2026.
+"""
+
+from typing import Any, Final
+
+import orjson
+
+from edge.config.settings import Engine
+from edge.resume.rules import NotResumed, Question, limits_left
+from edge.resume.said import Said
+
+_FLAGS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
+_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
+_OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents")
+
+
+def body_of(
+    engine: Engine, question: Question, said: Said, model: str, tokens: list[int], dropped: tuple[str, ...]
+) -> bytes:
+    """Return the body of a question that goes on behind `tokens`, as the ids of what was said; raises `NotResumed`."""
+    members = {name: value for name, value in question.members.items() if name not in dropped}
+    text = said.text(question.place)
+    members |= limits_left(members, len(tokens)) | {"model": model, "stream_options": _USAGE}
+    if engine == "llamacpp":
+        members["timings_per_token"] = True
+    if question.is_chat:
+        members |= {"messages": _messages(members, text)} | _FLAGS
+    elif isinstance(members["prompt"], str):
+        members["prompt"] += text
+    else:
+        members["prompt"] = members["prompt"] + tokens
+    return orjson.dumps(members)
+
+
+def _messages(members: dict[str, Any], text: str) -> list[Any]:
+    return [*members["messages"], {"role": "assistant", "content": text}]
+
+
+def text_question(engine: Engine, model: str, text: str) -> bytes:
+    """Return what a tokenizer is asked of the text that was said."""
+    if engine == "llamacpp":
+        return orjson.dumps({"content": text, "add_special": False, "parse_special": True})
+    return orjson.dumps({"model": model, "prompt": text, "add_special_tokens": False})
+
+
+def prompt_question(engine: Engine, question: Question, said: Said, model: str) -> bytes:
+    """Return what is asked of a chat's prompt: vLLM's tokenizer of all the second question, others' of the first.
+
+    llama.cpp is asked for the text that its template makes of it.
+    """
+    members = {name: question.members[name] for name in _OF_TEMPLATES if name in question.members} | {"model": model}
+    if engine == "vllm":
+        members |= {"messages": _messages(members, said.text(question.place))} | _FLAGS
+    return orjson.dumps(members)
+
+
+def rendered_question(document: bytes) -> bytes:
+    """Return what llama.cpp's tokenizer is asked of what its template has made; raises `NotResumed`."""
+    try:
+        prompt = orjson.loads(document)["prompt"]
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        raise NotResumed("tokenizer") from None
+    return orjson.dumps({"content": prompt, "add_special": True, "parse_special": True})
+
+
+def prompt_tokens_of(engine: Engine, tokens: list[int], prompt: list[int]) -> int:
+    """Return how many tokens the second question has, by what the tokenizer said; raises `NotResumed`.
+
+    A template of vLLM that trims texts is seen by the end of what it makes of the question.
+    """
+    if engine != "vllm":
+        return len(prompt) + len(tokens)
+    if prompt[-len(tokens) :] != tokens:
+        raise NotResumed("template")
+    return len(prompt)
+
+
+def ids_in(document: bytes) -> list[int]:
+    """Return the ids that a tokenizer has answered; raises `NotResumed` for what is none."""
+    try:
+        answer = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        answer = None
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
+        raise NotResumed("tokenizer")
+    return tokens

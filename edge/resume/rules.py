@@ -1,0 +1,186 @@
+"""Whether a stream that broke may go on, and in which of two ways; `docs/resume.md` has the table with the reasons.
+
+To replay is exact or an error, and takes an answer that comes again. To continue is exact where the delivered text,
+read again by a tokenizer, is what was generated, and where nothing asked counts from the beginning of an answer.
+"""
+
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from edge.config.settings import Engine, Resume
+from edge.resume.said import Said
+
+_GRAMMARS: Final = (  # only that of llama.cpp knows what stands before
+    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "guided_decoding_backend", "json_schema", "grammar", "regex", "ebnf", "structural_tag",
+)  # fmt: skip
+_PLAIN: Final = {"type": "text"}
+_CONTINUING: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp")
+_LOST: Final = "\ufffd"  # of a character whose bytes are gone
+
+
+class Way(Enum):
+    """How the sibling is asked."""
+
+    REPLAY = "replay"
+    CONTENT = "content"
+
+
+class NotResumed(Exception):
+    """A stream ends as it broke; `reason` is a word for the log and the metric."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Question(NamedTuple):
+    """What a body asked, as far as it matters here; `members` are those of the body, parsed."""
+
+    members: dict[str, Any]
+    is_chat: bool
+
+    @property
+    def place(self) -> str:
+        """Where a choice has its text."""
+        return "delta.content" if self.is_chat else "text"
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the answer is the likeliest one, and so the same each time."""
+        return _number(self.members.get("temperature")) == 0
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the chance of the answer is the same each time."""
+        return self.members.get("seed") is not None
+
+
+def question_in(body: bytes, *, is_chat: bool) -> Question:
+    """Return what a body that was read once asks; raises `NotResumed`."""
+    try:
+        members = orjson.loads(body)
+    except orjson.JSONDecodeError:  # of what was released, or of what only other parsers read
+        raise NotResumed("body") from None
+    return Question(members, is_chat)
+
+
+def ways_of(
+    mode: Resume, question: Question, said: Said, engine: Engine, delivered_tokens: int, resume_at_most: int
+) -> list[Way]:
+    """Return how a sibling may be asked, the better way first; raises `NotResumed`."""
+    if not said.is_plain:
+        raise NotResumed("unreadable")
+    if not said.has_text:
+        return [Way.REPLAY]  # nobody has anything that the second answer has to agree with
+    replayed = _against_replay(question, delivered_tokens, resume_at_most) if mode != "content" else "mode"
+    continued = _against_content(question, said, engine) if mode != "replay" else "mode"
+    if mode == "auto" and question.is_seeded and not question.is_greedy and not replayed:
+        return [Way.REPLAY]
+    reasons = {Way.CONTENT: continued, Way.REPLAY: replayed}
+    ways = [way for way, reason in reasons.items() if not reason]
+    if not ways:
+        raise NotResumed(continued if mode != "replay" else replayed)
+    return ways
+
+
+def _against_replay(question: Question, delivered_tokens: int, resume_at_most: int) -> str:
+    if not question.is_greedy and not question.is_seeded:
+        return "sampled"
+    return "too_long" if delivered_tokens > resume_at_most else ""
+
+
+def _against_content(question: Question, said: Said, engine: Engine) -> str:
+    """Return why the text cannot be gone on with, "" where it can."""
+    if engine not in _CONTINUING:
+        return "engine"
+    return _of_request(question, engine) or _of_answer(question, said)
+
+
+def _of_request(question: Question, engine: Engine) -> str:
+    members = question.members
+    if (_number(members.get("n")) or 1) != 1 or (_number(members.get("best_of")) or 1) != 1:
+        return "choices"
+    if question.is_seeded and not question.is_greedy:
+        return "seeded"
+    if members.get("echo") or members.get("suffix"):
+        return "echo"
+    if any(_number(members.get(name)) for name in ("frequency_penalty", "presence_penalty")):
+        return "penalties"
+    if engine == "sglang" and _number(members.get("repetition_penalty")) not in (None, 1):
+        return "penalties"
+    if engine == "vllm" and members.get("stop"):
+        return "stop"
+    if engine != "llamacpp" and (
+        any(members.get(name) for name in _GRAMMARS) or members.get("response_format") not in (None, _PLAIN)
+    ):
+        return "grammar"
+    if members.get("truncate_prompt_tokens") or members.get("prompt_logprobs") is not None:
+        return "prompt"
+    return _of_messages(members) if question.is_chat else _of_prompt(members)
+
+
+def _of_messages(members: dict[str, Any]) -> str:
+    messages = members.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        return "prompt"
+    if messages[-1].get("role") == "assistant":
+        return "prefill"
+    if members.get("continue_final_message") or members.get("add_generation_prompt") is False:
+        return "prefill"
+    if not all(map(_is_text, messages)):
+        return "media"
+    if members.get("tool_choice") not in (None, "none", "auto"):
+        return "tools"
+    return ""
+
+
+def _is_text(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return True
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+
+
+def _of_prompt(members: dict[str, Any]) -> str:
+    if members.get("logprobs") is not None:
+        return "logprobs"  # whose offsets count from the beginning of the text
+    prompt = members.get("prompt")
+    if isinstance(prompt, str):
+        return ""
+    is_ids = isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)
+    return "" if is_ids else "choices" if isinstance(prompt, list) and len(prompt) > 1 else "prompt"
+
+
+def _of_answer(question: Question, said: Said) -> str:
+    parts = said.parts.get(0, {})
+    if len(said.parts) > 1:
+        return "choices"
+    if said.ends:
+        return "finished"
+    places = set(parts) - {question.place} - {place for place in parts if place.startswith("logprobs.")}
+    if any("tool_calls" in place or "function_call" in place for place in places):
+        return "tools"
+    if any("reasoning" in place for place in places):
+        return "reasoning"
+    if places:
+        return "unreadable"
+    return "characters" if _LOST in said.text(question.place) else ""
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def limits_left(members: dict[str, Any], tokens: int) -> dict[str, int]:
+    """Return the limits of an answer less what it has; raises `NotResumed` where nothing is left."""
+    left: dict[str, int] = {}
+    for name in ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens"):
+        limit = members.get(name)
+        if type(limit) is int and limit >= 0:
+            left[name] = max(0, limit - tokens)
+            if not left[name] and name != "min_tokens":
+                raise NotResumed("at_limit")
+    return left

@@ -1,0 +1,346 @@
+"""The seam of a stream that goes on at another server: what of the second answer is new to the client, as the first's.
+
+A `Seam` takes the second answer's events and gives those that the client gets. It never gives what the client has
+already, and nothing at all once the second answer is another one: then it is `broken`, and `outcome` says why.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.resume.said import (
+    DONE,
+    Part,
+    Said,
+    choices_in,
+    chunk_in,
+    data_of,
+    has_role,
+    index_of,
+    parts_of,
+    split_events,
+)
+
+_TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
+
+
+class Outcome(Enum):
+    """What became of a resume; the closed vocabulary of `resume` in the log and of the metric."""
+
+    RESUMED = "resumed"  # the client got more than it had
+    UNEQUAL = "unequal"  # the second answer was another one
+    IGNORED = "ignored"  # the second server began anew, where it was to go on
+    FAILED = "failed"  # the second server failed too before anything new came
+
+
+@dataclass(slots=True)
+class _Differs(Exception):
+    outcome: Outcome
+
+
+class Seam:
+    """What both kinds share: cutting events, the first answer's name for itself, and the bill.
+
+    `first` is the usage of what the client had. `model` is the name that was asked, where answers have to carry that.
+    `usage` is what the whole answer used, by what the second server told.
+    """
+
+    holds = False
+
+    def __init__(self, said: Said, first: Usage, model: str | None = None) -> None:
+        self._said = said
+        self.first = first
+        self._model = model
+        self._held = b""
+        self.broken = False
+        self.outcome = Outcome.FAILED
+
+    def feed(self, content: bytes) -> bytes:
+        """Return what of the second answer is new."""
+        if self.broken:
+            return b""
+        events, self._held = split_events(self._held + content)
+        self.holds = bool(self._held)
+        given: list[bytes] = []
+        try:
+            for event in events:
+                given.append(self._take(event))  # noqa: PERF401  # what came before a difference counts
+        except _Differs as differs:
+            self._break(differs)
+        return b"".join(given)
+
+    def close(self) -> bytes:
+        """Return what is held: the second answer has ended, in order, maybe without its last event or empty line."""
+        given = self.feed(b"\n\n") if self._held else b""
+        if not self.broken:
+            try:
+                given += self._ended()
+            except _Differs as differs:
+                self._break(differs)
+        return given
+
+    def _break(self, differs: _Differs) -> None:
+        self.broken, self._held = True, b""
+        if self.outcome is not Outcome.RESUMED:
+            self.outcome = differs.outcome
+
+    def usage(self, second: Usage) -> Usage:
+        """Return what the whole answer used, by what the second one did."""
+        raise NotImplementedError
+
+    def _take(self, event: bytes) -> bytes:
+        chunk = chunk_in(event)
+        if chunk is None:
+            data = data_of(event)
+            if not data:
+                return event
+            if data == DONE:
+                rest = self._ended()
+                self.outcome = Outcome.RESUMED
+                return rest + event
+            raise _Differs(Outcome.UNEQUAL)
+        if (chunk.get("error") or chunk.get("object") == "error") and self.outcome is not Outcome.RESUMED:
+            raise _Differs(Outcome.FAILED)
+        return self._take_chunk(chunk, event)
+
+    def _take_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _ended(self) -> bytes:
+        """Return what is still to be given before the end of the stream."""
+        raise NotImplementedError
+
+    def _written(self, chunk: dict[str, Any]) -> bytes:
+        """Return a chunk as an event of the first answer."""
+        self.outcome = Outcome.RESUMED
+        choices = choices_in(chunk)
+        head = self._said.head_for(index_of(choices[0]) if choices else 0)
+        for name, value in head.items():
+            if name in chunk:
+                chunk[name] = value
+        if self._model is not None and "model" in chunk:
+            chunk["model"] = self._model
+        return b"data: %b\n\n" % orjson.dumps(chunk)
+
+
+class Replayed(Seam):
+    """The same question asked again: what the client has is dropped, as long as it comes again.
+
+    Nothing new passes while a choice has not said again all that it had said.
+    """
+
+    def __init__(self, said: Said, first: Usage, model: str | None = None) -> None:
+        super().__init__(said, first, model)
+        self._left = {index: dict(parts) for index, parts in said.parts.items() if parts}
+        self._ends = dict(said.ends)
+        self._usages = said.usages  # which are to come again
+
+    def usage(self, second: Usage) -> Usage:
+        """Return the second one's, which made all of it, once it has said again what the client has."""
+        return self.first if self._left or self._ends or second is NO_USAGE else second
+
+    def _take_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
+        choices = choices_in(chunk)
+        if not choices:
+            if self._usages:
+                self._usages -= 1
+                return b""
+            self._require_all()
+            return self._written(chunk)
+        new = [choice for choice in choices if self._is_new(choice)]
+        if not new:
+            return b""
+        chunk["choices"] = new
+        return self._written(chunk)
+
+    def _ended(self) -> bytes:
+        self._require_all()
+        return b""
+
+    def _require_all(self) -> None:
+        if self._left or self._ends:
+            raise _Differs(Outcome.UNEQUAL)
+
+    def _is_new(self, choice: dict[str, Any]) -> bool:
+        """Take from a choice what the client has; return whether there is more."""
+        index = index_of(choice)
+        left, end = self._left.get(index, {}), choice.get("finish_reason")
+        known = index in self._said.roles and has_role(choice)
+        is_new = not left and index not in self._ends and not known and index not in self._said.ends
+        for place, part, holder in list(parts_of(choice)):
+            rest = _without(left, place, part)
+            holder[place.rpartition(".")[2]] = rest
+            is_new = is_new or bool(rest)
+        if not left:
+            self._left.pop(index, None)
+        if end and index in self._said.ends:
+            if end != self._said.ends[index]:
+                raise _Differs(Outcome.UNEQUAL)
+            self._ends.pop(index, None)
+        elif end:
+            is_new = True
+        if is_new and (left or index in self._ends):
+            raise _Differs(Outcome.UNEQUAL)
+        if is_new:
+            _drop_what_is_known(choice, self._said, index)
+        return is_new
+
+
+def _without(left: dict[str, Part], place: str, part: Part) -> Part:
+    """Return what of a part the client has not; take from `left` what it has."""
+    had = left.get(place)
+    if not had:
+        return part
+    if type(had) is not type(part):
+        raise _Differs(Outcome.UNEQUAL)
+    common = min(len(had), len(part))
+    if had[:common] != part[:common]:
+        raise _Differs(Outcome.UNEQUAL)
+    if common == len(had):
+        del left[place]
+    else:
+        left[place] = had[common:]
+    return part[common:]
+
+
+def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
+    """Take from a choice that goes on the role, and the ids and names of tools' calls that had begun."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return
+    if index in said.roles:
+        delta.pop("role", None)
+    calls = delta.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        begun = f"delta.tool_calls.{index_of(call)}."
+        if any(place.startswith(begun) for place in said.parts.get(index, ())):
+            call.pop("id", None)
+            call.pop("type", None)
+            function = call.get("function")
+            if isinstance(function, dict) and not function.get("name"):
+                function.pop("name", None)
+
+
+class Continued(Seam):
+    """An answer that goes on behind what the client has, which stood in the second question.
+
+    `tokens` is how many that is. `prompt_tokens` is how many the second question has if the server goes on, None where
+    it cannot but do so: one that ignores what it was asked tells another number. `shows_usage` and `shows_running`:
+    the client asked for usage at the end, and in each chunk; `hides_usage`: it gets none; `shows_timings`: it asked for
+    those of llama.cpp.
+    """
+
+    def __init__(
+        self,
+        said: Said,
+        first: Usage,
+        model: str | None,
+        place: str,
+        tokens: int,
+        *,
+        prompt_tokens: int | None,
+        shows_usage: bool,
+        shows_running: bool,
+        hides_usage: bool,
+        shows_timings: bool,
+    ) -> None:
+        super().__init__(said, first, model)
+        self._place = place
+        self._tokens = tokens
+        self._prompt_tokens = prompt_tokens
+        self._shows_usage = shows_usage
+        self._shows_running = shows_running
+        self._hides_usage = hides_usage
+        self._shows_timings = shows_timings
+        self._runs = False
+        self._waiting: list[dict[str, Any]] = []
+        self._pass: Callable[[dict[str, Any]], bytes] = self._shown if prompt_tokens is None else self._judged
+
+    def usage(self, second: Usage) -> Usage:
+        """Return the prompt once, and each token once: what the second one read of the answer is no prompt."""
+        if second.source is UsageSource.NONE or self.outcome is not Outcome.RESUMED:
+            return self.first
+        completion = self._tokens + second.completion_tokens
+        if second.source is UsageSource.ESTIMATED:
+            return msgspec.structs.replace(self.first, completion_tokens=completion)
+        prompt = max(0, second.prompt_tokens - self._tokens)
+        cached = None if second.cached_tokens is None else min(second.cached_tokens, prompt)
+        created = min(second.cache_creation_tokens, prompt)
+        return msgspec.structs.replace(
+            second,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cached_tokens=cached,
+            cache_creation_tokens=created,
+        )
+
+    def _take_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
+        for choice in choices_in(chunk):
+            delta = choice.get("delta")
+            if isinstance(delta, dict) and index_of(choice) in self._said.roles:
+                delta.pop("role", None)
+        return self._pass(chunk)
+
+    def _ended(self) -> bytes:
+        if self._waiting and self._pass != self._shown:
+            raise _Differs(Outcome.IGNORED)
+        return b""
+
+    def _judged(self, chunk: dict[str, Any]) -> bytes:
+        """Pass nothing until the server has told by its prompt that it goes on."""
+        self._waiting.append(chunk)
+        told = _prompt_tokens_in(chunk)
+        if told is None:
+            if any(place == self._place for choice in choices_in(chunk) for place, _, _ in parts_of(choice)):
+                raise _Differs(Outcome.IGNORED)
+            return b""
+        if self._prompt_tokens is not None and abs(told - self._prompt_tokens) > _TOKENS_OFF:
+            raise _Differs(Outcome.IGNORED)
+        self._pass = self._shown
+        return b"".join(map(self._shown, self._waiting))
+
+    def _shown(self, chunk: dict[str, Any]) -> bytes:
+        """Return an event with the usage of the whole answer, if the client is to see any; b"" for one of nothing."""
+        usage, choices = chunk.get("usage"), choices_in(chunk)
+        ends = any(choice.get("finish_reason") for choice in choices)
+        if isinstance(usage, dict):
+            _join(usage, self._tokens)
+            self._runs = self._runs or (bool(choices) and not ends)
+            if not choices and not self._shows_usage:
+                return b""
+            if choices and not self._shows_running and (not ends or self._runs or self._hides_usage):
+                del chunk["usage"]
+        if not ends and not self._shows_timings:
+            chunk.pop("timings", None)
+        if choices and not ends and not any(part for choice in choices for _, part, _ in parts_of(choice)):
+            return b""
+        return self._written(chunk)
+
+
+def _prompt_tokens_in(chunk: dict[str, Any]) -> int | None:
+    """Return how many tokens a chunk says that its question had, of vLLM and SGLang, or of llama.cpp's timings."""
+    usage, timings = chunk.get("usage"), chunk.get("timings")
+    if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int):
+        return int(usage["prompt_tokens"])
+    if isinstance(timings, dict) and isinstance(timings.get("prompt_n"), int):
+        return int(timings["prompt_n"]) + int(timings.get("cache_n") or 0)
+    return None
+
+
+def _join(usage: dict[str, Any], tokens: int) -> None:
+    """Count in a usage object as of the answer what of it stood in the second question."""
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return
+    usage["prompt_tokens"] = max(0, prompt - tokens)
+    usage["completion_tokens"] = completion + tokens
+    details = usage.get("prompt_tokens_details")
+    if isinstance(details, dict):
+        for name in ("cached_tokens", "created_cache_tokens"):
+            if isinstance(details.get(name), int):
+                details[name] = min(details[name], usage["prompt_tokens"])

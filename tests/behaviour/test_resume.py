@@ -1,0 +1,488 @@
+"""Streams that outlive their server: whole and equal to unbroken ones, or the error that there is without a resume."""
+
+import asyncio
+import gzip
+import itertools
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from edge.simulator.behaviour import Behaviour, Dialect
+from edge.simulator.server import Simulator
+from tests.conftest import Edge, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.streams import chunk
+
+MODEL = "public/m"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hi there"}]
+GREEDY: dict[str, Any] = {"model": MODEL, "stream": True, "temperature": 0}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: GREEDY | {"messages": MESSAGES},
+    COMPLETIONS: GREEDY | {"prompt": "once upon"},
+}
+USAGE = {"stream_options": {"include_usage": True}}
+_names = map(str, itertools.count())
+
+
+@dataclass
+class Told:
+    """What a client got, and what the edge recorded of it."""
+
+    body: bytes
+    whole: bool
+    record: dict[str, Any]
+    line: dict[str, Any]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        lines = self.body.split(b"\n\n")
+        return [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+
+    @property
+    def answer(self) -> tuple[Any, ...]:
+        """What must be equal: text, names, beginning, end and usage."""
+        choices = [choice for each in self.chunks for choice in each.get("choices", ())]
+        deltas = [choice.get("delta", choice) for choice in choices]
+        return (
+            "".join(delta.get("content") or delta.get("text") or "" for delta in deltas),
+            {(each.get("id"), each.get("created"), each.get("model")) for each in self.chunks},
+            sum("role" in delta for delta in deltas),
+            [choice["finish_reason"] for choice in choices if choice["finish_reason"]],
+            [each["usage"] for each in self.chunks if each.get("usage") and not each["choices"]],
+            self.body.endswith(b"data: [DONE]\n\n"),
+            [each["error"] for each in self.chunks if "error" in each],
+        )
+
+    @property
+    def bill(self) -> tuple[Any, ...]:
+        names = ("end", "prompt_tokens", "completion_tokens", "cached_tokens", "usage_source", "status")
+        return tuple(self.record[name] for name in names)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it ends as a stream does that breaks today."""
+        return self.record["end"] == "upstream_cut" and (not self.whole or b"upstream_disconnected" in self.body)
+
+
+@dataclass
+class Scene:
+    """An edge before two model servers of one model."""
+
+    edge: Edge
+    simulators: list[Simulator]
+
+    async def ask(self, path: str = CHAT, *, version: str = "1.1", **body: Any) -> Told:
+        client = await self.edge.connect()
+        client.send(self.edge.request(BODIES[path] | body, path=path, version=version))
+        try:
+            _, _, content = await soon(client.response())
+            whole = True
+        except asyncio.IncompleteReadError as cut:
+            content, whole = cut.partial, False
+        client.close()
+        await self.edge.idle()
+        return Told(content, whole, self.edge.records()[-1], (await self.edge.log())[-1])
+
+    async def broken(self, path: str = CHAT, *, after: int = 5, after_bytes: int = 0, **body: Any) -> Told:
+        """Ask for a stream whose first server dies behind so many frames and bytes."""
+        fault = {"fault": "cut", "after": after, "after_bytes": after_bytes, "once": next(_names)}
+        return await self.ask(path, **body | {"simulate": body.get("simulate", {}) | fault})
+
+
+StartScene = Callable[..., Awaitable[Scene]]
+
+
+@pytest.fixture
+async def scene(start_edge: StartEdge) -> AsyncIterator[StartScene]:
+    """Start an edge before model servers of one kind."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            mode: str,
+            *,
+            engine: Dialect = "vllm",
+            pool: str = "",
+            route: str = "metered = true",
+            count: int = 2,
+            **more: Any,
+        ) -> Scene:
+            simulators = []
+            for _ in range(count):
+                given = {"text": "prompt", "tokens": 13} | more
+                simulators.append(Simulator(Behaviour(dialect=engine, **given)))
+                await simulators[-1].start()
+                stack.push_async_callback(simulators[-1].close)
+            urls = ", ".join(f'"{each.url}"' for each in simulators)
+            edge = await start_edge(
+                f'[pools.p]\nendpoints = [{urls}]\nbalance = "round-robin"\nengine = "{engine}"\nresume = "{mode}"\n'
+                f'retry_budget = 1.0\n{pool}\n[routes."public/*"]\npool = "p"\n{route}\n'
+            )
+            return Scene(edge, simulators)
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("mode", "engine", "path", "more"),
+    [
+        ("replay", "vllm", CHAT, {}),
+        ("replay", "sglang", COMPLETIONS, {"seed": 3, "temperature": 1}),
+        ("replay", "llamacpp", CHAT, {"n": 2}),
+        ("replay", "openai", CHAT, {"max_tokens": 9}),
+        ("content", "vllm", CHAT, {"max_tokens": 9}),
+        ("content", "sglang", CHAT, {}),
+        ("content", "llamacpp", CHAT, {"max_completion_tokens": 9}),
+        ("content", "vllm", COMPLETIONS, {"prompt": [1, 2, 3]}),
+        ("content", "sglang", COMPLETIONS, {"max_tokens": 9}),
+        ("content", "llamacpp", COMPLETIONS, {}),
+        ("auto", "vllm", CHAT, {"simulate": {"uneven": True}}),
+    ],
+)
+async def test_a_stream_that_breaks_behind_any_frame_is_whole(
+    scene: StartScene, mode: str, engine: Dialect, path: str, more: dict[str, Any]
+) -> None:
+    """Without usage shown and with it, which the edge hides or shows as of an unbroken one."""
+    running = await scene(mode, engine=engine)
+    wholes = [await running.ask(path, **more, **shown) for shown in ({}, USAGE)]
+    frames = len(wholes[0].body.split(b"\n\n"))
+    resumed = 0
+    for after in range(1, frames + 1):
+        for whole, shown in zip(wholes, ({}, USAGE), strict=True):
+            told = await running.broken(path, after=after, **more, **shown)
+            if told.is_broken:
+                assert told.line["resume"] in ("finished", "at_limit", "ignored")
+                assert told.body.startswith(whole.body[:100])
+            else:
+                assert told.answer == whole.answer
+                assert told.bill[:3] == whole.bill[:3]
+                assert told.line["resume"] in ("resumed", None)
+            resumed += told.line["resume"] == "resumed"
+    assert resumed >= frames
+    await running.edge.consistent()
+
+
+@pytest.mark.parametrize("mode", ["replay", "content", "auto"])
+async def test_a_stream_that_breaks_at_any_byte_is_whole_or_breaks_as_today(scene: StartScene, mode: str) -> None:
+    running = await scene(mode)
+    chance = random.Random(mode)
+    whole = await running.ask(**USAGE)
+    outcomes = set()
+    for _ in range(30):
+        told = await running.broken(after=1, after_bytes=chance.randrange(len(whole.body)), **USAGE)
+        assert told.is_broken or (told.answer, told.bill[:3]) == (whole.answer, whole.bill[:3])
+        outcomes.add(told.is_broken)
+    assert outcomes == {True, False} or mode != "content"
+    await running.edge.consistent()
+
+
+async def test_the_record_has_both_endpoints_and_what_each_token_cost_once(scene: StartScene) -> None:
+    running = await scene("content")
+    told = await running.broken()
+    record, line = told.record, told.line
+    assert {record["resumed_from"], record["endpoint"]} == {
+        each.url.removeprefix("http://") for each in running.simulators
+    }
+    assert (record["resumes"], record["retries"], line["resumes"], line["resume"]) == (1, 1, 1, "resumed")
+    second = record["resumed_usage"]
+    assert (
+        second["prompt_tokens"] + second["completion_tokens"] == record["prompt_tokens"] + record["completion_tokens"]
+    )
+    assert (record["completion_tokens"], second["completion_tokens"]) == (13, 9)
+    assert "resumes" not in (await running.ask()).record
+
+
+async def test_a_limit_settles_what_is_recorded(scene: StartScene) -> None:
+    running = await scene("content", route='metered = true\nlimit = "l"\n[limits.l]\ntokens_per_minute = 10000')
+    lefts = []
+    for ask in (running.ask, running.broken, running.ask):
+        await ask()
+        (counter,) = [each for each in running.edge.server.admission._counters.values()]
+        lefts.append(repr(counter))
+    assert len({(each["prompt_tokens"], each["completion_tokens"]) for each in running.edge.records()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "engine", "path", "more"),
+    [
+        ("choices", "sglang", CHAT, {"n": 2}),
+        ("choices", "vllm", COMPLETIONS, {"prompt": ["a", "b"]}),
+        ("echo", "vllm", COMPLETIONS, {"echo": True}),
+        ("echo", "vllm", COMPLETIONS, {"suffix": "x"}),
+        ("prefill", "vllm", CHAT, {"messages": [*MESSAGES, {"role": "assistant", "content": "So"}]}),
+        ("prefill", "vllm", CHAT, {"add_generation_prompt": False}),
+        ("tools", "vllm", CHAT, {"tool_choice": "required"}),
+        ("tools", "vllm", CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        ("penalties", "vllm", CHAT, {"frequency_penalty": 0.5}),
+        ("penalties", "llamacpp", CHAT, {"presence_penalty": 1}),
+        ("penalties", "sglang", CHAT, {"repetition_penalty": 1.1}),
+        ("stop", "vllm", CHAT, {"stop": ["x"]}),
+        ("grammar", "vllm", CHAT, {"response_format": {"type": "json_object"}}),
+        ("grammar", "sglang", CHAT, {"regex": "a+"}),
+        ("media", "vllm", CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+        ("seeded", "vllm", CHAT, {"temperature": 1, "seed": 4}),
+        ("prompt", "vllm", CHAT, {"truncate_prompt_tokens": 9}),
+        ("logprobs", "vllm", COMPLETIONS, {"logprobs": 1}),
+    ],
+)
+async def test_what_cannot_be_gone_on_with_ends_with_the_error_of_today(
+    scene: StartScene, reason: str, engine: Dialect, path: str, more: dict[str, Any]
+) -> None:
+    running = await scene("content", engine=engine, pool="allow_members = []")
+    told = await running.broken(path, **more)
+    assert told.is_broken
+    assert told.line["resume"] == reason
+    assert told.line["resumes"] == 0
+    assert told.record["completion_tokens"] >= 3
+    await running.edge.consistent()
+
+
+@pytest.mark.parametrize(
+    ("reason", "engine", "kind"),
+    [
+        ("template", "vllm", {"trims": True}),
+        ("template", "vllm", {"ignores_flags": True}),
+        ("ignored", "sglang", {"ignores_flags": True}),
+        ("ignored", "llamacpp", {"ignores_flags": True}),
+    ],
+)
+async def test_a_server_that_would_begin_anew_is_found_out_before_the_client_sees_it(
+    scene: StartScene, reason: str, engine: Dialect, kind: dict[str, Any]
+) -> None:
+    running = await scene("content", engine=engine, **kind)
+    whole = await running.ask()
+    told = await running.broken()
+    assert told.is_broken
+    assert (told.line["resume"], told.line["resumes"]) == (reason, reason == "ignored")
+    assert whole.answer[0].startswith(told.answer[0])
+    assert told.record["completion_tokens"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [
+        ("sglang", {"stop": ["x"]}),
+        ("llamacpp", {"response_format": {"type": "json_object"}}),
+        ("vllm", {"response_format": {"type": "text"}, "tool_choice": "auto", "frequency_penalty": 0}),
+        ("vllm", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
+        ("vllm", {"logprobs": True}),
+    ],
+)
+async def test_what_looks_like_a_refusal_and_is_none_goes_on(
+    scene: StartScene, engine: Dialect, more: dict[str, Any]
+) -> None:
+    running = await scene("content", engine=engine)
+    assert (await running.broken(**more)).answer == (await running.ask(**more)).answer
+
+
+async def test_a_sampled_answer_is_not_replayed_unless_nothing_was_said(scene: StartScene) -> None:
+    running = await scene("replay")
+    told = await running.broken(temperature=1)
+    assert told.is_broken
+    assert told.line["resume"] == "sampled"
+    told = await running.broken(temperature=1, after=1)
+    assert told.line["resume"] == "resumed"
+    assert told.answer[2:4] == (1, ["stop"])
+
+
+async def test_auto_takes_content_where_it_is_exact_and_replay_where_it_is_not(scene: StartScene) -> None:
+    running = await scene("auto")
+    for more, second_tokens in [({}, 9), ({"stop": ["x"]}, 13), ({"seed": 3, "temperature": 1}, 13)]:
+        told = await running.broken(**more)
+        assert told.answer == (await running.ask(**more)).answer
+        assert told.record["resumed_usage"]["completion_tokens"] == second_tokens
+    assert (await running.broken(temperature=1)).record["resumed_usage"]["completion_tokens"] == 9  # as fair a sample
+
+
+async def test_so_many_tokens_are_generated_again_and_no_more(scene: StartScene) -> None:
+    running = await scene("replay", pool="resume_at_most = 5")
+    assert (await running.broken(after=6)).line["resume"] == "resumed"
+    assert (await running.broken(after=7)).line["resume"] == "too_long"
+
+
+async def test_another_answer_is_an_error_and_no_fault_of_who_gave_it(scene: StartScene) -> None:
+    running = await scene("replay")
+    for at, simulator in enumerate(running.simulators):
+        simulator.behaviour = Behaviour(text="prompt", tokens=13, weights=at)
+    told = await running.broken()
+    assert told.is_broken
+    assert (told.line["resume"], told.record["completion_tokens"]) == ("unequal", 4)
+    assert sum(len(each.faults or ()) for each in running.edge.server.endpoints.states()) == 1
+
+
+async def test_a_sibling_that_is_out_is_asked_rather_than_none(scene: StartScene) -> None:
+    running = await scene("replay")
+    first, second = running.edge.server.endpoints.states()
+    assert (await running.ask()).record["endpoint"] == first.authority
+    assert (await running.ask()).record["endpoint"] == second.authority
+    for _ in range(5):
+        now = second.connections.loop.time()
+        second.health.unreachable(now, second.health.begin(""), "")
+    assert not second.health.admits(now)
+    told = await running.broken()
+    assert (told.line["resume"], told.record["endpoint"]) == ("resumed", second.authority)
+
+
+async def test_a_pool_of_one_ends_as_today(scene: StartScene) -> None:
+    running = await scene("auto", count=1)
+    told = await running.broken()
+    assert told.is_broken
+    assert told.line["resume"] == "no_member"
+
+
+async def test_a_second_break_is_the_error_of_today(scene: StartScene) -> None:
+    running = await scene("content", count=3)
+    for simulator in running.simulators:
+        simulator.behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    told = await running.ask()
+    assert told.is_broken
+    assert (told.line["resumes"], told.line["resume"], told.record["retries"]) == (1, "resumed", 1)
+    assert told.record["completion_tokens"] == 8  # four of each
+
+
+async def test_a_sibling_that_refuses_at_once_leaves_the_stream_to_a_third(scene: StartScene) -> None:
+    running = await scene("replay", count=3)
+    whole = await running.ask()
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    running.simulators[2].behaviour = Behaviour(fault="error", status=503)
+    told = await running.ask()
+    assert told.answer == whole.answer
+    assert told.record["retries"] == 2
+
+
+async def test_a_sibling_that_is_silent_gives_back_all_when_the_client_leaves(scene: StartScene) -> None:
+    running = await scene("replay")
+    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT]))
+    await soon(running.simulators[1].wait_for(lambda: running.simulators[1].active))
+    client.abort()
+    await soon(running.simulators[1].wait_for(lambda: not running.simulators[1].active))
+    await running.edge.idle()
+    record = running.edge.records()[-1]
+    assert (record["end"], record["completion_tokens"], record["resumes"]) == ("client_gone", 4, 1)
+    await running.edge.consistent()
+
+
+async def test_a_client_that_leaves_while_tokens_are_counted_gives_back_all(
+    scene: StartScene, start_upstream: StartUpstream, start_edge: StartEdge
+) -> None:
+    async def dies_then_hangs(connection: ScriptedConnection) -> None:
+        if b"/tokenize" in connection.request:
+            await connection.reader.read()  # until it is gone
+            return
+        frames = ('{"role":"assistant","content":""}', '{"content":"a"}')
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        events = [b'data: {"choices":[{"index":0,"delta":%b,"finish_reason":null}]}\n\n' % f.encode() for f in frames]
+        await connection.send(head, *map(chunk, events))
+        connection.writer.close()
+
+    upstreams = [await start_upstream(dies_then_hangs) for _ in range(2)]
+    urls = ", ".join(f'"{each.url}"' for each in upstreams)
+    edge = await start_edge(
+        f'[pools.p]\nendpoints = [{urls}]\nbalance = "round-robin"\nresume = "content"\n'
+        '[routes."public/*"]\npool = "p"\n'
+    )
+    client = await edge.connect()
+    client.send(edge.request(BODIES[CHAT]))
+    await soon(upstreams[1].asked.wait())
+    client.abort()
+    await soon(upstreams[1].gone.wait())
+    await edge.idle()
+    record = edge.records()[-1]
+    assert (record["end"], record["completion_tokens"]) == ("client_gone", 1)
+    await edge.consistent()
+    told = await Scene(edge, []).ask()  # and who waits: a second, no more
+    assert (told.line["resume"], told.is_broken) == ("tokenizer", True)
+
+
+async def test_a_stop_of_the_edge_ends_a_resume_with_its_error(scene: StartScene) -> None:
+    running = await scene("replay")
+    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT]))
+    await soon(running.simulators[1].wait_for(lambda: running.simulators[1].active))
+    for each in running.edge.server.clients.clients:
+        each.answering.cut()  # type: ignore[union-attr]
+    _, _, body = await soon(client.response())
+    assert b"The edge had to restart" in body
+    await running.edge.idle()
+    assert running.edge.records()[-1]["end"] == "drained"
+
+
+async def test_heartbeats_go_on_while_the_sibling_reads(scene: StartScene) -> None:
+    running = await scene("replay", route='heartbeat = "50ms"')
+    whole = await running.ask()
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, ttft_ms=400)
+    told = await running.ask()
+    assert b": keep-alive\n\n" in told.body
+    assert told.answer == whole.answer
+
+
+async def test_clients_of_http_1_0_and_echoed_names_go_on(scene: StartScene) -> None:
+    running = await scene("content", route='model = "other"\nmodel_echo = true')
+    whole = await running.ask(version="1.0")
+    assert {each["model"] for each in whole.chunks} == {MODEL}
+    for after in (1, 5):
+        assert (await running.broken(version="1.0", after=after)).answer == whole.answer
+
+
+async def test_a_long_stream_is_let_go_of_and_breaks_as_today(scene: StartScene) -> None:
+    running = await scene("replay", pool='resume_memory = "20KiB"', tokens=200)
+    assert (await running.broken(after=20)).line["resume"] == "resumed"
+    told = await running.broken(after=150)
+    assert (told.is_broken, told.line["resume"]) == (True, None)
+    await running.edge.consistent()
+
+
+async def test_compressed_answers_break_as_today(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
+    async def sends(connection: ScriptedConnection) -> None:
+        lines = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+        await connection.send(
+            lines + b"transfer-encoding: chunked\r\n\r\n", chunk(gzip.compress(b"data: {}\n\n") + b"\n\n")
+        )
+        connection.writer.close()
+
+    upstreams = [await start_upstream(sends) for _ in range(2)]
+    urls = ", ".join(f'"{each.url}"' for each in upstreams)
+    edge = await start_edge(f'[pools.p]\nendpoints = [{urls}]\nresume = "auto"\n[routes."public/*"]\npool = "p"\n')
+    told = await Scene(edge, []).ask()
+    assert (told.is_broken, told.line["resumes"]) == (True, 0)
+    assert sum(len(each.requests) for each in upstreams) == 1
+
+
+async def test_streams_that_break_at_once_share_nothing(scene: StartScene) -> None:
+    running = await scene("auto")
+    bodies = [BODIES[CHAT] | {"messages": [{"role": "user", "content": f"number {at}"}]} for at in range(3)]
+
+    async def text(body: dict[str, Any]) -> tuple[Any, ...]:
+        _, _, content = await soon(running.edge.ask(body))
+        return Told(content, True, {}, {}).answer
+
+    wholes = [await text(body) for body in bodies]
+    fault = {"fault": "cut", "interval_ms": 2}
+    broken = [body | {"simulate": fault | {"after": 2 + at, "once": next(_names)}} for at, body in enumerate(bodies)]
+    assert await asyncio.gather(*map(text, broken)) == wholes
+    await running.edge.consistent()
+
+
+async def test_pools_that_do_not_resume_break_as_ever_and_keep_nothing(scene: StartScene) -> None:
+    running = await scene("off")
+    told = await running.broken()
+    assert (told.is_broken, told.line["resume"]) == (True, None)
+
+
+async def test_metrics_count_what_became_of_broken_streams(scene: StartScene) -> None:
+    running = await scene("replay")
+    await running.broken()
+    await running.broken(temperature=1)
+    text = (await running.edge.server.metrics.render()).decode()
+    assert 'edge_resumes_total{outcome="resumed",route="public/*"} 1.0' in text
+    assert 'edge_resumes_total{outcome="sampled",route="public/*"} 1.0' in text
