@@ -58,7 +58,7 @@ def outages(parts: Parts) -> Iterator[tuple[str, str]]:
         yield "revocations", parts.channel.outage.reason
     if parts.shared_limits is not None:
         yield "shared limits", parts.shared_limits.outage.reason
-    else:
+    if parts.quotas.is_used:
         yield "quotas", parts.quotas.outage.reason
     yield "responses", parts.kept_responses.outage.reason
     yield "journal", parts.journal.outage.reason or parts.journal.sync_outage.reason

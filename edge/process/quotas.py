@@ -39,6 +39,11 @@ class JournalQuotas:
             _log, "limits by day and month count what this process serves", "limits by day and month count all again"
         )
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the journal is asked at all."""
+        return bool(self._sums or self.outage)
+
     async def start(self) -> None:
         """Learn what was used before, if that does not take long; nothing where processes share what they count."""
         if not self._quotas.shares:

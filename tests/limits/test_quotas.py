@@ -395,6 +395,34 @@ async def test_processes_side_by_side_count_together_and_none_twice(start: Start
         await member.stop()
 
 
+# --- over the journal alone
+
+
+async def test_journal_that_cannot_be_indexed_is_reported_and_limits_count_what_is_served_here(
+    tmp_path: Path, clock: Clock
+) -> None:
+    (tmp_path / "quota-index.db").write_bytes(b"no database" * 100)
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    await process.begin()
+    assert process._quotas.is_used
+    assert "remove it" in process._quotas.outage.reason
+    process.use(1)
+    with pytest.raises(QuotaSpent):
+        process.use(1)
+    (tmp_path / "quota-index.db").unlink()
+    await process.exchange()
+    assert not process._quotas.outage
+    await process.stop()
+
+
+async def test_journal_is_not_asked_without_a_limit_by_day_or_month(tmp_path: Path, clock: Clock) -> None:
+    process = OverJournal(tmp_path, clock, limit(requests_per_minute=1))
+    await process.begin()
+    assert not process._quotas.is_used
+    assert not (tmp_path / "quota-index.db").exists()
+    await process.stop()
+
+
 # --- over Redis alone
 
 
