@@ -8,6 +8,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     process/       the process: wires the parts, reloads, drains, listens to clients and operators
     proxy.py       one request through its life
     own_answers.py  what the edge answers by itself: its models, a caller's limits and usage, paths that there are not
+    resuming.py    a stream that broke, on its way to another endpoint
     attempt.py     what one endpoint is asked
     settlement.py  what an accepted request owes: charged and recorded once
     judgement.py   what an attempt showed of its endpoint, and whether to ask another one
@@ -17,6 +18,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     limits/        may it start now: requests, tokens and concurrency, shared by processes
     upstream/      which endpoint: pools, engines, health, balancing, queueing, probes, discovery, who keeps a response
     relay/         moves the bytes of an answer to the client
+    resume/        what a broken stream had said, whether it may go on, and what of a second answer is new
     journal/       usage records, kept until delivered; sinks/ where they go
     telemetry/     metrics, the access log and the process's own log
     client/        the client's side of a connection: head, body, answers of the edge's own

@@ -318,7 +318,7 @@ class Proxy:
                         self._kept.forget(user, work.head.asked.response_id)
                     return
                 except Interrupted as interrupted:
-                    judge_interruption(exchange, lease, interrupted.end)
+                    judge_interruption(exchange, lease, interrupted.how)
                     assert pool is not None  # else nothing would have been kept
                     resumption = Resumption(work, pool, exchange, request.connection, settlement, interrupted)
                     elsewhere = True

@@ -109,7 +109,7 @@ class Resumption:
                 reason = refused.reason
                 continue
             exchange = self._exchange
-            attempt.delivered, attempt.echo, attempt.broken_end = None, None, self.interrupted.end
+            attempt.delivered, attempt.echo, attempt.broken_end = None, None, self.interrupted.how
             exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, Outcome.FAILED.value
             return attempt
         raise self._refused(reason)

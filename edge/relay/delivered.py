@@ -99,16 +99,16 @@ class _Full(Exception):
 
 
 class Interrupted(Exception):
-    """A stream broke between two events that its client has, and may go on at another endpoint; `end` is how.
+    """A stream broke between two events that its client has, and may go on at another endpoint; `how` it did.
 
     While it does neither, this is the client's running answer.
     """
 
     begun = True
 
-    def __init__(self, end: End) -> None:
-        super().__init__(end)
-        self.end = end
+    def __init__(self, how: End) -> None:
+        super().__init__(how)
+        self.how = how
         self.is_cut = False
         self._task: asyncio.Task[Any] | None = None
 
@@ -134,7 +134,7 @@ class Interrupted(Exception):
 
     def close(self, exchange: Exchange, client: ClientConnection, settlement: Settlement) -> None:
         """End the stream as any that breaks, with what its client had as its usage."""
-        end = exchange.end or (End.DRAINED if self.is_cut else self.end)
+        end = exchange.end or (End.DRAINED if self.is_cut else self.how)
         client.attach(None)
         settlement.settle(end)
         begun = NOTHING_BEGUN._replace(model=exchange.model)

@@ -64,6 +64,8 @@ def question_in(body: bytes, *, is_chat: bool) -> Question:
         members = orjson.loads(body)
     except orjson.JSONDecodeError:  # of what was released, or of what only other parsers read
         raise NotResumed("body") from None
+    if not isinstance(members, dict):
+        raise NotResumed("body")
     return Question(members, is_chat)
 
 

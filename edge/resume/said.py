@@ -97,7 +97,8 @@ class Said:
     def _read(self, event: bytes) -> None:
         chunk = chunk_in(event)
         if chunk is None or chunk.get("error"):
-            self.is_plain = self.is_plain and event.isspace() | event.startswith(b":")
+            is_known = silence_end(event, 0) == len(event) or data_of(event) == DONE
+            self.is_plain = self.is_plain and is_known
             return
         head = {name: chunk[name] for name in _OF_ALL_CHUNKS if chunk.get(name) is not None}
         choices = choices_in(chunk)

@@ -1,0 +1,80 @@
+"""Which way a stream may go on; that each refusal is one is shown by a running edge in behaviour/test_resume.py."""
+
+from typing import Any
+
+import pytest
+
+from edge.config.settings import Engine, Resume
+from edge.resume.rules import NotResumed, Question, Way, limits_left, question_in, ways_of
+from edge.resume.said import Said
+from tests.resume.answers import delta, event
+
+TEXT = event([delta({"role": "assistant", "content": "a"})])
+REPLAY, CONTENT = Way.REPLAY, Way.CONTENT
+
+
+def ways(mode: Resume, delivered: bytes = TEXT, engine: Engine = "vllm", tokens: int = 1, **members: Any) -> Any:
+    question = Question({"messages": [{"role": "user", "content": "hi"}]} | members, True)
+    try:
+        return ways_of(mode, question, Said(delivered), engine, tokens, 10)
+    except NotResumed as refused:
+        return refused.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "members", "expected"),
+    [
+        ("replay", {"temperature": 0}, [REPLAY]),
+        ("replay", {"temperature": 0.0}, [REPLAY]),
+        ("replay", {"temperature": False}, "sampled"),
+        ("replay", {"seed": 0}, [REPLAY]),
+        ("replay", {"seed": None}, "sampled"),
+        ("content", {"temperature": 0, "seed": 3}, [CONTENT]),
+        ("content", {"seed": 3}, "seeded"),
+        ("content", {}, [CONTENT]),
+        ("auto", {"temperature": 0}, [CONTENT, REPLAY]),
+        ("auto", {"temperature": 0, "stop": "x"}, [REPLAY]),
+        ("auto", {"seed": 3}, [REPLAY]),
+        ("auto", {}, [CONTENT]),
+        ("auto", {"stop": "x"}, "stop"),
+        ("auto", {"temperature": 0, "engine": "openai"}, [REPLAY]),
+        ("content", {"engine": "openai"}, "engine"),
+        ("replay", {"temperature": 0, "tokens": 11}, "too_long"),
+        ("auto", {"temperature": 0, "tokens": 11}, [CONTENT]),
+        ("auto", {"seed": 3, "tokens": 11}, "seeded"),
+    ],
+)
+def test_each_mode_has_its_way(mode: Resume, members: dict[str, Any], expected: object) -> None:
+    assert ways(mode, **members) == expected
+
+
+@pytest.mark.parametrize(
+    ("delivered", "expected"),
+    [
+        (event([delta({"role": "assistant", "content": ""})]), [REPLAY]),
+        (b"", [REPLAY]),
+        (TEXT + b"data: {", "unreadable"),
+        (event([delta({"reasoning_content": "t"})]), "reasoning"),
+        (event([delta({"reasoning": "t"})]) + TEXT, "reasoning"),
+        (event([delta({"tool_calls": [{"index": 0, "function": {"name": "f"}}]})]), "tools"),
+        (event([delta({"refusal": "no"})]), "unreadable"),
+        (event([delta({"content": "a\ufffd"})]), "characters"),
+        (TEXT + event([delta({}, "stop")]), "finished"),
+        (TEXT + event([delta({"content": "b"}, index=1)]), "choices"),
+    ],
+)
+def test_what_was_said_decides_too(delivered: bytes, expected: object) -> None:
+    assert ways("content", delivered) == expected
+
+
+def test_limits_are_less_what_the_answer_has() -> None:
+    members = {"max_tokens": 9, "max_completion_tokens": None, "min_tokens": 2, "n_predict": -1}
+    assert limits_left(members, 4) == {"max_tokens": 5, "min_tokens": 0}
+    with pytest.raises(NotResumed, match="at_limit"):
+        limits_left({"max_tokens": 4}, 4)
+
+
+def test_a_body_that_is_gone_or_odd_is_no_question() -> None:
+    for body in (b"", b"\xff", b"[]"):
+        with pytest.raises(NotResumed, match="body"):
+            question_in(body, is_chat=True)

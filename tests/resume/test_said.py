@@ -1,0 +1,61 @@
+"""What a stream has said, however it was cut into chunks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.resume.said import Said, split_events
+from tests.resume.answers import PAIRS, delta, event
+from tests.streams import STREAMS, cut
+
+
+@given(PAIRS)
+def test_two_cuts_of_one_answer_say_the_same(pair: tuple[list[bytes], list[bytes]]) -> None:
+    first, second = (Said(b"".join(events)) for events in pair)
+    assert (first.parts, first.ends, first.usages, first.roles) == (second.parts, second.ends, 1, {0})
+    assert first.head_for(0) == {"id": "first", "created": 5, "model": "first"}
+    assert first.is_plain
+
+
+def test_texts_are_told_by_their_places() -> None:
+    said = Said(
+        event([delta({"content": "a", "reasoning": "t"}), delta({"content": "b"}, index=1)])
+        + event([delta({"content": "c", "function_call": {"arguments": "{"}}, logprobs={"content": [1], "no": None})])
+        + event([{"index": 2, "text": "d", "finish_reason": "length"}])
+    )
+    assert said.parts == {
+        0: {
+            "delta.content": "ac",
+            "delta.reasoning": "t",
+            "delta.function_call.arguments": "{",
+            "logprobs.content": [1],
+        },
+        1: {"delta.content": "b"},
+        2: {"text": "d"},
+    }
+    assert (said.ends, said.text("delta.content"), said.roles) == ({2: "length"}, "ac", set())
+
+
+@pytest.mark.parametrize(
+    ("content", "is_plain"),
+    [
+        (b": ping\n\n" + event([delta({})]), True),
+        (b"\n\n: a\n: b\n\n", True),
+        (b"data: no JSON\n\n", False),
+        (b"\x1f\x8b garbage\n\n", False),
+        (b'data: {"error":{"message":"no"}}\n\n', False),
+        (event([delta({})]) + b"data: {", False),
+    ],
+)
+def test_what_cannot_be_read_is_known(content: bytes, is_plain: bool) -> None:
+    assert Said(content).is_plain is is_plain
+
+
+@given(st.sampled_from(sorted(STREAMS)), st.lists(st.integers(0, 2000), max_size=5))
+def test_events_are_cut_out_of_real_streams_at_any_cut(name: str, cuts: list[int]) -> None:
+    stream, events, left = STREAMS[name], list[bytes](), b""
+    for piece in cut(stream, sorted(min(each, len(stream)) for each in cuts)):
+        more, left = split_events(left + piece)
+        events += more
+    assert b"".join(events) + left == stream
+    assert len(events) > 1

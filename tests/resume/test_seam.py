@@ -1,0 +1,163 @@
+"""A second answer gives what is new and nothing else, or is found to be another one."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.resume.said import Said
+from edge.resume.seam import Continued, Outcome, Replayed
+from tests.resume.answers import PAIRS, delta, event
+from tests.streams import cut
+
+FIRST = Usage(7, 3, source=UsageSource.ESTIMATED)
+SECOND = Usage(9, 5, source=UsageSource.FINAL)
+
+
+def replayed(delivered: bytes, second: bytes, cuts: list[int]) -> tuple[Replayed, bytes]:
+    seam = Replayed(Said(delivered), FIRST)
+    given_ = b"".join(map(seam.feed, cut(second, sorted(min(each, len(second)) for each in cuts))))
+    return seam, given_ + seam.close()
+
+
+@given(PAIRS, st.data(), st.lists(st.integers(0, 3000), max_size=5))
+def test_a_replay_gives_what_the_client_lacks(
+    pair: tuple[list[bytes], list[bytes]], data: st.DataObject, cuts: list[int]
+) -> None:
+    first, second = pair
+    delivered = b"".join(first[: data.draw(st.integers(0, len(first) - 1))])
+    seam, rest = replayed(delivered, b"".join(second), cuts)
+    joined, whole = Said(delivered + rest), Said(b"".join(first))
+    assert not seam.broken
+    assert (joined.parts, joined.ends, joined.usages, joined.roles) == (whole.parts, whole.ends, 1, {0})
+    if delivered:
+        assert {json.loads(each[6:])["id"] for each in rest.split(b"\n\n")[:-2]} <= {"first"}
+        assert (delivered + rest).count(b'"role"') == 1
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert (seam.usage(SECOND), seam.outcome) == (SECOND, Outcome.RESUMED)
+
+
+@given(PAIRS, st.data(), st.lists(st.integers(0, 3000), max_size=5))
+def test_another_answer_gives_nothing(
+    pair: tuple[list[bytes], list[bytes]], data: st.DataObject, cuts: list[int]
+) -> None:
+    """One character is another, or a text is longer than all of the second answer's."""
+    first, second = pair
+    delivered = b"".join(first[: data.draw(st.integers(1, len(first) - 1))])
+    said = Said(delivered)
+    places = [(index, place) for index, parts in said.parts.items() for place, part in parts.items() if part]
+    if places:
+        index, place = data.draw(st.sampled_from(places))
+        part = said.parts[index][place]
+        at = data.draw(st.integers(0, len(part) - 1))
+        said.parts[index][place] = part[:at] + ("x" if isinstance(part, str) else ["x"]) + part[at + 1 :]  # type: ignore[operator]
+    else:
+        said.parts[0] = {"delta.content": "x"}
+    seam, rest = Replayed(said, FIRST), b""
+    for piece in cut(b"".join(second), sorted(min(each, len(b"".join(second))) for each in cuts)):
+        rest += seam.feed(piece)
+    assert (rest + seam.close(), seam.broken) == (b"", True)
+    assert (seam.usage(SECOND), seam.outcome) == (FIRST, Outcome.UNEQUAL)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        event([delta({"content": "a"})]),
+        event([delta({"content": "a"})]) + b"data: [DONE]\n\n",
+        event([delta({"content": "ab"}, "stop")]),
+        event([delta({"content": "a", "reasoning": "t"})]),
+        event([delta({"reasoning": "ab"})]),
+        event([delta({"content": ["ab"]})]),
+        event([], usage={}),
+        b"data: no JSON\n\n",
+    ],
+)
+def test_an_answer_that_is_shorter_or_goes_elsewhere_is_another_one(second: bytes) -> None:
+    seam, rest = replayed(event([delta({"content": "abc"})]), second, [])
+    assert (rest, seam.outcome, seam.broken) == (b"", Outcome.UNEQUAL, True)
+
+
+def test_another_end_is_another_answer() -> None:
+    delivered = event([delta({"content": "a"})]) + event([delta({}, "stop")])
+    seam, rest = replayed(delivered, event([delta({"content": "a"}, "length")]), [])
+    assert (rest, seam.outcome) == (b"", Outcome.UNEQUAL)
+
+
+def test_an_error_of_the_second_server_is_given_only_behind_the_seam() -> None:
+    error = b'data: {"error":{"message":"no"}}\n\n'
+    seam, rest = replayed(event([delta({"content": "a"})]), error, [])
+    assert (rest, seam.outcome, seam.broken) == (b"", Outcome.FAILED, True)
+    seam, rest = replayed(event([delta({"content": "a"})]), event([delta({"content": "ab"})]) + error, [])
+    assert rest.count(b"data:") == 2
+    assert (seam.outcome, seam.broken) == (Outcome.RESUMED, False)
+
+
+def test_comments_and_the_name_that_was_asked_are_in_the_answer() -> None:
+    seam = Replayed(Said(b""), FIRST, "asked")
+    assert seam.feed(b": ping\n\n") == b": ping\n\n"
+    assert b'"model":"asked"' in seam.feed(event([delta({"role": "assistant"})], model="own"))
+
+
+def continued(prompt_tokens: int | None = 10, **more: bool) -> Continued:
+    shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False} | more
+    said = Said(event([delta({"role": "assistant", "content": "ab"})], id="first"))
+    return Continued(said, FIRST, None, "delta.content", 4, prompt_tokens=prompt_tokens, **shown)
+
+
+def told(content: str, **more: Any) -> bytes:
+    usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+    return event([delta({"content": content})], id="second", **{"usage": usage} | more)
+
+
+def test_what_goes_on_is_the_first_answer_with_the_bill_of_both() -> None:
+    seam = continued()
+    last = event([], usage={"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}})
+    rest = seam.feed(event([delta({"role": "assistant", "content": ""})]) + told("c") + told("d") + last)
+    chunks = [json.loads(each[6:]) for each in rest.split(b"\n\n") if each]
+    assert [each["choices"][0]["delta"] for each in chunks[:2]] == [{"content": "c"}, {"content": "d"}]
+    assert {each.get("id") for each in chunks[:2]} == {"first"}
+    assert all("usage" not in each for each in chunks[:2])
+    assert chunks[2]["usage"] == {
+        "prompt_tokens": 6, "completion_tokens": 6, "prompt_tokens_details": {"cached_tokens": 6}
+    }  # fmt: skip
+    assert seam.usage(Usage(10, 2, 9, source=UsageSource.FINAL)) == Usage(6, 6, 6, source=UsageSource.FINAL)
+    assert seam.usage(Usage(1, 2, source=UsageSource.ESTIMATED)) == Usage(7, 6, source=UsageSource.ESTIMATED)
+    assert seam.usage(NO_USAGE) == FIRST
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        (told("c"), Outcome.RESUMED),
+        (told("c", usage={"prompt_tokens": 12, "completion_tokens": 1}), Outcome.RESUMED),
+        (told("c", usage={"prompt_tokens": 13, "completion_tokens": 1}), Outcome.IGNORED),
+        (told("c", usage=None), Outcome.IGNORED),
+        (told("c", usage=None, timings={"prompt_n": 4, "cache_n": 6}), Outcome.RESUMED),
+        (told("c", usage=None, timings={"prompt_n": 20}), Outcome.IGNORED),
+        (event([delta({}, "stop")]) + b"data: [DONE]\n\n", Outcome.IGNORED),
+        (event([delta({}, "stop")]) + told("")[:-2] + b"\n\ndata: [DONE]\n\n", Outcome.RESUMED),
+        (b'data: {"object":"error","message":"no"}\n\n', Outcome.FAILED),
+    ],
+)
+def test_a_prompt_of_another_length_shows_that_the_server_began_anew(second: bytes, outcome: Outcome) -> None:
+    seam = continued()
+    rest = seam.feed(second) + seam.close()
+    assert seam.outcome is outcome
+    assert bool(rest) is (outcome is Outcome.RESUMED)
+    assert seam.usage(SECOND) == FIRST or outcome is Outcome.RESUMED
+
+
+def test_usage_and_timings_are_shown_to_who_asked() -> None:
+    timed = told("c", timings={"prompt_n": 10})
+    shown = json.loads(continued(shows_running=True, shows_timings=True).feed(timed)[6:])
+    assert (shown["usage"]["prompt_tokens"], shown["timings"]) == (6, {"prompt_n": 10})
+    hidden = json.loads(continued().feed(timed)[6:])
+    assert not {"usage", "timings"} & set(hidden)
+    assert continued(None, shows_usage=False).feed(event([], usage={"prompt_tokens": 1, "completion_tokens": 1})) == b""
+    end = event([delta({}, "stop")], usage={"prompt_tokens": 10, "completion_tokens": 1})
+    assert b'"usage"' in continued(None).feed(end)
+    assert b'"usage"' not in continued(None, hides_usage=True).feed(end)
