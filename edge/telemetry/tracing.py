@@ -109,8 +109,10 @@ class Tracing:
         sent.set_running_or_notify_cancel()
 
         def shut_down() -> None:
-            self._processor.shutdown()
-            sent.set_result(None)
+            try:
+                self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK's
+            finally:
+                sent.set_result(None)
 
         threading.Thread(target=shut_down, name="last spans", daemon=True).start()
         await asyncio.wrap_future(sent)
