@@ -67,12 +67,24 @@ def _expiries(config: Config) -> Iterator[Expiry]:
             own = read_certificate(tls)
             yield Expiry("server.tls", own.names, own.begins_at, own.ends_at)
     for of, ca_file in authorities(config):
-        with contextlib.suppress(OSError, KeyError, ValueError):
-            read = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            read.load_verify_locations(ca_file)
-            first = min(read.get_ca_certs(), key=lambda each: ssl.cert_time_to_seconds(str(each["notAfter"])))
-            begins_at, ends_at = (ssl.cert_time_to_seconds(str(first[name])) for name in ("notBefore", "notAfter"))
+        with contextlib.suppress(OSError, ValueError):
+            begins_at, ends_at = read_authority(ca_file)
             yield Expiry(".".join(map(str, of)), (), begins_at, ends_at)
+
+
+def read_authority(ca_file: Path) -> tuple[float, float]:
+    """Return when the first certificate of a file of authorities to end began and ends, in Unix seconds.
+
+    Raises: `OSError`, `ValueError` for a file without any.
+    """
+    read = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    read.load_verify_locations(ca_file)
+    valid = [
+        [ssl.cert_time_to_seconds(str(each[name])) for name in ("notAfter", "notBefore")]
+        for each in read.get_ca_certs()
+    ]
+    ends_at, begins_at = min(valid)
+    return begins_at, ends_at
 
 
 def authorities(config: Config) -> Iterator[tuple[KeyPath, Path]]:

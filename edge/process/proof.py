@@ -1,5 +1,6 @@
 """What `edge check` proves beyond the text of routes.toml: that what the file names can be used on this machine."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from edge.config.positions import KeyPath
 from edge.config.process_settings import TlsConfig
 from edge.config.settings import Config
 from edge.errors import Unusable
-from edge.process.certificates import authorities, read_certificate
+from edge.process.certificates import authorities, read_authority, read_certificate
 from edge.tls import client_tls
 
 _SOON_S: Final = 14 * 86400  # a certificate that is renewed by itself is, a month before its end
@@ -34,6 +35,11 @@ def prove(config: Config) -> Iterator[Finding]:
             client_tls(ca_file, "")
         except Unusable:
             yield Finding(at, "has no certificate in it: write the path of a PEM file with the authority's")
+        with contextlib.suppress(OSError, ValueError):
+            _, ends_at = read_authority(ca_file)
+            if ends_at <= time.time():
+                what = f"has a certificate that ended on {_date(ends_at)}: servers that it proves are not asked"
+                yield Finding(at, f"{what}, write a new one", "warning")
     for index, address in enumerate((*config.server.listen, config.server.admin)):
         if address.path is not None:
             key = ("listen", index) if index < len(config.server.listen) else ("admin",)

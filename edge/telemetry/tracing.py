@@ -40,7 +40,7 @@ class Tracing:
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # else a warning for each try of a collector down
         self._below = round(share * _ALL)
         self._resource = Resource.create({"service.name": "edge", "service.version": version("edge")})
-        self._processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=url))
+        self._processor: Any = BatchSpanProcessor(OTLPSpanExporter(endpoint=url))
 
     def begin(self, given: Trace | None) -> Trace:
         """Return the trace of a request: the caller's, or one that begins here."""

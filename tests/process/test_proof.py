@@ -4,8 +4,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 
 from edge.__main__ import main
+from edge.process import proof
 from tests.process.test_certificates import NOW, write
 
 TLS = '[server]\ntls = { certificate = "tls.crt", private_key = "tls.key" }\n'
@@ -41,6 +43,28 @@ def test_certificate_that_has_ended_fails_and_one_that_soon_will_is_warned_of(
     assert (code, ok) == (0, "routes.toml: ok, 1 routes, 1 pools")
     what = f"ends on {soon:%Y-%m-%d %H:%M} UTC: write a new one before"
     assert warning == f"routes.toml:2: server.tls.certificate: warning: {what}"
+
+
+def test_authority_that_has_ended_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    text = '[pools.q]\nendpoints = ["https://q"]\nca_file = "ca.pem"\n[routes.q]\npool = "q"\n'
+    assert checked(text, capsys)[0] == 0
+    ended = NOW - timedelta(days=1)
+    monkeypatch.setattr(proof, "read_authority", lambda ca_file: (0.0, ended.timestamp()))
+    code, (warning, _) = checked(text, capsys)
+    what = f"has a certificate that ended on {ended:%Y-%m-%d %H:%M} UTC: servers that it proves are not asked"
+    assert (code, warning) == (0, f"routes.toml:3: pools.q.ca_file: warning: {what}, write a new one")
+
+
+def test_traces_without_the_packages_are_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "find_spec", lambda name: None)
+    code, (problem,) = checked('[server]\ntraces = "http://127.0.0.1:4318/v1/traces"\n', capsys)
+    what = 'needs packages that are not installed: pip install "edge[otel]"'
+    assert (code, problem) == (1, f"routes.toml:2: server.traces: {what}")
 
 
 def test_key_of_another_certificate_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,7 +206,7 @@ function showParts(status) {
     const kind = left <= 0 ? "bad" : left < 14 * 86400 ? "warn" : "good";
     const ends = new Date(certificate.ends_at * 1000).toISOString().slice(0, 16).replace("T", " ");
     const word = left <= 0 ? `ended ${span(-left)} ago` : `ends in ${span(left)}`;
-    rows.push([`certificate of ${certificate.of}`, mark(kind, word), "", `${certificate.names.join(", ")} · until ${ends} UTC`]);
+    rows.push([`certificate of ${certificate.of}`, mark(kind, word), "", [...certificate.names, `until ${ends} UTC`].join(" · ")]);
   }
   show("parts", table("What the edge needs beside the models' servers.", [["Part"], ["State"], ["Why"], ["Since the start"]], rows));
 }
