@@ -214,8 +214,10 @@ endpoints = ["{simulator.url}", "http://127.0.0.1:{unused_tcp_port}"]
 ca_file = "{tmp_path}/ca.pem"
 """
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
-    edge = await start_edge(ROUTES.replace("{upstream}", simulator.url) + text)
-    await edge.ask({"model": "public/deepseek-r1"})
+    resumes = ROUTES.replace("[pools.r1]", '[pools.r1]
+resume = "replay"')
+    edge = await start_edge(resumes.replace("{upstream}", simulator.url) + text)
+    await edge.ask({"model": "public/deepseek-r1", "stream": True, "simulate": {"fault": "cut", "after": 2}})
     await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
     edge.server.metrics.upstreams.observe_wait(finished(pool="two", queued_s=1.0))
     await edge.idle()
@@ -236,7 +238,7 @@ async def test_every_field_of_the_access_log_and_of_a_record_is_described(edge: 
     (logged,), (first,), (last,) = await edge.log(), edge.records(ended=False), edge.records()
     assert first_cells(OPERATING, "The access log") == list(logged)
     described = {line[0].strip("`"): line[2] for line in rows(OPERATING, "The fields of a record")}
-    assert set(described) == set(last)
+    assert set(described) == set(last) | {"resumes", "resumed_from", "resumed_usage"}  # of what went on elsewhere
     assert {field for field, line in described.items() if line == "both"} == set(first)
     (example,) = (block for block in _FENCE.findall(OPERATING.read_text()) if '"usage_source"' in block)
     assert list(json.loads(example)) == list(last)

@@ -136,6 +136,8 @@ class Interrupted(Exception):
         """End the stream as any that breaks, with what its client had as its usage."""
         end = exchange.end or (End.DRAINED if self.is_cut else self.how)
         client.attach(None)
+        if self.is_cut and self._task is not None:
+            self._task.uncancel()
         settlement.settle(end)
         begun = NOTHING_BEGUN._replace(model=exchange.model)
         event = exchange.operation.protocol.error_event(broken_stream(end), exchange.request_id, begun)
