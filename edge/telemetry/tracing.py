@@ -133,9 +133,8 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
 
 def _attributes_of_model(exchange: Exchange) -> dict[str, str | int | float]:
     host, _, port = exchange.endpoint.rpartition(":")
-    ttft_s = (
-        {"gen_ai.response.time_to_first_chunk": exchange.first_byte - exchange.asked_at} if exchange.first_byte else {}
-    )
+    first_s = exchange.first_byte - exchange.asked_at  # under 0 of a stream that another endpoint began
+    ttft_s = {"gen_ai.response.time_to_first_chunk": first_s} if first_s > 0 else {}
     return {
         "gen_ai.operation.name": "chat" if "chat" in exchange.operation.name else exchange.operation.name,
         "gen_ai.request.model": exchange.upstream_model,

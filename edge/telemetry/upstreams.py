@@ -58,13 +58,13 @@ class Upstreams:
         elif failures is None or len(failures) <= exchange.retries:  # the last one was none
             outcome = (exchange.status, end._value_)
             numbers.asked[outcome] = numbers.asked.get(outcome, 0) + 1
-        if first_byte:
+        if first_byte > asked_at:  # else it is of a stream that another member began
             numbers.first_token.observe(first_byte - asked_at)
         usage = exchange.usage
         if usage is not NO_USAGE:
             tokens = usage.completion_tokens
             numbers.completion_tokens += tokens
-            if exchange.stream and tokens > 1 and first_byte:
+            if exchange.stream and tokens > 1 and first_byte > asked_at:
                 numbers.token.observe((finished - first_byte) / (tokens - 1))
 
     def observe_wait(self, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,30 @@ async def test_attempts_are_told_one_after_another_and_only_where_one_failed(
     assert ("connect_refused", "refused") in {each for line in told for each in line}
     assert ("upstream_error", "full") in {each for line in told for each in line}
     assert all(line == () or line[-1] == ("complete", "") for line in told)
+
+
+async def test_stream_that_goes_on_elsewhere_names_the_member_that_broke(start_edge: StartEdge) -> None:
+    async with AsyncExitStack() as stack:
+        members = [Simulator(Behaviour(text="prompt", tokens=13)) for _ in range(2)]
+        for each in members:
+            await each.start()
+            stack.push_async_callback(each.close)
+        settings: dict[str, object] = {"balance": "round-robin", "resume": "replay", "retry_budget": 1.0}
+        edge = await start_edge(routes(*(each.url for each in members), **settings))
+        fault = {"fault": "cut", "after": 5, "once": "named"}
+        messages = [{"role": "user", "content": "hi"}]
+        await edge.ask({**BODY, "messages": messages, "stream": True, "temperature": 0, "simulate": fault})
+        line = await last_line(edge)
+        exposition = (await edge.server.metrics.render()).decode()
+    broke, went_on = line["attempts"]
+    assert (line["end"], line["resumes"]) == ("complete", 1)
+    assert (broke["outcome"], went_on["outcome"]) == ("upstream_cut", "complete")
+    assert went_on["endpoint"] == line["endpoint"] != broke["endpoint"]
+    for each in line["attempts"]:
+        labels = f'pool="r1",endpoint="{each["endpoint"]}",status="200",outcome="{each["outcome"]}"'
+        assert f"edge_upstream_requests_total{{{labels}}} 1" in exposition
+    sums = [float(each.split()[1]) for each in exposition.splitlines() if each.startswith("gen_ai") and "_sum" in each]
+    assert min(sums) >= 0
 
 
 class Expired:
