@@ -110,7 +110,7 @@ class Tracing:
 
         def shut_down() -> None:
             try:
-                self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK's
+                self._processor.shutdown()
             finally:
                 sent.set_result(None)
 
