@@ -35,7 +35,7 @@ async def test_document_says_which_file_is_in_force_and_that_all_is_well(edge: E
     assert status["config"]["sha256"] == hashlib.sha256(edge.config_path.read_bytes()).hexdigest()
     assert [route["name"] for route in status["routes"]] == ["public/deepseek-r1", "u-*"]
     assert {part["name"]: part["up"] for part in status["parts"]} == {
-        "key store": True, "key cache": True, "responses": True, "quotas": True, "journal": True, "access log": True,
+        "key store": True, "key cache": True, "responses": True, "journal": True, "access log": True,
     }  # fmt: skip
 
 
