@@ -214,8 +214,7 @@ endpoints = ["{simulator.url}", "http://127.0.0.1:{unused_tcp_port}"]
 ca_file = "{tmp_path}/ca.pem"
 """
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
-    resumes = ROUTES.replace("[pools.r1]", '[pools.r1]
-resume = "replay"')
+    resumes = ROUTES.replace("[pools.r1]", '[pools.r1]\nresume = "replay"')
     edge = await start_edge(resumes.replace("{upstream}", simulator.url) + text)
     await edge.ask({"model": "public/deepseek-r1", "stream": True, "simulate": {"fault": "cut", "after": 2}})
     await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
