@@ -193,6 +193,7 @@ async def test_the_record_has_both_endpoints_and_what_each_token_cost_once(scene
         each.url.removeprefix("http://") for each in running.simulators
     }
     assert (record["resumes"], record["retries"], line["resumes"], line["resume"]) == (1, 1, 1, "resumed")
+    assert [each["endpoint"] for each in line["attempts"]] == [record["resumed_from"], record["endpoint"]]
     second = record["resumed_usage"]
     assert (
         second["prompt_tokens"] + second["completion_tokens"] == record["prompt_tokens"] + record["completion_tokens"]
