@@ -53,7 +53,6 @@ def judge_interruption(exchange: Exchange, lease: Lease, end: End) -> None:
     """Report what an attempt showed whose answer broke and may go on elsewhere."""
     _note(exchange, exchange.status, end.value, _WITHIN[end], time.monotonic())
     lease.endpoint.note_fault(exchange.request_id, end.value)
-    _note(exchange, exchange.status, end.value, _WITHIN.get(end, "broke within the answer"), time.monotonic())
     lease.report(Verdict.FAULT)
 
 
