@@ -174,7 +174,8 @@ def test_every_module_imports_alone_without_a_warning() -> None:
     """Each in a fork of an interpreter that has what is not ours, so that no other import has prepared the ground."""
     names = [".".join(("edge", *each.with_suffix("").parts)).removesuffix(".__init__") for each in MODULES]
     code = """
-import importlib, os, sys
+import gc, importlib, os, sys
+gc.disable()  # which would touch every page in each fork
 import aiocache, aiohttp.web, jwt, msgspec, orjson, prometheus_client, redis.asyncio, uvloop
 for name in sys.argv[1:]:
     child = os.fork()
