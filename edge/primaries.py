@@ -23,7 +23,7 @@ from edge.config.values import bracketed
 
 Address = tuple[str, int]
 
-_ASK_TIMEOUT_S: Final = 0.5  # one that is gone holds up what waits for a connection; the next one answers
+_ASK_TIMEOUT_S: Final = 1.0  # one that is gone holds up what waits for a connection; the next one answers
 _MOVED: Final = "the Cluster has another primary for this, or none"
 
 

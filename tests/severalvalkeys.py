@@ -17,7 +17,7 @@ SERVICE = "edge-1"
 _RIGHTS = "~edge:* ~{edge}:* &edge:keys +@read +@write +@scripting +@transaction +@pubsub +@connection +time +wait"
 _USER = ("--user", "edge", "on", ">secret", *_RIGHTS.split(), "+cluster|slots")
 _SENTINELS_USER = "asker on >watch +sentinel|get-master-addr-by-name +@connection"
-_DOWN_AFTER_MS = 300
+_DOWN_AFTER_MS = 800
 _SLOTS = ((0, 9999), (10_000, 12_999), (13_000, 16_383))  # the first has all that an edge asks for
 
 

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from edge import primaries
 from edge.valkey import connect, connect_blocking, disconnect
+from tests.keybackends import PATIENCE_S
 
 SILENT = b""
 OTHERS = {"hello": b"%1\r\n$5\r\nproto\r\n:3\r\n"}
@@ -82,10 +83,10 @@ async def running(*servers: Server) -> AsyncIterator[None]:
 async def client_at(url: str, blocks: bool, ca_file: Path | None = None) -> AsyncIterator[Callable[[], Any]]:
     """What gets a value, by the one client or the other."""
     if blocks:
-        with connect_blocking(url, 5.0, ca_file) as blocking:
+        with connect_blocking(url, PATIENCE_S, ca_file) as blocking:
             yield lambda: asyncio.to_thread(blocking.get, "{edge}:a")
     else:
-        client = connect(url, 5.0, ca_file)
+        client = connect(url, PATIENCE_S, ca_file)
         yield lambda: client.get("{edge}:a")
         await disconnect(client)
 
@@ -95,6 +96,12 @@ EITHER = pytest.mark.parametrize("blocks", [False, True], ids=["serving", "block
 
 def sentinel_of(primary: Server) -> Server:
     return Server({"sentinel": lambda: address(primary.port)})
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine too; a test of one that says nothing has no patience."""
+    monkeypatch.setattr(primaries, "_ASK_TIMEOUT_S", PATIENCE_S)
 
 
 @EITHER
@@ -140,7 +147,7 @@ async def test_sentinel_that_is_cut_off_is_not_asked_twice_in_a_row(blocks: bool
 
 @EITHER
 async def test_sentinel_that_says_nothing_is_asked_last(blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primaries, "_ASK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(primaries, "_ASK_TIMEOUT_S", 0.1)
     primary = Server({"get": text("x")})
     silent, informed = Server({"sentinel": lambda: SILENT}), sentinel_of(primary)
     async with running(primary, silent, informed):

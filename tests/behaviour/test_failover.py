@@ -11,8 +11,10 @@ import pytest
 
 from edge.config.process_settings import KeysConfig
 from edge.config.values import KeyStoreAddress
+from edge.journal.sinks.redis import STREAM
 from edge.keys.stores.table import registry_of
 from edge.simulator.server import Simulator
+from edge.valkey import connect_blocking
 from tests.conftest import USER, Edge, StartEdge
 from tests.keybackends import PATIENCE_S
 from tests.severalvalkeys import Cluster, Sentinels, Several
@@ -120,8 +122,8 @@ async def test_primary_that_is_lost_costs_no_key_no_limit_and_no_record(
         ids = {each["id"] for edge in edges for each in edge.records()}
         for edge in edges:
             await edge.stop()
-        with (await succession).client() as client:
-            entries: Any = client.xrange("edge:usage")
+        with connect_blocking(several.url, PATIENCE_S, key=STREAM) as client:
+            entries: Any = client.xrange(STREAM)
         delivered = Counter(fields[b"id"].decode() for _, fields in entries)
         assert delivered.keys() == ids
         assert len(ids) == statuses[200]
