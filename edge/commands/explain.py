@@ -265,14 +265,14 @@ def _retries(pool: PoolConfig) -> str:
 
 
 def _resume(pool: PoolConfig) -> str:
-    """Return what becomes of a stream whose server dies; what a request asks decides, which is not known here."""
-    again = f"at temperature 0 or with a seed, is asked again, up to {pool.resume_at_most} tokens"
-    on = "is gone on with behind its text, unless what it asks forbids that"
-    ways = {"replay": again, "content": on, "auto": f"{on}, or, {again}"}
+    """Return what becomes of a stream whose server dies; the word in its log line is why one does not go on."""
     if pool.dns is None and len(pool.endpoints) == 1:
         return "none, it has one endpoint"
-    kept = f"of up to {write_size(pool.resume_memory_bytes)}"
-    return f"a stream of chat/completions or completions that breaks, {kept}, {ways[pool.resume]}; see docs/resume.md"
+    again = f"asked again at temperature 0 or with a seed, up to {pool.resume_at_most} tokens"
+    on = "gone on with behind its text"
+    ways = {"replay": again, "content": on, "auto": f"{on}, or {again}"}
+    which = f"a stream of chat/completions or completions, of up to {write_size(pool.resume_memory_bytes)}"
+    return f"{which}, is {ways[pool.resume]}; docs/resume.md has what is refused"
 
 
 def _limits(config: Config, route: RouteConfig, principal: Principal | None) -> str:

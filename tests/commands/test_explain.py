@@ -125,6 +125,18 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
             'endpoints = ["http://a:1", "http://b:1"]\nretry_within = "0s"\nretry_after_send = true',
             ["retries  after a refused connection, a connection that died with the request on it; a share"],
         ),
+        ('resume = "auto"', ["resume   none, it has one endpoint"]),
+        (
+            'endpoints = ["http://a:1", "http://b:1"]\nresume = "replay"\nresume_at_most = 50',
+            [
+                "resume   a stream of chat/completions or completions, of up to 512KiB, is asked again at temperature "
+                "0 or with a seed, up to 50 tokens; docs/resume.md has what is refused"
+            ],
+        ),
+        (
+            'endpoints = ["http://a:1", "http://b:1"]\nresume = "auto"',
+            ["resume   a stream of chat/completions or completions, of up to 512KiB, is gone on with behind its text"],
+        ),
     ],
 )
 def test_text_tells_the_settings_of_a_pool_that_have_an_effect(settings: str, told: list[str]) -> None:
