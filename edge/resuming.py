@@ -12,7 +12,7 @@ import msgspec
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
 from edge.errors import UpstreamUnavailable
-from edge.exchange import Exchange, Usage
+from edge.exchange import Exchange, Usage, UsageSource
 from edge.metering.meters import Metering
 from edge.operations import OPERATIONS
 from edge.relay.delivered import Interrupted
@@ -64,6 +64,9 @@ class Resumption:
         try:
             self._question = question_in(work.body.data, is_chat=exchange.operation is _CHAT)
             self._said = Said(delivered.content(bare=client.bare))
+            if self._first.source is UsageSource.FINAL and self._said.is_over:
+                interrupted.is_over = True
+                raise NotResumed("finished")
             tokens = self._first.completion_tokens
             self._ways = ways_of(
                 config.resume, self._question, self._said, config.engine, tokens, config.resume_at_most

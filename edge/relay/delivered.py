@@ -9,9 +9,10 @@ from edge.client.connection import ClientConnection
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange
 from edge.protocols import NOTHING_BEGUN
-from edge.relay.terms import Settlement, broken_stream
+from edge.relay.terms import Settlement, broken_stream, last_event
 from edge.wire.http1 import LAST_CHUNK, Chunked, Malformed, chunk
 
+_DONE: Final = b"data: [DONE]\n\n"
 _BLOCK_BYTES: Final = 16 * 1024  # that are reserved at once
 
 
@@ -110,6 +111,7 @@ class Interrupted(Exception):
         super().__init__(how)
         self.how = how
         self.is_cut = False
+        self.is_over = False  # all of the answer had come but the event that ends its stream
         self._task: asyncio.Task[Any] | None = None
 
     def hold(self, client: ClientConnection) -> None:
@@ -133,14 +135,16 @@ class Interrupted(Exception):
         """Its handler is cancelled, and with it whatever was asked."""
 
     def close(self, exchange: Exchange, client: ClientConnection, settlement: Settlement) -> None:
-        """End the stream as any that breaks, with what its client had as its usage."""
+        """End the stream as any that breaks, with what its client had as its usage; in order if that was all."""
         end = exchange.end or (End.DRAINED if self.is_cut else self.how)
         client.attach(None)
         if self.is_cut and self._task is not None:
             self._task.uncancel()
-        settlement.settle(end)
-        begun = NOTHING_BEGUN._replace(model=exchange.model)
-        event = exchange.operation.protocol.error_event(broken_stream(end), exchange.request_id, begun)
-        data = event if client.bare else chunk(event) + LAST_CHUNK
+        settlement.settle(End.COMPLETE if self.is_over else end)
+        if self.is_over:
+            data = _DONE if client.bare else chunk(_DONE) + LAST_CHUNK
+        else:
+            begun = NOTHING_BEGUN._replace(model=exchange.model)
+            data = last_event(exchange, broken_stream(end), begun, bare=client.bare)
         exchange.response_bytes += len(data)
         client.send(data)

@@ -165,7 +165,7 @@ async def test_a_stream_that_breaks_behind_any_frame_is_whole(
             else:
                 assert told.answer == whole.answer
                 assert told.bill[:3] == whole.bill[:3]
-                assert told.line["resume"] in ("resumed", None)
+                assert told.line["resume"] in ("resumed", "finished", None)
             resumed += told.line["resume"] == "resumed"
     assert resumed >= frames
     await running.edge.consistent()
@@ -200,6 +200,16 @@ async def test_the_record_has_both_endpoints_and_what_each_token_cost_once(scene
     )
     assert (record["completion_tokens"], second["completion_tokens"]) == (13, 9)
     assert "resumes" not in (await running.ask()).record
+
+
+async def test_what_lacks_nothing_but_its_last_event_is_ended_in_order(scene: StartScene) -> None:
+    """Nobody else is asked."""
+    running = await scene("content")
+    for shown, version in ((USAGE, "1.1"), ({}, "1.1"), (USAGE, "1.0")):
+        whole = await running.ask(version=version, **shown)
+        told = await running.broken(after=15, version=version, **shown)
+        assert (told.answer, told.bill) == (whole.answer, whole.bill)
+        assert (told.line["resume"], told.line["resumes"], told.record["end"]) == ("finished", 0, "complete")
 
 
 async def test_a_limit_settles_what_is_recorded(scene: StartScene) -> None:
