@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edge.limits.admission import Permit
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from tests.conftest import Edge, ScriptedConnection, StartEdge, StartUpstream, soon
@@ -212,14 +213,21 @@ async def test_what_lacks_nothing_but_its_last_event_is_ended_in_order(scene: St
         assert (told.line["resume"], told.line["resumes"], told.record["end"]) == ("finished", 0, "complete")
 
 
-async def test_a_limit_settles_what_is_recorded(scene: StartScene) -> None:
+async def test_a_limit_is_charged_what_is_recorded(scene: StartScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    charged: list[tuple[int, ...]] = []
+    charge = Permit.charge
+
+    def noting(permit: Permit, *counts: int) -> None:
+        charged.append(counts)
+        charge(permit, *counts)
+
+    monkeypatch.setattr(Permit, "charge", noting)
     running = await scene("content", route='metered = true\nlimit = "l"\n[limits.l]\ntokens_per_minute = 10000')
-    lefts = []
-    for ask in (running.ask, running.broken, running.ask):
-        await ask()
-        (counter,) = [each for each in running.edge.server.admission._counters.values()]
-        lefts.append(repr(counter))
-    assert len({(each["prompt_tokens"], each["completion_tokens"]) for each in running.edge.records()}) == 1
+    for ask in (running.ask, running.broken):
+        record = (await ask()).record
+        assert charged[-1][:2] == (record["prompt_tokens"] + record["completion_tokens"], record["completion_tokens"])
+    assert charged[0] == charged[1]
+    assert len(charged) == 2
 
 
 @pytest.mark.parametrize(
