@@ -15,6 +15,7 @@ import pytest
 from edge.limits.admission import Permit
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
+from edge.wire.http1 import Chunked
 from tests.conftest import Edge, ScriptedConnection, StartEdge, StartUpstream, soon
 from tests.streams import chunk
 
@@ -515,6 +516,30 @@ async def test_streams_that_break_at_once_share_nothing(scene: StartScene) -> No
     fault = {"fault": "cut", "interval_ms": 2}
     broken = [body | {"simulate": fault | {"after": 2 + at, "once": next(_names)}} for at, body in enumerate(bodies)]
     assert await asyncio.gather(*map(text, broken)) == wholes
+    await running.edge.consistent()
+
+
+async def test_no_stream_is_cut_by_a_rolling_restart_of_its_servers(scene: StartScene) -> None:
+    running = await scene("auto", count=3, tokens=30, interval_ms=4)
+    whole = await running.ask()
+    for simulator in running.simulators:
+        clients = [await running.edge.connect() for _ in range(12)]
+        for client in clients:
+            client.send(running.edge.request(BODIES[CHAT]))
+        for client in clients:
+            assert (await soon(client.reader.readexactly(12))) == b"HTTP/1.1 200"
+        port = simulator.port
+        await simulator.close()
+        for client in clients:
+            rest = await soon(client.reader.readuntil(b"0\r\n\r\n"))
+            payload: list[bytes] = []
+            Chunked().scan(rest.partition(b"\r\n\r\n")[2], payload)
+            assert Told(b"".join(payload), True, {}, {}).answer == whole.answer
+        await simulator.start(port=port)
+    await running.edge.idle()
+    records = running.edge.records()
+    assert {(each["end"], each["prompt_tokens"], each["completion_tokens"]) for each in records} == {whole.bill[:3]}
+    assert sum(each.get("resumes", 0) for each in records) >= 2
     await running.edge.consistent()
 
 
