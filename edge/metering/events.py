@@ -80,7 +80,7 @@ class Events(msgspec.Struct):
 
     def feed(self, content: bytes) -> bytes:
         end = content.find(b"\n\n")
-        if 2 <= end + 2 == len(content) < MAX_HELD_BYTES and not self._held and content.find(b"\r") < 0:
+        if _SHORTEST_READ <= end + 2 == len(content) < MAX_HELD_BYTES and not self._held and content.find(b"\r") < 0:
             return self._read(content)  # one event, as a read of a stream mostly is
         given = self._cut(content)
         return given if (self.hide_usage or self.hide_running) and given != content else content

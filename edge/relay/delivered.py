@@ -1,6 +1,7 @@
 """What a client was given of a stream that may go on elsewhere, kept by reference, and the break of such a stream."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -14,6 +15,7 @@ from edge.wire.http1 import LAST_CHUNK, Chunked, Malformed, chunk
 
 _DONE: Final = b"data: [DONE]\n\n"
 _BLOCK_BYTES: Final = 16 * 1024  # that are reserved at once
+_forget: Final[Callable[[bytes], None]] = deque[bytes](maxlen=0).append
 
 
 class Memory(Protocol):
@@ -32,54 +34,55 @@ class Delivered:
     Past that it lets go of all of it, and `let_go` of what was asked: the stream ends as any other then.
     """
 
-    __slots__ = (
-        "_bytes", "_keep", "_let_go", "_memory", "_most_bytes", "_parts", "_reserved_bytes", "_write", "is_whole",
-    )  # fmt: skip
+    __slots__ = ("_let_go", "_memory", "_most_bytes", "_parts", "_reserved_bytes", "is_whole")
 
     def __init__(self, memory: Memory, most_bytes: int, let_go: Callable[[], None]) -> None:
         self._memory = memory
         self._most_bytes = most_bytes
         self._let_go = let_go
         self._parts: list[bytes] = []
-        self._keep: Callable[[bytes], None] = self._parts.append
-        self._bytes = self._reserved_bytes = 0
-        self._write: Callable[[bytes], Any]
+        self._reserved_bytes = 0
         self.is_whole = True
 
     def passing(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """Return what writes to the client as `write` does."""
-        self._write = write
-        return self.write
+        """Return what writes to the client as `write` does, and keeps what it wrote; it runs once a token."""
+        keep: Callable[[bytes], None] = self._parts.append
+        room: float = 0
 
-    def write(self, data: bytes) -> None:
-        """Give the client bytes and keep them; it runs once a token."""
-        self._write(data)
-        self._keep(data)
-        self._bytes += len(data)
-        if self._bytes > self._reserved_bytes:
-            self._reserve()
+        def pass_on(data: bytes) -> None:
+            nonlocal keep, room
+            write(data)
+            keep(data)
+            room -= len(data)
+            if room < 0:
+                room = self._reserve(-room)
+                if not self.is_whole:
+                    keep = _forget
 
-    def _reserve(self) -> None:
-        if not self.is_whole:
-            self._bytes = 0
-            return
-        missing = max(_BLOCK_BYTES, self._bytes - self._reserved_bytes)
-        try:
-            if self._bytes > self._most_bytes:
-                raise _Full
-            self._memory.reserve(missing)
-        except (EdgeError, _Full):
-            self.release()
-            self._let_go()
-        else:
-            self._reserved_bytes += missing
+        return pass_on
+
+    def _reserve(self, missing_bytes: float) -> float:
+        """Reserve at least so many bytes; return how many are left, infinitely many where nothing is kept."""
+        if self.is_whole:
+            count = max(_BLOCK_BYTES, int(missing_bytes))
+            try:
+                if self._reserved_bytes + missing_bytes > self._most_bytes:
+                    raise _Full
+                self._memory.reserve(count)
+            except (EdgeError, _Full):
+                self.release()
+                self._let_go()
+            else:
+                self._reserved_bytes += count
+                return count - missing_bytes
+        return math.inf
 
     def release(self) -> None:
         """Let go of what was kept, and keep nothing more."""
         self._memory.release(self._reserved_bytes)
-        self._bytes = self._reserved_bytes = 0
-        nothing: deque[bytes] = deque(maxlen=0)
-        self._parts, self._keep, self.is_whole = [], nothing.append, False
+        self._reserved_bytes = 0
+        self._parts.clear()
+        self.is_whole = False
 
     def content(self, *, bare: bool) -> bytes:
         """Return the content that the client has, which is `bare` of chunks, or b"" where it is no whole chunks."""

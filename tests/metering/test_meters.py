@@ -341,6 +341,15 @@ def test_usage_is_the_same_at_random_cuts(name: str, mode: dict[str, bool], draw
     assert outcome(operation, mode, cut(stream, positions)) == outcome(operation, mode, [stream])
 
 
+@pytest.mark.parametrize("operation", [CHAT, TEXT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("event", [b"data: x\n\n", b"data: {}\n\n", b"data:[]\n\n", b"data:\n\n", b"x\n\n", b": x\n\n"])
+def test_short_event_counts_alike_alone_and_among_others(operation: str, event: bytes) -> None:
+    for stream in (event * 3, event + b'data: "of another kind"\n\n' + event):
+        expected = outcome(operation, {}, [stream])
+        assert outcome(operation, {}, stream.splitlines(keepends=True)) == expected
+        assert outcome(operation, {}, [each + b"\n\n" for each in stream.split(b"\n\n")[:-1]]) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "used", "failed"),
     [
