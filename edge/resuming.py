@@ -63,7 +63,9 @@ class Resumption:
         assert delivered is not None  # else nobody would have interrupted
         try:
             self._question = question_in(work.body.data, is_chat=exchange.operation is _CHAT)
-            self._said = Said(delivered.content(bare=client.bare))
+            self._said = Said()
+            for _ in self._said.read(delivered.content(bare=client.bare)):
+                pass
             if self._first.source is UsageSource.FINAL and self._said.is_over:
                 interrupted.is_over = True
                 raise NotResumed("finished")

@@ -6,6 +6,7 @@ lists one list.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final
 
 import orjson
@@ -17,21 +18,22 @@ DONE: Final = b"[DONE]"
 _NO_TEXT: Final = frozenset({"index", "id", "type", "role", "finish_reason", "stop_reason", "matched_stop"})
 _OF_ALL_CHUNKS: Final = ("id", "created", "model", "system_fingerprint")
 _CALLS: Final = "tool_calls"
+_STEP_BYTES: Final = 32 * 1024  # read at once, of events that each cost as much more as so many bytes would
+_EVENT_COSTS_BYTES: Final = 1024
 
 Part = str | list[Any]
 
 
-def split_events(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return the whole events of content, comments between them as events too, and what is left of the last one."""
-    events: list[bytes] = []
+def events_in(content: bytes) -> Iterator[bytes]:
+    """Yield the whole events of content, comments between them as events too; what is behind them is left."""
     at, no_cr = 0, b"\r" not in content
     while True:
         end = silence_end(content, at)
         if end == at:
             end = event_end(content, at, no_cr)
         if not end or end == at:
-            return events, content[at:]
-        events.append(content[at:end])
+            return
+        yield content[at:end]
         at = end
 
 
@@ -61,19 +63,20 @@ def index_of(choice: dict[str, Any]) -> int:
     return index if isinstance(index, int) else 0
 
 
-def parts_of(value: dict[str, Any], place: str = "") -> Iterator[tuple[str, Part, dict[str, Any]]]:
-    """Yield each text and each list of a choice that is not empty: its place, itself, and the object that has it."""
-    for name, part in value.items():
-        if name in _NO_TEXT or not part:
-            continue
-        if isinstance(part, dict):
-            yield from parts_of(part, f"{place}{name}.")
-        elif name == _CALLS and isinstance(part, list):
-            for call in part:
-                if isinstance(call, dict):
-                    yield from parts_of(call, f"{place}{_CALLS}.{index_of(call)}.")
-        elif isinstance(part, str | list):
-            yield f"{place}{name}", part, value
+def parts_of(choice: dict[str, Any]) -> Iterator[tuple[str, Part, dict[str, Any], str]]:
+    """Yield each text and each list of a choice that is not empty: its place, itself, who has it, and as what."""
+    holders = [("", choice)]
+    for place, holder in holders:  # which grows; nothing calls itself, however deep a server nests
+        for name, part in holder.items():
+            if name in _NO_TEXT or not part:
+                continue
+            if isinstance(part, dict):
+                holders.append((f"{place}{name}.", part))
+            elif name == _CALLS and isinstance(part, list):
+                calls = (call for call in part if isinstance(call, dict))
+                holders += ((f"{place}{_CALLS}.{index_of(call)}.", call) for call in calls)
+            elif isinstance(part, str | list):
+                yield f"{place}{name}", part, holder, name
 
 
 class Said:
@@ -83,16 +86,31 @@ class Said:
     `ends` the reasons to finish, `usages` how many chunks had no choices. `is_plain`: all of it could be read.
     """
 
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self) -> None:
         self.parts: dict[int, dict[str, Part]] = {}
         self.heads: dict[int, dict[str, Any]] = {}
         self.roles: set[int] = set()
         self.ends: dict[int, str] = {}
         self.usages = 0
-        events, left = split_events(content)
-        self.is_plain = not left
-        for event in events:
+        self.is_plain = True
+        self._pieces: dict[int, dict[str, list[Part]]] = {}
+
+    def read(self, content: bytes) -> Iterator[None]:
+        """Read all that a client has, in steps of a few milliseconds; nothing is known before the last one."""
+        at = step = 0
+        for event in events_in(content):
             self._read(event)
+            at += len(event)
+            step += len(event) + _EVENT_COSTS_BYTES
+            if step > _STEP_BYTES:
+                step = 0
+                yield
+        self.is_plain = self.is_plain and at == len(content)
+        for index, places in self._pieces.items():
+            joined = {place: _joined(pieces) for place, pieces in places.items()}
+            self.is_plain = self.is_plain and all(joined.values())
+            self.parts[index] = joined
+        self._pieces.clear()
 
     def _read(self, event: bytes) -> None:
         chunk = chunk_in(event)
@@ -105,12 +123,12 @@ class Said:
         self.usages += not choices
         for choice in choices:
             index = index_of(choice)
-            self.heads.setdefault(index, {}).update({k: v for k, v in head.items() if k not in self.heads[index]})
+            self.heads[index] = head | self.heads.get(index, {})
             if has_role(choice):
                 self.roles.add(index)
-            parts = self.parts.setdefault(index, {})
-            for place, part, _ in parts_of(choice):
-                parts[place] = parts[place] + part if place in parts else part  # type: ignore[operator]  # of one kind
+            places = self._pieces.setdefault(index, {})
+            for place, part, _, _ in parts_of(choice):
+                places.setdefault(place, []).append(part)
             if choice.get("finish_reason"):
                 self.ends[index] = choice["finish_reason"]
 
@@ -132,6 +150,12 @@ class Said:
     def head_for(self, index: int) -> dict[str, Any]:
         """Return the members that chunks of a choice have in common."""
         return self.heads.get(index) or next(iter(self.heads.values()), {})
+
+
+def _joined(pieces: list[Any]) -> Part:
+    """Return all pieces of a place as one, nothing where there are both texts and lists."""
+    kinds = set(map(type, pieces))
+    return "".join(pieces) if kinds == {str} else list(chain.from_iterable(pieces)) if kinds == {list} else ""
 
 
 def has_role(choice: dict[str, Any]) -> bool:

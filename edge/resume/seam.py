@@ -20,10 +20,10 @@ from edge.resume.said import (
     choices_in,
     chunk_in,
     data_of,
+    events_in,
     has_role,
     index_of,
     parts_of,
-    split_events,
 )
 
 _TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
@@ -64,14 +64,17 @@ class Seam:
         """Return what of the second answer is new."""
         if self.broken:
             return b""
-        events, self._held = split_events(self._held + content)
-        self.holds = bool(self._held)
-        given: list[bytes] = []
+        content = self._held + content
+        given, at = list[bytes](), 0
         try:
-            for event in events:
-                given.append(self._take(event))  # noqa: PERF401  # what came before a difference counts
+            for event in events_in(content):
+                given.append(self._take(event))
+                at += len(event)
         except _Differs as differs:
             self._break(differs)
+        else:
+            self._held = content[at:]
+        self.holds = bool(self._held)
         return b"".join(given)
 
     def close(self) -> bytes:
@@ -172,9 +175,8 @@ class Replayed(Seam):
         left, end = self._left.get(index, {}), choice.get("finish_reason")
         known = index in self._said.roles and has_role(choice)
         is_new = not left and index not in self._ends and not known and index not in self._said.ends
-        for place, part, holder in list(parts_of(choice)):
-            rest = _without(left, place, part)
-            holder[place.rpartition(".")[2]] = rest
+        for place, part, holder, name in list(parts_of(choice)):
+            rest = holder[name] = _without(left, place, part)
             is_new = is_new or bool(rest)
         if not left:
             self._left.pop(index, None)
@@ -296,7 +298,7 @@ class Continued(Seam):
         self._waiting.append(chunk)
         told = _prompt_tokens_in(chunk)
         if told is None:
-            if any(place == self._place for choice in choices_in(chunk) for place, _, _ in parts_of(choice)):
+            if any(place == self._place for choice in choices_in(chunk) for place, _, _, _ in parts_of(choice)):
                 raise _Differs(Outcome.IGNORED)
             return b""
         if self._prompt_tokens is not None and abs(told - self._prompt_tokens) > _TOKENS_OFF:
@@ -317,7 +319,7 @@ class Continued(Seam):
                 del chunk["usage"]
         if not ends and not self._shows_timings:
             chunk.pop("timings", None)
-        if choices and not ends and not any(part for choice in choices for _, part, _ in parts_of(choice)):
+        if choices and not ends and not any(part for choice in choices for _, part, _, _ in parts_of(choice)):
             return b""
         return self._written(chunk)
 

@@ -5,11 +5,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from edge.resume.said import Said
+
 HEAD = {"object": "chat.completion.chunk"}
 
 
 def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
     return b"data: %b\n\n" % json.dumps(HEAD | {"choices": choices} | more).encode()
+
+
+def said_in(content: bytes) -> Said:
+    said = Said()
+    for _ in said.read(content):
+        pass
+    return said
 
 
 def delta(said: dict[str, Any], finish: str | None = None, index: int = 0, **more: Any) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from edge.resume.continuation import (
 )
 from edge.resume.rules import NotResumed, Question
 from edge.resume.said import Said
-from tests.resume.answers import delta, event
+from tests.resume.answers import delta, event, said_in
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ASKED = {"model": "m", "messages": MESSAGES, "max_tokens": 9, "tools": [], "cache_salt": "x", "top_p": 0.5}
 CHAT = Question(ASKED, True)
-SAID = Said(event([delta({"content": 'a "b"'})]))
+SAID = said_in(event([delta({"content": 'a "b"'})]))
 GOES_ON = {"continue_final_message": True, "add_generation_prompt": False}
 ANSWER = [*MESSAGES, {"role": "assistant", "content": 'a "b"'}]
 
@@ -40,7 +40,7 @@ def test_a_chat_has_one_more_message_and_both_flags() -> None:
 
 @pytest.mark.parametrize(("prompt", "expected"), [("once", "oncec"), ([1, 2], [1, 2, 5, 6])])
 def test_a_text_completion_has_a_longer_prompt(prompt: Any, expected: Any) -> None:
-    said = Said(event([{"index": 0, "text": "c"}]))
+    said = said_in(event([{"index": 0, "text": "c"}]))
     sent = body("sglang", Question({"prompt": prompt}, False), said)
     assert sent["prompt"] == expected
     assert not GOES_ON.keys() & sent.keys()

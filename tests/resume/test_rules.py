@@ -6,8 +6,7 @@ import pytest
 
 from edge.config.settings import Engine, Resume
 from edge.resume.rules import NotResumed, Question, Way, limits_left, question_in, ways_of
-from edge.resume.said import Said
-from tests.resume.answers import delta, event
+from tests.resume.answers import delta, event, said_in
 
 TEXT = event([delta({"role": "assistant", "content": "a"})])
 REPLAY, CONTENT = Way.REPLAY, Way.CONTENT
@@ -16,7 +15,7 @@ REPLAY, CONTENT = Way.REPLAY, Way.CONTENT
 def ways(mode: Resume, delivered: bytes = TEXT, engine: Engine = "vllm", tokens: int = 1, **members: Any) -> Any:
     question = Question({"messages": [{"role": "user", "content": "hi"}]} | members, True)
     try:
-        return ways_of(mode, question, Said(delivered), engine, tokens, 10)
+        return ways_of(mode, question, said_in(delivered), engine, tokens, 10)
     except NotResumed as refused:
         return refused.reason
 

@@ -4,21 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.resume.said import Said, split_events
-from tests.resume.answers import PAIRS, delta, event
+from edge.resume.said import Said, events_in
+from tests.resume.answers import PAIRS, delta, event, said_in
 from tests.streams import STREAMS, cut
 
 
 @given(PAIRS)
 def test_two_cuts_of_one_answer_say_the_same(pair: tuple[list[bytes], list[bytes]]) -> None:
-    first, second = (Said(b"".join(events)) for events in pair)
+    first, second = (said_in(b"".join(events)) for events in pair)
     assert (first.parts, first.ends, first.usages, first.roles) == (second.parts, second.ends, 1, {0})
     assert first.head_for(0) == {"id": "first", "created": 5, "model": "first"}
     assert first.is_plain
 
 
 def test_texts_are_told_by_their_places() -> None:
-    said = Said(
+    said = said_in(
         event([delta({"content": "a", "reasoning": "t"}), delta({"content": "b"}, index=1)])
         + event([delta({"content": "c", "function_call": {"arguments": "{"}}, logprobs={"content": [1], "no": None})])
         + event([{"index": 2, "text": "d", "finish_reason": "length"}])
@@ -45,17 +45,34 @@ def test_texts_are_told_by_their_places() -> None:
         (b"\x1f\x8b garbage\n\n", False),
         (b'data: {"error":{"message":"no"}}\n\n', False),
         (event([delta({})]) + b"data: {", False),
+        (event([delta({"content": ["a"]})]) + event([delta({"content": "b"})]), False),
+        (event([delta({"content": "a"})]) + event([delta({"content": ["b"]})]), False),
     ],
 )
 def test_what_cannot_be_read_is_known(content: bytes, is_plain: bool) -> None:
-    assert Said(content).is_plain is is_plain
+    assert said_in(content).is_plain is is_plain
+
+
+def test_much_that_was_said_is_read_in_steps_and_nothing_of_it_is_lost() -> None:
+    said, content = Said(), b"".join(event([delta({"content": f" {number}"})]) for number in range(1000))
+    steps = 0
+    for steps, _ in enumerate(said.read(content), 1):  # noqa: B007
+        assert not said.parts
+    assert steps >= 20
+    assert said.text("delta.content") == "".join(f" {number}" for number in range(1000))
+
+
+def test_a_server_may_nest_as_deep_as_it_likes() -> None:
+    deep = b'data: {"choices":[{"index":0,"delta":' + b'{"a":' * 1000 + b'"b"' + b"}" * 1000 + b"}]}\n\n"
+    assert list(said_in(deep).parts[0].values()) == ["b"]
 
 
 @given(st.sampled_from(sorted(STREAMS)), st.lists(st.integers(0, 2000), max_size=5))
 def test_events_are_cut_out_of_real_streams_at_any_cut(name: str, cuts: list[int]) -> None:
     stream, events, left = STREAMS[name], list[bytes](), b""
     for piece in cut(stream, sorted(min(each, len(stream)) for each in cuts)):
-        more, left = split_events(left + piece)
+        more = list(events_in(left + piece))
         events += more
+        left = (left + piece)[sum(map(len, more)) :]
     assert b"".join(events) + left == stream
     assert len(events) > 1

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.resume.said import Said
 from edge.resume.seam import Continued, Outcome, Replayed
-from tests.resume.answers import PAIRS, delta, event
+from tests.resume.answers import PAIRS, delta, event, said_in
 from tests.streams import cut
 
 FIRST = Usage(7, 3, source=UsageSource.ESTIMATED)
@@ -18,7 +17,7 @@ SECOND = Usage(9, 5, source=UsageSource.FINAL)
 
 
 def replayed(delivered: bytes, second: bytes, cuts: list[int]) -> tuple[Replayed, bytes]:
-    seam = Replayed(Said(delivered), FIRST)
+    seam = Replayed(said_in(delivered), FIRST)
     given_ = b"".join(map(seam.feed, cut(second, sorted(min(each, len(second)) for each in cuts))))
     return seam, given_ + seam.close()
 
@@ -30,7 +29,7 @@ def test_a_replay_gives_what_the_client_lacks(
     first, second = pair
     delivered = b"".join(first[: data.draw(st.integers(0, len(first) - 1))])
     seam, rest = replayed(delivered, b"".join(second), cuts)
-    joined, whole = Said(delivered + rest), Said(b"".join(first))
+    joined, whole = said_in(delivered + rest), said_in(b"".join(first))
     assert not seam.broken
     assert (joined.parts, joined.ends, joined.usages, joined.roles) == (whole.parts, whole.ends, 1, {0})
     if delivered:
@@ -47,7 +46,7 @@ def test_another_answer_gives_nothing(
     """One character is another, or a text is longer than all of the second answer's."""
     first, second = pair
     delivered = b"".join(first[: data.draw(st.integers(1, len(first) - 1))])
-    said = Said(delivered)
+    said = said_in(delivered)
     places = [(index, place) for index, parts in said.parts.items() for place, part in parts.items() if part]
     if places:
         index, place = data.draw(st.sampled_from(places))
@@ -97,14 +96,14 @@ def test_an_error_of_the_second_server_is_given_only_behind_the_seam() -> None:
 
 
 def test_comments_and_the_name_that_was_asked_are_in_the_answer() -> None:
-    seam = Replayed(Said(b""), FIRST, "asked")
+    seam = Replayed(said_in(b""), FIRST, "asked")
     assert seam.feed(b": ping\n\n") == b": ping\n\n"
     assert b'"model":"asked"' in seam.feed(event([delta({"role": "assistant"})], model="own"))
 
 
 def continued(prompt_tokens: int | None = 10, **more: bool) -> Continued:
     shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False} | more
-    said = Said(event([delta({"role": "assistant", "content": "ab"})], id="first"))
+    said = said_in(event([delta({"role": "assistant", "content": "ab"})], id="first"))
     return Continued(said, FIRST, None, "delta.content", 4, prompt_tokens=prompt_tokens, **shown)
 
 
