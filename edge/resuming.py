@@ -154,7 +154,7 @@ class Resumption:
         )
         return attempt
 
-    async def _counted(self, member: Member, model: str) -> tuple[list[int], int | None]:
+    async def _counted(self, member: Member, model: str) -> tuple[list[int], range | None]:
         """Return the ids of what was said, and how many tokens a question has that goes on with it.
 
         None for what has no template, and so cannot but go on. Raises: `NotResumed`, `NoTokens`.

@@ -7,6 +7,7 @@ llama.cpp of October 2026.
 
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from edge.config.settings import Engine
@@ -16,6 +17,19 @@ from edge.resume.said import Said
 _FLAGS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 _OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents")
+_TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Rendered(msgspec.Struct):
+    prompt: str
+
+
+_tokens_in: Final = msgspec.json.Decoder(_Tokens).decode
+_rendered_in: Final = msgspec.json.Decoder(_Rendered).decode
 
 
 def body_of(
@@ -61,31 +75,30 @@ def prompt_question(engine: Engine, question: Question, said: Said, model: str) 
 def rendered_question(document: bytes) -> bytes:
     """Return what llama.cpp's tokenizer is asked of what its template has made; raises `NotResumed`."""
     try:
-        prompt = orjson.loads(document)["prompt"]
-    except (orjson.JSONDecodeError, TypeError, KeyError):
+        prompt = _rendered_in(document).prompt
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise NotResumed("tokenizer") from None
     return orjson.dumps({"content": prompt, "add_special": True, "parse_special": True})
 
 
-def prompt_tokens_of(engine: Engine, tokens: list[int], prompt: list[int]) -> int:
-    """Return how many tokens the second question has, by what the tokenizer said; raises `NotResumed`.
+def prompt_tokens_of(engine: Engine, tokens: list[int], prompt: list[int]) -> range:
+    """Return how many tokens the second question may have, by what the tokenizer said; raises `NotResumed`.
 
-    A template of vLLM that trims texts is seen by the end of what it makes of the question.
+    Of vLLM it was asked the whole second question, so the number is exact; a template that trims texts is seen by the
+    end of what it makes of it. Of others it was asked two texts, which may have a token less or more where they meet:
+    but a server that leaves out an answer of so few tokens must be seen.
     """
-    if engine != "vllm":
-        return len(prompt) + len(tokens)
-    if prompt[-len(tokens) :] != tokens:
-        raise NotResumed("template")
-    return len(prompt)
+    if engine == "vllm":
+        if prompt[-len(tokens) :] != tokens:
+            raise NotResumed("template")
+        return range(len(prompt), len(prompt) + 1)
+    count, off = len(prompt) + len(tokens), _TOKENS_OFF if len(tokens) > _TOKENS_OFF else 0
+    return range(count - off, count + off + 1)
 
 
 def ids_in(document: bytes) -> list[int]:
     """Return the ids that a tokenizer has answered; raises `NotResumed` for what is none."""
     try:
-        answer = orjson.loads(document)
-    except orjson.JSONDecodeError:
-        answer = None
-    tokens = answer.get("tokens") if isinstance(answer, dict) else None
-    if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
-        raise NotResumed("tokenizer")
-    return tokens
+        return _tokens_in(document).tokens
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise NotResumed("tokenizer") from None

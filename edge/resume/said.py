@@ -15,7 +15,10 @@ from edge.sse import EVENT_DATA, event_end, silence_end
 
 DONE: Final = b"[DONE]"
 # Of a choice: what is said elsewhere, or differs each time. An id of a tool's call is drawn anew by every server.
-_NO_TEXT: Final = frozenset({"index", "id", "type", "role", "finish_reason", "stop_reason", "matched_stop"})
+# What filters think of a chunk stands in each.
+_NO_TEXT: Final = frozenset({
+    "index", "id", "type", "role", "finish_reason", "stop_reason", "matched_stop", "content_filter_results"
+})  # fmt: skip
 _OF_ALL_CHUNKS: Final = ("id", "created", "model", "system_fingerprint")
 _CALLS: Final = "tool_calls"
 _STEP_BYTES: Final = 32 * 1024  # read at once, of events that each cost as much more as so many bytes would

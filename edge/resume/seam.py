@@ -4,7 +4,7 @@ A `Seam` takes the second answer's events and gives those that the client gets. 
 already, and nothing at all once the second answer is another one: then it is `broken`, and `outcome` says why.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -25,8 +25,9 @@ from edge.resume.said import (
     index_of,
     parts_of,
 )
+from edge.sse import event_end
 
-_TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
+MAX_HELD_BYTES: Final = 64 * 1024  # of an event that has not ended, and of those that wait for what follows
 
 
 class Outcome(Enum):
@@ -50,32 +51,47 @@ class Seam:
     `usage` is what the whole answer used, by what the second server told.
     """
 
-    holds = False
-
     def __init__(self, said: Said, first: Usage, model: str | None = None) -> None:
         self._said = said
         self.first = first
         self._model = model
-        self._held = b""
+        self._held = bytearray()
+        self._waiting: list[dict[str, Any]] = []  # chunks of which it is not known yet whether the client gets them
+        self._waiting_bytes = 0
         self.broken = False
         self.outcome = Outcome.FAILED
+
+    @property
+    def holds(self) -> bool:
+        """Whether an event has begun and not ended."""
+        return bool(self._held)
 
     def feed(self, content: bytes) -> bytes:
         """Return what of the second answer is new."""
         if self.broken:
             return b""
-        content = self._held + content
-        given, at = list[bytes](), 0
+        given: list[bytes] = []
         try:
-            for event in events_in(content):
-                given.append(self._take(event))
-                at += len(event)
+            for event in self._events(content):
+                given.append(self._take(event))  # noqa: PERF401  # what came before a difference counts
         except _Differs as differs:
             self._break(differs)
-        else:
-            self._held = content[at:]
-        self.holds = bool(self._held)
         return b"".join(given)
+
+    def _events(self, content: bytes) -> Iterator[bytes]:
+        """Yield the events that `content` ends, and hold what is left; raises `_Differs` where that is too much."""
+        held = self._held
+        if not held or event_end(held[-3:] + content, 0, False):  # else none has ended, whatever is held
+            content = bytes(held) + content
+            held.clear()
+            at = 0
+            for event in events_in(content):
+                yield event
+                at += len(event)
+            content = content[at:]
+        held += content
+        if len(held) > MAX_HELD_BYTES:
+            raise _Differs(Outcome.FAILED)
 
     def close(self) -> bytes:
         """Return what is held: the second answer has ended, in order, maybe without its last event or empty line."""
@@ -88,7 +104,9 @@ class Seam:
         return given
 
     def _break(self, differs: _Differs) -> None:
-        self.broken, self._held = True, b""
+        self.broken = True
+        self._held.clear()
+        self._waiting.clear()
         if self.outcome is not Outcome.RESUMED:
             self.outcome = differs.outcome
 
@@ -118,9 +136,19 @@ class Seam:
         """Return what is still to be given before the end of the stream."""
         raise NotImplementedError
 
+    def _wait(self, chunk: dict[str, Any], event: bytes) -> None:
+        """Let a chunk wait for what follows; raises `_Differs` where that is too long in coming."""
+        self._waiting.append(chunk)
+        self._waiting_bytes += len(event)
+        if self._waiting_bytes > MAX_HELD_BYTES:
+            raise _Differs(Outcome.FAILED)
+
+    def _waited(self) -> list[dict[str, Any]]:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        return waiting
+
     def _written(self, chunk: dict[str, Any]) -> bytes:
-        """Return a chunk as an event of the first answer."""
-        self.outcome = Outcome.RESUMED
+        """Return a chunk as an event of the first answer; raises `_Differs` for one that cannot be written again."""
         choices = choices_in(chunk)
         head = self._said.head_for(index_of(choices[0]) if choices else 0)
         for name, value in head.items():
@@ -128,18 +156,25 @@ class Seam:
                 chunk[name] = value
         if self._model is not None and "model" in chunk:
             chunk["model"] = self._model
-        return b"data: %b\n\n" % orjson.dumps(chunk)
+        try:
+            event = b"data: %b\n\n" % orjson.dumps(chunk)
+        except orjson.JSONEncodeError:  # it reads what is nested deeper than it writes
+            raise _Differs(Outcome.FAILED) from None
+        self.outcome = Outcome.RESUMED
+        return event
 
 
 class Replayed(Seam):
     """The same question asked again: what the client has is dropped, as long as it comes again.
 
-    Nothing new passes while a choice has not said again all that it had said.
+    Nothing new passes while a choice has not said again all that it had said, of other choices neither.
     """
 
     def __init__(self, said: Said, first: Usage, model: str | None = None) -> None:
         super().__init__(said, first, model)
-        self._left = {index: dict(parts) for index, parts in said.parts.items() if parts}
+        self._left = {
+            index: {place: (part, 0) for place, part in parts.items()} for index, parts in said.parts.items() if parts
+        }
         self._ends = dict(said.ends)
         self._usages = said.usages  # which are to come again
 
@@ -156,10 +191,10 @@ class Replayed(Seam):
             self._require_all()
             return self._written(chunk)
         new = [choice for choice in choices if self._is_new(choice)]
-        if not new:
-            return b""
-        chunk["choices"] = new
-        return self._written(chunk)
+        if new:
+            chunk["choices"] = new
+            self._wait(chunk, event)
+        return b"" if self._left or self._ends else b"".join(map(self._written, self._waited()))
 
     def _ended(self) -> bytes:
         self._require_all()
@@ -193,21 +228,19 @@ class Replayed(Seam):
         return is_new
 
 
-def _without(left: dict[str, Part], place: str, part: Part) -> Part:
-    """Return what of a part the client has not; take from `left` what it has."""
-    had = left.get(place)
-    if not had:
+def _without(left: dict[str, tuple[Part, int]], place: str, part: Part) -> Part:
+    """Return what of a part the client has not; `left` has what it has, and where that goes on."""
+    if place not in left:
         return part
-    if type(had) is not type(part):
+    had, at = left[place]
+    end = min(len(had), at + len(part))
+    if type(had) is not type(part) or had[at:end] != part[: end - at]:
         raise _Differs(Outcome.UNEQUAL)
-    common = min(len(had), len(part))
-    if had[:common] != part[:common]:
-        raise _Differs(Outcome.UNEQUAL)
-    if common == len(had):
+    if end == len(had):
         del left[place]
     else:
-        left[place] = had[common:]
-    return part[common:]
+        left[place] = had, end
+    return part[end - at :]
 
 
 def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
@@ -219,6 +252,8 @@ def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
         delta.pop("role", None)
     calls = delta.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
+        if not isinstance(call, dict):
+            continue
         begun = f"delta.tool_calls.{index_of(call)}."
         if any(place.startswith(begun) for place in said.parts.get(index, ())):
             call.pop("id", None)
@@ -231,10 +266,10 @@ def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
 class Continued(Seam):
     """An answer that goes on behind what the client has, which stood in the second question.
 
-    `tokens` is how many that is. `prompt_tokens` is how many the second question has if the server goes on, None where
-    it cannot but do so: one that ignores what it was asked tells another number. `shows_usage` and `shows_running`:
-    the client asked for usage at the end, and in each chunk; `hides_usage`: it gets none; `shows_timings`: it asked for
-    those of llama.cpp.
+    `tokens` is how many that is. `prompt_tokens` is how many the second question may have if the server goes on, None
+    where it cannot but do so: one that ignores what it was asked tells another number. `shows_usage` and
+    `shows_running`: the client asked for usage at the end, and in each chunk; `hides_usage`: it gets none;
+    `shows_timings`: it asked for those of llama.cpp.
     """
 
     def __init__(
@@ -245,7 +280,7 @@ class Continued(Seam):
         place: str,
         tokens: int,
         *,
-        prompt_tokens: int | None,
+        prompt_tokens: range | None,
         shows_usage: bool,
         shows_running: bool,
         hides_usage: bool,
@@ -260,8 +295,8 @@ class Continued(Seam):
         self._hides_usage = hides_usage
         self._shows_timings = shows_timings
         self._runs = False
-        self._waiting: list[dict[str, Any]] = []
-        self._pass: Callable[[dict[str, Any]], bytes] = self._shown if prompt_tokens is None else self._judged
+        self._goes_on = prompt_tokens is None  # as far as is known
+        self._is_finished = False
 
     def usage(self, second: Usage) -> Usage:
         """Return the prompt once, and each token once: what the second one read of the answer is no prompt."""
@@ -286,30 +321,33 @@ class Continued(Seam):
             delta = choice.get("delta")
             if isinstance(delta, dict) and index_of(choice) in self._said.roles:
                 delta.pop("role", None)
-        return self._pass(chunk)
+        return self._shown(chunk) if self._goes_on else self._judged(chunk, event)
 
     def _ended(self) -> bytes:
-        if self._waiting and self._pass != self._shown:
+        if self._waiting:
             raise _Differs(Outcome.IGNORED)
+        if not self._is_finished:
+            raise _Differs(Outcome.FAILED)
         return b""
 
-    def _judged(self, chunk: dict[str, Any]) -> bytes:
+    def _judged(self, chunk: dict[str, Any], event: bytes) -> bytes:
         """Pass nothing until the server has told by its prompt that it goes on."""
-        self._waiting.append(chunk)
+        self._wait(chunk, event)
         told = _prompt_tokens_in(chunk)
         if told is None:
             if any(place == self._place for choice in choices_in(chunk) for place, _, _, _ in parts_of(choice)):
                 raise _Differs(Outcome.IGNORED)
             return b""
-        if self._prompt_tokens is not None and abs(told - self._prompt_tokens) > _TOKENS_OFF:
+        if self._prompt_tokens is not None and told not in self._prompt_tokens:
             raise _Differs(Outcome.IGNORED)
-        self._pass = self._shown
-        return b"".join(map(self._shown, self._waiting))
+        self._goes_on = True
+        return b"".join(map(self._shown, self._waited()))
 
     def _shown(self, chunk: dict[str, Any]) -> bytes:
         """Return an event with the usage of the whole answer, if the client is to see any; b"" for one of nothing."""
         usage, choices = chunk.get("usage"), choices_in(chunk)
         ends = any(choice.get("finish_reason") for choice in choices)
+        self._is_finished = self._is_finished or ends
         if isinstance(usage, dict):
             _join(usage, self._tokens)
             self._runs = self._runs or (bool(choices) and not ends)
@@ -330,7 +368,8 @@ def _prompt_tokens_in(chunk: dict[str, Any]) -> int | None:
     if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int):
         return int(usage["prompt_tokens"])
     if isinstance(timings, dict) and isinstance(timings.get("prompt_n"), int):
-        return int(timings["prompt_n"]) + int(timings.get("cache_n") or 0)
+        cached = timings.get("cache_n")
+        return int(timings["prompt_n"]) + (cached if isinstance(cached, int) else 0)
     return None
 
 

@@ -1,6 +1,7 @@
 """The bodies that a sibling and its tokenizer are asked."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -56,12 +57,29 @@ def test_tokenizers_are_asked_in_their_own_words() -> None:
 
 
 def test_the_prompt_has_as_many_tokens_as_the_tokenizer_says() -> None:
-    assert prompt_tokens_of("sglang", [5, 6], [1, 2, 3]) == prompt_tokens_of("vllm", [5, 6], [1, 2, 3, 5, 6]) == 5
+    assert prompt_tokens_of("vllm", [5, 6], [1, 2, 3, 5, 6]) == range(5, 6)
     with pytest.raises(NotResumed, match="template"):
         prompt_tokens_of("vllm", [5, 6], [1, 2, 3, 5, 7])
 
 
-@pytest.mark.parametrize("document", [b"", b"[]", b"{}", b'{"tokens":["a"]}', b'{"tokens":null}'])
+@pytest.mark.parametrize("said_tokens", [1, 2, 3, 9])
+@pytest.mark.parametrize("engine", ["sglang", "llamacpp"])
+def test_a_server_that_leaves_out_what_was_said_is_seen_however_short_that_is(engine: Engine, said_tokens: int) -> None:
+    allowed = prompt_tokens_of(engine, [5] * said_tokens, [1] * 20)
+    assert 20 not in allowed
+    assert 20 + said_tokens in allowed
+    assert (19 + said_tokens in allowed) is (said_tokens > 2)
+
+
+def test_a_long_answer_of_a_tokenizer_is_read_in_little_time() -> None:
+    document = json.dumps({"tokens": list(range(400_000))}).encode()
+    began = time.thread_time()
+    ids = ids_in(document)
+    assert time.thread_time() - began < 0.03
+    assert ids[-1] == 399_999
+
+
+@pytest.mark.parametrize("document", [b"", b"[]", b"{}", b'{"tokens":["a"]}', b'{"tokens":null}', b'{"tokens":[true]}'])
 def test_what_is_no_answer_of_a_tokenizer_counts_nothing(document: bytes) -> None:
     for read in (ids_in, rendered_question):
         with pytest.raises(NotResumed, match="tokenizer"):

@@ -1,6 +1,10 @@
 """A second answer gives what is new and nothing else, or is found to be another one."""
 
+import gc
 import json
+import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
-from edge.resume.seam import Continued, Outcome, Replayed
+from edge.resume.seam import Continued, Outcome, Replayed, Seam
 from tests.resume.answers import PAIRS, delta, event, said_in
 from tests.streams import cut
 
@@ -71,6 +75,7 @@ def test_another_answer_gives_nothing(
         event([delta({"content": "a", "reasoning": "t"})]),
         event([delta({"reasoning": "ab"})]),
         event([delta({"content": ["ab"]})]),
+        event([delta({"content": "a"})]) + event([delta({"content": ["b"]})]),
         event([], usage={}),
         b"data: no JSON\n\n",
     ],
@@ -101,7 +106,7 @@ def test_comments_and_the_name_that_was_asked_are_in_the_answer() -> None:
     assert b'"model":"asked"' in seam.feed(event([delta({"role": "assistant"})], model="own"))
 
 
-def continued(prompt_tokens: int | None = 10, **more: bool) -> Continued:
+def continued(prompt_tokens: range | None = range(8, 13), **more: bool) -> Continued:
     shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False} | more
     said = said_in(event([delta({"role": "assistant", "content": "ab"})], id="first"))
     return Continued(said, FIRST, None, "delta.content", 4, prompt_tokens=prompt_tokens, **shown)
@@ -140,6 +145,7 @@ def test_what_goes_on_is_the_first_answer_with_the_bill_of_both() -> None:
         (event([delta({}, "stop")]) + b"data: [DONE]\n\n", Outcome.IGNORED),
         (event([delta({}, "stop")]) + told("")[:-2] + b"\n\ndata: [DONE]\n\n", Outcome.RESUMED),
         (b'data: {"object":"error","message":"no"}\n\n', Outcome.FAILED),
+        (told("c", usage=None, timings={"prompt_n": 10, "cache_n": "x"}), Outcome.RESUMED),
     ],
 )
 def test_a_prompt_of_another_length_shows_that_the_server_began_anew(second: bytes, outcome: Outcome) -> None:
@@ -160,3 +166,135 @@ def test_usage_and_timings_are_shown_to_who_asked() -> None:
     end = event([delta({}, "stop")], usage={"prompt_tokens": 10, "completion_tokens": 1})
     assert b'"usage"' in continued(None).feed(end)
     assert b'"usage"' not in continued(None, hides_usage=True).feed(end)
+
+
+BEGINS = event([delta({"role": "assistant", "content": ""})], usage={"prompt_tokens": 10, "completion_tokens": 0})
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("second", [b"", DONE, BEGINS, BEGINS + DONE])
+@pytest.mark.parametrize("prompt_tokens", [None, range(8, 13)])
+def test_a_second_answer_that_says_nothing_and_has_no_end_is_no_answer(
+    prompt_tokens: range | None, second: bytes
+) -> None:
+    seam = continued(prompt_tokens)
+    assert (seam.feed(second) + seam.close(), seam.broken, seam.outcome) == (b"", True, Outcome.FAILED)
+
+
+def test_a_second_answer_that_ends_at_once_with_a_reason_is_one() -> None:
+    seam = continued(None)
+    given_ = seam.feed(event([delta({}, "stop")]) + DONE) + seam.close()
+    assert (given_.count(b"data:"), seam.broken, seam.outcome) == (2, False, Outcome.RESUMED)
+
+
+@pytest.mark.parametrize("seam", [continued(None), Replayed(said_in(b""), FIRST)])
+def test_an_event_without_end_is_held_to_64_kib(seam: Continued | Replayed) -> None:
+    assert seam.feed(b"data: {") == b""
+    for _ in range(70):
+        seam.feed(b" " * 1024)
+    assert (seam.broken, seam.holds, seam.outcome) == (True, False, Outcome.FAILED)
+
+
+def test_an_event_in_many_reads_costs_no_more_than_in_one() -> None:
+    seam = continued(None)
+    read = event([delta({"content": "a" * 60_000})])
+    began = time.thread_time()
+    given_ = b"".join(seam.feed(read[at : at + 1]) for at in range(len(read)))
+    assert time.thread_time() - began < 0.5
+    assert json.loads(given_[6:])["choices"][0]["delta"]["content"] == "a" * 60_000
+
+
+def test_beginnings_that_tell_no_prompt_are_kept_to_64_kib() -> None:
+    seam = continued()
+    for _ in range(700):
+        seam.feed(event([delta({"role": "assistant", "content": ""})]))
+    assert (seam.broken, seam.outcome) == (True, Outcome.FAILED)
+
+
+@given(st.permutations([0, 0, 0, 1, 1, 1]))
+def test_nothing_of_a_choice_passes_before_all_choices_are_known_to_be_the_same(order: list[int]) -> None:
+    """Each choice says 'abc' in three chunks; the client had the 'a' of both. The second one's may differ."""
+    delivered = event([delta({"content": "a"}, index=0)]) + event([delta({"content": "a"}, index=1)])
+    for texts in (["abc", "abc"], ["abc", "xbc"]):
+        seam, came = Replayed(said_in(delivered), FIRST), {0: 0, 1: 0}
+        for index in order:
+            given_ = seam.feed(event([delta({"content": texts[index][came[index]]}, index=index)]))
+            came[index] += 1
+            assert not given_ or (all(came.values()) and texts[0] == texts[1])
+        if texts[0] == texts[1]:
+            assert seam.usage(SECOND) == SECOND
+        else:
+            assert (seam.broken, seam.outcome, seam.usage(SECOND)) == (True, Outcome.UNEQUAL, FIRST)
+
+
+@given(st.permutations([0, 0, 0, 1, 1, 1]))
+def test_choices_are_whole_in_whatever_order_they_come_again(order: list[int]) -> None:
+    delivered = event([delta({"content": "a"}, index=0)]) + event([delta({"content": "ab"}, index=1)])
+    seam, came, given_ = Replayed(said_in(delivered), FIRST), {0: 0, 1: 0}, b""
+    for index in order:
+        given_ += seam.feed(event([delta({"content": "abc"[came[index]]}, index=index)]))
+        came[index] += 1
+    parts = said_in(delivered + given_ + seam.close()).parts
+    assert parts == {0: {"delta.content": "abc"}, 1: {"delta.content": "abc"}}
+
+
+def test_a_choice_that_never_comes_again_holds_no_more_than_64_kib_of_the_others() -> None:
+    delivered = event([delta({"content": "a"}, index=0)]) + event([delta({"content": "a"}, index=1)])
+    seam = Replayed(said_in(delivered), FIRST)
+    given_ = b"".join(seam.feed(event([delta({"content": "a"})])) for _ in range(700))
+    assert (given_, seam.broken, seam.outcome, seam.usage(SECOND)) == (b"", True, Outcome.FAILED, FIRST)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tool_calls": ["x", None, 3]},
+        {"tool_calls": "x"},
+        {"a.b": "c"},
+        {"content": ["x"]},
+        {"x": {"y": [{"z": None}]}},
+    ],
+)
+def test_odd_members_of_a_second_answer_break_nothing(odd: dict[str, Any]) -> None:
+    for seam in (Replayed(said_in(event([delta({"role": "assistant"})])), FIRST), continued(None)):
+        both = {"reasoning": "q"} | odd
+        assert json.loads(seam.feed(event([delta(both)]))[6:])["choices"][0]["delta"] == both
+
+
+def test_a_member_with_a_dot_in_its_name_is_not_said_twice() -> None:
+    _, rest = replayed(event([delta({"a.b": "x"})]), event([delta({"a.b": "xy"})]), [])
+    assert json.loads(rest[6:])["choices"][0]["delta"] == {"a.b": "y"}
+
+
+def test_what_is_nested_too_deep_to_be_written_is_a_failure_of_the_second_server() -> None:
+    deep = b'data: {"choices":[{"delta":{"content":"a","b":' + b"[" * 500 + b"1" + b"]" * 500 + b"}}]}\n\n"
+    for seam in (Replayed(said_in(b""), FIRST), continued(None)):
+        assert (seam.feed(deep), seam.broken, seam.outcome) == (b"", True, Outcome.FAILED)
+
+
+def test_what_filters_say_of_each_chunk_is_no_text_of_the_answer() -> None:
+    """Azure's verdict stands in every chunk, and servers cut an answer into other chunks."""
+    safe: dict[str, Any] = {"content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}
+    first = b"".join(event([delta({"content": each}, **safe)]) for each in "abc")
+    _, rest = replayed(first, event([delta({"content": "abcd"}, **safe)]), [])
+    assert json.loads(rest[6:])["choices"][0] == delta({"content": "d"}, **safe)
+
+
+@pytest.mark.parametrize("make", [continued, lambda: Replayed(said_in(b""), FIRST)])
+def test_a_seam_is_gone_with_its_request(make: Callable[[], Seam]) -> None:
+    gc.disable()
+    try:
+        seam = make()
+        gone = weakref.ref(seam)
+        del seam
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_long_text_that_comes_again_in_many_chunks_takes_time_as_its_length() -> None:
+    said = said_in(event([delta({"content": "a" * 2_000_000})]))
+    seam, read = Replayed(said, FIRST), event([delta({"content": "a"})])
+    began = time.thread_time()
+    assert not any(seam.feed(read) for _ in range(2000))
+    assert time.thread_time() - began < 0.15
