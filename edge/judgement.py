@@ -1,7 +1,8 @@
 """What an attempt showed of its endpoint, and whether to ask another one; the table is that of `upstream/health.py`.
 
 What came of an attempt that failed is an `End`, or one of these words: `connect_` and the cause of a `ConnectFailed`,
-`no_answer` for a connection that ended without one, `no_room` for what the edge itself has none left of.
+`no_answer` for a connection that ended without one, `no_room` for what the edge itself has none left of, `unequal` or
+`ignored` for another answer than the one that was to go on.
 """
 
 import time
@@ -32,8 +33,14 @@ _WITHIN: Final = {
 _GENERATES_NOTHING: Final = (Reads.NOTHING, Reads.STORED)  # what a server does whose model has died
 
 
-def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> None:
-    """Report what an answer that began showed of its endpoint, and of the one before that had answered 404."""
+def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None, difference: str = "") -> None:
+    """Report what an answer that began showed of its endpoint, and of the one before that had answered 404.
+
+    `difference` is a word for an answer that was well, but could not go on with another one; it shows nothing.
+    """
+    if difference:
+        _note(exchange, lease, exchange.status, difference, "another answer", exchange.finished)
+        return
     verdict = _VERDICTS.get(exchange.end, _NOTHING)
     if lease.ticket is not None:
         lease.ticket.learn(exchange.usage)
@@ -45,13 +52,13 @@ def judge_answer(exchange: Exchange, lease: Lease, missing: Lease | None) -> Non
     elif verdict is not _NOTHING:
         assert exchange.end is not None
         lease.endpoint.note_fault(exchange.request_id, exchange.end.value)
-        _note(exchange, exchange.status, exchange.end.value, _WITHIN[exchange.end], exchange.finished)
+        _note(exchange, lease, exchange.status, exchange.end.value, _WITHIN[exchange.end], exchange.finished)
     lease.report(verdict)
 
 
 def judge_interruption(exchange: Exchange, lease: Lease, end: End) -> None:
     """Report what an attempt showed whose answer broke and may go on elsewhere."""
-    _note(exchange, exchange.status, end.value, _WITHIN[end], time.monotonic())
+    _note(exchange, lease, exchange.status, end.value, _WITHIN[end], time.monotonic())
     lease.endpoint.note_fault(exchange.request_id, end.value)
     lease.report(Verdict.FAULT)
 
@@ -65,20 +72,21 @@ def judge_failure(
         status = error.status
         failure = from_upstream(status, error.headers, error.body, is_instance=pool is None)
         elsewhere = may_pass_elsewhere(status, _last_status(exchange))
-        _note(exchange, status, End.UPSTREAM_ERROR.value, logged(error.headers, error.body), now)
+        _note(exchange, lease, status, End.UPSTREAM_ERROR.value, logged(error.headers, error.body), now)
         is_callers = status >= 500 and failure.origin is errors.Origin.CLIENT
-        verdict = _NOTHING if is_callers else judge(status)
+        is_beside = error.safe_elsewhere and status < 500  # refused beside its answers, which it may give all the same
+        verdict = _NOTHING if is_callers or is_beside else judge(status)
         if verdict is not _NOTHING:
             lease.endpoint.note_fault(exchange.request_id, f"answers {status}")
         lease.report(verdict, pause_of(error.headers), status)
     else:
         failure = error
-        _note(exchange, 0, *_what_befell(exchange, error, now), now)
+        _note(exchange, lease, 0, *_what_befell(exchange, error, now), now)
         elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
             lease.endpoint.note_fault(exchange.request_id, exchange.upstream_error)
             lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
-    if isinstance(error, EdgeError) and error.safe_elsewhere:  # nothing was sent, however long it took
+    if error.safe_elsewhere:  # nothing was begun, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:
         quick = config is not None and now - exchange.asked_at <= config.retry_within_s
@@ -95,12 +103,13 @@ def given_up(exchange: Exchange, failure: EdgeError | None) -> EdgeError:
     return failure
 
 
-def _note(exchange: Exchange, status: int, outcome: str, words: str, now: float) -> None:
-    """Note an attempt that failed, for the log and the metrics."""
+def _note(exchange: Exchange, lease: Lease, status: int, outcome: str, words: str, now: float) -> None:
+    """Note an attempt that failed, for the log and the metrics; each but the first one was a retry."""
     if exchange.failures is None:
         exchange.failures = []
     duration_ms = round((now - exchange.asked_at) * 1000, 2)
-    exchange.failures.append(Tried(exchange.endpoint, status, outcome, words, duration_ms))
+    exchange.failures.append(Tried(lease.endpoint.authority, status, outcome, words, duration_ms))
+    exchange.retries = max(exchange.retries, len(exchange.failures) - 1)
     exchange.upstream_status, exchange.upstream_error = status, words
 
 

@@ -44,6 +44,7 @@ from edge.plan import Plan, decide, plan_for, routes_at
 from edge.relay.delivered import Interrupted
 from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
+from edge.resume.rules import NotResumed
 from edge.resuming import Resumption
 from edge.routing import HostTable, Match, host_name
 from edge.settlement import Settlement
@@ -299,21 +300,15 @@ class Proxy:
                     raise given_up(exchange, failure or unavailable) from None
                 if lease is None:
                     raise given_up(exchange, failure)
-                endpoint = lease.endpoint
-                exchange.endpoint = endpoint.authority
-                exchange.retries = len(tried)
+                endpoint, attempt = lease.endpoint, None
                 keep = self._keep(exchange, user, lease, work) if operation.keeps else None
                 try:
-                    attempt = await resumption.attempt(lease) if resumption else work.attempt(exchange, lease, keep)
-                except BaseException:
                     with lease:  # a place that was waited for is counted already
-                        raise
-                exchange.asked_at = time.monotonic()
-                try:
-                    with lease:
+                        attempt = await resumption.attempt(lease) if resumption else work.attempt(exchange, lease, keep)
+                        exchange.endpoint, exchange.retries = endpoint.authority, len(tried)
+                        exchange.asked_at = time.monotonic()
                         await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
-                    if not (resumption and resumption.differs):
-                        judge_answer(exchange, lease, missing)
+                    judge_answer(exchange, lease, missing, resumption.difference if resumption else "")
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
                         self._kept.forget(user, work.head.asked.response_id)
                     return
@@ -321,25 +316,29 @@ class Proxy:
                     judge_interruption(exchange, lease, interrupted.how)
                     assert pool is not None  # else nothing would have been kept
                     resumption = Resumption(work, pool, exchange, request.connection, settlement, interrupted)
+                    await resumption.read(self._long_body)
                     elsewhere = True
                 except FailedInStream as failed:
                     judge_failure(exchange, lease, pool, failed.error)
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
                     failure, elsewhere = judge_failure(exchange, lease, pool, error)
-                    if isinstance(error, UpstreamAnsweredError) and error.status == 404:
+                    if isinstance(error, UpstreamAnsweredError) and error.status == 404 and attempt is not None:
                         missing = lease
                 finally:
-                    attempt.body = ()  # a failure keeps this frame until it is collected, and must not keep a prompt
+                    if attempt is not None:  # a failure keeps this frame until it is collected, and no prompt with it
+                        attempt.body = ()
                     if resumption:
                         resumption.note()
                 if not elsewhere:
-                    raise given_up(exchange, failure) if resumption is None else resumption.interrupted
+                    raise given_up(exchange, failure) if resumption is None else NotResumed(exchange.resume)
                 tried.append(endpoint)
                 if pool is not None and len(tried) == 1:
                     pool.retrying += 1
-        except Interrupted as interrupted:
-            interrupted.close(exchange, request.connection, settlement)
+        except NotResumed as refused:
+            assert resumption is not None  # who refuses
+            exchange.resume = refused.reason
+            resumption.interrupted.close(exchange, request.connection, settlement)
         except asyncio.CancelledError:
             if resumption is None or not resumption.interrupted.is_cut:
                 raise

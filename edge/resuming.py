@@ -1,22 +1,23 @@
 """A stream that broke, on its way to a sibling: whether one may be asked, which one, and what.
 
 A resume is another attempt of the same request: `proxy.py` asks for its lease and its attempt as for any other's. Where
-none is possible the interruption itself is raised, which ends the stream with an error, and `exchange.resume` has why.
+none is possible `NotResumed` is raised, which ends the stream with an error, and `exchange.resume` has why.
 """
 
 import asyncio
+import time
 from typing import Final
 
 import msgspec
 
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
-from edge.errors import UpstreamUnavailable
+from edge.errors import ConnectFailed, UpstreamUnavailable
 from edge.exchange import Exchange, Usage, UsageSource
 from edge.metering.meters import Metering
 from edge.operations import OPERATIONS
 from edge.relay.delivered import Interrupted
-from edge.relay.terms import Attempt
+from edge.relay.terms import Attempt, UpstreamAnsweredError
 from edge.resume.continuation import (
     body_of,
     ids_in,
@@ -25,21 +26,24 @@ from edge.resume.continuation import (
     rendered_question,
     text_question,
 )
-from edge.resume.rules import NotResumed, Way, question_in, ways_of
+from edge.resume.rules import NotResumed, Question, Way, question_in, ways_of
 from edge.resume.said import Said
 from edge.resume.seam import Continued, Outcome, Replayed
 from edge.settlement import Settlement
 from edge.upstream.endpoints import Endpoint, Lease, Member
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
-from edge.upstream.tokenizer import NoTokens, asked
+from edge.upstream.tokenizer import NoTokens, RefusedTokens, asked
 
 _COUNTING_S: Final = 1.0  # of all that a tokenizer is asked, while the client waits
 _CHAT: Final = OPERATIONS["chat/completions"]
 
 
 class Resumption:
-    """What of a stream is known that broke, and its one chance to go on; raises `Interrupted` where it has none."""
+    """A stream that broke, which it answers for, and its one chance to go on; `read` comes first."""
+
+    _question: Question
+    _ways: list[Way]
 
     def __init__(
         self,
@@ -57,35 +61,35 @@ class Resumption:
         self.interrupted = interrupted
         self._first: Usage = settlement.so_far
         self._broke_at = exchange.endpoint
+        self._said = Said()
         self._seam: Replayed | Continued | None = None
         interrupted.hold(client)
-        config, delivered = pool.config, work.delivered
-        assert delivered is not None  # else nobody would have interrupted
-        try:
-            self._question = question_in(work.body.data, is_chat=exchange.operation is _CHAT)
-            self._said = Said()
-            for _ in self._said.read(delivered.content(bare=client.bare)):
-                pass
-            if self._first.source is UsageSource.FINAL and self._said.is_over:
-                interrupted.is_over = True
-                raise NotResumed("finished")
-            tokens = self._first.completion_tokens
-            self._ways = ways_of(
-                config.resume, self._question, self._said, config.engine, tokens, config.resume_at_most
-            )
-            if not pool.may_retry():
-                raise NotResumed("budget")
-        except NotResumed as refused:
-            raise self._refused(refused.reason) from None
 
-    def _refused(self, reason: str) -> Interrupted:
-        self._exchange.resume = reason
-        return self.interrupted
+    async def read(self, turn: asyncio.Lock) -> None:
+        """Read what was asked and what the client has of its answer, one stream after another; raises `NotResumed`."""
+        work, config = self._work, self._pool.config
+        delivered = work.delivered
+        assert delivered is not None  # else nobody would have interrupted
+        async with turn:
+            self._question = question_in(work.body.data, is_chat=self._exchange.operation is _CHAT)
+            for _ in self._said.read(delivered.content(bare=self._client.bare)):
+                pass
+        if self._first.source is UsageSource.FINAL and self._said.is_over:
+            self.interrupted.is_over = True
+            raise NotResumed("finished")
+        tokens = self._first.completion_tokens
+        self._ways = ways_of(config.resume, self._question, self._said, config.engine, tokens, config.resume_at_most)
+        if not self._pool.may_retry():
+            raise NotResumed("budget")
 
     @property
-    def differs(self) -> bool:
-        """Whether the sibling's answer was another one, which is no fault of it."""
-        return self._seam is not None and self._seam.broken
+    def difference(self) -> str:
+        """How the sibling's answer was another one, which is no fault of it; "" where it was not."""
+        seam = self._seam
+        if seam is None or not seam.broken or seam.outcome is Outcome.FAILED:
+            return ""
+        outcome: str = (Outcome.UNEQUAL if seam.outcome is Outcome.RESUMED else seam.outcome).value
+        return outcome
 
     def note(self) -> None:
         """Note what has become of it, for the log and the metrics."""
@@ -93,31 +97,40 @@ class Resumption:
             self._exchange.resume = self._seam.outcome.value
 
     def lease(self, tried: list[Endpoint], prefix: Prefix | None, user: str) -> Lease:
-        """Return a lease of a sibling, one that is out rather than none."""
+        """Return a lease of a sibling, one that is out rather than none; raises `NotResumed`."""
         self.interrupted.hold(self._client)
         try:
             lease = self._pool.lease(tried, prefix, user)
         except UpstreamUnavailable:
             lease = self._pool.spare(tried, user)
         if lease is None:
-            raise self._refused("no_member")
+            raise NotResumed(self._exchange.resume or "no_member")
         return lease
 
     async def attempt(self, lease: Lease) -> Attempt:
-        """Return what a sibling is asked; its place is counted from now on."""
-        lease.hold()
-        reason = ""
+        """Return what a sibling is asked.
+
+        Raises: `NotResumed`; `ConnectFailed`, `UpstreamAnsweredError` for a sibling that failed to count tokens.
+        """
+        refused: NotResumed | None = None
+        self._seam, asked_at = None, time.monotonic()
         for way in self._ways:
             try:
                 attempt = self._replayed(lease) if way is Way.REPLAY else await self._continued(lease)
-            except NotResumed as refused:
-                reason = refused.reason
+            except NotResumed as error:
+                refused = error
                 continue
+            except (ConnectFailed, UpstreamAnsweredError) as error:
+                if isinstance(error, UpstreamAnsweredError) and way is not self._ways[-1]:
+                    continue  # it has no tokenizer, and need not have one
+                self._exchange.asked_at, self._exchange.resume = asked_at, "tokenizer"
+                raise
             exchange = self._exchange
             attempt.delivered, attempt.echo, attempt.broken_end = None, None, self.interrupted.how
             exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, Outcome.FAILED.value
             return attempt
-        raise self._refused(reason)
+        assert refused is not None  # by the last way
+        raise refused
 
     @property
     def _echo(self) -> str | None:
@@ -129,7 +142,7 @@ class Resumption:
         return attempt
 
     async def _continued(self, lease: Lease) -> Attempt:
-        """Return a question that goes on; raises `NotResumed` where the sibling counts no tokens, or cannot go on."""
+        """Return a question that goes on; raises as `attempt` does."""
         work, question, said, engine = self._work, self._question, self._said, self._pool.config.engine
         model = work.model_for(lease.member)
         try:
@@ -137,6 +150,8 @@ class Resumption:
                 text, prompt_tokens = await self._counted(lease.member, model)
         except (NoTokens, TimeoutError):
             raise NotResumed("tokenizer") from None
+        except RefusedTokens as refused:
+            raise UpstreamAnsweredError(refused.status, refused.headers, refused.body, safe_elsewhere=True) from None
         body = body_of(engine, question, said, model, text, work.dropped)
         attempt = work.continuing(self._exchange, lease, body, self._metering(len(text)))
         envelope = work.envelope
@@ -157,7 +172,7 @@ class Resumption:
     async def _counted(self, member: Member, model: str) -> tuple[list[int], range | None]:
         """Return the ids of what was said, and how many tokens a question has that goes on with it.
 
-        None for what has no template, and so cannot but go on. Raises: `NotResumed`, `NoTokens`.
+        None for what has no template, and so cannot but go on. Raises: `NotResumed`, and as `asked` does.
         """
         question, said, engine = self._question, self._said, self._pool.config.engine
         text = ids_in(await asked(member, "tokenize", text_question(engine, model, said.text(question.place))))

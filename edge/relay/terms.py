@@ -170,10 +170,14 @@ class StaleConnection(Exception):
 
 
 class UpstreamAnsweredError(Exception):
-    """The upstream answered with an error; `body` is what it sent, at most 64 KiB."""
+    """The upstream answered with an error; `body` is what it sent, at most 64 KiB.
 
-    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes) -> None:
+    `safe_elsewhere`: it was asked for no answer yet, so another endpoint may be asked, whatever the status.
+    """
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes, *, safe_elsewhere: bool = False) -> None:
         super().__init__(status)
+        self.safe_elsewhere = safe_elsewhere
         self.status = status
         self.headers = headers
         self.body = body

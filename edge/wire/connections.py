@@ -197,6 +197,11 @@ def _is_address(host: str) -> bool:
     return True
 
 
+def unreachable(error: OSError | UnicodeError) -> ConnectFailed:
+    """Return what the failure to make a connection is for a request."""
+    return _failed("The model's server is not reachable right now.", _cause_of(error))
+
+
 def _failed(message: str, cause: str) -> ConnectFailed:
     failure = ConnectFailed(message, retry_after_s=_RETRY_AFTER_S)
     failure.cause = cause
@@ -306,7 +311,7 @@ class ConnectionPool:
             lack = _own_lack(error) if isinstance(error, OSError) else None
             if lack is not None:
                 raise self._shortage.failure(lack, self.loop.time()) from None
-            raise _failed("The model's server is not reachable right now.", _cause_of(error)) from None
+            raise unreachable(error) from None
         return connection
 
     async def _open(self) -> tuple[asyncio.Transport, UpstreamConnection]:

@@ -337,6 +337,19 @@ async def test_another_answer_is_an_error_and_no_fault_of_who_gave_it(scene: Sta
     assert told.is_broken
     assert (told.line["resume"], told.record["completion_tokens"]) == ("unequal", 4)
     assert sum(len(each.faults or ()) for each in running.edge.server.endpoints.states()) == 1
+    assert [each["outcome"] for each in told.line["attempts"]] == ["upstream_cut", "unequal"]
+    assert told.record["retries"] == 1
+
+
+async def test_an_error_of_the_sibling_within_its_stream_is_a_fault_of_it(scene: StartScene) -> None:
+    running = await scene("replay")
+    await running.ask()
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, fault="error_mid", after=1)
+    told = await running.ask()
+    assert told.is_broken
+    assert told.line["resume"] == "failed"
+    assert [len(each.faults or ()) for each in running.edge.server.endpoints.states()] == [1, 1]
 
 
 async def test_a_sibling_that_is_out_is_asked_rather_than_none(scene: StartScene) -> None:
@@ -377,6 +390,55 @@ async def test_a_sibling_that_refuses_at_once_leaves_the_stream_to_a_third(scene
     told = await running.ask()
     assert told.answer == whole.answer
     assert told.record["retries"] == 2
+
+
+@pytest.mark.parametrize("status", [0, 404, 500, 503])
+async def test_a_sibling_that_fails_to_count_tokens_leaves_the_stream_to_a_third(
+    scene: StartScene, status: int
+) -> None:
+    """And what it showed counts in its health: no connection (0), or an error of its own."""
+    running = await scene("content", count=3)
+    whole = await running.ask()
+    first, second = running.simulators[1:]
+    first.behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    names = [each.url.removeprefix("http://") for each in running.simulators]
+    if status:
+        second.behaviour = Behaviour(fault="error", status=status)
+    else:
+        await second.close()
+    told = await running.ask()
+    assert told.answer == whole.answer
+    assert (told.record["endpoint"], told.record["resumed_from"]) == (names[0], names[1])
+    assert (told.record["retries"], told.line["resume"]) == (2, "resumed")
+    outcome = "upstream_error" if status else "connect_refused"
+    tries = [(each["endpoint"], each["outcome"], each["status"]) for each in told.line["attempts"]]
+    assert tries == [(names[1], "upstream_cut", 200), (names[2], outcome, status), (names[0], "complete", 200)]
+    health = list(running.edge.server.endpoints.states())[2].health
+    assert health.is_tainted == (status != 404)  # which may be all that a gateway lets pass
+
+
+async def test_without_a_third_the_tokenizer_is_why_and_with_another_way_no_reason(scene: StartScene) -> None:
+    for mode, resume in (("content", "tokenizer"), ("auto", "resumed")):
+        running = await scene(mode)
+        for simulator in running.simulators:
+            simulator.behaviour = Behaviour(text="prompt", tokens=13, served=(MODEL,))
+        await running.ask()
+        running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+        running.simulators[0].behaviour = Behaviour(dialect="openai", text="prompt", tokens=13)
+        told = await running.ask()
+        assert told.line["resume"] == resume
+
+
+async def test_a_sibling_that_was_asked_nothing_stands_nowhere(scene: StartScene) -> None:
+    running = await scene("content", trims=True)
+    told = await running.broken()
+    first, second = (each.url.removeprefix("http://") for each in running.simulators)
+    assert told.line["resume"] == "template"
+    assert (told.record["endpoint"], told.record["retries"], told.line["endpoint"]) == (first, 0, first)
+    assert [(each["endpoint"], each["outcome"]) for each in told.line["attempts"]] == [(first, "upstream_cut")]
+    text = (await running.edge.server.metrics.render()).decode()
+    assert f'edge_upstream_requests_total{{pool="p",endpoint="{first}",status="200",outcome="upstream_cut"}} 1' in text
+    assert f'edge_upstream_requests_total{{pool="p",endpoint="{second}"' not in text
 
 
 async def test_a_sibling_that_is_silent_gives_back_all_when_the_client_leaves(scene: StartScene) -> None:
