@@ -184,7 +184,7 @@ class PoolConfig:
         "The most tokens that are generated again for a stream. It waits for as long as they take.", 10**6)] = 2000
     resume_memory_bytes: Annotated[int, kinds.size(
         "What is kept of a stream that may have to go on elsewhere, out of body_memory. A longer one ends with an "
-        "error as it would otherwise.")] = 512 * 2**10
+        "error as it would otherwise.", most_bytes=2 * 2**20)] = 512 * 2**10
 
 
 @dataclass(frozen=True, slots=True)

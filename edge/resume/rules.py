@@ -152,7 +152,7 @@ def _of_prompt(members: dict[str, Any]) -> str:
     prompt = members.get("prompt")
     if isinstance(prompt, str):
         return ""
-    is_ids = isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)
+    is_ids = isinstance(prompt, list) and set(map(type, prompt)) == {int}
     return "" if is_ids else "choices" if isinstance(prompt, list) and len(prompt) > 1 else "prompt"
 
 

@@ -21,7 +21,8 @@ from edge.simulator.questions import CHAT, COMPLETIONS, Ask, WrongMember, member
 _TOKEN: Final = re.compile(r'\s*[^\s\d]+\d*"?|\s*\d+"?|\s+')
 _LAST_NUMBER: Final = re.compile(r'(\d+)"?\Z')
 _OPENS: Final = " <|start|> assistant:"
-_texts: dict[int, str] = {}  # of tokens by their ids
+_MOST_TEXTS: Final = 100_000
+_texts: dict[int, str] = {}  # of tokens by their ids, those that were asked for long ago forgotten
 
 
 def tokens_of(text: str) -> list[str]:
@@ -34,7 +35,10 @@ def ids_of(text: str) -> list[int]:
     ids = []
     for token in tokens_of(text):
         ids.append(zlib.crc32(token.encode()))
-        _texts[ids[-1]] = token
+        _texts.pop(ids[-1], None)
+        _texts[ids[-1]] = token  # the newest one now
+    while len(_texts) > _MOST_TEXTS:
+        del _texts[next(iter(_texts))]
     return ids
 
 

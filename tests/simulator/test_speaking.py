@@ -119,3 +119,10 @@ async def test_a_fault_of_a_name_meets_one_request_at_whichever_server() -> None
     async with simulating() as one, simulating() as other:
         statuses = [(await ask(each, body)).status for each in (one, other, one)]
     assert statuses == [500, 200, 200]
+
+
+def test_texts_of_tokens_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speaking, "_MOST_TEXTS", 50)
+    first, last = speaking.ids_of(" first"), [speaking.ids_of(f" last{number}") for number in range(60)]
+    assert speaking.text_of(first) == "\ufffd"
+    assert "".join(map(speaking.text_of, last[-50:])) == "".join(f" last{number}" for number in range(10, 60))
