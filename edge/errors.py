@@ -156,7 +156,10 @@ class UnprocessableRequest(_ClientError, status=422, code="invalid_request_error
 
 
 class RateLimited(EdgeError, status=429, code="rate_limit_exceeded"):
-    """429: too much at once; `retry_after_s` says when to come back, and `wait_s`, of a limit here, when exactly."""
+    """429: too much at once; `retry_after_s` says when to come back.
+
+    `wait_s`, of a limit here, says when exactly, 0 where that depends on requests that run.
+    """
 
     kind = "rate_limit_error"
     origin = Origin.CLIENT

@@ -9,6 +9,8 @@ Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds)
 
 import enum
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -200,11 +202,16 @@ class Exchange:
     resumed_from: str = ""  # the endpoint that broke
     resumed_usage: Usage | None = None  # as the second endpoint told it
 
-    def queued(self, since: float) -> None:
-        """Note that it waited for its turn."""
-        waited_s = time.monotonic() - since
-        self.queued_s += waited_s
-        self.waited_s += waited_s
+    @contextmanager
+    def queueing(self) -> Iterator[None]:
+        """Note how long it waits for its turn."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            waited_s = time.monotonic() - since
+            self.queued_s += waited_s
+            self.waited_s += waited_s
 
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""

@@ -258,15 +258,17 @@ class Proxy:
             ) from None
 
     async def _in_line(self, exchange: Exchange, plan: Plan, work: Work) -> Settlement:
-        """Let a request begin that may wait until its limits have room."""
-        principal = plan.caller.principal
+        """Let a request begin that may wait until its limits have room, if its key is good by then."""
+        principal, patience = plan.caller.principal, plan.patience
         whose = plan.route.name, plan.limits, principal.user, principal.id
-        since = time.monotonic()
-        try:
-            settlement = await self._lines.admit(whose, plan.patience, partial(self._accept, exchange, plan, work))
-        finally:
-            exchange.queued(since)
-        exchange.limit_headers += plan.patience.header
+        admit = partial(self._accept, exchange, plan, work)
+        settlement = self._lines.admit(whose, patience, admit)
+        if settlement is None:
+            assert work.head.credential is not None  # by which the caller was found
+            check = partial(self._authenticator.check, work.head.credential, plan.model)
+            with exchange.queueing():
+                settlement = await self._lines.wait(whose, patience, admit, check)
+        exchange.limit_headers += patience.header
         return settlement
 
     async def _forward(self, request: Request, exchange: Exchange, work: Work, settlement: Settlement) -> None:
@@ -440,8 +442,5 @@ def _read(head: Head, data: bytes, generation: Generation) -> Envelope:
 
 async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | None, demand: Demand) -> Lease:
     """Return a lease of a full pool, once it is this request's turn; raises `UpstreamUnavailable`."""
-    since = time.monotonic()
-    try:
+    with exchange.queueing():
         return await pool.wait(user, prefix, demand)
-    finally:
-        exchange.queued(since)

@@ -381,7 +381,7 @@ class ClientConnection(SteppedHandler):
                     self._keepalive_handle = self._loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
                     )
-        except asyncio.CancelledError:
+        except BaseException:  # after a defect too: nobody would answer the next request
             self.force_close()
             raise
         if not self._force_close:

@@ -138,6 +138,12 @@ class Authenticator:
             raise wrong_key(entry.message)
         return entry.caller
 
+    async def check(self, credential: Credential, model: str) -> None:
+        """Raise what one who comes now would get for a model: a key may be revoked while its request waits."""
+        caller = self.recall(credential) or await self.look_up(credential)
+        caller.check_state(self._wall())
+        caller.check(model)
+
     def metrics(self) -> Iterator[Metric]:
         """Yield what the cache did, and whether the store answers."""
         yield from self.counts.metrics()

@@ -1,12 +1,13 @@
 """Requests that wait until their limits have room, in place of a refusal: those of one caller in their order.
 
-Counters belong to one caller, so nobody else is held up. Who waits counts as one that waits for a place in the pool.
+Counters belong to one caller, so nobody else is held up. As many may wait at a pool as may for its places, but neither
+takes the room of the other: one caller over its limit would fill the queue of an idle pool.
 Source of the wish: RFC 7240 section 4.3, `Prefer: wait=20`.
 """
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from edge.errors import RateLimited
@@ -15,6 +16,7 @@ T = TypeVar("T")
 
 _LONGEST_WISH_S: Final = 60
 _SHORTEST_SLEEP_S: Final = 0.02
+_UNKNOWN_SLEEP_S: Final = 0.05  # nobody knows when one of the requests that run will end
 _LONGEST_SLEEP_S: Final = 0.5  # a request that ends, and has used less than was reserved, may let the next one begin
 _WAIT: Final = re.compile(r'wait[ \t]*=[ \t]*(?:(\d{1,9})|"(\d{1,9})")[ \t]*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
@@ -40,6 +42,11 @@ class Patience(NamedTuple):
     def header(self) -> bytes:
         """The line of the head of an answer that says so, b"" for none."""
         return f"preference-applied: {self.applied}\r\n".encode() if self.applied else b""
+
+    def tell(self, limited: RateLimited) -> None:
+        """Let a refusal say so too."""
+        if self.applied:
+            limited.headers += (("preference-applied", self.applied),)
 
 
 class _Nowhere:
@@ -88,47 +95,58 @@ class Lines:
     def __init__(self) -> None:
         self._lines: dict[object, _Line] = {}
 
-    async def admit(self, whose: object, patience: Patience, admit: Callable[[], T]) -> T:
-        """Return what `admit` does, once it refuses no more: at once, or after those who wait already.
+    def admit(self, whose: object, patience: Patience, admit: Callable[[], T]) -> T | None:
+        """Return what `admit` does; None for a request that is to `wait`, behind others or until it is refused no more.
 
         Raises: `RateLimited`, where the time or the room does not suffice.
         """
-        room = patience.room
+        has_room, has_line = patience.room.has_room_to_wait, whose in self._lines
+        if has_line and has_room:
+            return None
         try:
-            if whose not in self._lines:
-                try:
-                    return admit()
-                except RateLimited as limited:
-                    if limited.wait_s > patience.wait_s or not room.has_room_to_wait:
-                        raise
-            elif not room.has_room_to_wait:
-                return admit()
-            return await self._wait(whose, patience.wait_s, room, admit)
+            return admit()
         except RateLimited as limited:
-            if patience.applied:
-                limited.headers += (("preference-applied", patience.applied),)
-            raise
+            if has_line or not has_room or limited.wait_s > patience.wait_s:
+                patience.tell(limited)
+                raise
+            return None
 
-    async def _wait(self, whose: object, wait_s: float, room: Room, admit: Callable[[], T]) -> T:
-        """Wait in line, then for the limits; the last try is at the end of the time."""
+    async def wait(
+        self, whose: object, patience: Patience, admit: Callable[[], T], check: Callable[[], Awaitable[None]]
+    ) -> T:
+        """Return what `admit` does once it refuses no more, in line; the last try is at the end of the time.
+
+        `check` raises, before each try, if the request may not go on by now. Raises: `RateLimited`.
+        """
         line = self._lines.setdefault(whose, _Line())
         line.length += 1
-        room.held += 1
-        now_s = asyncio.get_running_loop().time
-        until = now_s() + wait_s
+        patience.room.held += 1
         try:
-            async with asyncio.timeout_at(until), line.turn:
-                while True:
-                    try:
-                        return admit()
-                    except RateLimited as limited:
-                        if now_s() + limited.wait_s > until:
-                            raise
-                        await asyncio.sleep(min(max(limited.wait_s, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
-        except TimeoutError:
-            return admit()
+            return await _waited(line.turn, patience.wait_s, admit, check)
+        except RateLimited as limited:
+            patience.tell(limited)
+            raise
         finally:
-            room.held -= 1
+            patience.room.held -= 1
             line.length -= 1
             if not line.length:
                 del self._lines[whose]
+
+
+async def _waited(turn: asyncio.Lock, wait_s: float, admit: Callable[[], T], check: Callable[[], Awaitable[None]]) -> T:
+    now_s = asyncio.get_running_loop().time
+    until = now_s() + wait_s
+    try:
+        async with asyncio.timeout_at(until), turn:
+            while True:
+                await check()
+                try:
+                    return admit()
+                except RateLimited as limited:
+                    if now_s() + limited.wait_s > until:
+                        raise
+                    sleep_s = limited.wait_s or _UNKNOWN_SLEEP_S
+                    await asyncio.sleep(min(max(sleep_s, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
+    except TimeoutError:
+        await check()
+        return admit()

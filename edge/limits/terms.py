@@ -11,6 +11,7 @@ from edge.limits.quotas import NO_LIMIT, Quotas, Reason
 from edge.limits.smooth import Smooth
 
 _UNKNOWN_WAIT_S: Final = 0.5  # for one of the running requests to end
+_RUNNING: Final = "concurrent requests"
 _LONGEST_RETRY_AFTER_S: Final = 60  # SDKs ignore a longer one
 _LONGEST_RETRY_S: Final = 120  # after which no SDK tries again by itself
 _ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
@@ -142,7 +143,7 @@ def refusal_of(
             retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
             headers=headers,
         )
-    refusal.wait_s = reason.wait_s
+    refusal.wait_s = reason.wait_s if reason.what != _RUNNING else 0.0
     refusal.limit = (reason.limit, reason.what)
     return refusal
 
@@ -167,11 +168,11 @@ def _minute_reasons(limits: Sequence[Limit], held: Sequence[tuple[Counter, int]]
         for what, allowed, previous, current, asked in (
             ("requests per minute", limit.requests, counter.previous_requests, counter.requests, 1),
             ("tokens per minute", limit.tokens, counter.previous_tokens, counter.tokens, reserved),
-            ("concurrent requests", limit.running, 0, counter.running + counter.remote_running, 1),
+            (_RUNNING, limit.running, 0, counter.running + counter.remote_running, 1),
         ):
             used = previous * weight + current
             if used + asked > allowed:
-                is_gauge = what == "concurrent requests"
+                is_gauge = what == _RUNNING
                 wait_s = _UNKNOWN_WAIT_S if is_gauge else _wait_s(previous, current, allowed - asked, elapsed_s)
                 numbers = f"limit {allowed}, used {math.ceil(used)}, requested {asked}"
                 yield Reason(wait_s, f"{what} of this {limit.per} with this model: {numbers}", limit.name, what)

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from edge.errors import Unusable
-from edge.exchange import End, Exchange
+from edge.exchange import End, Exchange, Tried
 from edge.ids import new_trace_id
 from edge.traces import Trace, span_id
+
+_log = logging.getLogger(__name__)
 
 _SPAN: Final = 16  # hexadecimal digits of the id of one
 _ALL: Final = 2**64
@@ -53,11 +56,17 @@ class Tracing:
         return int(trace_id[_SPAN:], 16) < self._below
 
     def note(self, exchange: Exchange) -> None:
-        """Note a finished request, if its trace is kept; its spans are sent later."""
+        """Note a finished request, if its trace is kept; its spans are sent later.
+
+        It never raises, since a request is closed with it: a span that can not be made is lost.
+        """
         trace = exchange.trace
         if trace is not None and trace.is_sampled and self._keeps(trace.trace_id):
-            for span in self._spans(exchange, trace):
-                self._processor.on_end(span)
+            try:
+                for span in self._spans(exchange, trace):
+                    self._processor.on_end(span)
+            except Exception:
+                _log.exception("no span of request %s", exchange.request_id)
 
     def _spans(self, exchange: Exchange, trace: Trace) -> Iterator[Any]:
         from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -71,12 +80,13 @@ class Tracing:
             return int((exchange.started_at + monotonic_s - exchange.begun) * 1e9)
 
         failed = exchange.end in _FAILED
-        status = Status(StatusCode.ERROR, exchange.upstream_error or exchange.error) if failed else Status()
+        # Never what an upstream said: its words may quote a prompt.
+        status = Status(StatusCode.ERROR, exchange.error) if failed else Status()
         own = context(new_trace_id()[:_SPAN])
         asked = unix_ns(exchange.asked_at) if exchange.asked_at else unix_ns(exchange.finished)
         events = [
-            Event("attempt failed", {"server.address": each.endpoint, "error.type": each.outcome}, asked)
-            for each in exchange.failures or ()
+            Event("attempt failed", {"server.address": each.endpoint, "error.type": each.outcome}, unix_ns(at))
+            for each, at in _failed_at(exchange)
         ]
         yield ReadableSpan(
             f"{exchange.method} {exchange.operation.name or exchange.path}",
@@ -118,6 +128,18 @@ class Tracing:
         await asyncio.wrap_future(sent)
 
 
+def _failed_at(exchange: Exchange) -> list[tuple[Tried, float]]:
+    """Return the attempts that failed, each with when it did: the next one began then, or none followed."""
+    failures, at = exchange.failures or [], exchange.asked_at
+    if len(failures) > exchange.retries:  # the last attempt is one of them
+        at += failures[-1].duration_ms / 1000
+    found = []
+    for each in reversed(failures):
+        found.append((each, at))
+        at -= each.duration_ms / 1000
+    return found[::-1]
+
+
 def _attributes(exchange: Exchange) -> dict[str, str | int]:
     """Return what is said of a request: nothing of whose it is but the request's id, by which the log has it."""
     return {
@@ -132,7 +154,8 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
 
 
 def _attributes_of_model(exchange: Exchange) -> dict[str, str | int | float]:
-    host, _, port = exchange.endpoint.rpartition(":")
+    at = urlsplit(f"//{exchange.endpoint}")
+    port = {} if at.port is None else {"server.port": at.port}  # else it is that of the scheme
     first_s = exchange.first_byte - exchange.asked_at  # under 0 of a stream that another endpoint began
     ttft_s = {"gen_ai.response.time_to_first_chunk": first_s} if first_s > 0 else {}
     return {
@@ -140,8 +163,8 @@ def _attributes_of_model(exchange: Exchange) -> dict[str, str | int | float]:
         "gen_ai.request.model": exchange.upstream_model,
         "gen_ai.usage.input_tokens": exchange.usage.prompt_tokens,
         "gen_ai.usage.output_tokens": exchange.usage.completion_tokens,
-        "server.address": host,
-        "server.port": int(port),
+        "server.address": at.hostname or "",
         "edge.pool": exchange.pool,
+        **port,
         **ttft_s,
     }

@@ -68,7 +68,7 @@ class Upstreams:
                 numbers.token.observe((finished - first_byte) / (tokens - 1))
 
     def observe_wait(self, exchange: Exchange) -> None:
-        """Count a request that waited for a place in its pool, whether it got one or not."""
+        """Count a request that waited for a place in its pool or for its limits, whether it got one or not."""
         pool = exchange.pool if exchange.pool in self._waits or len(self._waits) < self.max_labels else OTHER
         self._waits.setdefault(pool, Histogram(_WAIT_BOUNDS_S)).observe(exchange.queued_s)
 

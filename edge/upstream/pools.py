@@ -42,7 +42,7 @@ class Pool:
         self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
         self._forget_others()
         self.retrying = 0
-        self.held = 0  # requests that wait for their limits, and count as those that wait for a place
+        self.held = 0  # requests that wait for their limits
         self._waiting: FairQueue[_Place] = FairQueue()
         self._drain = DrainRate()
         self._poll: asyncio.TimerHandle | None = None
@@ -84,13 +84,13 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place."""
+        """Requests that wait for a place, or for their limits."""
         return len(self._waiting) + self.held
 
     @property
     def has_room_to_wait(self) -> bool:
-        """Whether one more request may wait."""
-        return self.waiting < self.config.queue
+        """Whether one more request may wait for its limits; those that wait for a place have as much room, apart."""
+        return self.held < self.config.queue
 
     def lease(self, tried: Iterable[Endpoint] = (), prefix: Prefix | None = None, user: str = "") -> Lease | None:
         """Return a lease of an endpoint that was not tried; None: all are full. `prefix` is that of the prompt, if any.
@@ -166,7 +166,7 @@ class Pool:
         Raises: `UpstreamUnavailable` when too many wait, or this one has for too long.
         """
         loop = asyncio.get_running_loop()
-        if not self.has_room_to_wait:
+        if len(self._waiting) >= self.config.queue:
             raise self._busy(loop.time())
         place = _Place(loop.create_future(), user, prefix)
         if not self._waiting:
@@ -228,7 +228,7 @@ class Pool:
         self.grant()
 
     def _busy(self, now: float) -> UpstreamUnavailable:
-        wait_s = min(math.ceil(self._drain.wait_s(self.waiting, now)), _LONGEST_RETRY_AFTER_S)
+        wait_s = min(math.ceil(self._drain.wait_s(len(self._waiting), now)), _LONGEST_RETRY_AFTER_S)
         return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
     def _admitted(self, tried: Iterable[Endpoint], user: str = "") -> list[Member]:

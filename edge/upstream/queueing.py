@@ -175,6 +175,8 @@ class FairQueue(Generic[T]):
             longest = self._clock + max(_LONGEST_DEBT_S * self._rate, change)
             user.clock = max(user.clock, min(user.clock + change, longest))
             self._latest = max(self._latest, user.clock)
+            if not self._count:
+                self._clock = self._latest
             return  # found where the user's entry comes up
         user.clock = max(user.clock + change, user.floor)
         if user.turns and user.entry is not None and user.clock < user.entry[0]:

@@ -391,6 +391,40 @@ async def test_request_over_its_limit_waits_for_it_and_says_whose_wish_that_is(
     await edge.consistent()
 
 
+async def test_key_that_is_revoked_while_its_request_waits_for_its_limit_gets_401(
+    start_edge: StartEdge, start_upstream: StartUpstream
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    text = WAITS.format(wait='wait = "200s"', url=upstream.url).replace("requests_per_minute", "concurrent_requests")
+    edge = await start_edge(text)
+    with KeyRegistry(edge.keys_path) as registry:
+        key, record = registry.create("u-other")
+        first, waits = await send(edge, "first", key=key), await send(edge, "waits", key=key)
+        _, turn = await held.next()
+        async with asyncio.timeout(PATIENCE_S):
+            while waiting(edge) != 1:
+                await asyncio.sleep(0)
+            registry.revoke(record.id)
+            status, _, body = await waits.response()
+    assert (status, b"invalid_api_key" in body) == (401, True)
+    turn.set()
+    assert (await first.response())[0] == 200
+    await edge.consistent()
+    assert len(edge.records()) == 1, "it was not accepted"
+
+
+async def test_request_that_had_not_to_wait_for_its_limit_is_not_told_as_one_that_did(
+    start_edge: StartEdge, simulator: Simulator
+) -> None:
+    edge = await start_edge(WAITS.format(wait='wait = "200s"', url=simulator.url))
+    assert (await edge.ask(BODY))[0] == 200
+    await edge.idle()
+    (line,) = await edge.log()
+    assert line["queue_ms"] is None
+    assert b'edge_pool_wait_seconds_count{pool="p"}' not in await edge.server.metrics.render()
+
+
 @pytest.mark.parametrize(("wait", "prefer"), [("", ""), ('wait = "0s"', "wait=60"), ('wait = "200s"', "wait=0")])
 async def test_request_that_nobody_lets_wait_gets_its_429_at_once(
     start_edge: StartEdge, simulator: Simulator, wait: str, prefer: str

@@ -23,6 +23,7 @@ from edge.client.connection import ClientConnection
 from edge.client.server import MOST_REFUSED, ClientServer
 from edge.errors import EdgeError, Overloaded
 from edge.simulator.server import Simulator
+from edge.telemetry.access_log import AccessLog
 from tests.conftest import ROUTES, Edge, RawClient, StartEdge, WatchMethod, tls_setting
 from tests.test_errors import ALL
 
@@ -321,3 +322,22 @@ async def test_connection_that_waits_for_its_next_request_holds_no_body(edge: Ed
     request = connection._task_handler.get_coro().cr_frame.f_locals["request"]  # type: ignore[union-attr]
     assert not request.body
     assert not getattr(request.payload, "_buffer", None)
+
+
+async def test_connection_whose_request_could_not_be_closed_ends_in_order(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its client would wait for ever for the answer to the next request."""
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(AccessLog, "write", fail)
+    client = await edge.connect()
+    for _ in range(2):
+        client.send(edge.request({"model": "public/deepseek-r1", "messages": []}))
+    assert (await client.response())[0] == 200
+    async with asyncio.timeout(20):
+        assert await client.reader.read() == b""
+    monkeypatch.undo()
+    assert not edge.server.clients.open_connections

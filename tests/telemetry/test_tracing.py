@@ -1,11 +1,13 @@
 """Spans as a collector gets them, of a running edge."""
 
 import importlib.util
+import logging
 from typing import Any
 
 import pytest
 
 from edge.errors import Unusable
+from edge.exchange import End, Tried
 from edge.telemetry import tracing
 from edge.telemetry.tracing import Tracing
 from edge.traces import Trace
@@ -61,7 +63,7 @@ async def test_request_has_a_span_of_the_edge_and_in_it_one_of_the_endpoint(
     assert model.span_id.hex() == line["upstream_id"].replace("-", "")[:16]
     assert f"traceparent: 00-{TRACE}-{model.span_id.hex()}-01".encode() in upstream.requests[0]
     assert own.start_time_unix_nano <= model.start_time_unix_nano <= model.end_time_unix_nano <= own.end_time_unix_nano
-    assert (own.status.code, own.status.message) == (2, "full")
+    assert (own.status.code, own.status.message) == (2, "upstream_unavailable"), "no word of the upstream's body"
     about = attributes(own)
     assert (about["edge.request_id"], about["edge.route"]) == ("mine", "public/deepseek-r1")
     assert (about["http.response.status_code"], about["error.type"]) == (503, "upstream_unavailable")
@@ -107,3 +109,35 @@ def test_facts_of_a_request_that_asked_nobody_are_told_without_an_endpoint() -> 
     about = tracing._attributes(finished(error="invalid_api_key", status=401, trace=Trace(TRACE, "", 1)))
     assert about["error.type"] == "invalid_api_key"
     assert "gen_ai.request.model" not in about
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "port"),
+    [("10.0.0.1:8000", "10.0.0.1", 8000), ("vllm.internal", "vllm.internal", None), ("[::1]", "::1", None),
+     ("[::1]:8000", "::1", 8000)],
+)  # fmt: skip
+def test_port_of_an_endpoint_is_told_where_it_has_one_of_its_own(endpoint: str, address: str, port: int | None) -> None:
+    about = tracing._attributes_of_model(finished(endpoint=endpoint, asked_at=100.0))
+    assert (about["server.address"], about.get("server.port")) == (address, port)
+
+
+@needs_sdk
+def test_span_that_can_not_be_made_is_lost_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    kept = Tracing("http://127.0.0.1:9/", 1)
+    kept.note(finished(asked_at=100.0, upstream_id="no hexadecimal digits", trace=Trace(TRACE, "", 1)))
+    assert [each.message for each in caplog.records] == ["no span of request req_1"]
+
+
+def failed(duration_ms: float) -> Tried:
+    return Tried("10.0.0.1:8000", 0, "no_answer", "", duration_ms)
+
+
+@pytest.mark.parametrize(
+    ("retries", "end", "at"), [(2, End.COMPLETE, (102.0, 105.0)), (1, End.UPSTREAM_ERROR, (105.0, 108.0))]
+)
+def test_attempts_that_failed_are_told_with_the_times_at_which_they_did(
+    retries: int, end: End, at: tuple[float, float]
+) -> None:
+    exchange = finished(asked_at=105.0, retries=retries, end=end, failures=[failed(2000.0), failed(3000.0)])
+    assert tuple(when for _, when in tracing._failed_at(exchange)) == at

@@ -175,6 +175,38 @@ async def test_nobody_overtakes_who_may_take_the_same_place(endpoints: Endpoints
     assert (await waiting).endpoint is first.endpoint
 
 
+async def test_who_waits_for_limits_takes_no_room_from_who_waits_for_a_place_and_delays_nobodys_retry(
+    endpoints: Endpoints,
+) -> None:
+    """One user over a limit would shut the others out of a pool that has nothing to do."""
+    pool = pool_of(endpoints, 1)
+    pool.config = replace(pool.config, max_inflight=1, queue=2)
+    pool.held = 2
+    assert not pool.has_room_to_wait
+    loop = asyncio.get_running_loop()
+    with taken(pool.lease()):
+        places = [loop.create_task(pool.wait("u-1")) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert pool.waiting == 4
+        pool.held = 1
+        assert pool.has_room_to_wait
+        with pytest.raises(UpstreamUnavailable) as caught:
+            await pool.wait("u-2")
+        assert caught.value.retry_after_s == 1
+    for each in places:
+        with await each:
+            pass
+
+
+async def test_full_pool_in_which_nobody_waits_for_a_place_is_asked_again_in_a_second(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1)
+    pool.config = replace(pool.config, max_inflight=1, queue=0)
+    pool.held = 100
+    with taken(pool.lease()), pytest.raises(UpstreamUnavailable) as caught:
+        await pool.wait("u-2")
+    assert caught.value.retry_after_s == 1
+
+
 # --- `cache-aware`
 
 

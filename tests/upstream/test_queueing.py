@@ -257,6 +257,20 @@ def test_while_nobody_waits_all_are_equal_again() -> None:
     assert drained(queue) == ["a", "b"]
 
 
+def test_answer_that_ends_while_nobody_waits_leaves_no_debt() -> None:
+    """It ran on after the queue was empty, so it held nobody up."""
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", "a", Demand(100, 1))
+    turn = queue.pop(0.0)
+    assert turn is not None
+    turn.settle(100, 60_000, complete=True)
+    for number in range(50):
+        queue.push("b", "b", Demand(100, 1, 100))
+        if number == 0:
+            queue.push("a", "a", Demand(100, 1, 100))
+    assert "a" in drained(queue)[:2]
+
+
 def test_users_who_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.upstream.queueing._MOST_KNOWN", 50)
     queue: FairQueue[str] = FairQueue()
