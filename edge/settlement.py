@@ -49,7 +49,10 @@ class Settlement:
         prompt_tokens, answer_tokens = usage.prompt_tokens, usage.completion_tokens
         if exchange.phase is _WAIT and exchange.end in _UNHEARD:
             prompt_tokens, answer_tokens = self._prompt_tokens, 0
-        permit.charge(prompt_tokens + answer_tokens, answer_tokens)
+        if exchange.asked_at:
+            permit.charge(prompt_tokens + answer_tokens, answer_tokens)
+        else:  # no endpoint was asked, since all are full or one had to wait for too long: it counts as a refusal does
+            permit.cancel()
         if self.turn is not None:
             self.turn.settle(prompt_tokens, answer_tokens, complete=exchange.end is _COMPLETE)
         self._journal.close_record(exchange, self._record_id)

@@ -25,6 +25,7 @@ class Ended(msgspec.Struct, gc=False):
     route: str | None = None
     model: str | None = None
     region: str | None = None
+    endpoint: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from edge.journal.ends import Ended
 from edge.journal.following import JournalIndex, Key, adding
+from edge.journal.records import CRASHED
 
 NAME: Final = "quota-index.db"
 _QUARTER_S: Final = 900
@@ -54,8 +55,8 @@ class SpentIndex(JournalIndex):
         return quarter, file.partition(".")[0], ended.route or "", ended.user or "", ended.key_id or ""
 
     def count(self, sums: list[int], ended: Ended) -> None:
-        """Add a record to the sums of its quarter."""
-        sums[0] += 1
+        """Add a record to the sums of its quarter; it is no request of a limit if it has ended and asked nobody."""
+        sums[0] += ended.endpoint is not None or ended.end == CRASHED
         sums[1] += ended.prompt_tokens + ended.completion_tokens
 
     def forget(self) -> None:

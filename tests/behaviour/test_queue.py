@@ -162,6 +162,26 @@ async def test_without_a_queue_a_full_pool_refuses_at_once(
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize("queue", ["", 'queue = 1\nqueue_timeout = "20ms"'])
+async def test_request_that_a_full_pool_refuses_is_none_of_its_limits(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: str
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    text = routes(upstream.url, pool=f"max_inflight = 1\n{queue}") + 'limit = "few"\n'
+    edge = await start_edge(text + "[limits.few]\nrequests_per_minute = 2\nrequests_per_day = 2\n")
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    assert [(await edge.ask(BODY))[0] for _ in range(3)] == [503] * 3
+    turn.set()
+    assert (await first.response())[0] == 200
+    second = await send(edge, "second")
+    (await held.next())[1].set()
+    assert [(await second.response())[0], (await edge.ask(BODY))[0]] == [200, 429]
+    assert len(edge.records()) == 5
+    await edge.consistent()
+
+
 async def test_a_wait_that_is_too_long_ends_in_a_503(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
     held = Held()
     upstream = await start_upstream(held)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge.exchange import Principal, Usage
+from edge.exchange import NO_USAGE, Principal, Usage
 from edge.journal.journal import Journal
 from edge.journal.spent import SpentIndex, Used
 from tests.records import STARTED_AT, close, opened
@@ -52,4 +52,20 @@ def test_what_is_older_than_a_month_is_neither_read_nor_kept(tmp_path: Path) -> 
     now += 40 * DAY_S
     index.forget()
     assert list(index.read(0, 2 * STARTED_AT, "")) == []
+    journal.close()
+
+
+def test_request_that_asked_nobody_is_none_of_a_limit_and_one_that_a_crash_ended_is(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 2**20, "serve")
+    for facts in ({"endpoint": "", "usage": NO_USAGE, "status": 503}, {}):
+        close(journal, opened(journal, principal=Principal("key_1", "u-a"), route="r"), **facts)
+    journal.drain()
+    (file,) = tmp_path.glob("*.jsonl")
+    line = file.read_bytes().splitlines()[-1]
+    crashed = line.replace(b'"end":"complete"', b'"end":"crashed"').replace(b'"10.0.0.1:8000"', b"null")
+    with file.open("ab") as written:
+        written.write(crashed + b"\n")
+    index = SpentIndex(tmp_path, lambda: STARTED_AT)
+    index.catch_up()
+    assert [each.requests for each in index.read(0, 2 * STARTED_AT, "")] == [2]
     journal.close()
