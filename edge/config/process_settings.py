@@ -102,8 +102,8 @@ class ServerConfig:
     trace_share: Annotated[float, kinds.share(
         "The share of traces that is kept, of those that their callers keep.", restart="value")] = 0.01
     max_metric_labels: Annotated[int, kinds.count(
-        'Routes, endpoints and pools that have series of their own in `/metrics`, 40 lines a route; what others count '
-        'is summed under "(other)". Many make every scrape long.', 10**6)] = 1000
+        'Routes, limits, endpoints and pools that have series of their own in `/metrics`, 40 lines a route; what '
+        'others count is summed under "(other)". Many make every scrape long.', 10**6)] = 1000
     trusted_proxies: Annotated[tuple[Network, ...], kinds.texts(
         "Networks whose X-Forwarded-For is believed. Anyone there can claim any client address.",
         values.parse_network, kind="list of networks", example=["10.0.0.0/8"])] = ()

@@ -1,6 +1,6 @@
 """Requests that wait until their limits have room, in place of a refusal: those of one caller in their order.
 
-Counters belong to one caller, so nobody else is held up. As many may wait at a pool as may for its places, but neither
+Counters belong to one caller, so nobody else is held up. As many may wait at a pool as for its places, but neither
 takes the room of the other: one caller over its limit would fill the queue of an idle pool.
 Source of the wish: RFC 7240 section 4.3, `Prefer: wait=20`.
 """

@@ -18,6 +18,7 @@ from edge.telemetry.upstreams import Upstreams
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
 FOLD_INTERVAL_S: Final = 1.0
 _ROUTES_A_STEP: Final = 8
+_ERRORS_A_STEP: Final = 100
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _OWN_BOUNDS_S: Final = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 
@@ -40,7 +41,7 @@ class Metrics:
     """The numbers of finished requests by route, and of what was wrong with them; gauges are asked for at the scrape.
 
     What matched no route has the empty label, never the name that was asked: anybody can make those up. The first
-    `max_labels` routes have series of their own, and what others count is summed under one label.
+    `max_labels` routes, and limits, have series of their own, and what others count is summed under one label.
     """
 
     def __init__(self, max_labels: int = 1000) -> None:
@@ -50,11 +51,12 @@ class Metrics:
         self.recent = Recent()  # the same of the last minute, for the status page
         self._own = Histogram(_OWN_BOUNDS_S)
         self._errors: dict[tuple[str, str, str], int] = {}
+        self._limits = {""}  # that have refused, and have series of their own
         self.gauges: list[Callable[[], Iterable[Family | None]]] = []
 
     @property
     def max_labels(self) -> int:
-        """How many routes, and members of pools, have series of their own."""
+        """How many routes, limits, and members of pools, have series of their own."""
         return self._max_labels
 
     @max_labels.setter
@@ -106,7 +108,13 @@ class Metrics:
 
     def count_error(self, error: EdgeError) -> None:
         """Count an answer that is an error, by its class's code: that of an instance may be any text."""
-        cause = (type(error).code, *error.limit)
+        limit, what = error.limit
+        if limit not in self._limits:
+            if len(self._limits) > self._max_labels:
+                limit = OTHER
+            else:
+                self._limits.add(limit)
+        cause = (type(error).code, limit, what)
         self._errors[cause] = self._errors.get(cause, 0) + 1
 
     def families(self) -> Iterator[Family | None]:
@@ -119,10 +127,12 @@ class Metrics:
                 for labels, numbers in routes[at : at + _ROUTES_A_STEP]:
                     add(part, labels, numbers)
                 yield part
-        errors = CounterMetricFamily("edge_errors", "Errors that callers got.", labels=("error", "limit", "of"))
-        for cause, count in self._errors.items():
-            errors.add_metric(cause, count)
-        yield errors
+        errors = list(self._errors.items())
+        for at in range(0, max(len(errors), 1), _ERRORS_A_STEP):
+            part = CounterMetricFamily("edge_errors", "Errors that callers got.", labels=("error", "limit", "of"))
+            for cause, count in errors[at : at + _ERRORS_A_STEP]:
+                part.add_metric(cause, count)
+            yield part
         yield Histograms("edge_overhead_seconds", _OWN_TEXT, (), [((), self._own)])
         yield from self.upstreams.families()
         for gauges in self.gauges:

@@ -45,6 +45,7 @@ class Group(Protocol):
     """A pool as its endpoints know it: members of which any can answer."""
 
     members: list["Member"]
+    held: int  # requests that wait for their limits
 
     @property
     def waiting(self) -> int:
@@ -353,6 +354,7 @@ class Endpoints:
         out = GaugeMetricFamily("edge_upstream_out", "1 while an endpoint is not asked.", labels=at)
         some = GaugeMetricFamily("edge_upstream_out_for_some", "1 while users it failed leave it.", labels=at)
         waiting = GaugeMetricFamily("edge_pool_waiting", "Requests that wait for a place.", labels=("pool",))
+        held = GaugeMetricFamily("edge_pool_held", "Requests that wait for their limits.", labels=("pool",))
         now = self._loop.time()
         totals = {name: [0, 0, count, 0, 0] for name, count in self._gone.items()}
         self._label(max_labels)
@@ -374,17 +376,20 @@ class Endpoints:
                 some.add_metric((name,), total[4] if name == OTHER else bool(total[4]))
             if number % _A_STEP == _A_STEP - 1:
                 yield None
-        others = 0
+        others = others_held = 0
         for number, (name, pool) in enumerate(list(pools.items())):
             if number < max_labels:
                 waiting.add_metric((name,), pool.waiting)
+                held.add_metric((name,), pool.held)
             else:
                 others += pool.waiting
+                others_held += pool.held
             if number % _A_STEP == _A_STEP - 1:
                 yield None
         if len(pools) > max_labels:
             waiting.add_metric((OTHER,), others)
-        yield from (in_flight, idle, out, some, ejections, waiting)
+            held.add_metric((OTHER,), others_held)
+        yield from (in_flight, idle, out, some, ejections, waiting, held)
 
     def _label(self, most: int) -> None:
         """Give endpoints that came since the last scrape a label of their own, as far as there may be more."""

@@ -84,8 +84,8 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place, or for their limits."""
-        return len(self._waiting) + self.held
+        """Requests that wait for a place."""
+        return len(self._waiting)
 
     @property
     def has_room_to_wait(self) -> bool:
@@ -166,7 +166,7 @@ class Pool:
         Raises: `UpstreamUnavailable` when too many wait, or this one has for too long.
         """
         loop = asyncio.get_running_loop()
-        if len(self._waiting) >= self.config.queue:
+        if self.waiting >= self.config.queue:
             raise self._busy(loop.time())
         place = _Place(loop.create_future(), user, prefix)
         if not self._waiting:
@@ -228,7 +228,7 @@ class Pool:
         self.grant()
 
     def _busy(self, now: float) -> UpstreamUnavailable:
-        wait_s = min(math.ceil(self._drain.wait_s(len(self._waiting), now)), _LONGEST_RETRY_AFTER_S)
+        wait_s = min(math.ceil(self._drain.wait_s(self.waiting, now)), _LONGEST_RETRY_AFTER_S)
         return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
     def _admitted(self, tried: Iterable[Endpoint], user: str = "") -> list[Member]:

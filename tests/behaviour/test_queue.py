@@ -369,6 +369,10 @@ limit = "standard"
 """
 
 
+def held_up(edge: Edge) -> int:
+    return edge.server.generation.pools["p"].held
+
+
 @pytest.fixture
 def minute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Edge, float], None]:
     """Let time pass for the limits of an edge."""
@@ -401,7 +405,7 @@ async def test_request_over_its_limit_waits_for_it_and_says_whose_wish_that_is(
     minute(edge, 60.0)
     client = await ask_with(edge, prefer)
     async with asyncio.timeout(PATIENCE_S):
-        while waiting(edge) != 1:
+        while held_up(edge) != 1:
             await asyncio.sleep(0)
     assert edge.server.proxy.in_flight == 1
     minute(edge, 60.0)
@@ -423,7 +427,7 @@ async def test_key_that_is_revoked_while_its_request_waits_for_its_limit_gets_40
         first, waits = await send(edge, "first", key=key), await send(edge, "waits", key=key)
         _, turn = await held.next()
         async with asyncio.timeout(PATIENCE_S):
-            while waiting(edge) != 1:
+            while held_up(edge) != 1:
                 await asyncio.sleep(0)
             registry.revoke(record.id)
             status, _, body = await waits.response()
@@ -463,13 +467,16 @@ async def test_who_leaves_while_it_waits_for_its_limit_is_gone_and_more_than_the
     assert (await (await ask_with(edge, "")).response())[0] == 200
     clients = [await ask_with(edge, "", f"r{number}") for number in range(2)]
     async with asyncio.timeout(PATIENCE_S):
-        while waiting(edge) != 2:
+        while held_up(edge) != 2:
             await asyncio.sleep(0)
+    shown = await edge.server.metrics.render()
+    assert b'edge_pool_held{pool="p"} 2\n' in shown
+    assert b'edge_pool_waiting{pool="p"} 0\n' in shown, "the pool is not full"
     assert (await (await ask_with(edge, "wait=190")).response())[0] == 429
     for client in clients:
         client.abort()
     async with asyncio.timeout(PATIENCE_S):
-        while waiting(edge) or edge.server.proxy.in_flight:
+        while held_up(edge) or edge.server.proxy.in_flight:
             await asyncio.sleep(0)
     await edge.consistent()
     ends = {line["request_id"]: line["end"] for line in await edge.log()}
@@ -484,7 +491,7 @@ async def test_a_stop_waits_for_those_who_wait_for_their_limit_and_cuts_them_in_
     assert (await (await ask_with(edge, "")).response())[0] == 200
     client = await ask_with(edge, "", "waits")
     async with asyncio.timeout(PATIENCE_S):
-        while waiting(edge) != 1:
+        while held_up(edge) != 1:
             await asyncio.sleep(0)
     edge.server.stop()
     async with asyncio.timeout(PATIENCE_S):

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge.errors import InvalidRequest, RateLimited
 from edge.exchange import End
 from edge.telemetry.metrics import Metrics
 from tests.records import finished as exchange
@@ -88,6 +89,23 @@ async def test_routes_past_the_bound_are_summed_under_one_label_and_nothing_is_l
     metrics.max_labels = 4
     metrics.observe(exchange(route="r49"))
     assert (await samples(metrics))["edge_requests_total", "r49", "200", "complete"] == 1
+
+
+async def test_limits_past_the_bound_are_summed_under_one_label_and_errors_come_in_parts() -> None:
+    metrics = Metrics(max_labels=200)
+    metrics.count_error(InvalidRequest("x"))
+    for number in range(1000):
+        for what in ("requests per minute", "tokens per minute"):
+            refusal = RateLimited("x")
+            refusal.limit = (f"limit-{number}", what)
+            metrics.count_error(refusal)
+    parts = [each for each in metrics.families() if each is not None and each.name == "edge_errors"]
+    assert isinstance(parts[0], CounterMetricFamily)
+    series = [sample for part in parts for sample in part.samples]  # type: ignore[union-attr]
+    assert max(len(part.samples) for part in parts) <= 100  # type: ignore[union-attr]
+    assert (len(series), sum(sample.value for sample in series)) == (1 + 2 * (200 + 1), 2001)
+    others = [sample.value for sample in series if sample.labels["limit"] == "(other)"]
+    assert (others, len({sample.labels["limit"] for sample in series})) == ([800, 800], 1 + 200 + 1)
 
 
 async def test_scrape_goes_in_steps_of_a_hundred_lines_and_each_family_is_one_group() -> None:

@@ -122,10 +122,11 @@ def test_port_of_an_endpoint_is_told_where_it_has_one_of_its_own(endpoint: str, 
 
 
 @needs_sdk
-def test_span_that_can_not_be_made_is_lost_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+async def test_span_that_can_not_be_made_is_lost_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     kept = Tracing("http://127.0.0.1:9/", 1)
     kept.note(finished(asked_at=100.0, upstream_id="no hexadecimal digits", trace=Trace(TRACE, "", 1)))
+    await kept.close()
     assert [each.message for each in caplog.records] == ["no span of request req_1"]
 
 
