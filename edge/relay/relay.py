@@ -117,7 +117,7 @@ class Relay(Receiver):
         transport = self._client.transport
         assert transport is not None  # else the client's leaving would have ended this
         delivered = self._attempt.delivered
-        return transport.write if delivered is None else delivered.passing(transport.write)
+        return transport.write if delivered is None else delivered.passing(transport.write, self.let_go)
 
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
@@ -133,8 +133,9 @@ class Relay(Receiver):
 
     def let_go(self) -> None:
         """Let go of the request's body, which nobody else is asked; what is still being sent is held to the end."""
-        connection = self._answer.connection
-        if self._attempt.delivered is None and (connection is None or not connection.is_sending):
+        connection, delivered = self._answer.connection, self._attempt.delivered
+        is_kept = delivered is not None and delivered.is_whole
+        if not is_kept and (connection is None or not connection.is_sending):
             self._attempt.let_go()
 
     def settle(self, end: End) -> None:
