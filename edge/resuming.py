@@ -59,7 +59,7 @@ class Resumption:
         self._pool = pool
         self._exchange = exchange
         self._client = client
-        self.interrupted = interrupted
+        self.interrupted = interrupted.with_traceback(None)  # whose frames have this
         self._first: Usage = settlement.so_far
         self._broke_at = exchange.endpoint
         self._said = Said()
@@ -118,13 +118,13 @@ class Resumption:
 
         Raises: `NotResumed`; `ConnectFailed`, `UpstreamAnsweredError` for a sibling that failed to count tokens.
         """
-        refused: NotResumed | None = None
-        self._seam, asked_at = None, time.monotonic()
+        reason, asked_at = "", time.monotonic()
+        self._seam = None
         for way in self._ways:
             try:
                 attempt = self._replayed(lease) if way is Way.REPLAY else await self._continued(lease)
-            except NotResumed as error:
-                refused = error
+            except NotResumed as refused:
+                reason = refused.reason
                 continue
             except (ConnectFailed, UpstreamAnsweredError) as error:
                 if isinstance(error, UpstreamAnsweredError) and way is not self._ways[-1]:
@@ -136,8 +136,7 @@ class Resumption:
             attempt.release = self._let_go
             exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, Outcome.FAILED.value
             return attempt
-        assert refused is not None  # by the last way
-        raise refused
+        raise NotResumed(reason)
 
     def _let_go(self) -> None:
         """Let go of what was asked, as the sibling answers: nobody else is asked."""

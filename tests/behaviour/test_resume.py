@@ -1,6 +1,7 @@
 """Streams that outlive their server: whole and equal to unbroken ones, or the error that there is without a resume."""
 
 import asyncio
+import gc
 import gzip
 import itertools
 import json
@@ -13,6 +14,12 @@ from typing import Any
 import pytest
 
 from edge.limits.admission import Permit
+from edge.relay.delivered import Delivered, Interrupted
+from edge.relay.terms import Attempt
+from edge.resume.rules import NotResumed, Question
+from edge.resume.said import Said
+from edge.resume.seam import Seam
+from edge.resuming import Resumption
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from edge.wire.http1 import Chunked
@@ -548,6 +555,64 @@ async def test_a_long_stream_is_let_go_of_and_breaks_as_today(scene: StartScene)
     told = await running.broken(after=150)
     assert (told.is_broken, told.line["resume"]) == (True, None)
     await running.edge.consistent()
+
+
+async def test_past_its_bound_a_stream_keeps_no_body_either(scene: StartScene) -> None:
+    running = await scene("replay", pool='resume_memory = "20KiB"', tokens=200)
+    for after, is_kept in ((20, True), (150, False)):
+        client = await running.edge.connect()
+        stalled = {"simulate": {"fault": "stall", "after": after}, "user": "x" * 1000}
+        client.send(running.edge.request(BODIES[CHAT] | stalled))
+        for _ in range(after):
+            await soon(client.reader.readuntil(b"data: "))
+        assert bool([each for each in alive(Attempt) if each.body]) == is_kept
+        client.abort()
+        await running.edge.idle()
+
+
+async def test_one_broken_stream_is_read_at_a_time_while_others_are_answered(scene: StartScene) -> None:
+    running = await scene("auto")
+    whole = await running.ask()
+    turn = running.edge.server.proxy._long_body
+    await turn.acquire()
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT] | {"simulate": {"fault": "cut", "after": 5, "once": next(_names)}}))
+    await soon(waited_for(turn))
+    _, _, content = await soon(running.edge.ask(BODIES[CHAT]))
+    assert Told(content, True, {}, {}).answer == whole.answer
+    turn.release()
+    _, _, content = await soon(client.response())
+    assert Told(content, True, {}, {}).answer == whole.answer
+
+
+async def waited_for(lock: asyncio.Lock) -> None:
+    while not lock._waiters:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+
+def alive(*kinds: type) -> list[Any]:
+    return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+
+async def test_nothing_of_a_broken_stream_is_left_to_be_collected(scene: StartScene) -> None:
+    """Whether it went on, was refused at once, late, or by its sibling."""
+    kinds = (Attempt, Delivered, Interrupted, NotResumed, Question, Resumption, Said, Seam)
+    for mode, kind, more, resume in (
+        ("replay", {}, {}, "resumed"),
+        ("content", {}, {}, "resumed"),
+        ("replay", {}, {"temperature": 1}, "sampled"),
+        ("content", {"trims": True}, {}, "template"),
+        ("content", {"engine": "sglang", "ignores_flags": True}, {}, "ignored"),
+        ("auto", {"count": 1}, {}, "no_member"),
+    ):
+        running = await scene(mode, **kind)
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await running.broken(**more)).line["resume"] == resume
+            assert alive(*kinds) == [], resume
+        finally:
+            gc.enable()
 
 
 async def test_compressed_answers_break_as_today(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
