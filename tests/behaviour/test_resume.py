@@ -541,6 +541,35 @@ async def test_heartbeats_go_on_while_the_sibling_reads(scene: StartScene) -> No
     assert told.answer == whole.answer
 
 
+@pytest.mark.parametrize("mode", ["replay", "content"])
+async def test_a_server_that_dies_behind_heartbeats_and_before_its_first_token_is_gone_on_with(
+    scene: StartScene, mode: str
+) -> None:
+    running = await scene(mode, route='heartbeat = "50ms"')
+    whole = await running.ask(temperature=1, seed=3)
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT] | {"temperature": 1, "seed": 3}))
+    await soon(client.reader.readuntil(b": keep-alive\n\n"))
+    await running.simulators[1].close()
+    rest = await soon(client.reader.readuntil(b"0\r\n\r\n"))
+    payload: list[bytes] = []
+    Chunked().scan(rest.removeprefix(b"\r\n"), payload)
+    assert Told(b"".join(payload), True, {}, {}).answer == whole.answer
+    await running.edge.idle()
+    record, line = running.edge.records()[-1], (await running.edge.log())[-1]
+    assert (record["end"], record["resumes"], line["resume"], line["retries"]) == ("complete", 1, "resumed", 1)
+    assert (record["prompt_tokens"], record["completion_tokens"]) == whole.bill[1:3]
+
+
+async def test_what_a_server_refuses_behind_heartbeats_is_asked_of_nobody_else(scene: StartScene) -> None:
+    running = await scene("replay", route='heartbeat = "50ms"')
+    running.simulators[0].behaviour = Behaviour(fault="error", status=400, ttft_ms=120)
+    told = await running.ask()
+    assert (told.record["end"], told.record["retries"], told.line["resume"]) == ("upstream_error", 0, None)
+    assert b": keep-alive" in told.body
+
+
 async def test_clients_of_http_1_0_and_echoed_names_go_on(scene: StartScene) -> None:
     running = await scene("content", route='model = "other"\nmodel_echo = true')
     whole = await running.ask(version="1.0")
