@@ -107,7 +107,7 @@ class Work:
     def _kept(self, pool: Pool | None) -> Delivered | None:
         """Return what keeps a stream whose request may be asked again; a long one is not kept for that."""
         if self.delivered is None and pool is not None and len(self.body.data) <= LONG_BODY_BYTES:
-            self.delivered = Delivered(self.body.memory, pool.config.resume_memory_bytes, self.body.release)
+            self.delivered = Delivered(self.body.memory, pool.config.resume_memory_bytes)
         return self.delivered
 
     def _changed(self, body: bytes, model: str) -> Sequence[bytes | memoryview]:

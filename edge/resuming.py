@@ -30,6 +30,7 @@ from edge.resume.rules import NotResumed, Question, Way, question_in, ways_of
 from edge.resume.said import Said
 from edge.resume.seam import Continued, Outcome, Replayed
 from edge.settlement import Settlement
+from edge.tasks import in_steps
 from edge.upstream.endpoints import Endpoint, Lease, Member
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
@@ -58,7 +59,7 @@ class Resumption:
         self._pool = pool
         self._exchange = exchange
         self._client = client
-        self.interrupted = interrupted
+        self.interrupted = interrupted.with_traceback(None)  # whose frames have this
         self._first: Usage = settlement.so_far
         self._broke_at = exchange.endpoint
         self._said = Said()
@@ -72,8 +73,11 @@ class Resumption:
         assert delivered is not None  # else nobody would have interrupted
         async with turn:
             self._question = question_in(work.body.data, is_chat=self._exchange.operation is _CHAT)
-            for _ in self._said.read(delivered.content(bare=self._client.bare)):
-                pass
+            content = await delivered.content(bare=self._client.bare)
+            delivered.release()
+            if content is None:
+                raise NotResumed("unreadable")
+            await in_steps(self._said.read(content))
         if self._first.source is UsageSource.FINAL and self._said.is_over:
             self.interrupted.is_over = True
             raise NotResumed("finished")
@@ -81,6 +85,8 @@ class Resumption:
         self._ways = ways_of(config.resume, self._question, self._said, config.engine, tokens, config.resume_at_most)
         if not self._pool.may_retry():
             raise NotResumed("budget")
+        if Way.CONTENT not in self._ways:
+            self._question.members.clear()
 
     @property
     def difference(self) -> str:
@@ -112,13 +118,13 @@ class Resumption:
 
         Raises: `NotResumed`; `ConnectFailed`, `UpstreamAnsweredError` for a sibling that failed to count tokens.
         """
-        refused: NotResumed | None = None
-        self._seam, asked_at = None, time.monotonic()
+        reason, asked_at = "", time.monotonic()
+        self._seam = None
         for way in self._ways:
             try:
                 attempt = self._replayed(lease) if way is Way.REPLAY else await self._continued(lease)
-            except NotResumed as error:
-                refused = error
+            except NotResumed as refused:
+                reason = refused.reason
                 continue
             except (ConnectFailed, UpstreamAnsweredError) as error:
                 if isinstance(error, UpstreamAnsweredError) and way is not self._ways[-1]:
@@ -127,10 +133,15 @@ class Resumption:
                 raise
             exchange = self._exchange
             attempt.delivered, attempt.echo, attempt.broken_end = None, None, self.interrupted.how
+            attempt.release = self._let_go
             exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, Outcome.FAILED.value
             return attempt
-        assert refused is not None  # by the last way
-        raise refused
+        raise NotResumed(reason)
+
+    def _let_go(self) -> None:
+        """Let go of what was asked, as the sibling answers: nobody else is asked."""
+        self._question.members.clear()
+        self._work.body.release()
 
     @property
     def _echo(self) -> str | None:

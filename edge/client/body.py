@@ -34,6 +34,12 @@ class BodyMemory:
             raise Overloaded("The edge holds too many large requests, try again in a moment.", retry_after_s=1)
         self.used_bytes += count
 
+    def spare(self, count: int) -> bool:
+        """Take `count` bytes for what may never be needed, unless less than half is left then; return whether."""
+        is_spare = 2 * (self.used_bytes + count) <= self.limit_bytes
+        self.used_bytes += count * is_spare
+        return is_spare
+
     def release(self, count: int) -> None:
         """Give `count` bytes back."""
         self.used_bytes -= count

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from edge.client.connection import ClientConnection
-from edge.errors import EdgeError
 from edge.exchange import End, Exchange
 from edge.protocols import NOTHING_BEGUN
 from edge.relay.terms import Settlement, broken_stream, last_event
@@ -15,37 +14,40 @@ from edge.wire.http1 import LAST_CHUNK, Chunked, Malformed, chunk
 
 _DONE: Final = b"data: [DONE]\n\n"
 _BLOCK_BYTES: Final = 16 * 1024  # that are reserved at once
+_STEP_BYTES: Final = 16 * 1024  # that are read in one go: less than a millisecond
 _forget: Final[Callable[[bytes], None]] = deque[bytes](maxlen=0).append
 
 
 class Memory(Protocol):
     """What bounds the bytes of all requests together."""
 
-    def reserve(self, count: int) -> None:
-        """Take `count` bytes; raises `Overloaded`."""
+    def spare(self, count: int) -> bool:
+        """Take `count` bytes that new requests do without; return whether there are any."""
 
     def release(self, count: int) -> None:
         """Give `count` bytes back."""
 
 
 class Delivered:
-    """Passes what a client gets and keeps it, up to `most_bytes` and as long as `memory` has room.
+    """Passes what a client gets and keeps it, up to `most_bytes` and as long as `memory` can spare that.
 
-    Past that it lets go of all of it, and `let_go` of what was asked: the stream ends as any other then.
+    Past that it lets go of all of it: the stream ends as any other then.
     """
 
-    __slots__ = ("_let_go", "_memory", "_most_bytes", "_parts", "_reserved_bytes", "is_whole")
+    __slots__ = ("_memory", "_most_bytes", "_parts", "_reserved_bytes", "is_whole")
 
-    def __init__(self, memory: Memory, most_bytes: int, let_go: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, most_bytes: int) -> None:
         self._memory = memory
         self._most_bytes = most_bytes
-        self._let_go = let_go
         self._parts: list[bytes] = []
         self._reserved_bytes = 0
         self.is_whole = True
 
-    def passing(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """Return what writes to the client as `write` does, and keeps what it wrote; it runs once a token."""
+    def passing(self, write: Callable[[bytes], None], let_go: Callable[[], None]) -> Callable[[bytes], None]:
+        """Return what writes to the client as `write` does, and keeps what it wrote; it runs once a token.
+
+        `let_go` lets go of what was asked, once no more is kept.
+        """
         keep: Callable[[bytes], None] = self._parts.append
         room: float = 0
 
@@ -58,6 +60,7 @@ class Delivered:
                 room = self._reserve(-room)
                 if not self.is_whole:
                     keep = _forget
+                    let_go()
 
         return pass_on
 
@@ -65,16 +68,10 @@ class Delivered:
         """Reserve at least so many bytes; return how many are left, infinitely many where nothing is kept."""
         if self.is_whole:
             count = max(_BLOCK_BYTES, int(missing_bytes))
-            try:
-                if self._reserved_bytes + missing_bytes > self._most_bytes:
-                    raise _Full
-                self._memory.reserve(count)
-            except (EdgeError, _Full):
-                self.release()
-                self._let_go()
-            else:
+            if self._reserved_bytes + missing_bytes <= self._most_bytes and self._memory.spare(count):
                 self._reserved_bytes += count
                 return count - missing_bytes
+            self.release()
         return math.inf
 
     def release(self) -> None:
@@ -84,22 +81,24 @@ class Delivered:
         self._parts.clear()
         self.is_whole = False
 
-    def content(self, *, bare: bool) -> bytes:
-        """Return the content that the client has, which is `bare` of chunks, or b"" where it is no whole chunks."""
+    async def content(self, *, bare: bool) -> bytes | None:
+        """Return the content that the client has, which is `bare` of chunks, or None where it is no whole chunks.
+
+        It is read in steps: a MiB of small chunks takes 60 ms.
+        """
         _, _, body = b"".join(self._parts).partition(b"\r\n\r\n")
         if bare:
             return body
         payload: list[bytes] = []
-        framing = Chunked()
+        framing, held = Chunked(), b""
         try:
-            understood = framing.scan(body, payload)
+            for at in range(0, len(body), _STEP_BYTES):
+                held += body[at : at + _STEP_BYTES]
+                held = held[framing.scan(held, payload) :]
+                await asyncio.sleep(0)
         except Malformed:
-            return b""
-        return b"".join(payload) if understood == len(body) and framing.between_chunks else b""
-
-
-class _Full(Exception):
-    """There is more than may be kept."""
+            return None
+        return b"".join(payload) if not held and framing.between_chunks else None
 
 
 class Interrupted(Exception):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from edge.client.connection import ClientConnection
-from edge.errors import EdgeError
+from edge.errors import EdgeError, UpstreamError
 from edge.exchange import NO_USAGE, End, Exchange, Phase
 from edge.relay.answer import ENDED, Answer
 from edge.relay.delivered import Interrupted
@@ -117,7 +117,7 @@ class Relay(Receiver):
         transport = self._client.transport
         assert transport is not None  # else the client's leaving would have ended this
         delivered = self._attempt.delivered
-        return transport.write if delivered is None else delivered.passing(transport.write)
+        return transport.write if delivered is None else delivered.passing(transport.write, self.let_go)
 
     def began(self) -> None:
         """Let go of the request's body, and wait for the next bytes instead of the first ones."""
@@ -133,8 +133,9 @@ class Relay(Receiver):
 
     def let_go(self) -> None:
         """Let go of the request's body, which nobody else is asked; what is still being sent is held to the end."""
-        connection = self._answer.connection
-        if self._attempt.delivered is None and (connection is None or not connection.is_sending):
+        connection, delivered = self._answer.connection, self._attempt.delivered
+        is_kept = delivered is not None and delivered.is_whole
+        if not is_kept and (connection is None or not connection.is_sending):
             self._attempt.let_go()
 
     def settle(self, end: End) -> None:
@@ -158,11 +159,12 @@ class Relay(Receiver):
     def interrupt(self, end: End) -> bool:
         """End the attempt of a stream that is kept, so that another endpoint may go on with it."""
         answer, delivered = self._answer, self._attempt.delivered
-        if delivered is None or not delivered.is_whole or end is End.DRAINED or answer.meter is None:
+        if delivered is None or not delivered.is_whole or end is End.DRAINED:
             return False
-        answer.meter.passed += answer.unmetered
-        answer.unmetered = 0
-        self._settlement.note(answer.meter.usage(False))
+        if answer.meter is not None:  # else nothing was said
+            answer.meter.passed += answer.unmetered
+            answer.unmetered = 0
+            self._settlement.note(answer.meter.usage(False))
         self._release(0.0)
         if not self.done.done():
             self.done.set_exception(Interrupted(end))
@@ -179,7 +181,10 @@ class Relay(Receiver):
             self.done.set_exception(self._failure)
 
     def fail(self, error: Exception, idle_s: float = 0.0) -> None:
-        """End an answer of which the client has no byte; behind heartbeats an event says so."""
+        """End an answer of which the client has no byte; behind heartbeats an event says so, or it goes on elsewhere.
+
+        It does not where a server was too slow, or refused: that may be for what it was asked.
+        """
         exchange, answer = self._exchange, self._answer
         if self._attempt.seam is not None:
             self._release(idle_s)
@@ -187,6 +192,8 @@ class Relay(Receiver):
                 self.done.set_exception(error)
             return
         exchange.first_byte = 0.0
+        if answer.sent_bytes and isinstance(error, UpstreamError) and self.interrupt(End.UPSTREAM_CUT):
+            return
         if answer.sent_bytes and isinstance(error, EdgeError | UpstreamAnsweredError):
             failure = (
                 error

@@ -44,8 +44,8 @@ class Delivered(Protocol):
 
     is_whole: bool
 
-    def passing(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """Return what writes to the client as `write` does."""
+    def passing(self, write: Callable[[bytes], None], let_go: Callable[[], None]) -> Callable[[bytes], None]:
+        """Return what writes to the client as `write` does; `let_go` is called once no more is kept."""
 
 
 class Changes(Protocol):

@@ -1,6 +1,7 @@
 """Streams that outlive their server: whole and equal to unbroken ones, or the error that there is without a resume."""
 
 import asyncio
+import gc
 import gzip
 import itertools
 import json
@@ -13,6 +14,12 @@ from typing import Any
 import pytest
 
 from edge.limits.admission import Permit
+from edge.relay.delivered import Delivered, Interrupted
+from edge.relay.terms import Attempt
+from edge.resume.rules import NotResumed, Question
+from edge.resume.said import Said
+from edge.resume.seam import Seam
+from edge.resuming import Resumption
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from edge.wire.http1 import Chunked
@@ -534,6 +541,35 @@ async def test_heartbeats_go_on_while_the_sibling_reads(scene: StartScene) -> No
     assert told.answer == whole.answer
 
 
+@pytest.mark.parametrize("mode", ["replay", "content"])
+async def test_a_server_that_dies_behind_heartbeats_and_before_its_first_token_is_gone_on_with(
+    scene: StartScene, mode: str
+) -> None:
+    running = await scene(mode, route='heartbeat = "50ms"')
+    whole = await running.ask(temperature=1, seed=3)
+    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT] | {"temperature": 1, "seed": 3}))
+    await soon(client.reader.readuntil(b": keep-alive\n\n"))
+    await running.simulators[1].close()
+    rest = await soon(client.reader.readuntil(b"0\r\n\r\n"))
+    payload: list[bytes] = []
+    Chunked().scan(rest.removeprefix(b"\r\n"), payload)
+    assert Told(b"".join(payload), True, {}, {}).answer == whole.answer
+    await running.edge.idle()
+    record, line = running.edge.records()[-1], (await running.edge.log())[-1]
+    assert (record["end"], record["resumes"], line["resume"], line["retries"]) == ("complete", 1, "resumed", 1)
+    assert (record["prompt_tokens"], record["completion_tokens"]) == whole.bill[1:3]
+
+
+async def test_what_a_server_refuses_behind_heartbeats_is_asked_of_nobody_else(scene: StartScene) -> None:
+    running = await scene("replay", route='heartbeat = "50ms"')
+    running.simulators[0].behaviour = Behaviour(fault="error", status=400, ttft_ms=120)
+    told = await running.ask()
+    assert (told.record["end"], told.record["retries"], told.line["resume"]) == ("upstream_error", 0, None)
+    assert b": keep-alive" in told.body
+
+
 async def test_clients_of_http_1_0_and_echoed_names_go_on(scene: StartScene) -> None:
     running = await scene("content", route='model = "other"\nmodel_echo = true')
     whole = await running.ask(version="1.0")
@@ -548,6 +584,64 @@ async def test_a_long_stream_is_let_go_of_and_breaks_as_today(scene: StartScene)
     told = await running.broken(after=150)
     assert (told.is_broken, told.line["resume"]) == (True, None)
     await running.edge.consistent()
+
+
+async def test_past_its_bound_a_stream_keeps_no_body_either(scene: StartScene) -> None:
+    running = await scene("replay", pool='resume_memory = "20KiB"', tokens=200)
+    for after, is_kept in ((20, True), (150, False)):
+        client = await running.edge.connect()
+        stalled = {"simulate": {"fault": "stall", "after": after}, "user": "x" * 1000}
+        client.send(running.edge.request(BODIES[CHAT] | stalled))
+        for _ in range(after):
+            await soon(client.reader.readuntil(b"data: "))
+        assert bool([each for each in alive(Attempt) if each.body]) == is_kept
+        client.abort()
+        await running.edge.idle()
+
+
+async def test_one_broken_stream_is_read_at_a_time_while_others_are_answered(scene: StartScene) -> None:
+    running = await scene("auto")
+    whole = await running.ask()
+    turn = running.edge.server.proxy._long_body
+    await turn.acquire()
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT] | {"simulate": {"fault": "cut", "after": 5, "once": next(_names)}}))
+    await soon(waited_for(turn))
+    _, _, content = await soon(running.edge.ask(BODIES[CHAT]))
+    assert Told(content, True, {}, {}).answer == whole.answer
+    turn.release()
+    _, _, content = await soon(client.response())
+    assert Told(content, True, {}, {}).answer == whole.answer
+
+
+async def waited_for(lock: asyncio.Lock) -> None:
+    while not lock._waiters:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+
+def alive(*kinds: type) -> list[Any]:
+    return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+
+async def test_nothing_of_a_broken_stream_is_left_to_be_collected(scene: StartScene) -> None:
+    """Whether it went on, was refused at once, late, or by its sibling."""
+    kinds = (Attempt, Delivered, Interrupted, NotResumed, Question, Resumption, Said, Seam)
+    for mode, kind, more, resume in (
+        ("replay", {}, {}, "resumed"),
+        ("content", {}, {}, "resumed"),
+        ("replay", {}, {"temperature": 1}, "sampled"),
+        ("content", {"trims": True}, {}, "template"),
+        ("content", {"engine": "sglang", "ignores_flags": True}, {}, "ignored"),
+        ("auto", {"count": 1}, {}, "no_member"),
+    ):
+        running = await scene(mode, **kind)
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await running.broken(**more)).line["resume"] == resume
+            assert alive(*kinds) == [], resume
+        finally:
+            gc.enable()
 
 
 async def test_compressed_answers_break_as_today(start_edge: StartEdge, start_upstream: StartUpstream) -> None:
