@@ -176,7 +176,7 @@ class Resumption:
             shows_usage=envelope.include_usage,
             shows_running=envelope.continuous_usage,
             hides_usage=work.metering.hide_usage,
-            shows_timings=bool(question.members.get("timings_per_token")),
+            shows_timings=bool(question.get("timings_per_token")),
         )
         return attempt
 

@@ -36,22 +36,24 @@ def body_of(
     engine: Engine, question: Question, said: Said, model: str, tokens: list[int], dropped: tuple[str, ...]
 ) -> bytes:
     """Return the body of a question that goes on behind `tokens`, as the ids of what was said; raises `NotResumed`."""
-    members = {name: value for name, value in question.members.items() if name not in dropped}
+    kept = Question({name: each for name, each in question.members.items() if name not in dropped}, question.is_chat)
     text = said.text(question.place)
-    members |= limits_left(members, len(tokens)) | {"model": model, "stream_options": _USAGE}
+    members: dict[str, Any] = kept.members | limits_left(kept, len(tokens))
+    members |= {"model": model, "stream_options": _USAGE}
     if engine == "llamacpp":
         members["timings_per_token"] = True
-    if question.is_chat:
-        members |= {"messages": _messages(members, text)} | _FLAGS
-    elif isinstance(members["prompt"], str):
-        members["prompt"] += text
+    if kept.is_chat:
+        members |= {"messages": _longer(kept, "messages", [{"role": "assistant", "content": text}])} | _FLAGS
+    elif isinstance(prompt := kept.get("prompt"), str):
+        members["prompt"] = prompt + text
     else:
-        members["prompt"] = members["prompt"] + tokens
-    return orjson.dumps(members)
+        members["prompt"] = _longer(kept, "prompt", tokens)
+    return msgspec.json.encode(members)
 
 
-def _messages(members: dict[str, Any], text: str) -> list[Any]:
-    return [*members["messages"], {"role": "assistant", "content": text}]
+def _longer(question: Question, name: str, more: list[Any]) -> msgspec.Raw:
+    """Return a list of the question, which is not empty, with `more` behind it."""
+    return msgspec.Raw(bytes(question.members[name]).rstrip()[:-1] + b"," + orjson.dumps(more)[1:])
 
 
 def text_question(engine: Engine, model: str, text: str) -> bytes:
@@ -66,10 +68,12 @@ def prompt_question(engine: Engine, question: Question, said: Said, model: str) 
 
     llama.cpp is asked for the text that its template makes of it.
     """
-    members = {name: question.members[name] for name in _OF_TEMPLATES if name in question.members} | {"model": model}
+    members: dict[str, Any] = {name: question.members[name] for name in _OF_TEMPLATES if name in question.members}
+    members["model"] = model
     if engine == "vllm":
-        members |= {"messages": _messages(members, said.text(question.place))} | _FLAGS
-    return orjson.dumps(members)
+        answer = {"role": "assistant", "content": said.text(question.place)}
+        members |= {"messages": _longer(question, "messages", [answer])} | _FLAGS
+    return msgspec.json.encode(members)
 
 
 def rendered_question(document: bytes) -> bytes:

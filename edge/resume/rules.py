@@ -5,8 +5,9 @@ read again by a tokenizer, is what was generated, and where nothing asked counts
 """
 
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import orjson
 
 from edge.config.settings import Engine, Resume
@@ -37,10 +38,18 @@ class NotResumed(Exception):
 
 
 class Question(NamedTuple):
-    """What a body asked, as far as it matters here; `members` are those of the body, parsed."""
+    """What a body asked, as far as it matters here; `members` are those of the body, as they are written there."""
 
-    members: dict[str, Any]
+    members: dict[str, msgspec.Raw]
     is_chat: bool
+
+    def get(self, name: str) -> Any:
+        """Return a member, None for none; raises `NotResumed`."""
+        written = self.members.get(name)
+        try:
+            return None if written is None else orjson.loads(memoryview(written))
+        except orjson.JSONDecodeError:
+            raise NotResumed("body") from None
 
     @property
     def place(self) -> str:
@@ -50,23 +59,35 @@ class Question(NamedTuple):
     @property
     def is_greedy(self) -> bool:
         """Whether the answer is the likeliest one, and so the same each time."""
-        return _number(self.members.get("temperature")) == 0
+        return _number(self.get("temperature")) == 0
 
     @property
     def is_seeded(self) -> bool:
         """Whether the chance of the answer is the same each time."""
-        return self.members.get("seed") is not None
+        return self.get("seed") is not None
+
+
+class _TextPart(msgspec.Struct, gc=False):
+    type: Literal["text"]
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str | None = None
+    content: str | list[_TextPart] | None = None
+
+
+_NOTHING: Final = msgspec.Raw(b"[]")
+_members_in: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_messages_in: Final = msgspec.json.Decoder(list[_Message]).decode
+_prompt_in: Final = msgspec.json.Decoder(str | list[int]).decode
 
 
 def question_in(body: bytes, *, is_chat: bool) -> Question:
     """Return what a body that was read once asks; raises `NotResumed`."""
     try:
-        members = orjson.loads(body)
-    except orjson.JSONDecodeError:  # of what was released, or of what only other parsers read
+        return Question(_members_in(body), is_chat)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # of what was released, or of what only other parsers read
         raise NotResumed("body") from None
-    if not isinstance(members, dict):
-        raise NotResumed("body")
-    return Question(members, is_chat)
 
 
 def ways_of(
@@ -102,58 +123,52 @@ def _against_content(question: Question, said: Said, engine: Engine) -> str:
 
 
 def _of_request(question: Question, engine: Engine) -> str:
-    members = question.members
-    if (_number(members.get("n")) or 1) != 1 or (_number(members.get("best_of")) or 1) != 1:
+    if (_number(question.get("n")) or 1) != 1 or (_number(question.get("best_of")) or 1) != 1:
         return "choices"
     if question.is_seeded and not question.is_greedy:
         return "seeded"
-    if members.get("echo") or members.get("suffix"):
+    if question.get("echo") or question.get("suffix"):
         return "echo"
-    if any(_number(members.get(name)) for name in ("frequency_penalty", "presence_penalty")):
+    if any(_number(question.get(name)) for name in ("frequency_penalty", "presence_penalty")):
         return "penalties"
-    if engine == "sglang" and _number(members.get("repetition_penalty")) not in (None, 1):
+    if engine == "sglang" and _number(question.get("repetition_penalty")) not in (None, 1):
         return "penalties"
-    if engine == "vllm" and members.get("stop"):
+    if engine == "vllm" and question.get("stop"):
         return "stop"
     if engine != "llamacpp" and (
-        any(members.get(name) for name in _GRAMMARS) or members.get("response_format") not in (None, _PLAIN)
+        any(question.get(name) for name in _GRAMMARS) or question.get("response_format") not in (None, _PLAIN)
     ):
         return "grammar"
-    if members.get("truncate_prompt_tokens") or members.get("prompt_logprobs") is not None:
+    if question.get("truncate_prompt_tokens") or question.get("prompt_logprobs") is not None:
         return "prompt"
-    return _of_messages(members) if question.is_chat else _of_prompt(members)
+    return _of_messages(question) if question.is_chat else _of_prompt(question)
 
 
-def _of_messages(members: dict[str, Any]) -> str:
-    messages = members.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        return "prompt"
-    if messages[-1].get("role") == "assistant":
-        return "prefill"
-    if members.get("continue_final_message") or members.get("add_generation_prompt") is False:
-        return "prefill"
-    if not all(map(_is_text, messages)):
+def _of_messages(question: Question) -> str:
+    try:
+        messages = _messages_in(question.members.get("messages", _NOTHING))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return "media"
-    if members.get("tool_choice") not in (None, "none", "auto"):
+    if not messages:
+        return "prompt"
+    if messages[-1].role == "assistant":
+        return "prefill"
+    if question.get("continue_final_message") or question.get("add_generation_prompt") is False:
+        return "prefill"
+    if question.get("tool_choice") not in (None, "none", "auto"):
         return "tools"
     return ""
 
 
-def _is_text(message: dict[str, Any]) -> bool:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return True
-    return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
-
-
-def _of_prompt(members: dict[str, Any]) -> str:
-    if members.get("logprobs") is not None:
+def _of_prompt(question: Question) -> str:
+    if question.get("logprobs") is not None:
         return "logprobs"  # whose offsets count from the beginning of the text
-    prompt = members.get("prompt")
-    if isinstance(prompt, str):
-        return ""
-    is_ids = isinstance(prompt, list) and set(map(type, prompt)) == {int}
-    return "" if is_ids else "choices" if isinstance(prompt, list) and len(prompt) > 1 else "prompt"
+    try:
+        prompt = _prompt_in(question.members.get("prompt", _NOTHING))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        prompts = question.get("prompt")
+        return "choices" if isinstance(prompts, list) and len(prompts) > 1 else "prompt"
+    return "" if isinstance(prompt, str) or prompt else "prompt"
 
 
 def _of_answer(question: Question, said: Said) -> str:
@@ -176,11 +191,11 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def limits_left(members: dict[str, Any], tokens: int) -> dict[str, int]:
+def limits_left(question: Question, tokens: int) -> dict[str, int]:
     """Return the limits of an answer less what it has; raises `NotResumed` where nothing is left."""
     left: dict[str, int] = {}
     for name in ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens"):
-        limit = members.get(name)
+        limit = question.get(name)
         if type(limit) is int and limit >= 0:
             left[name] = max(0, limit - tokens)
             if not left[name] and name != "min_tokens":

@@ -2,20 +2,21 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from edge.config.settings import Engine, Resume
-from edge.resume.rules import NotResumed, Question, Way, limits_left, question_in, ways_of
-from tests.resume.answers import delta, event, said_in
+from edge.resume.rules import NotResumed, Way, limits_left, question_in, ways_of
+from tests.resume.answers import cpu_s, delta, event, question, said_in
 
 TEXT = event([delta({"role": "assistant", "content": "a"})])
 REPLAY, CONTENT = Way.REPLAY, Way.CONTENT
 
 
 def ways(mode: Resume, delivered: bytes = TEXT, engine: Engine = "vllm", tokens: int = 1, **members: Any) -> Any:
-    question = Question({"messages": [{"role": "user", "content": "hi"}]} | members, True)
+    asked = question({"messages": [{"role": "user", "content": "hi"}]} | members, is_chat=True)
     try:
-        return ways_of(mode, question, said_in(delivered), engine, tokens, 10)
+        return ways_of(mode, asked, said_in(delivered), engine, tokens, 10)
     except NotResumed as refused:
         return refused.reason
 
@@ -68,12 +69,46 @@ def test_what_was_said_decides_too(delivered: bytes, expected: object) -> None:
 
 def test_limits_are_less_what_the_answer_has() -> None:
     members = {"max_tokens": 9, "max_completion_tokens": None, "min_tokens": 2, "n_predict": -1}
-    assert limits_left(members, 4) == {"max_tokens": 5, "min_tokens": 0}
+    assert limits_left(question(members, is_chat=True), 4) == {"max_tokens": 5, "min_tokens": 0}
     with pytest.raises(NotResumed, match="at_limit"):
-        limits_left({"max_tokens": 4}, 4)
+        limits_left(question({"max_tokens": 4}, is_chat=True), 4)
 
 
 def test_a_body_that_is_gone_or_odd_is_no_question() -> None:
     for body in (b"", b"\xff", b"[]"):
         with pytest.raises(NotResumed, match="body"):
             question_in(body, is_chat=True)
+
+
+def test_many_small_objects_are_not_all_read_again_and_again() -> None:
+    body = b'{"temperature":0,"messages":[' + b",".join([b"{}"] * 100_000) + b"]}"
+    said = said_in(TEXT)
+
+    def asked() -> list[Way]:
+        return ways_of("content", question_in(body, is_chat=True), said, "vllm", 1, 10)
+
+    assert asked() == [CONTENT]
+    assert cpu_s(asked) < 3 * cpu_s(lambda: orjson.loads(body))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a", [CONTENT]),
+        ([1, 2], [CONTENT]),
+        (["a", "b"], "choices"),
+        ([[1], [2]], "choices"),
+        ([True, 1], "choices"),
+        (["a"], "prompt"),
+        ([], "prompt"),
+        (None, "prompt"),
+        ({}, "prompt"),
+    ],
+)
+def test_a_prompt_is_a_text_or_ids(prompt: object, expected: object) -> None:
+    asked = question({"prompt": prompt}, is_chat=False)
+    try:
+        ways_: object = ways_of("content", asked, said_in(event([{"index": 0, "text": "a"}])), "vllm", 1, 10)
+    except NotResumed as refused:
+        ways_ = refused.reason
+    assert ways_ == expected
