@@ -124,14 +124,13 @@ class Allowance:
         """Count a request; return in which period."""
         quota.requests += 1
         quota.tokens += tokens
-        self._quotas.note(quota, now)
         return quota.period
 
     def correct(self, quota: Quota, begun: Period, requests: int, tokens: int, now: float) -> None:
         """Correct what a request was counted as in the period in which it began."""
         quota.roll(self.calendar.current(self.span, now))
         quota.correct(begun, requests, tokens)
-        self._quotas.note(quota, now)
+        self._quotas.find(self, quota.key, now)
 
     def reasons(self, quota: Quota, tokens: int, now: float) -> Iterator[Reason]:
         """Yield why a request does not fit that reserves so many tokens."""
@@ -183,36 +182,34 @@ class Quotas:
         return tuple(found)
 
     def find(self, allowance: Allowance, key: Key, now: float) -> Quota:
-        """Return what counts in the period of now."""
+        """Return what counts in the period of now; what others used of it is to be known, also by who is refused."""
         period = allowance.calendar.current(allowance.span, now)
         known = self._counters.get((allowance.span, key))
         if known is None:
             past = NOTHING if self.past is None else self.past(allowance, key, period)
             quota = Quota(allowance.span, key, period, past)
             self._counters[allowance.span, key] = quota, allowance
-            return quota
-        quota = known[0]
-        if quota.period is not period:
-            quota.roll(period)
+        else:
+            quota = known[0]
+            if quota.period is not period:
+                quota.roll(period)
+        if self.shares:
+            self._note(quota, now)
         return quota
 
     def peek(self, allowance: Allowance, key: Key, now: float) -> Quota:
         """Return what counts in the period of now; one that is new is kept where others have to say what they used."""
         known = (allowance.span, key) in self._counters
         quota = self.find(allowance, key, now)
-        if self.shares:
-            self.note(quota, now)
-        elif not known:
+        if not known and not self.shares:
             del self._counters[allowance.span, key]
         return quota
 
-    def note(self, quota: Quota, now: float) -> None:
-        """Note that something was used, or is to be known."""
-        if self.shares:
-            quota.used_at = now
-            if not quota.is_dirty:
-                quota.is_dirty = True
-                self._dirty.append(quota)
+    def _note(self, quota: Quota, now: float) -> None:
+        quota.used_at = now
+        if not quota.is_dirty:
+            quota.is_dirty = True
+            self._dirty.append(quota)
 
     def forget_past(self, now: float) -> Iterator[None]:
         """Drop what is of another period, in steps."""

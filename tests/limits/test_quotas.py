@@ -454,6 +454,28 @@ async def test_what_others_used_of_a_day_binds_as_that_of_a_minute_does(clock: C
         await member.stop()
 
 
+async def test_who_is_refused_for_long_learns_that_there_is_room_again(clock: Clock, valkey: ValkeyServer) -> None:
+    """What another process had reserved when it was asked last may be free since."""
+    config = quota(tokens_per_month=10_000)
+    reserves, refuses = OverRedis(valkey.url, clock, config), OverRedis(valkey.url, clock, config)
+    for member in (reserves, refuses):
+        await member.begin()
+    refuses.use(10)
+    await refuses.exchange()
+    permit = reserves.admission.admit(ROUTE, ("standard",), USER, "key_1", 9900)
+    await reserves.exchange()
+    await refuses.exchange()
+    clock.now += 600
+    with pytest.raises(QuotaSpent):
+        refuses.use(200)
+    permit.charge(50)
+    await reserves.exchange()
+    await refuses.exchange()
+    refuses.use(200)
+    for member in (reserves, refuses):
+        await member.stop()
+
+
 async def test_server_that_comes_back_empty_has_all_again_that_a_process_knew(
     clock: Clock, valkey: ValkeyServer
 ) -> None:
