@@ -128,9 +128,7 @@ class Allowance:
 
     def correct(self, quota: Quota, begun: Period, requests: int, tokens: int, now: float) -> None:
         """Correct what a request was counted as in the period in which it began."""
-        quota.roll(self.calendar.current(self.span, now))
-        quota.correct(begun, requests, tokens)
-        self._quotas.find(self, quota.key, now)
+        self._quotas.find_held(self, quota.key, now).correct(begun, requests, tokens)
 
     def reasons(self, quota: Quota, tokens: int, now: float) -> Iterator[Reason]:
         """Yield why a request does not fit that reserves so many tokens."""
@@ -183,19 +181,28 @@ class Quotas:
 
     def find(self, allowance: Allowance, key: Key, now: float) -> Quota:
         """Return what counts in the period of now; what others used of it is to be known, also by who is refused."""
-        period = allowance.calendar.current(allowance.span, now)
         known = self._counters.get((allowance.span, key))
+        period = allowance.calendar.current(allowance.span, now)
         if known is None:
             past = NOTHING if self.past is None else self.past(allowance, key, period)
             quota = Quota(allowance.span, key, period, past)
             self._counters[allowance.span, key] = quota, allowance
         else:
             quota = known[0]
+            if known[1] is not allowance:  # of a reload
+                self._counters[allowance.span, key] = quota, allowance
+                if quota.period.ends_at > now:
+                    quota.period = period  # in another time zone; what was used goes along
             if quota.period is not period:
                 quota.roll(period)
         if self.shares:
             self._note(quota, now)
         return quota
+
+    def find_held(self, allowance: Allowance, key: Key, now: float) -> Quota:
+        """Return what counts now for a request that began by an allowance; that of a later reload holds."""
+        known = self._counters.get((allowance.span, key))
+        return self.find(allowance if known is None else known[1], key, now)
 
     def peek(self, allowance: Allowance, key: Key, now: float) -> Quota:
         """Return what counts in the period of now; one that is new is kept where others have to say what they used."""

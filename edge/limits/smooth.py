@@ -39,8 +39,9 @@ class Smooth:
 
     def find(self, counter: Counter, now: float) -> Paid:
         """Return what counts for a user or key."""
+        counter.smooth = self  # which is another one after a reload
         if counter.paid is None:
-            counter.paid, counter.smooth = Paid(), self
+            counter.paid = Paid()
         return counter.paid
 
     def reserved(self, tokens: int) -> int:

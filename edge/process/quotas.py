@@ -69,15 +69,20 @@ class JournalQuotas:
             self.outage.down(str(error))
             return
         for number, (quota, allowance) in enumerate(self._quotas.counted(), 1):
-            quota.update_remote(self._past(allowance, quota.key, quota.period))
+            if (allowance.zone, allowance.span, quota.period.begins_at) in self._sums:  # else of a zone before a reload
+                quota.update_remote(self._past(allowance, quota.key, quota.period))
             if number % 1000 == 0:
                 await asyncio.sleep(0)
 
     def _periods(self) -> dict[tuple[str, Span], Period]:
         """Return the periods of now that limits have, by their time zones."""
-        now, configs = self._admission.now, self._admission.configs.values()
-        allowances = (allowance for each in configs for allowance in self._quotas.allowances(each))
-        return {(each.zone, each.span): each.calendar.current(each.span, now) for each in allowances}
+        now, wanted = self._admission.now, set[tuple[str, Span]]()
+        for each in self._admission.configs.values():
+            if each.requests_per_day is not None or each.tokens_per_day is not None:
+                wanted.add((each.time_zone, "day"))
+            if each.tokens_per_month is not None:
+                wanted.add((each.time_zone, "month"))
+        return {(zone, span): self._quotas.calendar_of(zone).current(span, now) for zone, span in wanted}
 
     def _read(self, periods: Mapping[tuple[str, Span], Period]) -> dict[tuple[str, Span, float], _Sums]:
         """Return what was used in some periods; runs in a thread."""

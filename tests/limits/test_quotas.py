@@ -187,6 +187,48 @@ def test_a_limit_without_days_keeps_none() -> None:
     assert len(of.quotas) == 0
 
 
+def test_what_ends_when_its_day_is_forgotten_counts_in_the_new_one() -> None:
+    clock = Clock(at(2026, 11, 30, 23, 59))
+    of = admission(clock, quota(tokens_per_day=1000))
+    permit = admit(of, tokens=300)
+    clock.now += 120
+    list(of.forget_idle())
+    assert len(of.quotas) == 0
+    admit(of, tokens=100).charge(100)
+    permit.charge(700)
+    [(found, _)] = of.quotas.counted()
+    assert (found.tokens, found.period.name) == (500, "2026-12-01")
+
+
+def test_limit_of_a_reload_holds_at_once_also_for_who_came_before_and_what_runs() -> None:
+    clock = Clock(at(2026, 11, 30, 9))
+    of = admission(clock, quota(tokens_per_day=100))
+    permit = admit(of, tokens=90)
+    refused(of, tokens=20)
+    of.reconfigure({"standard": quota(tokens_per_day=1000)})
+    admit(of, tokens=20).charge(20)
+    permit.charge(80)
+    [(found, allowance)] = of.quotas.counted()
+    assert (found.tokens, allowance.tokens) == (100, 1000)
+
+
+@pytest.mark.parametrize("zone", ["America/Los_Angeles", "UTC", "Pacific/Auckland"])
+def test_another_time_zone_frees_nothing_of_a_day_that_goes_on(zone: str) -> None:
+    clock = Clock(at(2026, 11, 30, 20))
+    of = admission(clock, quota(tokens_per_day=100))
+    permit = admit(of, tokens=40)
+    admit(of, tokens=50).charge(50)
+    of.reconfigure({"standard": quota(tokens_per_day=100, time_zone=zone)})
+    refused(of, tokens=20)
+    permit.charge(40)
+    error = refused(of, tokens=20)
+    assert "used 90" in error.message
+    [(found, allowance)] = of.quotas.counted()
+    assert allowance.zone == zone
+    clock.now = found.period.ends_at
+    admit(of, tokens=100)
+
+
 @given(st.lists(st.tuples(st.integers(0, 7200), st.integers(0, 400), st.integers(0, 800)), max_size=40))
 def test_no_day_admits_more_than_it_has_and_all_that_was_used_counts(steps: list[tuple[int, int, int]]) -> None:
     """Reserved tokens are never over the limit; what counts is what was used, in the day in which it began."""
@@ -413,6 +455,32 @@ async def test_journal_that_cannot_be_indexed_is_reported_and_limits_count_what_
     await process.exchange()
     assert not process._quotas.outage
     await process.stop()
+
+
+async def test_another_time_zone_frees_nothing_of_what_the_journal_has(tmp_path: Path, clock: Clock) -> None:
+    first = OverJournal(tmp_path, clock, quota(tokens_per_day=1000))
+    await first.begin()
+    first.use(900)
+    await first.exchange()
+    await first.stop()
+    second = OverJournal(tmp_path, clock, quota(tokens_per_day=1000))
+    await second.begin()
+    second.use(50)
+    second.admission.reconfigure({"standard": quota(tokens_per_day=1000, time_zone="Europe/Berlin")})
+    for _ in range(2):
+        await second.exchange()
+        with pytest.raises(QuotaSpent):
+            second.use(100)
+    await second.stop()
+
+
+async def test_zones_of_thousands_of_limits_are_found_without_making_them(tmp_path: Path, clock: Clock) -> None:
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1, tokens_per_month=1))
+    calls: list[LimitConfig] = []
+    process.admission.quotas.allowances = lambda config: calls.append(config) or ()  # type: ignore[method-assign,func-returns-value]
+    assert set(process._quotas._periods()) == {(SHANGHAI, "day"), (SHANGHAI, "month")}
+    assert calls == []
+    process.journal.close()
 
 
 async def test_journal_is_not_asked_without_a_limit_by_day_or_month(tmp_path: Path, clock: Clock) -> None:

@@ -78,3 +78,16 @@ def test_what_others_used_is_paid_too() -> None:
     assert not admits(of)
     clock.now += 0.1
     assert admits(of)
+
+
+def test_rate_of_a_reload_holds_for_what_others_used_too() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=6))
+    admit(of)
+    clock.now += 10
+    of.reconfigure({"standard": smooth(requests_per_minute=600)})
+    assert admits(of)
+    [counter] = collected(of)
+    of.merge([counter], [Counts(int(BEGIN // 60), 5, 0, 0, 0, 0)])
+    clock.now += 1
+    assert admits(of)
