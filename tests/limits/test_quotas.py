@@ -608,6 +608,60 @@ def test_what_others_report_late_of_a_day_that_is_over_changes_nothing() -> None
     assert allowance.has_room(found, 0, clock.now)
 
 
+async def test_what_a_process_reported_half_a_day_ago_it_reports_again(clock: Clock, valkey: ValkeyServer) -> None:
+    """Else it is taken for gone, and counts twice when the process reports it again."""
+    process = OverRedis(valkey.url, clock, quota(tokens_per_month=10**6))
+    await process.begin()
+    process.use(70)
+    await process.exchange()
+    [(found, _)] = process.admission.quotas.counted()
+    name = PREFIX + orjson.dumps((*found.key, found.period.name)).decode()
+    with valkey.client() as client:
+        [field] = client.hkeys(name)
+        old = f"1 70 {int(time.time()) - 86_000}"
+        client.hset(name, field, old)
+        for later_s, is_new in ((11 * 3600, False), (2 * 3600, True)):
+            clock.now += later_s
+            for _ in range(2):
+                await process.exchange()
+            list(process.admission.forget_idle())
+            await process.exchange()
+            assert (client.hget(name, field) != old.encode()) is is_new
+    await process.stop()
+
+
+async def test_who_asks_what_is_left_leaves_nothing_here_or_there(clock: Clock, valkey: ValkeyServer) -> None:
+    process = OverRedis(valkey.url, clock, quota(tokens_per_day=100, tokens_per_month=10**6))
+    await process.begin()
+    for number in range(20):
+        list(process.admission.standing(f"public/{number}", ("standard",), USER, "key_1"))
+    process.use(1)
+    await process.exchange()
+    with valkey.client() as client:
+        assert len(client.keys(PREFIX + "*")) == 2
+    list(process.admission.forget_idle())
+    assert len(process.admission.quotas) == 42
+    clock.now += 121
+    list(process.admission.forget_idle())
+    assert len(process.admission.quotas) == 2
+    await process.stop()
+
+
+def test_a_merge_looks_at_those_that_were_used_lately_in_steps() -> None:
+    clock = Clock(at(2026, 11, 30, 9))
+    of = admission(clock, quota(tokens_per_month=10**6))
+    of.quotas.shares = True
+    for number in range(2500):
+        admit(of, user=f"u-{number}").charge(1)
+    assert [len(found) for found in of.quotas.collect(False, clock.now)] == [1000, 1000, 500]
+    clock.now += 130
+    admit(of, user="u-7").charge(1)
+    for _ in range(20):
+        list(of.quotas.collect(False, clock.now))
+    assert [[each.key[2] for each in found] for found in of.quotas.collect(False, clock.now)] == [["u-7"]]
+    assert [len(found) for found in of.quotas.collect(True, clock.now)] == [1000, 1000, 500]
+
+
 async def test_thousands_of_quotas_are_reported_in_batches(clock: Clock, valkey: ValkeyServer) -> None:
     member = OverRedis(valkey.url, clock, quota(requests_per_day=9))
     for number in range(450):
