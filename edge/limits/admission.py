@@ -289,7 +289,7 @@ class Admission:
         minute = int(now // MINUTE_S)
         if elapsed_s < 0:
             for counter in self._counters.values():
-                counter.minute += minute - self._minute
+                counter.shift(minute - self._minute)
         self._minute, self._minute_began = minute, float(minute * MINUTE_S)
         return now - self._minute_began
 

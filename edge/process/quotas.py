@@ -5,6 +5,7 @@ What other processes of the machine used, and those before, stands in files of t
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -21,8 +22,10 @@ _log = logging.getLogger(__name__)
 _INTERVAL_S: Final = 30.0
 _PATIENCE_S: Final = 2.0  # of the start: a journal of which nothing is known yet is read while requests are served
 
+_A_TURN: Final = 100  # sums, between which the thread lets the loop go on: a fraction of a millisecond
+
 _Whose = tuple[bool, str, str]  # whether of a user or of a key, the route, and the user or key
-_Sums = dict[_Whose, Spent]
+_Sums = dict[_Whose, tuple[int, int]]  # plain tuples of numbers, which the collector of garbage need not look at
 
 
 class JournalQuotas:
@@ -63,8 +66,11 @@ class JournalQuotas:
         if not periods:
             return
         try:
-            self._sums = await asyncio.to_thread(self._read, periods)
-            self.outage.up()
+            is_whole, self._sums = await asyncio.to_thread(self._read, periods)
+            if is_whole:
+                self.outage.up()
+            else:
+                self.outage.down("the journal is still being read")
         except Unusable as error:
             self.outage.down(str(error))
             return
@@ -84,24 +90,27 @@ class JournalQuotas:
                 wanted.add((each.time_zone, "month"))
         return {(zone, span): self._quotas.calendar_of(zone).current(span, now) for zone, span in wanted}
 
-    def _read(self, periods: Mapping[tuple[str, Span], Period]) -> dict[tuple[str, Span, float], _Sums]:
-        """Return what was used in some periods; runs in a thread."""
-        self._index.catch_up()
+    def _read(self, periods: Mapping[tuple[str, Span], Period]) -> tuple[bool, dict[tuple[str, Span, float], _Sums]]:
+        """Return whether all is known, and what was used in some periods; runs in a thread."""
+        is_whole = self._index.catch_up()
         self._index.forget()
         found = {}
         for (zone, span), period in periods.items():
             sums: _Sums = {}
-            for used in self._index.read(period.begins_at, period.ends_at, self._token):
-                for whose in ((True, used.route, used.user), (False, used.route, used.key_id)):
-                    requests, tokens = sums.get(whose, NOTHING)
-                    sums[whose] = Spent(requests + used.requests, tokens + used.tokens)
+            rows = self._index.read(period.begins_at, period.ends_at, self._token)
+            for number, (route, user, key_id, requests, tokens) in enumerate(rows):
+                for whose in ((True, route, user), (False, route, key_id)):
+                    before = sums.get(whose, NOTHING)
+                    sums[whose] = before[0] + requests, before[1] + tokens
+                if number % _A_TURN == 0:
+                    time.sleep(0)  # the loop's turn
             found[zone, span, period.begins_at] = sums
-        return found
+        return is_whole, found
 
     def _past(self, allowance: Allowance, key: Key, period: Period) -> Spent:
         """Return what others used of a limit."""
         sums = self._sums.get((allowance.zone, allowance.span, period.begins_at), {})
-        return sums.get((allowance.is_per_user, key[1], key[2]), NOTHING)
+        return Spent(*sums.get((allowance.is_per_user, key[1], key[2]), NOTHING))
 
     async def close(self) -> None:
         """Leave the rest to the next start."""

@@ -1,5 +1,6 @@
 """Limits by day and month: what is counted, what is refused, and what is said; where it is kept over restarts."""
 
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from edge.config.zones import zone_of
 from edge.errors import QuotaSpent, RateLimited
 from edge.exchange import Principal, Usage
 from edge.journal.journal import Journal
+from edge.journal.spent import SpentIndex
 from edge.limits.admission import Admission
 from edge.limits.nearest import Nearness, find_nearest
 from edge.limits.quotas import Quota, Spent
@@ -455,6 +457,38 @@ async def test_journal_that_cannot_be_indexed_is_reported_and_limits_count_what_
     await process.exchange()
     assert not process._quotas.outage
     await process.stop()
+
+
+async def test_journal_that_is_still_being_read_is_reported(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process reads it, and is not done."""
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(SpentIndex, "catch_up", lambda self: False)
+        SpentIndex(tmp_path).forget()
+        await process.begin()
+    assert process._quotas.outage.reason == "the journal is still being read"
+    await process.exchange()
+    assert not process._quotas.outage
+    await process.stop()
+
+
+async def test_sums_of_thousands_are_nothing_for_the_collector_of_garbage_and_leave_the_loop_its_turns(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    rows = [(ROUTE, f"u-{number}", f"key_{number}", 1, 10) for number in range(3000)]
+    turns: list[float] = []
+    monkeypatch.setattr(SpentIndex, "read", lambda *args: iter(rows))
+    monkeypatch.setattr("edge.process.quotas.time.sleep", turns.append)
+    _, found = process._quotas._read(process._quotas._periods())
+    [sums] = found.values()
+    gc.collect()
+    assert len(sums) == 6000
+    assert not any(map(gc.is_tracked, sums.values()))
+    assert len(turns) >= 30
+    process.journal.close()
 
 
 async def test_another_time_zone_frees_nothing_of_what_the_journal_has(tmp_path: Path, clock: Clock) -> None:
