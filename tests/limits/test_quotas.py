@@ -174,7 +174,8 @@ def test_days_that_are_over_are_forgotten() -> None:
         admit(of, user=f"u-{number}").charge(0)
     for _ in of.forget_idle():
         pass
-    assert len(of.quotas) == 2500
+    _, held = of.metrics()
+    assert (held.name, held.samples[0].value) == ("edge_limit_quotas", 2500)
     clock.now += 86_400
     admit(of).charge(0)
     for _ in of.forget_idle():
