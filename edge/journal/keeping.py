@@ -5,20 +5,22 @@ from pathlib import Path
 
 from edge.errors import Unusable
 from edge.journal import files
-from edge.journal.index import NAME, UsageIndex
+from edge.journal.index import UsageIndex
+from edge.journal.spent import SpentIndex
 
 
 def delete_shipped(directory: Path, keep_s: float, now: float) -> int:
     """Delete the files that were written last more than `keep_s` ago and are delivered; return how many.
 
-    The index has what they say before they go: none goes while another process brings it up to date. What nobody noted
-    as delivered stays: that of an edge without a sink, or of one that kept no notes. Raises `OSError`, once all was
-    tried.
+    The indexes have what they say before they go: none goes while another process brings one up to date. What nobody
+    noted as delivered stays: that of an edge without a sink, or of one that kept no notes. Raises `OSError`, once all
+    was tried.
     """
-    if (directory / NAME).exists():
-        with contextlib.suppress(Unusable):  # an index that is broken holds nothing up
-            if not UsageIndex(directory).catch_up():
-                return 0
+    for index in (UsageIndex(directory), SpentIndex(directory, lambda: now)):
+        if (directory / index.name).exists():
+            with contextlib.suppress(Unusable):  # an index that is broken holds nothing up
+                if not index.catch_up():
+                    return 0
     deleted, failure = 0, None
     for token, numbers in files.all_file_numbers(directory).items():
         try:

@@ -9,7 +9,7 @@ from calendar import timegm
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from edge.journal.ends import Ended
 from edge.journal.following import JournalIndex, Key, adding
@@ -21,14 +21,7 @@ _KEPT_S: Final = 33 * 86_400  # a month, and what clocks and time zones differ b
 _SUMS: Final = ("requests", "tokens")
 
 
-class Used(NamedTuple):
-    """What a key of a user used at a route."""
-
-    route: str
-    user: str
-    key_id: str
-    requests: int
-    tokens: int
+Used = tuple[str, str, str, int, int]  # route, user, key id, requests and tokens
 
 
 class SpentIndex(JournalIndex):
@@ -67,13 +60,10 @@ class SpentIndex(JournalIndex):
     def read(self, begins_at: float, ends_at: float, without: str) -> Iterator[Used]:
         """Yield what was used from one Unix time to another, but for the files of the token `without`."""
         with self.open() as connection:
-            yield from map(
-                Used._make,
-                connection.execute(
-                    "SELECT route, user, key_id, sum(requests), sum(tokens) FROM spent"
-                    " WHERE quarter >= ? AND quarter < ? AND file != ? GROUP BY route, user, key_id",
-                    (int(begins_at) // _QUARTER_S, int(ends_at) // _QUARTER_S, without),
-                ),
+            yield from connection.execute(
+                "SELECT route, user, key_id, sum(requests), sum(tokens) FROM spent"
+                " WHERE quarter >= ? AND quarter < ? AND file != ? GROUP BY route, user, key_id",
+                (int(begins_at) // _QUARTER_S, int(ends_at) // _QUARTER_S, without),
             )
 
     def _oldest(self) -> int:

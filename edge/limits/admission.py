@@ -113,6 +113,8 @@ class Admission:
         """Yield what Prometheus asks for."""
         counted = "Users and keys that are counted now, by limit and route."
         yield GaugeMetricFamily("edge_limit_counters", counted, value=len(self._counters))
+        held = "Days and months of users and keys that are held now, by limit and route."
+        yield GaugeMetricFamily("edge_limit_quotas", held, value=len(self.quotas))
 
     def counted(self) -> tuple[list[Counter], Mapping[str, LimitConfig], int, float]:
         """Return every counter, the limits, the minute, and how much of the minute before still counts."""
@@ -289,7 +291,7 @@ class Admission:
         minute = int(now // MINUTE_S)
         if elapsed_s < 0:
             for counter in self._counters.values():
-                counter.minute += minute - self._minute
+                counter.shift(minute - self._minute)
         self._minute, self._minute_began = minute, float(minute * MINUTE_S)
         return now - self._minute_began
 

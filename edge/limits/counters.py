@@ -88,6 +88,13 @@ class Counter:
         elif tokens > 0:
             self.tokens += tokens
 
+    def shift(self, minutes: int) -> None:
+        """Go along with a clock that was set."""
+        self.minute += minutes
+        self.remote_running_until += MINUTE_S * minutes
+        if self.paid is not None:
+            self.paid.shift(minutes)
+
     def learn(self, answer_tokens: int) -> None:
         """Let an answer count in what the next ones are expected to take."""
         mean = self.answer_tokens
@@ -114,10 +121,9 @@ class Counter:
 
     def update_remote(self, counts: Counts, now: float) -> None:
         """Take over what all other processes counted."""
-        requests, tokens = self.requests, self.tokens
         self._update_remote(counts, now)
         if self.smooth is not None and self.paid is not None:
-            self.smooth.move(self.paid, max(self.requests - requests, 0), max(self.tokens - tokens, 0), now)
+            self.smooth.merge(self.paid, self, now)
 
     def _update_remote(self, counts: Counts, now: float) -> None:
         self.remote_running, self.remote_running_until = counts.running, now + RUNNING_EXPIRES_S

@@ -7,13 +7,16 @@ from typing import Final, NamedTuple
 from edge.config.settings import LimitConfig
 from edge.limits.admission import Admission
 from edge.limits.counters import Counter
-from edge.limits.quotas import Allowance, Quota
+from edge.limits.quotas import Quota
 
 _A_STEP: Final = 1000  # counters
 
 
 class Nearness(NamedTuple):
-    """How much of the scarcest part of a limit, `what`, one user or key has used at a route."""
+    """How much of the scarcest part of a limit, `what`, one user or key has used at a route.
+
+    `span` is the time it is of: minute, day or month.
+    """
 
     share: float
     limit: str
@@ -22,23 +25,30 @@ class Nearness(NamedTuple):
     what: str
     used: int
     allowed: int
+    span: str = "minute"
 
 
 def find_nearest(admission: Admission, most: int, found: list[Nearness]) -> Iterator[None]:
-    """Put the users and keys that have the smallest share left into `found`, `most` at most, in steps."""
+    """Put the users and keys that have the smallest share left into `found`, in steps.
+
+    Those of minutes come first, `most` at most, then as many of days and months: these may be used up for weeks.
+    """
     counters, limits, minute, weight = admission.counted()
+    minutes: list[Nearness] = []
     for number, counter in enumerate(counters, 1):
         limit = limits.get(counter.key[0])
         if limit is not None and (near := _scarcest(counter, limit, minute, weight)) is not None:
-            _keep(near, most, found)
+            _keep(near, most, minutes)
         if number % _A_STEP == 0:
             yield
-    for number, (quota, allowance) in enumerate(admission.quotas.counted(), 1):
-        if quota.key[0] in limits and (near := _of_period(quota, allowance)) is not None:
-            _keep(near, most, found)
+    periods: list[Nearness] = []
+    for number, (quota, _) in enumerate(admission.quotas.counted(), 1):
+        limit = limits.get(quota.key[0])
+        if limit is not None and (near := _of_period(quota, limit)) is not None:
+            _keep(near, most, periods)
         if number % _A_STEP == 0:
             yield
-    found.sort(reverse=True)
+    found += [*sorted(minutes, reverse=True), *sorted(periods, reverse=True)]
 
 
 def _keep(near: Nearness, most: int, found: list[Nearness]) -> None:
@@ -49,14 +59,17 @@ def _keep(near: Nearness, most: int, found: list[Nearness]) -> None:
         heapq.heapreplace(found, near)
 
 
-def _of_period(quota: Quota, allowance: Allowance) -> Nearness | None:
+def _of_period(quota: Quota, limit: LimitConfig) -> Nearness | None:
     """Return the part of a day or month of which the largest share is used, None when nothing is."""
-    shares = (
-        (quota.requests / allowance.requests, "requests", quota.requests, allowance.requests),
-        (quota.tokens / allowance.tokens, "tokens", quota.tokens, allowance.tokens),
-    )
-    share, what, used, allowed = max(shares)
-    return Nearness(share, *quota.key, f"{what} per {allowance.span}", used, allowed) if used else None
+    is_day = quota.span == "day"
+    share, best = 0.0, None
+    for what, allowed, used in (
+        ("requests", limit.requests_per_day if is_day else None, quota.requests),
+        ("tokens", limit.tokens_per_day if is_day else limit.tokens_per_month, quota.tokens),
+    ):
+        if allowed is not None and used / allowed > share:
+            share, best = used / allowed, (f"{what} per {quota.span}", used, allowed)
+    return None if best is None else Nearness(share, *quota.key, *best, quota.span)
 
 
 def _scarcest(counter: Counter, limit: LimitConfig, minute: int, weight: float) -> Nearness | None:

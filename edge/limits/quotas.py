@@ -7,7 +7,8 @@ What others used, and this process before it was started anew, is known from whe
 or, in a process that shares nothing, the journal (`process/quotas.py`).
 """
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from edge.config.settings import LimitConfig
@@ -18,6 +19,7 @@ from edge.limits.periods import Calendar, Period, Span
 NO_LIMIT: Final = 10**14  # what a limit that is not set allows; a comparison with a float is slow above 2**48
 _A_STEP: Final = 1000
 _LATELY_S: Final = 120.0  # as long as a counter of a minute is in use
+_REPORTED_S: Final = 12 * 3600.0  # after which it is reported again: what is silent for a day is taken for gone
 _IN_TURN: Final = 200  # quotas that are reported with each merge though nothing happened here
 
 Key = tuple[str, str, str]  # limit, route, user or key id
@@ -46,10 +48,12 @@ class Reason(NamedTuple):
 class Quota:
     """What one user or key used of a limit at a route in a period: all of it, and the part that others counted.
 
-    `gone` is of processes that have ended, where that is known; `used_at` is Unix seconds.
+    `gone` is of processes that have ended, where that is known; `used_at` and `reported_at` are Unix seconds.
     """
 
-    __slots__ = ("gone", "is_dirty", "key", "period", "remote", "requests", "span", "tokens", "used_at")
+    __slots__ = (
+        "gone", "is_dirty", "key", "period", "remote", "reported_at", "requests", "span", "tokens", "used_at",
+    )  # fmt: skip
 
     def __init__(self, span: Span, key: Key, period: Period, remote: Spent = NOTHING) -> None:
         self.span = span
@@ -59,7 +63,7 @@ class Quota:
         self.requests, self.tokens = remote
         self.gone = NOTHING
         self.is_dirty = False  # used since the last report
-        self.used_at = 0.0
+        self.used_at = self.reported_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Quota {' '.join(self.key)} {self.period.name}: {self.requests} requests, {self.tokens} tokens>"
@@ -124,14 +128,11 @@ class Allowance:
         """Count a request; return in which period."""
         quota.requests += 1
         quota.tokens += tokens
-        self._quotas.note(quota, now)
         return quota.period
 
     def correct(self, quota: Quota, begun: Period, requests: int, tokens: int, now: float) -> None:
         """Correct what a request was counted as in the period in which it began."""
-        quota.roll(self.calendar.current(self.span, now))
-        quota.correct(begun, requests, tokens)
-        self._quotas.note(quota, now)
+        self._quotas.find_held(self, quota.key, now).correct(begun, requests, tokens)
 
     def reasons(self, quota: Quota, tokens: int, now: float) -> Iterator[Reason]:
         """Yield why a request does not fit that reserves so many tokens."""
@@ -161,6 +162,7 @@ class Quotas:
         self._counters: dict[tuple[Span, Key], tuple[Quota, Allowance]] = {}
         self._calendars: dict[str, Calendar] = {}
         self._dirty: list[Quota] = []
+        self._lately: OrderedDict[Quota, None] = OrderedDict()  # those that were used, latest last
         self._in_turn: list[Quota] = []
 
     def __len__(self) -> int:
@@ -183,42 +185,60 @@ class Quotas:
         return tuple(found)
 
     def find(self, allowance: Allowance, key: Key, now: float) -> Quota:
-        """Return what counts in the period of now."""
-        period = allowance.calendar.current(allowance.span, now)
+        """Return what counts in the period of now; what others used of it is to be known, also by who is refused."""
         known = self._counters.get((allowance.span, key))
+        period = allowance.calendar.current(allowance.span, now)
         if known is None:
             past = NOTHING if self.past is None else self.past(allowance, key, period)
             quota = Quota(allowance.span, key, period, past)
             self._counters[allowance.span, key] = quota, allowance
-            return quota
-        quota = known[0]
-        if quota.period is not period:
-            quota.roll(period)
+        else:
+            quota = known[0]
+            if known[1] is not allowance:  # of a reload
+                self._counters[allowance.span, key] = quota, allowance
+                if quota.period.ends_at > now:
+                    quota.period = period  # in another time zone; what was used goes along
+            if quota.period is not period:
+                quota.roll(period)
+        if self.shares:
+            self._note(quota, now)
         return quota
+
+    def find_held(self, allowance: Allowance, key: Key, now: float) -> Quota:
+        """Return what counts now for a request that began by an allowance; that of a later reload holds."""
+        known = self._counters.get((allowance.span, key))
+        return self.find(allowance if known is None else known[1], key, now)
 
     def peek(self, allowance: Allowance, key: Key, now: float) -> Quota:
         """Return what counts in the period of now; one that is new is kept where others have to say what they used."""
         known = (allowance.span, key) in self._counters
         quota = self.find(allowance, key, now)
-        if self.shares:
-            self.note(quota, now)
-        elif not known:
+        if not known and not self.shares:
             del self._counters[allowance.span, key]
         return quota
 
-    def note(self, quota: Quota, now: float) -> None:
-        """Note that something was used, or is to be known."""
-        if self.shares:
+    def _note(self, quota: Quota, now: float) -> None:
+        if not quota.is_dirty:
+            quota.is_dirty = True
+            self._dirty.append(quota)
             quota.used_at = now
-            if not quota.is_dirty:
-                quota.is_dirty = True
-                self._dirty.append(quota)
+            self._lately[quota] = None
+            self._lately.move_to_end(quota)
 
     def forget_past(self, now: float) -> Iterator[None]:
-        """Drop what is of another period, in steps."""
+        """Drop what is of another period and what nobody used, in steps; let what is long silent be reported again."""
+        again = 0
         for number, (name, (quota, allowance)) in enumerate(list(self._counters.items()), 1):
-            if allowance.calendar.current(quota.span, now).begins_at > quota.period.begins_at:
+            is_over = allowance.calendar.current(quota.span, now).begins_at > quota.period.begins_at
+            is_used = any(quota.local) or any(quota.gone) or quota.used_at > now - _LATELY_S
+            if is_over or not is_used:
                 del self._counters[name]
+                self._lately.pop(quota, None)
+            elif self.shares and again < _A_STEP and any(quota.local) and quota.reported_at < now - _REPORTED_S:
+                again += 1
+                if not quota.is_dirty:
+                    quota.is_dirty = True
+                    self._dirty.append(quota)
             if number % _A_STEP == 0:
                 yield
 
@@ -226,20 +246,35 @@ class Quotas:
         """Return every quota and what it is of."""
         return list(self._counters.values())
 
-    def collect(self, everything: bool, now: float) -> list[Quota]:
-        """Return the quotas to report: all, or those that were used since the last call, and some others in turn.
+    def collect(self, everything: bool, now: float) -> Iterator[list[Quota]]:
+        """Yield the quotas to report, in steps: all, or those used since the last call, and some others in turn.
 
         What others used of one that was used here lately would be old at its next request.
         """
         found, self._dirty = self._dirty, []
-        for quota in found:
-            quota.is_dirty = False
         if everything:
             found = [quota for quota, _ in self._counters.values()]
         else:
-            if not self._in_turn:
-                self._in_turn = [quota for quota, _ in self._counters.values() if quota.used_at > now - _LATELY_S]
-            known = set(map(id, found))
-            found += [quota for quota in self._in_turn[-_IN_TURN:] if id(quota) not in known]
-            del self._in_turn[-_IN_TURN:]
-        return [quota for quota in found if quota.period.ends_at > now]
+            found += self._next_in_turn(now)
+        for at in range(0, len(found), _A_STEP):
+            yield self._collected(found[at : at + _A_STEP], now)
+
+    def _next_in_turn(self, now: float) -> list[Quota]:
+        """Return some quotas that were used lately, and not since the last call."""
+        for _ in range(min(_A_STEP, len(self._lately))):
+            quota = next(iter(self._lately))
+            if quota.used_at > now - _LATELY_S:
+                break
+            del self._lately[quota]
+        if not self._in_turn:
+            self._in_turn = list(self._lately)
+        turn = self._in_turn[-_IN_TURN:]
+        del self._in_turn[-_IN_TURN:]
+        return [quota for quota in turn if not quota.is_dirty]
+
+    @staticmethod
+    def _collected(quotas: Sequence[Quota], now: float) -> list[Quota]:
+        for quota in quotas:
+            quota.is_dirty = False
+            quota.reported_at = now
+        return [quota for quota in quotas if quota.period.ends_at > now]

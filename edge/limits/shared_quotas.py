@@ -6,6 +6,7 @@ those that reported nothing for a day. What is gone only grows, so each process 
 that comes back empty has it again with the next report. A hash ends a day after its period.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ for i, key in ipairs(KEYS) do
     string.match(ARGV[3 + i], '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   local r, t = string.match(redis.call('HGET', key, 'gone') or '0 0', '^(%d+) (%d+)$')
   gone_requests, gone_tokens = math.max(gone_requests, r or 0), math.max(gone_tokens, t or 0)
-  if leaving then
+  if leaving or requests + tokens == 0 then  -- who merely asks leaves nothing
     gone_requests, gone_tokens = gone_requests + requests, gone_tokens + tokens
     redis.call('HDEL', key, process)
   else
@@ -82,9 +83,10 @@ class SharedQuotas:
 
     async def report(self, now: float, *, everything: bool, leaving: bool = False) -> None:
         """Report what was counted here, and take over what others counted."""
-        found = self._quotas.collect(everything, now)
-        for at in range(0, len(found), _BATCH):
-            await self._exchange(found[at : at + _BATCH], leaving)
+        for found in self._quotas.collect(everything, now):
+            for at in range(0, len(found), _BATCH):
+                await self._exchange(found[at : at + _BATCH], leaving)
+            await asyncio.sleep(0)
 
     async def _exchange(self, quotas: Sequence[Quota], leaving: bool) -> None:
         periods = [quota.period for quota in quotas]

@@ -5,6 +5,7 @@ What other processes of the machine used, and those before, stands in files of t
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -21,8 +22,10 @@ _log = logging.getLogger(__name__)
 _INTERVAL_S: Final = 30.0
 _PATIENCE_S: Final = 2.0  # of the start: a journal of which nothing is known yet is read while requests are served
 
+_A_TURN: Final = 100  # sums, between which the thread lets the loop go on: a fraction of a millisecond
+
 _Whose = tuple[bool, str, str]  # whether of a user or of a key, the route, and the user or key
-_Sums = dict[_Whose, Spent]
+_Sums = dict[_Whose, tuple[int, int]]  # plain tuples of numbers, which the collector of garbage need not look at
 
 
 class JournalQuotas:
@@ -63,40 +66,51 @@ class JournalQuotas:
         if not periods:
             return
         try:
-            self._sums = await asyncio.to_thread(self._read, periods)
-            self.outage.up()
+            is_whole, self._sums = await asyncio.to_thread(self._read, periods)
+            if is_whole:
+                self.outage.up()
+            else:
+                self.outage.down("the journal is still being read")
         except Unusable as error:
             self.outage.down(str(error))
             return
         for number, (quota, allowance) in enumerate(self._quotas.counted(), 1):
-            quota.update_remote(self._past(allowance, quota.key, quota.period))
+            if (allowance.zone, allowance.span, quota.period.begins_at) in self._sums:  # else of a zone before a reload
+                quota.update_remote(self._past(allowance, quota.key, quota.period))
             if number % 1000 == 0:
                 await asyncio.sleep(0)
 
     def _periods(self) -> dict[tuple[str, Span], Period]:
         """Return the periods of now that limits have, by their time zones."""
-        now, configs = self._admission.now, self._admission.configs.values()
-        allowances = (allowance for each in configs for allowance in self._quotas.allowances(each))
-        return {(each.zone, each.span): each.calendar.current(each.span, now) for each in allowances}
+        now, wanted = self._admission.now, set[tuple[str, Span]]()
+        for each in self._admission.configs.values():
+            if each.requests_per_day is not None or each.tokens_per_day is not None:
+                wanted.add((each.time_zone, "day"))
+            if each.tokens_per_month is not None:
+                wanted.add((each.time_zone, "month"))
+        return {(zone, span): self._quotas.calendar_of(zone).current(span, now) for zone, span in wanted}
 
-    def _read(self, periods: Mapping[tuple[str, Span], Period]) -> dict[tuple[str, Span, float], _Sums]:
-        """Return what was used in some periods; runs in a thread."""
-        self._index.catch_up()
+    def _read(self, periods: Mapping[tuple[str, Span], Period]) -> tuple[bool, dict[tuple[str, Span, float], _Sums]]:
+        """Return whether all is known, and what was used in some periods; runs in a thread."""
+        is_whole = self._index.catch_up()
         self._index.forget()
         found = {}
         for (zone, span), period in periods.items():
             sums: _Sums = {}
-            for used in self._index.read(period.begins_at, period.ends_at, self._token):
-                for whose in ((True, used.route, used.user), (False, used.route, used.key_id)):
-                    requests, tokens = sums.get(whose, NOTHING)
-                    sums[whose] = Spent(requests + used.requests, tokens + used.tokens)
+            rows = self._index.read(period.begins_at, period.ends_at, self._token)
+            for number, (route, user, key_id, requests, tokens) in enumerate(rows):
+                for whose in ((True, route, user), (False, route, key_id)):
+                    before = sums.get(whose, NOTHING)
+                    sums[whose] = before[0] + requests, before[1] + tokens
+                if number % _A_TURN == 0:
+                    time.sleep(0)  # the loop's turn
             found[zone, span, period.begins_at] = sums
-        return found
+        return is_whole, found
 
     def _past(self, allowance: Allowance, key: Key, period: Period) -> Spent:
         """Return what others used of a limit."""
         sums = self._sums.get((allowance.zone, allowance.span, period.begins_at), {})
-        return sums.get((allowance.is_per_user, key[1], key[2]), NOTHING)
+        return Spent(*sums.get((allowance.is_per_user, key[1], key[2]), NOTHING))
 
     async def close(self) -> None:
         """Leave the rest to the next start."""

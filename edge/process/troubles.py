@@ -95,6 +95,6 @@ def _of_routes(status: Document) -> Iterator[dict[str, str]]:
 
 def _of_limits(status: Document) -> Iterator[dict[str, str]]:
     for near in status["limits"]:
-        if near["share"] >= _NEAR:
+        if near["share"] >= _NEAR and near["span"] == "minute":  # a day or a month that is used up is no news for long
             used = f"{near['used']} of {near['allowed']} {near['what']}"
             yield _trouble("warning", f"limit {near['limit']}: {near['whom']} has used {used} at {near['route']}")

@@ -11,6 +11,7 @@ from edge.journal.index import UsageIndex
 from edge.journal.journal import Journal
 from edge.journal.keeping import delete_shipped
 from edge.journal.shipping import Shipper
+from edge.journal.spent import SpentIndex
 from tests.journal.test_shipping import PATIENCE_S, MemorySink
 from tests.records import STARTED_AT, close, journal_files, opened
 
@@ -87,6 +88,18 @@ async def test_records_are_delivered_while_nothing_can_be_deleted(
     finally:
         running.cancel()
     assert "cannot be deleted" in caplog.text
+
+
+async def test_days_and_months_have_what_was_in_files_before_they_go(tmp_path: Path) -> None:
+    spent = SpentIndex(tmp_path, lambda: STARTED_AT)
+    spent.catch_up()
+    journal = await written(tmp_path)
+    journal.close()
+    age(tmp_path)
+    assert delete_shipped(tmp_path, 60, STARTED_AT + 61) > 2
+    assert journal_files(tmp_path) == []
+    spent.catch_up()
+    assert sum(requests for *_, requests, _ in spent.read(0, STARTED_AT + 1e6, "")) == 12
 
 
 async def test_nothing_is_deleted_while_another_process_builds_the_index(

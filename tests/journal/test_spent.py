@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge.exchange import NO_USAGE, Principal, Usage
 from edge.journal.journal import Journal
-from edge.journal.spent import SpentIndex, Used
+from edge.journal.spent import SpentIndex
 from tests.records import STARTED_AT, close, opened
 
 DAY_S = 86_400
@@ -32,11 +32,11 @@ def test_a_period_has_what_was_used_in_it_by_each_key_but_for_who_counts_itself(
     index.catch_up()
     day = MIDNIGHT, MIDNIGHT + DAY_S
     assert sorted(index.read(*day, "")) == [
-        Used("r", "u-a", "key_1", 4, 480), Used("r", "u-a", "key_2", 1, 120), Used("r", "u-b", "key_1", 1, 120),
+        ("r", "u-a", "key_1", 4, 480), ("r", "u-a", "key_2", 1, 120), ("r", "u-b", "key_1", 1, 120),
     ]  # fmt: skip
-    assert list(index.read(*day, mine.token)) == [Used("r", "u-b", "key_1", 1, 120)]
+    assert list(index.read(*day, mine.token)) == [("r", "u-b", "key_1", 1, 120)]
     half_past = 1800.0  # of India
-    assert sum(each.requests for each in index.read(MIDNIGHT - half_past, MIDNIGHT + half_past, "")) == 1
+    assert sum(each[3] for each in index.read(MIDNIGHT - half_past, MIDNIGHT + half_past, "")) == 1
     for journal in (mine, other):
         journal.close()
 

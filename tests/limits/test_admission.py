@@ -62,7 +62,7 @@ def counters(of: Admission) -> dict[tuple[str, str, str], Counter]:
 
 
 def counter_count(of: Admission) -> float:
-    [family] = of.metrics()
+    family, _ = of.metrics()
     assert family.name == "edge_limit_counters"
     return family.samples[0].value
 

@@ -55,3 +55,24 @@ def test_a_limit_that_a_reload_took_away_is_not_shown() -> None:
     admit(of)
     of.reconfigure({})
     assert nearest(of) == []
+
+
+def test_days_and_months_that_are_used_up_leave_minutes_their_places() -> None:
+    of = admission(Clock(), limit(requests_per_minute=10, requests_per_day=2), limit("other", requests_per_minute=10))
+    for number in range(4):
+        for _ in range(2):
+            admit(of, user=f"u-{number}").charge(0)
+    for _ in range(5):
+        admit(of, "other", user="u-near").charge(0)
+    found = nearest(of, 3)
+    assert [each.span for each in found] == ["minute"] * 3 + ["day"] * 3
+    assert found[0].whom == "u-near"
+
+
+def test_what_has_no_limit_is_not_shown_and_what_a_reload_allows_is() -> None:
+    of = admission(Clock(), limit(tokens_per_month=1000))
+    admit(of).charge(0)
+    assert nearest(of) == []
+    admit(of, tokens=500).charge(500)
+    of.reconfigure({"standard": limit(tokens_per_month=2000)})
+    assert [(each.what, each.used, each.allowed) for each in nearest(of)] == [("tokens per month", 500, 2000)]

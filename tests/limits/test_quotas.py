@@ -1,5 +1,6 @@
 """Limits by day and month: what is counted, what is refused, and what is said; where it is kept over restarts."""
 
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from edge.config.zones import zone_of
 from edge.errors import QuotaSpent, RateLimited
 from edge.exchange import Principal, Usage
 from edge.journal.journal import Journal
+from edge.journal.spent import SpentIndex
 from edge.limits.admission import Admission
 from edge.limits.nearest import Nearness, find_nearest
 from edge.limits.quotas import Quota, Spent
@@ -172,7 +174,8 @@ def test_days_that_are_over_are_forgotten() -> None:
         admit(of, user=f"u-{number}").charge(0)
     for _ in of.forget_idle():
         pass
-    assert len(of.quotas) == 2500
+    _, held = of.metrics()
+    assert (held.name, held.samples[0].value) == ("edge_limit_quotas", 2500)
     clock.now += 86_400
     admit(of).charge(0)
     for _ in of.forget_idle():
@@ -185,6 +188,48 @@ def test_a_limit_without_days_keeps_none() -> None:
     permit = admit(of)
     assert permit._parts == ()
     assert len(of.quotas) == 0
+
+
+def test_what_ends_when_its_day_is_forgotten_counts_in_the_new_one() -> None:
+    clock = Clock(at(2026, 11, 30, 23, 59))
+    of = admission(clock, quota(tokens_per_day=1000))
+    permit = admit(of, tokens=300)
+    clock.now += 120
+    list(of.forget_idle())
+    assert len(of.quotas) == 0
+    admit(of, tokens=100).charge(100)
+    permit.charge(700)
+    [(found, _)] = of.quotas.counted()
+    assert (found.tokens, found.period.name) == (500, "2026-12-01")
+
+
+def test_limit_of_a_reload_holds_at_once_also_for_who_came_before_and_what_runs() -> None:
+    clock = Clock(at(2026, 11, 30, 9))
+    of = admission(clock, quota(tokens_per_day=100))
+    permit = admit(of, tokens=90)
+    refused(of, tokens=20)
+    of.reconfigure({"standard": quota(tokens_per_day=1000)})
+    admit(of, tokens=20).charge(20)
+    permit.charge(80)
+    [(found, allowance)] = of.quotas.counted()
+    assert (found.tokens, allowance.tokens) == (100, 1000)
+
+
+@pytest.mark.parametrize("zone", ["America/Los_Angeles", "UTC", "Pacific/Auckland"])
+def test_another_time_zone_frees_nothing_of_a_day_that_goes_on(zone: str) -> None:
+    clock = Clock(at(2026, 11, 30, 20))
+    of = admission(clock, quota(tokens_per_day=100))
+    permit = admit(of, tokens=40)
+    admit(of, tokens=50).charge(50)
+    of.reconfigure({"standard": quota(tokens_per_day=100, time_zone=zone)})
+    refused(of, tokens=20)
+    permit.charge(40)
+    error = refused(of, tokens=20)
+    assert "used 90" in error.message
+    [(found, allowance)] = of.quotas.counted()
+    assert allowance.zone == zone
+    clock.now = found.period.ends_at
+    admit(of, tokens=100)
 
 
 @given(st.lists(st.tuples(st.integers(0, 7200), st.integers(0, 400), st.integers(0, 800)), max_size=40))
@@ -415,6 +460,64 @@ async def test_journal_that_cannot_be_indexed_is_reported_and_limits_count_what_
     await process.stop()
 
 
+async def test_journal_that_is_still_being_read_is_reported(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process reads it, and is not done."""
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(SpentIndex, "catch_up", lambda self: False)
+        SpentIndex(tmp_path).forget()
+        await process.begin()
+    assert process._quotas.outage.reason == "the journal is still being read"
+    await process.exchange()
+    assert not process._quotas.outage
+    await process.stop()
+
+
+async def test_sums_of_thousands_are_nothing_for_the_collector_of_garbage_and_leave_the_loop_its_turns(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    rows = [(ROUTE, f"u-{number}", f"key_{number}", 1, 10) for number in range(3000)]
+    turns: list[float] = []
+    monkeypatch.setattr(SpentIndex, "read", lambda *args: iter(rows))
+    monkeypatch.setattr("edge.process.quotas.time.sleep", turns.append)
+    _, found = process._quotas._read(process._quotas._periods())
+    [sums] = found.values()
+    gc.collect()
+    assert len(sums) == 6000
+    assert not any(map(gc.is_tracked, sums.values()))
+    assert len(turns) >= 30
+    process.journal.close()
+
+
+async def test_another_time_zone_frees_nothing_of_what_the_journal_has(tmp_path: Path, clock: Clock) -> None:
+    first = OverJournal(tmp_path, clock, quota(tokens_per_day=1000))
+    await first.begin()
+    first.use(900)
+    await first.exchange()
+    await first.stop()
+    second = OverJournal(tmp_path, clock, quota(tokens_per_day=1000))
+    await second.begin()
+    second.use(50)
+    second.admission.reconfigure({"standard": quota(tokens_per_day=1000, time_zone="Europe/Berlin")})
+    for _ in range(2):
+        await second.exchange()
+        with pytest.raises(QuotaSpent):
+            second.use(100)
+    await second.stop()
+
+
+async def test_zones_of_thousands_of_limits_are_found_without_making_them(tmp_path: Path, clock: Clock) -> None:
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1, tokens_per_month=1))
+    calls: list[LimitConfig] = []
+    process.admission.quotas.allowances = lambda config: calls.append(config) or ()  # type: ignore[method-assign,func-returns-value]
+    assert set(process._quotas._periods()) == {(SHANGHAI, "day"), (SHANGHAI, "month")}
+    assert calls == []
+    process.journal.close()
+
+
 async def test_journal_is_not_asked_without_a_limit_by_day_or_month(tmp_path: Path, clock: Clock) -> None:
     process = OverJournal(tmp_path, clock, limit(requests_per_minute=1))
     await process.begin()
@@ -451,6 +554,28 @@ async def test_what_others_used_of_a_day_binds_as_that_of_a_minute_does(clock: C
     for member in members:
         with pytest.raises(QuotaSpent):
             member.use(0)
+        await member.stop()
+
+
+async def test_who_is_refused_for_long_learns_that_there_is_room_again(clock: Clock, valkey: ValkeyServer) -> None:
+    """What another process had reserved when it was asked last may be free since."""
+    config = quota(tokens_per_month=10_000)
+    reserves, refuses = OverRedis(valkey.url, clock, config), OverRedis(valkey.url, clock, config)
+    for member in (reserves, refuses):
+        await member.begin()
+    refuses.use(10)
+    await refuses.exchange()
+    permit = reserves.admission.admit(ROUTE, ("standard",), USER, "key_1", 9900)
+    await reserves.exchange()
+    await refuses.exchange()
+    clock.now += 600
+    with pytest.raises(QuotaSpent):
+        refuses.use(200)
+    permit.charge(50)
+    await reserves.exchange()
+    await refuses.exchange()
+    refuses.use(200)
+    for member in (reserves, refuses):
         await member.stop()
 
 
@@ -516,6 +641,60 @@ def test_what_others_report_late_of_a_day_that_is_over_changes_nothing() -> None
     assert found.period is not before
     assert (found.requests, found.remote) == (1, Spent())
     assert allowance.has_room(found, 0, clock.now)
+
+
+async def test_what_a_process_reported_half_a_day_ago_it_reports_again(clock: Clock, valkey: ValkeyServer) -> None:
+    """Else it is taken for gone, and counts twice when the process reports it again."""
+    process = OverRedis(valkey.url, clock, quota(tokens_per_month=10**6))
+    await process.begin()
+    process.use(70)
+    await process.exchange()
+    [(found, _)] = process.admission.quotas.counted()
+    name = PREFIX + orjson.dumps((*found.key, found.period.name)).decode()
+    with valkey.client() as client:
+        [field] = client.hkeys(name)
+        old = f"1 70 {int(time.time()) - 86_000}"
+        client.hset(name, field, old)
+        for later_s, is_new in ((11 * 3600, False), (2 * 3600, True)):
+            clock.now += later_s
+            for _ in range(2):
+                await process.exchange()
+            list(process.admission.forget_idle())
+            await process.exchange()
+            assert (client.hget(name, field) != old.encode()) is is_new
+    await process.stop()
+
+
+async def test_who_asks_what_is_left_leaves_nothing_here_or_there(clock: Clock, valkey: ValkeyServer) -> None:
+    process = OverRedis(valkey.url, clock, quota(tokens_per_day=100, tokens_per_month=10**6))
+    await process.begin()
+    for number in range(20):
+        list(process.admission.standing(f"public/{number}", ("standard",), USER, "key_1"))
+    process.use(1)
+    await process.exchange()
+    with valkey.client() as client:
+        assert len(client.keys(PREFIX + "*")) == 2
+    list(process.admission.forget_idle())
+    assert len(process.admission.quotas) == 42
+    clock.now += 121
+    list(process.admission.forget_idle())
+    assert len(process.admission.quotas) == 2
+    await process.stop()
+
+
+def test_a_merge_looks_at_those_that_were_used_lately_in_steps() -> None:
+    clock = Clock(at(2026, 11, 30, 9))
+    of = admission(clock, quota(tokens_per_month=10**6))
+    of.quotas.shares = True
+    for number in range(2500):
+        admit(of, user=f"u-{number}").charge(1)
+    assert [len(found) for found in of.quotas.collect(False, clock.now)] == [1000, 1000, 500]
+    clock.now += 130
+    admit(of, user="u-7").charge(1)
+    for _ in range(20):
+        list(of.quotas.collect(False, clock.now))
+    assert [[each.key[2] for each in found] for found in of.quotas.collect(False, clock.now)] == [["u-7"]]
+    assert [len(found) for found in of.quotas.collect(True, clock.now)] == [1000, 1000, 500]
 
 
 async def test_thousands_of_quotas_are_reported_in_batches(clock: Clock, valkey: ValkeyServer) -> None:

@@ -78,3 +78,55 @@ def test_what_others_used_is_paid_too() -> None:
     assert not admits(of)
     clock.now += 0.1
     assert admits(of)
+
+
+def test_rate_of_a_reload_holds_for_what_others_used_too() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=6))
+    admit(of)
+    clock.now += 10
+    of.reconfigure({"standard": smooth(requests_per_minute=600)})
+    assert admits(of)
+    [counter] = collected(of)
+    of.merge([counter], [Counts(int(BEGIN // 60), 5, 0, 0, 0, 0)])
+    clock.now += 1
+    assert admits(of)
+
+
+def test_what_others_used_before_anything_was_known_is_not_taken_for_used_just_now() -> None:
+    """Half of the rate was used elsewhere: who begins here has the other half at once."""
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=60, tokens_per_minute=6000))
+    clock.now += 40
+    assert admits(of, 100)
+    [counter] = collected(of)
+    of.merge([counter], [Counts(int(BEGIN // 60), 20, 2000, 0, 0, 0)])
+    clock.now += 1
+    assert admits(of, 100)
+    of.merge([counter], [Counts(int(BEGIN // 60), 20 + 71, 2000, 0, 0, 0)])  # an outage of ten seconds
+    clock.now += 1
+    assert not admits(of)
+
+
+def test_server_that_comes_back_empty_holds_nobody_up_for_what_was_paid() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=60))
+    for used in range(1, 21):
+        assert admits(of)
+        [counter] = collected(of)
+        of.merge([counter], [Counts(int(BEGIN // 60), used, 0, 0, 0, 0)])
+        clock.now += 2
+    for used in (0, 20):
+        of.merge([counter], [Counts(int(BEGIN // 60), used, 0, 0, 0, 0)])
+        clock.now += 0.1
+    assert admits(of)
+
+
+def test_what_is_paid_goes_along_when_the_clock_is_set_back_by_far() -> None:
+    clock = Clock()
+    of = admission(clock, smooth(requests_per_minute=60))
+    of.clock_offset_s = 3600.0
+    assert admits(of)
+    clock.now += 5
+    of.clock_offset_s = 0.0
+    assert [admits(of), admits(of)] == [True, False]

@@ -20,7 +20,28 @@ WELL: dict[str, Any] = {
         {"name": "p", "out": 0, "waiting": 0, "members_count": 2, "members": [MEMBER, {**MEMBER, "endpoint": "h:2"}]}
     ],
     "routes": [{"name": "r", "requests": 100, "failed": 1}],
-    "limits": [{"share": 0.5, "limit": "l", "whom": "u", "used": 1, "allowed": 2, "what": "requests", "route": "r"}],
+    "limits": [
+        {
+            "share": 0.5,
+            "limit": "l",
+            "whom": "u",
+            "used": 1,
+            "allowed": 2,
+            "what": "requests",
+            "route": "r",
+            "span": "minute",
+        },
+        {
+            "share": 1.0,
+            "limit": "l",
+            "whom": "u",
+            "used": 2,
+            "allowed": 2,
+            "what": "requests per day",
+            "route": "r",
+            "span": "day",
+        },
+    ],
     "certificates": [{"of": "server.tls", "ends_at": 1000.0 + 90 * 86400}],
 }
 
