@@ -13,7 +13,7 @@ import msgspec
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
 from edge.errors import ConnectFailed, UpstreamUnavailable
-from edge.exchange import Exchange, Usage, UsageSource
+from edge.exchange import End, Exchange, Usage, UsageSource
 from edge.metering.meters import Metering
 from edge.operations import OPERATIONS
 from edge.relay.delivered import Interrupted
@@ -37,6 +37,7 @@ from edge.upstream.prefixes import Prefix
 from edge.upstream.tokenizer import NoTokens, RefusedTokens, asked
 
 _COUNTING_S: Final = 1.0  # of all that a tokenizer is asked, while the client waits
+_LEFT: Final = "left"  # a resume of a client that leaves before anything came of it
 _CHAT: Final = OPERATIONS["chat/completions"]
 
 
@@ -65,6 +66,7 @@ class Resumption:
         self._said = Said()
         self._seam: Replayed | Continued | None = None
         interrupted.hold(client)
+        exchange.resume = _LEFT
 
     async def read(self, turn: asyncio.Lock) -> None:
         """Read what was asked and what the client has of its answer, one stream after another; raises `NotResumed`."""
@@ -99,8 +101,9 @@ class Resumption:
 
     def note(self) -> None:
         """Note what has become of it, for the log and the metrics."""
-        if self._seam is not None:
-            self._exchange.resume = self._seam.outcome.value
+        seam, exchange = self._seam, self._exchange
+        if seam is not None and (seam.outcome is not Outcome.FAILED or exchange.end is not End.CLIENT_GONE):
+            exchange.resume = seam.outcome.value
 
     def lease(self, tried: list[Endpoint], prefix: Prefix | None, user: str) -> Lease:
         """Return a lease of a sibling, one that is out rather than none; raises `NotResumed`."""
@@ -110,7 +113,8 @@ class Resumption:
         except UpstreamUnavailable:
             lease = self._pool.spare(tried, user)
         if lease is None:
-            raise NotResumed(self._exchange.resume or "no_member")
+            reason = self._exchange.resume
+            raise NotResumed("no_member" if reason == _LEFT else reason)
         return lease
 
     async def attempt(self, lease: Lease) -> Attempt:
@@ -134,7 +138,7 @@ class Resumption:
             exchange = self._exchange
             attempt.delivered, attempt.echo, attempt.broken_end = None, None, self.interrupted.how
             attempt.release = self._let_go
-            exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, Outcome.FAILED.value
+            exchange.resumes, exchange.resumed_from, exchange.resume = 1, self._broke_at, _LEFT
             return attempt
         raise NotResumed(reason)
 

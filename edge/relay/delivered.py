@@ -142,6 +142,7 @@ class Interrupted(Exception):
         client.attach(None)
         if self.is_cut and self._task is not None:
             self._task.uncancel()
+            exchange.resume = ""
         settlement.settle(End.COMPLETE if self.is_over else end)
         if self.is_over:
             data = _DONE if client.bare else chunk(_DONE) + LAST_CHUNK

@@ -460,6 +460,7 @@ async def test_a_sibling_that_is_silent_gives_back_all_when_the_client_leaves(sc
     await running.edge.idle()
     record = running.edge.records()[-1]
     assert (record["end"], record["completion_tokens"], record["resumes"]) == ("client_gone", 4, 1)
+    assert (await running.edge.log())[-1]["resume"] == "left"
     await running.edge.consistent()
 
 
@@ -493,6 +494,7 @@ async def test_a_client_that_leaves_while_tokens_are_counted_gives_back_all(coun
     await edge.idle()
     record = edge.records()[-1]
     assert (record["end"], record["completion_tokens"]) == ("client_gone", 1)
+    assert (await edge.log())[-1]["resume"] == "left"
     await edge.consistent()
 
 
@@ -508,6 +510,7 @@ async def test_a_stop_of_the_edge_while_tokens_are_counted_ends_with_its_error(c
     await edge.idle()
     record = edge.records()[-1]
     assert (record["end"], record["completion_tokens"]) == ("drained", 1)
+    assert (await edge.log())[-1]["resume"] is None
     await edge.consistent()
 
 
