@@ -153,13 +153,7 @@ def duration(text: str, *, zero: bool = False, **about: Unpack[About]) -> Settin
 
 def size(text: str, *, zero: bool = False, most_bytes: int | None = None, **about: Unpack[About]) -> Setting:
     """Declare a size, in bytes, which may be 0 only with `zero`."""
-
-    def parse(written: str) -> int:
-        if (count := values.byte_count(written)) > (most_bytes or count):
-            raise ValueError(f'{written!r} is too much: write "{values.write_size(most_bytes or 0)}" or less')
-        return count
-
-    read = _measured(parse, "B", 'a size such as {0.key} = "64MiB"', zero)
+    read = _measured(partial(values.byte_count, most_bytes=most_bytes), "B", 'a size such as {0.key} = "64MiB"', zero)
     kind = "size" if most_bytes is None else f"size up to {values.write_size(most_bytes)}"
     return Setting(kind, text, read, _like(f"^{values.SIZE_PATTERN}$"), values.write_size, "_bytes", **about)
 

@@ -107,8 +107,8 @@ def write_duration(value_s: float) -> str:
     return f"{value_s:.0f}s" if value_s == int(value_s) else f"{value_s * 1000:.12g}ms"
 
 
-def byte_count(text: str) -> int:
-    """Return a size such as `"512B"`, `"64KB"` (1000) or `"1.5MiB"` (1024) in bytes."""
+def byte_count(text: str, most_bytes: int | None = None) -> int:
+    """Return a size such as `"512B"`, `"64KB"` (1000) or `"1.5MiB"` (1024) in bytes, of `most_bytes` at most."""
     match = re.fullmatch(SIZE_PATTERN, text)
     if match is None:
         meant = meant_size(text)
@@ -117,6 +117,8 @@ def byte_count(text: str) -> int:
     size = Fraction(match[1]) * _BYTES[match[3]]
     if size.denominator != 1:
         raise ValueError(f'{text!r} is not a whole number of bytes: write "{round(size)}B"')
+    if most_bytes is not None and size > most_bytes:
+        raise ValueError(f'{text!r} is too much: write "{write_size(most_bytes)}" or less')
     return int(size)
 
 
