@@ -6,7 +6,7 @@ What other processes of the machine used, and those before, stands in files of t
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from edge.errors import Unusable
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _INTERVAL_S: Final = 30.0
 _PATIENCE_S: Final = 2.0  # of the start: a journal of which nothing is known yet is read while requests are served
 
+_STEP_S: Final = 5.0  # of the clock, as is reported: less is not worth a step of every minute
 _A_TURN: Final = 100  # sums, between which the thread lets the loop go on: a fraction of a millisecond
 
 _Whose = tuple[bool, str, str]  # whether of a user or of a key, the route, and the user or key
@@ -29,12 +30,16 @@ _Sums = dict[_Whose, tuple[int, int]]  # plain tuples of numbers, which the coll
 
 
 class JournalQuotas:
-    """Brings what the journal says of the current day and month into the limits, every half a minute."""
+    """Brings what the journal says of the current day and month into the limits, every half a minute.
 
-    def __init__(self, journal: Journal, admission: Admission) -> None:
+    `clock_step_s` yields how far the machine's clock was set since the start: days follow it.
+    """
+
+    def __init__(self, journal: Journal, admission: Admission, clock_step_s: Callable[[], float]) -> None:
         self._index = SpentIndex(journal.directory, lambda: admission.now)
         self._token = journal.token
         self._admission = admission
+        self._clock_step_s = clock_step_s
         self._quotas = admission.quotas
         self._sums: Mapping[tuple[str, Span, float], _Sums] = {}
         self._loading: asyncio.Task[None] | None = None
@@ -59,7 +64,14 @@ class JournalQuotas:
         while True:
             await asyncio.sleep(_INTERVAL_S)
             if not self._quotas.shares:
+                self._follow_clock()
                 await self._load()
+
+    def _follow_clock(self) -> None:
+        """Let limits go by the machine's clock where it was set by far, as one that was wrong at the start."""
+        step_s = self._clock_step_s()
+        if abs(step_s - self._admission.clock_offset_s) > _STEP_S:
+            self._admission.clock_offset_s = step_s
 
     async def _load(self) -> None:
         periods = self._periods()

@@ -147,7 +147,7 @@ class Server:
         self.key_uses = KeyUses(self.authenticator, config.keys)
         self.journal = self._open_journal(config.usage, config.server.region)
         self.usage_index = UsageIndex(config.usage.journal)
-        self.quotas = JournalQuotas(self.journal, self.admission)
+        self.quotas = JournalQuotas(self.journal, self.admission, lambda: self.loop_lag.clock_step_s)
         self.catalogue = Catalogue()
         shared = config.shared
         if shared.redis_ca_file is not None:

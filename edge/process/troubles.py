@@ -40,7 +40,7 @@ def _of_process(status: Document) -> Iterator[dict[str, str]]:
     if now["body_bytes"] >= _NEAR * now["max_body_bytes"]:
         yield _trouble("error", "server.body_memory is nearly used up: large requests get a 503")
     if abs(now["clock_step_s"]) >= _STEP_S:
-        what = "keys and tokens that end are judged by it, limits are not"
+        what = "keys and tokens that end, and limits that are not shared, are judged by it"
         yield _trouble("warning", f"the clock was set by {now['clock_step_s']:.0f} s since the start: {what}")
     for certificate in status["certificates"]:
         left_s = certificate["ends_at"] - status["time"]

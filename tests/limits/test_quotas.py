@@ -1,5 +1,6 @@
 """Limits by day and month: what is counted, what is refused, and what is said; where it is kept over restarts."""
 
+import asyncio
 import gc
 import random
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import AsyncMock
 
 import orjson
 import pytest
@@ -280,7 +282,8 @@ class OverJournal:
     def __init__(self, directory: Path, clock: Clock, config: LimitConfig) -> None:
         self.journal = Journal(directory, 2**20, "serve")
         self.admission = Admission({"standard": config}, clock)
-        self._quotas = JournalQuotas(self.journal, self.admission)
+        self.clock_step_s = 0.0
+        self._quotas = JournalQuotas(self.journal, self.admission, lambda: self.clock_step_s)
         self._clock = clock
 
     def use(self, tokens: int, user: str = USER, key_id: str = "key_1", route: str = ROUTE) -> None:
@@ -507,6 +510,30 @@ async def test_another_time_zone_frees_nothing_of_what_the_journal_has(tmp_path:
         with pytest.raises(QuotaSpent):
             second.use(100)
     await second.stop()
+
+
+async def test_days_follow_the_clock_of_the_machine_where_it_is_set_by_far(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was a day behind when the process started."""
+    process = OverJournal(tmp_path, clock, quota(requests_per_day=1))
+    await process.begin()
+    process.use(1)
+    looked = asyncio.Event()
+    monkeypatch.setattr("edge.process.quotas._INTERVAL_S", 0.0)
+    monkeypatch.setattr(process._quotas, "_load", AsyncMock(side_effect=looked.set))
+    running = asyncio.get_running_loop().create_task(process._quotas.run())
+    for step_s, is_free in ((4.0, False), (86_400.0, True)):
+        process.clock_step_s = step_s
+        for _ in range(2):
+            looked.clear()
+            await looked.wait()
+        if is_free:
+            process.use(1)
+        with pytest.raises(QuotaSpent):
+            process.use(1)
+    running.cancel()
+    await process.stop()
 
 
 async def test_zones_of_thousands_of_limits_are_found_without_making_them(tmp_path: Path, clock: Clock) -> None:

@@ -61,7 +61,8 @@ def test_nothing_is_wrong_with_one_that_is_well() -> None:
             ("now", "clock_step_s"),
             -3600.0,
             "warning",
-            "the clock was set by -3600 s since the start: keys and tokens that end are judged by it, limits are not",
+            "the clock was set by -3600 s since the start: keys and tokens that end, and limits that are not shared,"
+            " are judged by it",
         ),
         (("parts", 0), {"name": "journal", "up": False, "why": "disk full"}, "error", "journal: disk full"),
         (("pools", 0, "out"), 2, "error", "pool p: every member is out"),
