@@ -67,5 +67,5 @@ def test_request_that_asked_nobody_is_none_of_a_limit_and_one_that_a_crash_ended
         written.write(crashed + b"\n")
     index = SpentIndex(tmp_path, lambda: STARTED_AT)
     index.catch_up()
-    assert [each.requests for each in index.read(0, 2 * STARTED_AT, "")] == [2]
+    assert [requests for *_, requests, _ in index.read(0, 2 * STARTED_AT, "")] == [2]
     journal.close()
