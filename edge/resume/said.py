@@ -140,10 +140,9 @@ class Said:
         """Whether any choice has said something."""
         return any(self.parts.values()) or bool(self.ends)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is the text of one choice, which has ended."""
-        return self.is_plain and len(self.heads) == 1 and self.ends.keys() == self.heads.keys()
+    def is_over(self, choices: int) -> bool:
+        """Whether it is the text of the one choice that was asked, which has ended."""
+        return self.is_plain and choices == len(self.heads) == 1 and self.ends.keys() == self.heads.keys()
 
     def text(self, place: str) -> str:
         """Return what the first choice has said in one place."""

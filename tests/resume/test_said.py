@@ -36,6 +36,14 @@ def test_texts_are_told_by_their_places() -> None:
     assert (said.ends, said.text("delta.content"), said.roles) == ({2: "length"}, "ac", set())
 
 
+def test_an_answer_is_over_when_the_one_choice_that_was_asked_has_ended() -> None:
+    begun = event([delta({"content": "a"})])
+    ended = begun + event([delta({}, finish_reason="stop")])
+    assert not said_in(begun).is_over(1)
+    assert said_in(ended).is_over(1)
+    assert not said_in(ended).is_over(2)  # of which one has not begun
+
+
 @pytest.mark.parametrize(
     ("content", "is_plain"),
     [
