@@ -57,7 +57,7 @@ class Work:
         plan, envelope = self.plan, self.envelope
         return Demand(
             envelope.prompt_tokens if plan.counts_prompt else 0,
-            envelope.n * envelope.prompts if plan.counts_answer else 0,
+            envelope.choices if plan.counts_answer else 0,
             envelope.max_tokens,
             plan.share,
         )
@@ -146,7 +146,7 @@ def metering_of(
     if context_length is not None and (most is None or context_length < most):
         most = context_length
     if most is not None:
-        most *= envelope.n * envelope.prompts
+        most *= envelope.choices
     is_asked = plan.asks_for_usage and envelope.stream
     continuous = is_asked and plan.continuous
     return Metering(

@@ -244,7 +244,7 @@ class Proxy:
         permit, envelope = UNLIMITED, work.envelope
         prompt_tokens = envelope.prompt_tokens if plan.counts_prompt else 0
         if plan.limits:
-            principal, answers = plan.caller.principal, envelope.n * envelope.prompts if plan.counts_answer else 0
+            principal, answers = plan.caller.principal, envelope.choices if plan.counts_answer else 0
             permit = self._admission.admit(
                 plan.route.name, plan.limits, principal.user, principal.id, prompt_tokens, answers, envelope.max_tokens
             )

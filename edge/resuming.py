@@ -80,8 +80,7 @@ class Resumption:
             if content is None:
                 raise NotResumed("unreadable")
             await in_steps(self._said.read(content))
-        envelope = self._work.envelope
-        if self._first.source is UsageSource.FINAL and self._said.is_over(envelope.n * envelope.prompts):
+        if self._first.source is UsageSource.FINAL and self._said.is_over(work.envelope.choices):
             self.interrupted.is_over = True
             raise NotResumed("finished")
         tokens = self._first.completion_tokens

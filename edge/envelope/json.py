@@ -82,6 +82,11 @@ class Envelope(msgspec.Struct, frozen=True):
     places: Places | None = None
     members: dict[str, msgspec.Raw] | None = None
 
+    @property
+    def choices(self) -> int:
+        """How many texts the answer has."""
+        return self.n * self.prompts
+
     def let_go(self) -> None:
         """Let go of the bytes of the body, once nothing more is read of it."""
         if self.members is not None:
