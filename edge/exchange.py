@@ -213,6 +213,11 @@ class Exchange:
             self.queued_s += waited_s
             self.waited_s += waited_s
 
+    @property
+    def has_failed_last(self) -> bool:
+        """Whether the last attempt is one of `failures`."""
+        return self.failures is not None and len(self.failures) > self.retries
+
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""
         if self.end is None:

@@ -125,7 +125,7 @@ def _attempts(exchange: Exchange) -> list[Tried]:
     """Return every endpoint that was asked, where one of them failed."""
     failures, end = exchange.failures or [], exchange.end
     assert end is not None
-    if len(failures) > exchange.retries:
+    if exchange.has_failed_last:
         return failures
     took_ms = _ms(exchange.finished - exchange.asked_at)
     return [*failures, Tried(exchange.endpoint, exchange.status, end._value_, "", took_ms)]

@@ -131,7 +131,7 @@ class Tracing:
 def _failed_at(exchange: Exchange) -> list[tuple[Tried, float]]:
     """Return the attempts that failed, each with when it did: the next one began then, or none followed."""
     failures, at = exchange.failures or [], exchange.asked_at
-    if len(failures) > exchange.retries:  # the last attempt is one of them
+    if exchange.has_failed_last:
         at += failures[-1].duration_ms / 1000
     found = []
     for each in reversed(failures):

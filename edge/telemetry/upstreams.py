@@ -55,7 +55,7 @@ class Upstreams:
         asked_at, first_byte, finished = exchange.asked_at, exchange.first_byte, exchange.finished
         if end is _COMPLETE and exchange.status == _OK:
             numbers.duration.observe(finished - asked_at)
-        elif failures is None or len(failures) <= exchange.retries:  # the last one was none
+        elif not exchange.has_failed_last:
             outcome = (exchange.status, end._value_)
             numbers.asked[outcome] = numbers.asked.get(outcome, 0) + 1
         if first_byte > asked_at:  # else it is of a stream that another member began
