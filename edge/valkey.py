@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+import hashlib
+from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -36,42 +37,47 @@ def connect(url: str, timeout_s: float, ca_file: Path | None = None, key: str = 
     It tries nothing twice: who asks decides what a failure means. In a Cluster it is a client of the primary that has
     the slot of a `key`, and knows what is in that slot alone.
     """
-    try:
+    with _usable():
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
         from edge.primaries import client_of
-    except ImportError:
-        raise Unusable(_MISSING) from None
-    options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
-    try:
+
+        options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
         place = parse_redis(url)
         if place.mode != "single":
             return client_of(place, key, options, _MAX_CONNECTIONS, timeout_s)
         pool: Any = BlockingConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, **options)
-    except ValueError:  # its message would repeat the URL, password and all
-        raise Unusable(_BAD_URL) from None
-    return Redis.from_pool(pool)
+        return Redis.from_pool(pool)
 
 
 def connect_blocking(url: str, timeout_s: float, ca_file: Path | None = None, key: str = TAG) -> "BlockingRedis":
     """Return a client for commands and threads, with one connection; raises as `connect` does."""
-    try:
+    with _usable():
         from redis import Redis as BlockingRedis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         from edge.primaries import blocking_client_of
+
+        options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
+        place = parse_redis(url)
+        return (
+            BlockingRedis.from_url(url, **options)
+            if place.mode == "single"
+            else blocking_client_of(place, key, options)
+        )
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """Raise `Unusable` for a package that is missing, and for a URL that redis-py refuses."""
+    try:
+        yield
     except ImportError:
         raise Unusable(_MISSING) from None
-    options = _options(timeout_s, ca_file) | {"retry": Retry(NoBackoff(), 0)}
-    try:
-        place = parse_redis(url)
-        if place.mode != "single":
-            return blocking_client_of(place, key, options)
-        return BlockingRedis.from_url(url, **options)
-    except ValueError:
+    except ValueError:  # its message would repeat the URL, password and all
         raise Unusable(_BAD_URL) from None
 
 
@@ -79,6 +85,27 @@ def _options(timeout_s: float, ca_file: Path | None) -> dict[str, Any]:
     """Return the options of each connection."""
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     return options if ca_file is None else {**options, "ssl_ca_certs": str(ca_file)}
+
+
+class Script:
+    """A script of Lua that answers in lines: a reply of one text, since the client reads thousands of numbers slowly.
+
+    Source: https://valkey.io/topics/eval-intro/
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    async def load(self, client: "Redis") -> None:
+        """Give the server the script; raises what the client raises."""
+        await answer_of(client.script_load(self._source))
+
+    async def run(self, client: "Redis", keys: Sequence[str], arguments: Sequence[str]) -> list[bytes]:
+        """Return the lines that it answers; raises what the client raises, also where it was not loaded."""
+        reply: Any = client.evalsha(self._digest, len(keys), *keys, *arguments)
+        lines: list[bytes] = (await answer_of(reply)).rstrip().split(b"\n")
+        return lines
 
 
 async def disconnect(client: "Redis") -> None:

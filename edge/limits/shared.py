@@ -7,17 +7,14 @@ they were applied; a field that is written again stays right, so a process that 
 server empty, reports everything once more. What only processes that are gone had counted starts anew then. A field that
 is written in another way is of a newer edge: it is not counted, and left to it. A process that reports nothing for 3 s
 is taken for dead: what runs there counts no more, what it used goes with its minutes.
-
-Source: https://valkey.io/topics/eval-intro/
 """
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -26,7 +23,7 @@ from edge.limits.admission import Admission
 from edge.limits.counters import RUNNING_EXPIRES_S, Counter, Counts
 from edge.limits.shared_quotas import SharedQuotas
 from edge.outage import Outage
-from edge.valkey import answer_of, reason_of
+from edge.valkey import Script, answer_of, reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -41,7 +38,7 @@ _BATCH: Final = 200  # counters in a call: what the server and the loop are held
 _HASH_EXPIRES_S: Final = 180  # two minutes are counted, and clocks differ
 _CLOCKS_DIFFER_S: Final = 0.05  # less is not worth a step
 
-_SCRIPT: Final = """
+_SCRIPT: Final = Script("""
 local process, alive_s, keep_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -79,9 +76,7 @@ for i, key in ipairs(KEYS) do
     requests, tokens, previous_requests, previous_tokens, running)
 end
 return string.format('%.6f %d\\n', now, unknown) .. table.concat(lines, '\\n')
-"""
-# A reply is one string, since the client reads thousands of numbers slowly.
-_DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+""")
 
 
 class SharedLimits:
@@ -137,7 +132,7 @@ class SharedLimits:
         """Report what was counted since the last merge, and read what others did; raises what the client raises."""
         joined, self._joined = self._joined, False
         if not joined:
-            await answer_of(self._client.script_load(_SCRIPT))
+            await _SCRIPT.load(self._client)
             await self._quotas.load()
             await self._exchange([])  # for its time: reports are in its minutes
         await self._report(everything=not joined)
@@ -164,16 +159,16 @@ class SharedLimits:
         if leaving:
             local = [each._replace(running=0) for each in local]
         asked_at = self._admission.clock()
-        reply: Any = self._client.evalsha(
-            _DIGEST,
-            len(counters),
-            *(self._prefix + orjson.dumps(counter.key).decode() for counter in counters),
-            self._process,
-            str(RUNNING_EXPIRES_S),
-            str(_HASH_EXPIRES_S),
-            *(" ".join(map(str, each)) for each in local),
+        first, *lines = await _SCRIPT.run(
+            self._client,
+            [self._prefix + orjson.dumps(counter.key).decode() for counter in counters],
+            [
+                self._process,
+                str(RUNNING_EXPIRES_S),
+                str(_HASH_EXPIRES_S),
+                *(" ".join(map(str, each)) for each in local),
+            ],
         )
-        first, *lines = (await answer_of(reply)).rstrip().split(b"\n")
         time, unknown = first.split()
         if int(unknown) and not self._is_told:
             self._is_told = True

@@ -7,14 +7,13 @@ that comes back empty has it again with the next report. A hash ends a day after
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from edge.limits.quotas import Quota, Quotas, Spent
-from edge.valkey import answer_of
+from edge.valkey import Script
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -24,7 +23,7 @@ _BATCH: Final = 200  # as for the counters of a minute
 _FOLDED_AFTER_S: Final = 86_400
 _KEPT_S: Final = 86_400  # after the period: clocks differ, and so do time zones of files
 
-_SCRIPT: Final = """
+_SCRIPT: Final = Script("""
 local process, folded_after_s, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -60,8 +59,7 @@ for i, key in ipairs(KEYS) do
   lines[i] = string.format('%.0f %.0f %.0f %.0f', others, other_tokens, gone_requests, gone_tokens)
 end
 return table.concat(lines, '\\n')
-"""
-_DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+""")
 
 
 class SharedQuotas:
@@ -79,7 +77,7 @@ class SharedQuotas:
 
     async def load(self) -> None:
         """Give the server the script."""
-        await answer_of(self._client.script_load(_SCRIPT))
+        await _SCRIPT.load(self._client)
 
     async def report(self, now: float, *, everything: bool, leaving: bool = False) -> None:
         """Report what was counted here, and take over what others counted."""
@@ -92,16 +90,11 @@ class SharedQuotas:
         periods = [quota.period for quota in quotas]
         names = [orjson.dumps((*quota.key, quota.period.name)).decode() for quota in quotas]
         reports = [(*each.local, *each.gone, int(each.period.ends_at + _KEPT_S)) for each in quotas]
-        reply: Any = self._client.evalsha(
-            _DIGEST,
-            len(quotas),
-            *(self._prefix + name for name in names),
-            self._process,
-            str(_FOLDED_AFTER_S),
-            str(int(leaving)),
-            *(" ".join(map(str, each)) for each in reports),
+        lines = await _SCRIPT.run(
+            self._client,
+            [self._prefix + name for name in names],
+            [self._process, str(_FOLDED_AFTER_S), str(int(leaving)), *(" ".join(map(str, each)) for each in reports)],
         )
-        lines = (await answer_of(reply)).split(b"\n")
         for quota, period, line in zip(quotas, periods, lines, strict=True):
             requests, tokens, gone_requests, gone_tokens = map(int, line.split())
             if quota.period is period:  # else another one has begun meanwhile
