@@ -11,30 +11,25 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-import socket
 import statistics
-import sys
-import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import uvloop
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
-from loadtest import processes
-from loadtest.edges import Edge, create_key, redis_server, running
+from loadtest.edges import create_key, run_apart, running_redis, serving
 from loadtest.peers.peer import ROOT
 from loadtest.target import positive
 
 _USERS: Final = 100
 _END_S: Final = 1.0  # after which no key may work that has ended
-_STOP_PATIENCE_S: Final = 45.0
 _PAGE: Final = 1000
 _TRIES: Final = 10
 _BODY: Final = {"model": "public/m", "messages": [], "max_tokens": 4}
@@ -231,12 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run; return 0, 1 when a key is lost or works after its end, 2 when a part cannot be started."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="loadtest-console-") as directory:
-            return uvloop.run(_run(Path(directory), arguments))
-    except processes.ProcessError as error:
-        print(f"loadtest console: {error}", file=sys.stderr)
-        return 2
+    return run_apart("console", partial(_run, arguments=arguments))
 
 
 async def _run(directory: Path, arguments: argparse.Namespace) -> int:
@@ -245,14 +235,14 @@ async def _run(directory: Path, arguments: argparse.Namespace) -> int:
     token = secrets.token_hex(16)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(models.close)
-        store = "sqlite:keys.db" if arguments.store == "sqlite" else stack.enter_context(_redis(directory))
+        store = "sqlite:keys.db" if arguments.store == "sqlite" else stack.enter_context(running_redis(directory))[1]
         config = _CONFIG.format(url=models.url, token=token, store=store)
         (directory / "routes.toml").write_text(config)
         key = await asyncio.to_thread(create_key, ROOT, directory)
-        edges = [await stack.enter_async_context(_edge(number, directory)) for number in (1, 2)]
+        edges = [await stack.enter_async_context(serving(number, directory)) for number in (1, 2)]
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        urls = [url for url, _ in edges]
-        console = Console(session, edges[0][1], token, urls)
+        urls = [url for _, url in edges]
+        console = Console(session, f"http://127.0.0.1:{edges[0][0].admin_port}", token, urls)
         others = [asyncio.get_running_loop().create_task(bystander(session, url, key, console.day)) for url in urls]
         begun = time.monotonic()
         day = await console.run(arguments.keys, arguments.clients)
@@ -263,23 +253,3 @@ async def _run(directory: Path, arguments: argparse.Namespace) -> int:
     print(f"{len(day.made)} keys by {arguments.clients} clients at once in {took_s:.0f} s, kept in {arguments.store}")
     print("\n".join(day.lines()))
     return int(bool(day.faults))
-
-
-@contextlib.contextmanager
-def _redis(directory: Path) -> Any:
-    port = processes.free_port()
-    command = (redis_server(), "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(directory))
-    with running("redis", command, directory, port):
-        yield f"redis://127.0.0.1:{port}/0"
-
-
-@contextlib.asynccontextmanager
-async def _edge(number: int, directory: Path) -> AsyncIterator[tuple[str, str]]:
-    """Run an edge; yield where clients and where operators find it."""
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
-        edge = Edge(number, ROOT, directory, listening)
-        try:
-            await asyncio.to_thread(edge.start)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", f"http://127.0.0.1:{edge.admin_port}"
-        finally:
-            await asyncio.to_thread(edge.stop, _STOP_PATIENCE_S)

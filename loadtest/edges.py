@@ -1,5 +1,6 @@
 """The servers around a test of whole processes: edges on a socket that outlives them, a Redis, and a key."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -7,18 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
+import uvloop
 
 from loadtest import processes
+from loadtest.peers.peer import ROOT
 
 _READY_PATIENCE_S: Final = 300.0  # an interpreter that imports beside all the rest
+_STOP_PATIENCE_S: Final = 45.0
 _SERVE: Final = ("-m", "edge", "serve", "--config", "routes.toml")
 _PASS_ON: Final = """
 import os, sys
@@ -132,6 +137,37 @@ def running(
     with processes.Process(name, command, log, cores=cores, environment=environment) as server:
         server.wait_listening(port)
         yield server
+
+
+def run_apart(name: str, run: Callable[[Path], Coroutine[Any, Any, int]]) -> int:
+    """Run a test in a directory that goes with it; return its exit code, 2 when a part of it cannot be started."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"loadtest-{name}-") as directory:
+            return uvloop.run(run(Path(directory)))
+    except processes.ProcessError as error:
+        print(f"loadtest {name}: {error}", file=sys.stderr)
+        return 2
+
+
+@asynccontextmanager
+async def serving(number: int, directory: Path) -> AsyncIterator[tuple[Edge, str]]:
+    """Run an edge of this checkout with the directory's `routes.toml`; yield it, and where clients find it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
+        edge = Edge(number, ROOT, directory, listening)
+        try:
+            await asyncio.to_thread(edge.start)
+            yield edge, f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            await asyncio.to_thread(edge.stop, _STOP_PATIENCE_S)
+
+
+@contextmanager
+def running_redis(directory: Path) -> Iterator[tuple[processes.Process, str]]:
+    """Run a Redis that keeps nothing until the end of the `with`; yield it and its URL. Raises `ProcessError`."""
+    port = processes.free_port()
+    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    with running("redis", [*command, "--save", "", "--appendonly", "no"], directory, port) as server:
+        yield server, f"redis://127.0.0.1:{port}/0"
 
 
 def redis_server() -> str:

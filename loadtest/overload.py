@@ -7,21 +7,18 @@ when somebody is refused more than 10 s later, or when a refusal takes a third o
 
 import argparse
 import asyncio
-import socket
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import aiohttp
-import uvloop
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
 from loadtest import processes
-from loadtest.edges import Edge, create_key
+from loadtest.edges import Edge, create_key, run_apart, serving
 from loadtest.peers.peer import ROOT
 from loadtest.target import positive
 
@@ -31,7 +28,6 @@ _AFTER: Final = 0.7
 _LEAST_GOODPUT: Final = 0.8
 _LONGEST_RECOVERY_S: Final = 10.0
 _DEAREST: Final = 1 / 3
-_STOP_PATIENCE_S: Final = 45.0
 _ANSWER: Final = {"tokens": 20, "interval_ms": 10, "ttft_ms": 10, "prompt_tokens": 5}
 _BODY: Final = {"model": "public/m", "stream": True, "messages": [], "simulate": _ANSWER}
 _CONFIG: Final = """
@@ -64,12 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run; return 0, 1 when a bound is not kept, 2 when a part cannot be started."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="loadtest-overload-") as directory:
-            return uvloop.run(_run(Path(directory), arguments))
-    except processes.ProcessError as error:
-        print(f"loadtest overload: {error}", file=sys.stderr)
-        return 2
+    return run_apart("overload", partial(_run, arguments=arguments))
 
 
 async def _run(directory: Path, arguments: argparse.Namespace) -> int:
@@ -78,17 +69,16 @@ async def _run(directory: Path, arguments: argparse.Namespace) -> int:
     queue = f"queue = {arguments.queue}" if arguments.queue else ""
     (directory / "routes.toml").write_text(_CONFIG.format(url=engine.url, at_once=_AT_ONCE, queue=queue))
     key = await asyncio.to_thread(create_key, ROOT, directory)
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
-        edge = Edge(1, ROOT, directory, listening)
-        try:
-            await asyncio.to_thread(edge.start)
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"
-            headers = {"Authorization": f"Bearer {key}"}
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
-                return await _measure(_Load(session, url), edge, float(arguments.seconds))
-        finally:
-            await asyncio.to_thread(edge.stop, _STOP_PATIENCE_S)
-            await engine.close()
+    try:
+        async with (
+            serving(1, directory) as (edge, url),
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {key}"}
+            ) as session,
+        ):
+            return await _measure(_Load(session, f"{url}/v1/chat/completions"), edge, float(arguments.seconds))
+    finally:
+        await engine.close()
 
 
 class _Load:

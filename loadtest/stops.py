@@ -29,7 +29,7 @@ import uvloop
 from loadtest import processes
 from loadtest.answer import Answer
 from loadtest.client import Address, Connections
-from loadtest.edges import Edge, create_key, redis_server, running
+from loadtest.edges import Edge, create_key, running, running_redis
 from loadtest.peers.peer import HOST, MODEL, ROOT, Scene
 from loadtest.peers.table import PEERS
 from loadtest.target import at_least, positive
@@ -208,11 +208,9 @@ async def _drains(directory: Path, arguments: argparse.Namespace) -> bool:
     outcomes: Counter[str] = Counter()
     longest_s = 0.0
     with ExitStack() as stack:
-        upstream, redis_port = stack.enter_context(_upstream(directory)), processes.free_port()
-        command = [redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", ""]
-        redis = stack.enter_context(running("redis", command, directory, redis_port))
-        url = f'"redis://127.0.0.1:{redis_port}/0"'
-        shared = f"sink = {url}\n[shared]\nredis = {url}"
+        upstream = stack.enter_context(_upstream(directory))
+        redis, url = stack.enter_context(running_redis(directory))
+        shared = f'sink = "{url}"\n[shared]\nredis = "{url}"'
         key = _configure(arguments.edge, directory, upstream, "0s", _DRAIN_TIMEOUT_S, shared)
         for _ in range(arguments.busy):
             stack.callback(_busy())
