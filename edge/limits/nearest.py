@@ -1,7 +1,7 @@
 """Which users and keys are nearest to their limits, for the status page."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from edge.config.settings import LimitConfig
@@ -62,29 +62,35 @@ def _keep(near: Nearness, most: int, found: list[Nearness]) -> None:
 def _of_period(quota: Quota, limit: LimitConfig) -> Nearness | None:
     """Return the part of a day or month of which the largest share is used, None when nothing is."""
     is_day = quota.span == "day"
-    share, best = 0.0, None
-    for what, allowed, used in (
-        ("requests", limit.requests_per_day if is_day else None, quota.requests),
-        ("tokens", limit.tokens_per_day if is_day else limit.tokens_per_month, quota.tokens),
-    ):
-        if allowed is not None and used / allowed > share:
-            share, best = used / allowed, (f"{what} per {quota.span}", used, allowed)
-    return None if best is None else Nearness(share, *quota.key, *best, quota.span)
+    parts = (
+        (f"requests per {quota.span}", quota.requests, limit.requests_per_day if is_day else None),
+        (f"tokens per {quota.span}", quota.tokens, limit.tokens_per_day if is_day else limit.tokens_per_month),
+    )
+    return _nearest_of(parts, quota.key, quota.span)
 
 
 def _scarcest(counter: Counter, limit: LimitConfig, minute: int, weight: float) -> Nearness | None:
     """Return the part of a limit of which the largest share is used, None when nothing is."""
     now = counter.minute == minute
     before = now or counter.minute == minute - 1  # of one that was not used since, this minute has nothing
+
+    def slid(current: int, previous: int) -> float:
+        return current + previous * weight if now else current * weight if before else 0.0
+
+    parts = (
+        ("requests", slid(counter.requests, counter.previous_requests), limit.requests_per_minute),
+        ("tokens", slid(counter.tokens, counter.previous_tokens), limit.tokens_per_minute),
+        ("at once", counter.running + counter.remote_running, limit.concurrent_requests),
+    )
+    return _nearest_of(parts, counter.key, "minute")
+
+
+def _nearest_of(
+    parts: Iterable[tuple[str, float, int | None]], key: tuple[str, str, str], span: str
+) -> Nearness | None:
+    """Return the part of which the largest share is used; each is what it counts, what is used, and of how many."""
     share, best = 0.0, None
-    for what, allowed, current, previous in (
-        ("requests", limit.requests_per_minute, counter.requests, counter.previous_requests),
-        ("tokens", limit.tokens_per_minute, counter.tokens, counter.previous_tokens),
-    ):
-        used = current + previous * weight if now else current * weight if before else 0.0
+    for what, used, allowed in parts:
         if allowed is not None and used / allowed > share:
             share, best = used / allowed, (what, round(used), allowed)
-    running = counter.running + counter.remote_running
-    if limit.concurrent_requests is not None and running / limit.concurrent_requests > share:
-        share, best = running / limit.concurrent_requests, ("at once", running, limit.concurrent_requests)
-    return None if best is None else Nearness(share, *counter.key, *best)
+    return None if best is None else Nearness(share, *key, *best, span)
