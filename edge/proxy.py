@@ -109,6 +109,7 @@ class Proxy:
             exchange.principal = caller.principal  # before it may be refused, so that the log names who was
             caller.check_state(exchange.started_at)
             plan: Plan | None = head.plan
+            table: HostTable | None = None
             if plan is None or plan.caller is not caller or plan.generation != generation.number:
                 plan, table = None, routes_at(generation.routes, exchange.host, request.connection.peer)
                 if operation.is_own:
@@ -136,7 +137,7 @@ class Proxy:
             model = exchange.model = envelope.model
             exchange.stream = envelope.stream
             if plan is None or plan.model != model:
-                table = routes_at(generation.routes, exchange.host, request.connection.peer)
+                table = table or routes_at(generation.routes, exchange.host, request.connection.peer)
                 self.plans_made += 1
                 plan = head.plan = plan_for(generation, head, caller, model, decide(table, model, caller))
             route = plan.route
