@@ -23,7 +23,7 @@ from edge.resuming import Resumption
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.server import Simulator
 from edge.wire.http1 import Chunked
-from tests.conftest import Edge, ScriptedConnection, StartEdge, StartUpstream, soon
+from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
 from tests.streams import chunk
 
 MODEL = "public/m"
@@ -84,6 +84,16 @@ class Scene:
 
     edge: Edge
     simulators: list[Simulator]
+
+    async def waits_for_a_silent_sibling(self) -> RawClient:
+        """Return a client whose stream broke, while the sibling that was asked says nothing."""
+        first, second = self.simulators
+        first.behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+        second.behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
+        client = await self.edge.connect()
+        client.send(self.edge.request(BODIES[CHAT]))
+        await soon(second.wait_for(lambda: second.active))
+        return client
 
     async def ask(self, path: str = CHAT, *, version: str = "1.1", **body: Any) -> Told:
         client = await self.edge.connect()
@@ -450,11 +460,7 @@ async def test_a_sibling_that_was_asked_nothing_stands_nowhere(scene: StartScene
 
 async def test_a_sibling_that_is_silent_gives_back_all_when_the_client_leaves(scene: StartScene) -> None:
     running = await scene("replay")
-    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
-    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
-    client = await running.edge.connect()
-    client.send(running.edge.request(BODIES[CHAT]))
-    await soon(running.simulators[1].wait_for(lambda: running.simulators[1].active))
+    client = await running.waits_for_a_silent_sibling()
     client.abort()
     await soon(running.simulators[1].wait_for(lambda: not running.simulators[1].active))
     await running.edge.idle()
@@ -521,11 +527,7 @@ async def test_a_tokenizer_that_does_not_answer_in_a_second_ends_the_stream(coun
 
 async def test_a_stop_of_the_edge_ends_a_resume_with_its_error(scene: StartScene) -> None:
     running = await scene("replay")
-    running.simulators[0].behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
-    running.simulators[1].behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=-1)
-    client = await running.edge.connect()
-    client.send(running.edge.request(BODIES[CHAT]))
-    await soon(running.simulators[1].wait_for(lambda: running.simulators[1].active))
+    client = await running.waits_for_a_silent_sibling()
     for each in running.edge.server.clients.clients:
         each.answering.cut()  # type: ignore[union-attr]
     _, _, body = await soon(client.response())
