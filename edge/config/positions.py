@@ -1,13 +1,14 @@
 """The line of every key of a TOML text.
 
-`tomllib` keeps no positions, so this walks the text a second time, after `tomllib` has accepted it: it validates
-nothing and decodes only keys. Source: TOML 1.0.0 (toml.io/en/v1.0.0), from Keys to Array of Tables.
+`tomli` keeps no positions, so this walks the text a second time, after `tomli` has accepted it: it validates
+nothing and decodes only keys. Source: TOML 1.1.0 (toml.io/en/v1.1.0), from Keys to Array of Tables.
 """
 
 import re
-import tomllib
 from bisect import bisect_left
 from functools import cached_property
+
+import tomli
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: the keys from the root, and an int for the index of an array's element."""
@@ -29,7 +30,7 @@ class Positions:
     """An index from key path to line, the first line being 1; made when a line is asked for, as problems do."""
 
     def __init__(self, text: str) -> None:
-        """Take `text`, which `tomllib.loads` has accepted."""
+        """Take `text`, which `tomli.loads` has accepted."""
         self._text = text
 
     @cached_property
@@ -103,7 +104,7 @@ class _Scanner:
             self.skip(_SPACE)
             raw = self.skip(_KEY_PART)
             if "\\" in raw and raw[0] == '"':
-                parts.append(tomllib.loads(f"key = {raw}")["key"])
+                parts.append(tomli.loads(f"key = {raw}")["key"])
             else:
                 parts.append(raw[1:-1] if raw[0] in "\"'" else raw)
             self.skip(_SPACE)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
+import tomli
 
 from edge.config.positions import KeyPath
 
@@ -56,7 +56,7 @@ def problems_json(path: Path, problems: Iterable[Problem]) -> bytes:
 def read_toml(text: str, path: Path) -> dict[str, object]:
     """Return the tables of a TOML text; what is not TOML is the one problem of a `ConfigError`."""
     try:
-        return tomllib.loads(text)
+        return tomli.loads(text)
     except ValueError as error:  # a TOMLDecodeError, or the plain one of int() for a number of thousands of digits
         raise ConfigError(path, [_syntax_problem(text, str(error))]) from None
 
@@ -75,14 +75,14 @@ _SYNTAX_HINTS = {
     "Unterminated string": "close the quotes",
     "Illegal character": "close the quotes on the same line",
     "Unclosed array": "close it with ], and write commas between the values",
-    "Unclosed inline table": "close it with } on the same line, and write commas between the pairs",
+    "Unclosed inline table": "close it with }, and write commas between the pairs",
     "Unescaped '\\'": "write \\\\ for a backslash, or use single quotes",
     "Exceeds the limit": "the number is too long: write a smaller one",
 }
 
 
 def _syntax_problem(text: str, error: str) -> Problem:
-    """Translate an error of `tomllib`, which has its line only in the message; the line's value is never repeated."""
+    """Translate an error of `tomli`, which has its line only in the message; the line's value is never repeated."""
     match = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", error, re.DOTALL)
     what = match[1] if match else error
     if match and not match[2]:

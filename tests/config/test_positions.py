@@ -1,9 +1,9 @@
-"""The line of every key: written by hand for odd files, and compared with what tomllib finds in them."""
+"""The line of every key: written by hand for odd files, and compared with what tomli finds in them."""
 
-import tomllib
 from collections.abc import Iterator
 
 import pytest
+import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,11 +51,18 @@ k = 5
 k = 6
 [late]
 k = 7
+spread = { # over lines, since TOML 1.1
+    m = 1,
+
+    n.o = [{
+        p = '}' # }
+    }],
+}
 '''.replace("Q", "'")  # QQQ: what delimits this text here
 
 
 def paths(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Yield the path of every value that tomllib found."""
+    """Yield the path of every value that tomli found."""
     if path:
         yield path
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -101,20 +108,24 @@ EXPECTED = {
     ("late", "implied", "k"): 40,
     ("late",): 41,
     ("late", "k"): 42,
+    ("late", "spread"): 43,
+    ("late", "spread", "m"): 44,
+    ("late", "spread", "n", "o", 0): 46,
+    ("late", "spread", "n", "o", 0, "p"): 47,
 }
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_every_kind_of_key_has_the_line_it_stands_on(newline: str) -> None:
-    """Tables, arrays of tables, dotted and quoted keys, elements, strings over several lines (TOML 1.0.0)."""
+    """Tables, arrays of tables, dotted and quoted keys, elements, strings over several lines (TOML 1.1.0)."""
     positions = Positions(ODD.replace("\n", newline))
     assert {path: positions.line(path) for path in EXPECTED} == EXPECTED
 
 
-def test_index_knows_exactly_the_keys_that_tomllib_finds() -> None:
+def test_index_knows_exactly_the_keys_that_the_reader_finds() -> None:
     """Nothing inside a string or a comment is taken for a key, and no key is missed."""
     positions = Positions(ODD)
-    assert set(positions._lines) == set(paths(tomllib.loads(ODD)))
+    assert set(positions._lines) == set(paths(tomli.loads(ODD)))
 
 
 def test_unknown_key_has_the_line_of_its_deepest_known_prefix() -> None:
@@ -133,7 +144,7 @@ def test_unknown_key_has_the_line_of_its_deepest_known_prefix() -> None:
 @pytest.mark.parametrize("text", ["", "\n", "# only a comment", "a = 1", "a=[]", "a={}", "[a]", "a = 1 # no newline"])
 def test_smallest_texts_are_read(text: str) -> None:
     """A text may end without a newline, anywhere that TOML lets it end."""
-    assert set(Positions(text)._lines) == set(paths(tomllib.loads(text)))
+    assert set(Positions(text)._lines) == set(paths(tomli.loads(text)))
 
 
 KEYS = st.text(max_size=3).filter(lambda key: key.isprintable()) | st.sampled_from(
@@ -178,7 +189,7 @@ def written(value: object) -> str:
 def test_generated_texts_have_every_key_where_it_was_written(
     pairs: dict[str, object], tables: dict[str, dict[str, object]]
 ) -> None:
-    """For any keys and values: the same keys as tomllib, and each top-level key on the line it was written on."""
+    """For any keys and values: the same keys as tomli, and each top-level key on the line it was written on."""
     text, lines = "", {}
     for key, value in pairs.items():
         lines[(key,)] = text.count("\n") + 1
@@ -187,5 +198,5 @@ def test_generated_texts_have_every_key_where_it_was_written(
         lines[(key,)] = text.count("\n") + 1
         text += f"[{quoted(key)}]\n" + "".join(f"{quoted(k)} = {written(v)}\n" for k, v in tables[key].items())
     positions = Positions(text)
-    assert set(positions._lines) == set(paths(tomllib.loads(text)))
+    assert set(positions._lines) == set(paths(tomli.loads(text)))
     assert {path: positions.line(path) for path in lines} == lines
