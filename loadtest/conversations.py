@@ -7,57 +7,43 @@ processes of their own. With `--before DIR` the edge of another checkout plays t
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
-import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.memory import Prefixes
-from edge.simulator.server import Simulator
-from loadtest.edges import Edge, create_key
-from loadtest.peers.peer import ROOT
-from loadtest.processes import ProcessError
+from edge.simulator.server import Record, Simulator
+from loadtest.peers.peer import ROOT, directories
+from loadtest.processes import ProcessError, cpu_s
+from loadtest.routers import ROUTERS, Front, edges, routers
 from loadtest.target import positive
 
 _BALANCES: Final = ("cache-aware", "least-loaded", "round-robin")
 _BEFORE: Final = "prefix-affinity"
+_MODEL: Final = "public/m"
+_PATH: Final = "/v1/chat/completions"  # a router may ask engines for more than the answer
 _PREFILL_RATE: Final = 25_000.0  # tokens a second of one engine
 _BYTES_PER_TOKEN: Final = 4.0
 _ANSWER_TOKENS: Final = 16
 _SLOW: Final = 0.4
+_LONG_BYTES: Final = 400_000  # 100,000 tokens
 _SCENARIOS: Final = {
     "turns": "conversations of several turns",
     "slow": f"the same, with one engine at {_SLOW} of the speed",
     "restart": "the same, and one engine loses its cache half-way",
     "single": "every conversation has one turn, and shares nothing",
     "no-cache": "engines that keep nothing, and say so",
+    "long": "conversations that begin with 100,000 tokens",
 }
-_CONFIG: Final = """
-[server]
-listen = "127.0.0.1:0"
-admin = "127.0.0.1:${{ADMIN_PORT}}"
-shutdown_delay = "0s"
-drain_timeout = "1s"
-[keys]
-store = "sqlite:keys.db"
-[usage]
-journal = "usage{number}"
-[pools.members]
-balance = "{balance}"
-endpoints = [{endpoints}]
-[routes."public/m"]
-pool = "members"
-metered = true
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +65,13 @@ class Conversation:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one run showed: waits in seconds, tokens by engine, and how many answers were none."""
+    """What one run showed: waits in seconds, tokens by engine, CPU of what chose, and how many answers were none."""
 
     waits_s: list[float] = field(default_factory=list)
     cached_tokens: int = 0
     ideal_tokens: int = 0
     requests_by_member: list[int] = field(default_factory=list)
+    router_cpu_s: float = 0.0
     failed: int = 0
 
     def wait_s(self, share: float) -> float:
@@ -103,6 +90,11 @@ class Outcome:
         counts = self.requests_by_member
         return max(counts) * len(counts) / max(1, sum(counts))
 
+    @property
+    def cpu_ms(self) -> float:
+        """The CPU of the edge, or of what took its place, for a request."""
+        return self.router_cpu_s * 1000 / max(1, sum(self.requests_by_member))
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `conversations`."""
@@ -116,26 +108,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scenario", choices=tuple(_SCENARIOS), default="turns", help=about)
     add("--balances", default=",".join(_BALANCES[:2]), metavar="A,B", help="default: %(default)s")
     add("--before", type=Path, metavar="DIR", help=f"another checkout, whose {_BEFORE} is measured too")
+    add("--peers", default="", metavar="A,B", help=f"routers of others that play too: {', '.join(ROUTERS)}")
+    add("--peer-dir", type=Path, action="append", default=[], metavar="DIR", help="as of `compare`")
     add("--seed", type=int, default=1, metavar="N", help="another one draws another trace; default: 1")
     add("--svg", type=Path, metavar="FILE", help="draw the waits over the rates")
 
 
+Setting = Callable[[Path, Sequence[str]], AbstractContextManager[Front]]  # for a directory and engines
+
+
 def main(arguments: argparse.Namespace) -> int:
-    """Measure each balance at each rate, and print; return 0, 1 when an answer failed, 2 when an edge did not start."""
-    rates = [float(each) for each in arguments.rates.split(",")]
-    runs = [(balance, ROOT) for balance in arguments.balances.split(",")]
-    if arguments.before is not None:
-        runs.append((_BEFORE, arguments.before.resolve()))
-    found: dict[str, list[Outcome]] = {balance: [] for balance, _ in runs}
-    print(f"{'balance':16} {'conv/s':>7} {'p50 s':>7} {'p90 s':>7} {'p99 s':>7} {'hits':>6} {'most':>6} failed")
+    """Measure each balance at each rate, and print; return 0, 1 where an answer failed, 2 where one did not start."""
+    rates, runs = [float(each) for each in arguments.rates.split(",")], _runs(arguments)
+    if (unknown := set(_listed(arguments.peers)) - set(ROUTERS)) or not runs:
+        told = f"no router {', '.join(sorted(unknown))}" if unknown else "nothing to measure"
+        print(f"loadtest conversations: {told}; there are {', '.join(ROUTERS)}", file=sys.stderr)
+        return 2
+    found: dict[str, list[Outcome]] = {name: [] for name in runs}
+    waits = " ".join(f"{share:>7}" for share in ("p50 s", "p90 s", "p99 s"))
+    print(f"{'balance':16} {'conv/s':>7} {waits} {'hits':>6} {'most':>6} {'CPU ms':>6} failed")
     try:
         for rate in rates:
-            for balance, root in runs:
-                outcome = asyncio.run(_run(arguments, rate, balance, root))
-                found[balance].append(outcome)
+            for name, setting in runs.items():
+                outcome = asyncio.run(_run(arguments, rate, setting))
+                found[name].append(outcome)
                 waits = " ".join(f"{outcome.wait_s(share):7.3f}" for share in (0.5, 0.9, 0.99))
-                shares = f"{outcome.hits:6.3f} {outcome.most:6.2f} {outcome.failed:6}"
-                print(f"{balance:16} {rate:7g} {waits} {shares}", flush=True)
+                shares = f"{outcome.hits:6.3f} {outcome.most:6.2f} {outcome.cpu_ms:6.2f} {outcome.failed:6}"
+                print(f"{name:16} {rate:7g} {waits} {shares}", flush=True)
     except ProcessError as error:
         print(f"loadtest conversations: {error}", file=sys.stderr)
         return 2
@@ -144,14 +143,39 @@ def main(arguments: argparse.Namespace) -> int:
     return int(any(outcome.failed for outcomes in found.values() for outcome in outcomes))
 
 
-def trace(rate: float, conversations: int, turns: int, seed: int, *, shares: bool = True) -> list[Conversation]:
-    """Return conversations that begin at a rate; `shares`: some have the text of their system in common."""
+def _listed(text: str) -> list[str]:
+    return [each for each in text.split(",") if each]
+
+
+def _runs(arguments: argparse.Namespace) -> dict[str, Setting]:
+    """Return what is measured, by its name."""
+    count, places = arguments.processes, directories(arguments.peer_dir)
+
+    def ours(root: Path, balance: str) -> Setting:
+        return lambda directory, engines: edges(count, root, directory, balance, engines)
+
+    def theirs(name: str) -> Setting:
+        return lambda directory, engines: routers(name, count, directory, engines, places)
+
+    runs = {balance: ours(ROOT, balance) for balance in _listed(arguments.balances)}
+    if arguments.before is not None:
+        runs[_BEFORE] = ours(arguments.before.resolve(), _BEFORE)
+    return runs | {name: theirs(name) for name in _listed(arguments.peers)}
+
+
+def trace(
+    rate: float, conversations: int, turns: int, seed: int, *, shares: bool = True, more_bytes: int = 0
+) -> list[Conversation]:
+    """Return conversations that begin at a rate; `shares`: some have the text of their system in common.
+
+    A first turn has `more_bytes` than usual.
+    """
     draw, made, begins_s = random.Random(seed), [], 0.0
     systems = [_text(draw, draw.randint(500, 6_000)) for _ in range(6)]
     for _ in range(conversations):
         begins_s += draw.expovariate(rate)
         system = draw.choice(systems) if shares else _text(draw, 3_000)
-        first = Turn(_text(draw, draw.randint(1_000, 14_000)), 0.0)
+        first = Turn(_text(draw, draw.randint(1_000, 14_000) + more_bytes), 0.0)
         others = [Turn(_text(draw, draw.randint(500, 4_000)), draw.uniform(0.3, 1.5)) for _ in range(turns - 1)]
         made.append(Conversation(begins_s, system, (first, *others)))
     return made
@@ -161,11 +185,12 @@ def _text(draw: random.Random, size: int) -> str:
     return "".join(f"{draw.getrandbits(32):08x} " for _ in range(size // 9 + 1))[:size]
 
 
-async def _run(arguments: argparse.Namespace, rate: float, balance: str, root: Path) -> Outcome:
+async def _run(arguments: argparse.Namespace, rate: float, setting: Setting) -> Outcome:
     scenario, turns = arguments.scenario, 1 if arguments.scenario == "single" else arguments.turns
     conversations = arguments.conversations * (arguments.turns if turns == 1 else 1)
     rate *= arguments.turns if turns == 1 else 1
-    made = trace(rate, conversations, turns, arguments.seed, shares=scenario != "single")
+    more_bytes = _LONG_BYTES if scenario == "long" else 0
+    made = trace(rate, conversations, turns, arguments.seed, shares=scenario != "single", more_bytes=more_bytes)
     engines = [Simulator(_behaviour(scenario, number), keep_requests=100_000) for number in range(arguments.members)]
     for engine in engines:
         await engine.start()
@@ -173,18 +198,20 @@ async def _run(arguments: argparse.Namespace, rate: float, balance: str, root: P
         outcome = Outcome()
         with (
             tempfile.TemporaryDirectory(prefix="loadtest-conversations-", ignore_cleanup_errors=True) as directory,
-            _edges(arguments.processes, root, Path(directory), balance, engines) as (urls, key),
+            ExitStack() as stack,
         ):
-            await _play(made, urls, key, outcome, engines if scenario == "restart" else ())
+            started = setting(Path(directory), [engine.url for engine in engines])
+            front = await asyncio.to_thread(stack.enter_context, started)  # routers wait for the engines' health
+            await _play(made, front, outcome, engines if scenario == "restart" else ())
     finally:
         for engine in engines:
             await engine.close()
-    for engine in engines:
-        asked = [each for each in engine.requests if each.method == "POST"]
-        outcome.waits_s += [each.read_s for each in asked]
-        outcome.cached_tokens += sum(each.cached_tokens for each in asked)
-        outcome.requests_by_member.append(len(asked))
-    outcome.ideal_tokens = _ideal(asked for engine in engines for asked in engine.requests if asked.method == "POST")
+    asked_of = [[each for each in engine.requests if each.path == _PATH] for engine in engines]
+    asked = [each for of_one in asked_of for each in of_one]
+    outcome.waits_s = [each.read_s for each in asked]
+    outcome.cached_tokens = sum(each.cached_tokens for each in asked)
+    outcome.requests_by_member = [len(of_one) for of_one in asked_of]
+    outcome.ideal_tokens = _ideal(asked)
     return outcome
 
 
@@ -196,13 +223,14 @@ def _behaviour(scenario: str, number: int) -> Behaviour:
         bytes_per_token=_BYTES_PER_TOKEN,
         prefill_rate=_PREFILL_RATE * (_SLOW if scenario == "slow" and not number else 1),
         tokens=_ANSWER_TOKENS,
+        served=(_MODEL,),
         interval_ms=5,
         batch_ms=0.2,
         context_length=1_000_000,
     )
 
 
-def _ideal(requests: Iterator[Any]) -> int:
+def _ideal(requests: Iterable[Record]) -> int:
     """Return what one engine with room for everything would have had cached of these prompts, as they came."""
     prefixes, ideal = Prefixes(), 0
     for record in sorted(requests, key=lambda each: each.started):
@@ -212,33 +240,11 @@ def _ideal(requests: Iterator[Any]) -> int:
     return ideal
 
 
-@contextlib.contextmanager
-def _edges(
-    count: int, root: Path, directory: Path, balance: str, engines: Sequence[Simulator]
-) -> Iterator[tuple[list[str], str]]:
-    """Run edges that share nothing but their keys; yield their URLs, and a key."""
-    with contextlib.ExitStack() as stack:
-        urls, key = [], ""
-        for number in range(count):
-            endpoints = ", ".join(f'"{engine.url}"' for engine in engines)
-            text = _CONFIG.format(balance=balance, endpoints=endpoints, number=number)
-            (directory / "routes.toml").write_text(text)
-            key = key or create_key(root, directory)
-            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
-            edge = Edge(number, root, directory, listening)
-            stack.callback(edge.kill)
-            edge.start()
-            urls.append(f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions")
-        yield urls, key
-
-
-async def _play(
-    made: Sequence[Conversation], urls: Sequence[str], key: str, outcome: Outcome, restarted: Sequence[Simulator]
-) -> None:
+async def _play(made: Sequence[Conversation], front: Front, outcome: Outcome, restarted: Sequence[Simulator]) -> None:
     """Play all conversations; one of the engines to be `restarted` loses its cache when half of them have begun."""
-    draw = random.Random(0)
+    draw, begun_s = random.Random(0), cpu_s(front.pids)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {key}"}) as session:
+    async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {front.key}"}) as session:
 
         async def play(conversation: Conversation) -> None:
             await asyncio.sleep(conversation.begins_s)
@@ -246,7 +252,7 @@ async def _play(
             for turn in conversation.turns:
                 await asyncio.sleep(turn.pause_s)
                 messages.append({"role": "user", "content": turn.text})
-                answer = await _ask(session, draw.choice(urls), messages)
+                answer = await _ask(session, draw.choice(front.urls), messages)
                 outcome.failed += answer is None
                 messages.append({"role": "assistant", "content": answer or ""})
 
@@ -256,14 +262,15 @@ async def _play(
             if restarted:
                 await asyncio.sleep(made[len(made) // 2].begins_s)
                 restarted[0].forget()
+    outcome.router_cpu_s = cpu_s(front.pids) - begun_s
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, messages: list[dict[str, str]]) -> str | None:
     """Return the text of an answer, None for one that failed."""
-    asked = {"model": "public/m", "messages": messages, "stream": True}
+    asked = {"model": _MODEL, "messages": messages, "stream": True}
     body, parts = json.dumps(asked, separators=(",", ":")), []
     try:
-        async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
+        async with session.post(f"{url}{_PATH}", data=body, headers={"Content-Type": "application/json"}) as answer:
             if answer.status != 200:
                 return None
             async for line in answer.content:

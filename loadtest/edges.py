@@ -99,11 +99,7 @@ class Edge:
         os.kill(self.pid, number)
 
     def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return is_ready(f"http://127.0.0.1:{self.admin_port}/readyz")
 
     def last_words(self) -> str:
         """Return the end of what the processes of this number wrote."""
@@ -126,6 +122,15 @@ class Edge:
         if self._running is not None and self._running.poll() is None:
             self._running.kill()
             self._running.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Whether a server answers 200 there."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 @contextmanager

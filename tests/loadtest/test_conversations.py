@@ -25,4 +25,4 @@ def test_ideal_is_what_one_engine_would_have_cached() -> None:
     messages = [{"role": "user", "content": "x" * 4_000}]
     bodies = [json.dumps({"messages": messages * count}).encode() for count in (1, 2, 2)]
     records = [Record("POST", "/", [], float(at), body) for at, body in enumerate(bodies)]
-    assert 0.95 < _ideal(iter(records)) / ((4_000 + 8_000) / 4) < 1.05
+    assert 0.95 < _ideal(records) / ((4_000 + 8_000) / 4) < 1.05
