@@ -28,7 +28,7 @@ from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER, USER_PREFIX, Redi
 from edge.keys.stores.registry import KeyRegistry
 from edge.keys.stores.sqlite import SqliteKeyStore
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 SILENCE = "no answer|does not answer|Timeout"
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -364,7 +364,7 @@ def parse_network(text: str) -> Network:
         network = ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f'{text!r} is not a network: write an address or a range such as "10.0.0.0/8"') from None
-    if "/" in text and str(network.network_address) != text.partition("/")[0]:
+    if ip_address(text.partition("/")[0]) != network.network_address:
         raise ValueError(f'{text!r} is not the beginning of its range: write "{network}"')
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     if mapped is not None and network.prefixlen >= _MAPPED_BITS:  # an IPv4 client is one on every listener

@@ -189,7 +189,10 @@ async def test_client_that_pipelines_and_never_reads_is_dropped(start_edge: Star
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize(("network", "hop"), [("127.0.0.0/8", "::ffff:9.9.9.9"), ("::ffff:7f00:0/104", "9.9.9.9")])
+@pytest.mark.parametrize(
+    ("network", "hop"),
+    [("127.0.0.0/8", "::ffff:9.9.9.9"), ("::ffff:7f00:0/104", "9.9.9.9"), ("::ffff:127.0.0.0/104", "9.9.9.9")],
+)
 async def test_ipv4_client_of_a_listener_for_both_is_an_ipv4_client(
     start_edge: StartEdge, simulator: Simulator, network: str, hop: str
 ) -> None:
