@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ _PREFILL_RATE: Final = 25_000.0  # tokens a second of one engine
 _BYTES_PER_TOKEN: Final = 4.0
 _ANSWER_TOKENS: Final = 16
 _SLOW: Final = 0.4
+_IDLE_S: Final = 3.0
 _LONG_BYTES: Final = 400_000  # 100,000 tokens
 _SCENARIOS: Final = {
     "turns": "conversations of several turns",
@@ -92,7 +94,7 @@ class Outcome:
 
     @property
     def cpu_ms(self) -> float:
-        """The CPU of the edge, or of what took its place, for a request."""
+        """The CPU of the edge, or of what took its place, for a request; what it takes when idle is left out."""
         return self.router_cpu_s * 1000 / max(1, sum(self.requests_by_member))
 
 
@@ -242,7 +244,8 @@ def _ideal(requests: Iterable[Record]) -> int:
 
 async def _play(made: Sequence[Conversation], front: Front, outcome: Outcome, restarted: Sequence[Simulator]) -> None:
     """Play all conversations; one of the engines to be `restarted` loses its cache when half of them have begun."""
-    draw, begun_s = random.Random(0), cpu_s(front.pids)
+    draw, idle_share = random.Random(0), await _idle_share(front)
+    begun, begun_s = time.monotonic(), cpu_s(front.pids)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {front.key}"}) as session:
 
@@ -262,7 +265,15 @@ async def _play(made: Sequence[Conversation], front: Front, outcome: Outcome, re
             if restarted:
                 await asyncio.sleep(made[len(made) // 2].begins_s)
                 restarted[0].forget()
-    outcome.router_cpu_s = cpu_s(front.pids) - begun_s
+    idle_s = idle_share * (time.monotonic() - begun)
+    outcome.router_cpu_s = max(0.0, cpu_s(front.pids) - begun_s - idle_s)
+
+
+async def _idle_share(front: Front) -> float:
+    """Return the CPU of the edge, or of what took its place, in a second in which nobody asks."""
+    begun_s = cpu_s(front.pids)
+    await asyncio.sleep(_IDLE_S)
+    return (cpu_s(front.pids) - begun_s) / _IDLE_S
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, messages: list[dict[str, str]]) -> str | None:
