@@ -239,6 +239,10 @@ class Exchange:
         """Whether the last attempt is one of `failures`."""
         return self.failures is not None and len(self.failures) > self.retries + self.hedges
 
+    def goes_on(self) -> None:
+        """Take it that an endpoint was too slow for itself alone: another one is asked already, and may answer."""
+        self.end = None
+
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""
         if self.end is None:

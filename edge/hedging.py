@@ -12,10 +12,11 @@ Tail at Scale", 2013, for the percentile; finagle's backup requests, for the bud
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
+from edge.config.delays import HEDGED_BYTES
 from edge.errors import EdgeError
 from edge.exchange import Choice, End, Exchange, Hedged
 from edge.judgement import is_answer, judge_failure, note_cut
@@ -26,9 +27,6 @@ from edge.upstream.endpoints import Endpoint, Lease
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.wire.connections import ConnectionPool
-
-# Of the request's body, some 4,000 tokens. A longer prompt is slow because it is long, and to read it twice is dear.
-HEDGED_BYTES: Final = 16 * 1024
 
 
 def may_hedge(work: Work, lease: Lease, tried: Sequence[Endpoint]) -> bool:

@@ -97,7 +97,8 @@ def judge_failure(
             lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
     if another_runs:
         elsewhere = waits
-        exchange.end = None if waits else exchange.end  # that one was too slow; the request has not ended
+        if waits:
+            exchange.goes_on()
     elif error.safe_elsewhere:  # nothing was begun, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:

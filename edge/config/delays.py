@@ -6,6 +6,8 @@ from edge.config.values import DURATION_PATTERN, seconds, write_duration
 
 Delay = float | Literal["p95"]  # in seconds
 
+# Of a request's body, some 4,000 tokens. A longer prompt is slow because it is long, and dear to read twice.
+HEDGED_BYTES: Final = 16 * 1024
 DELAY_PATTERN: Final = rf"^(p95|{DURATION_PATTERN})$"
 
 
