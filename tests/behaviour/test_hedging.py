@@ -1,8 +1,10 @@
 """A stream whose first byte is late: a second server is asked, the client gets what begins first, the other is cut."""
 
 import asyncio
+import contextlib
 import gc
 import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -319,8 +321,15 @@ async def test_a_drain_that_is_over_cuts_both(scene: StartScene) -> None:
     assert it.outcomes(line) == [(1, "drained"), (0, "drained")]
 
 
-async def test_nothing_of_a_request_is_left_to_the_collector(scene: StartScene) -> None:
-    it = await scene(silent, says(stream("second")))
+@pytest.mark.parametrize("who", ["first", "second"])
+async def test_nothing_of_a_request_is_left_to_the_collector(scene: StartScene, who: str) -> None:
+    asked = asyncio.Event()
+
+    async def second(connection: ScriptedConnection) -> None:
+        asked.set()
+        await (silent(connection) if who == "first" else connection.send(stream("second")))
+
+    it = await scene(says(stream("first"), when=asked) if who == "first" else silent, second)
     gc.collect()
     gc.disable()
     try:
@@ -330,6 +339,47 @@ async def test_nothing_of_a_request_is_left_to_the_collector(scene: StartScene) 
         assert [each for each in gc.get_objects() if isinstance(each, Hedge | Relay)] == []
     finally:
         gc.enable()
+
+
+async def test_whatever_two_servers_do_at_once_each_request_has_one_answer_and_one_record(
+    scene: StartScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(5)
+
+    async def server(connection: ScriptedConnection) -> None:
+        what = chance.choice(["answers", "is slow", "is silent", "is busy", "is wrong", "dies", "dies within"])
+        if what != "answers":
+            await asyncio.sleep(chance.random() / 100)
+        if what in ("answers", "is slow"):
+            await connection.send(*cut(stream("answer"), sorted(chance.sample(range(1, 500), 3))))
+        elif what == "is silent":
+            await silent(connection)
+        elif what in ("is busy", "is wrong"):
+            await connection.send(BUSY if what == "is busy" else WRONG)
+        else:
+            await connection.send(stream("answer")[: 300 if what == "dies within" else 0])
+            connection.reset()
+
+    it = await scene(*[server] * 4, pool='resume = "replay"\nretry_after_send = true\nretry_budget = 1.0\n')
+
+    async def ask(patience_s: float) -> None:
+        client = await it.asked(temperature=0)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            async with asyncio.timeout(patience_s):  # both may be silent
+                status, _, content = await client.response()
+                assert status != 200 or content.endswith((b"[DONE]\n\n", b"}\n\n"))
+                assert content.count(b'"content"') <= len("answer")
+        client.abort()
+
+    for _ in range(3):
+        await asyncio.gather(*(ask(chance.choice([0.01, 0.3])) for _ in range(50)))
+    await it.edge.consistent()
+    assert it.pool.retrying == 0
+    assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
+    for line in await it.edge.log():
+        if line["attempts"] is not None:
+            hedges = line["hedge"] in ("won", "lost", "failed", "left")
+            assert len(line["attempts"]) == 1 + line["retries"] + hedges
 
 
 # --- when no second one is asked
