@@ -134,7 +134,9 @@ class Hedge:
         try:
             async with self._scope:
                 await relay(exchange, self._client, connections, attempt, self._settlement)
-        except TimeoutError:  # of no other time than that which `_outrun` sets
+        except TimeoutError:  # of the time that `_outrun` sets
+            if not self.runs:
+                raise
             raise Outrun from None
         finally:
             self._stop_timer()
@@ -296,6 +298,8 @@ class Hedge:
             self._client.attach(self if asked else None)
         elif lane is self._winner:
             self._client.attach(lane.relay)
+        elif lane.relay is not None:  # its connection was made in the turn of the loop in which it was outrun
+            lane.relay.lose()
 
     # --- the client: `Answering`
 
