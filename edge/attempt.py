@@ -1,5 +1,6 @@
 """What one endpoint is asked: the head and body of the request, and how its answer is read and passed on."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -63,8 +64,9 @@ class Work:
         )
 
     def attempt(self, exchange: Exchange, lease: Lease, keep: Callable[[str], None] | None) -> Attempt:
-        """Return what a member is asked: the client's own bytes, with the splices that it needs."""
+        """Return what a member is asked now: the client's own bytes, with the splices that it needs."""
         ticket = lease.ticket
+        exchange.endpoint = lease.endpoint.authority
         exchange.choice = ticket.choice if ticket is not None else None
         plan, envelope, body, metering = self.plan, self.envelope, self.body.data, self.metering
         sent = plan.sent.get(lease.member) or self._sent(lease.member)
@@ -77,6 +79,7 @@ class Work:
         upstream_id = exchange.upstream_id = new_upstream_id()
         trace = exchange.trace.line(upstream_id) if exchange.trace is not None else ""
         route = plan.route
+        exchange.asked_at = time.monotonic()
         return Attempt(
             sent.head + f"{upstream_id}\r\n{trace}Content-Length: {body_bytes}\r\n\r\n".encode(),
             pieces,

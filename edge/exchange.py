@@ -151,11 +151,26 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True, eq=False)
+class Hedged:
+    """What became of asking a second endpoint as the first was slow, in a word; `is_asked`: it was.
+
+    `won`: the second one began first. `lost`: the first one did, or refused the request. `failed`: the second one did,
+    and the first was waited for. `left`: the request ended before. Else it was not asked, as there was no `budget` or
+    `member` for it, or a `queue`. `waited_s` is how long the first was asked alone, where the second one won.
+    """
+
+    outcome: str
+    is_asked: bool = False
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request through its life. No `Struct`: a store into a field of one takes ten times as long.
 
     `asked_at` is when the last endpoint was asked, 0.0 for none. `waited_s` is the time before that which was not the
-    edge's own: for the body, and `queued_s` for its limits or a place in the pool. `limit` is which limit refused the
+    edge's own: for the body, `queued_s` for its limits or a place in the pool, and for an endpoint that another one
+    outran. `limit` is which limit refused the
     request, and what of it was used up. `failures` are the attempts that failed, None without any.
     """
 
@@ -201,6 +216,7 @@ class Exchange:
     resume: str = ""  # what became of that, or why it was not tried
     resumed_from: str = ""  # the endpoint that broke
     resumed_usage: Usage | None = None  # as the second endpoint told it
+    hedge: Hedged | None = None
 
     @contextmanager
     def queueing(self) -> Iterator[None]:
@@ -214,9 +230,18 @@ class Exchange:
             self.waited_s += waited_s
 
     @property
+    def hedges(self) -> int:
+        """How many endpoints were asked beside one that was slow: 1 at most."""
+        return 1 if self.hedge is not None and self.hedge.is_asked else 0
+
+    @property
     def has_failed_last(self) -> bool:
         """Whether the last attempt is one of `failures`."""
-        return self.failures is not None and len(self.failures) > self.retries
+        return self.failures is not None and len(self.failures) > self.retries + self.hedges
+
+    def goes_on(self) -> None:
+        """Take it that an endpoint was too slow for itself alone: another one is asked already, and may answer."""
+        self.end = None
 
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""

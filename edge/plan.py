@@ -38,8 +38,8 @@ class Plan:
     which count the prompt's tokens and those of the answer. `asks_for_usage`: a stream is asked for its usage,
     `continuous` in every frame. `by_prefix`: it matters how a prompt begins. `patience` is how long they
     wait for their limits, `share` that of their user in the pool's queue. `tells_timing`: answers say what took their
-    time. `resumes`: a stream that breaks may go on elsewhere. `sent` is what each member is sent, as far as it was
-    asked before.
+    time. `resumes`: a stream that breaks may go on elsewhere. `hedges`: a slow one may be asked of two. `sent` is
+    what each member is sent, as far as it was asked before.
     """
 
     generation: int
@@ -59,6 +59,7 @@ class Plan:
     share: int = 1
     tells_timing: bool = False
     resumes: bool = False
+    hedges: bool = False
     sent: dict[Member, Sent] = field(default_factory=dict)
 
     def keep_sent(self, member: Member, sent: Sent) -> Sent:
@@ -100,6 +101,8 @@ def plan_for(generation: Generation, head: Head, caller: Caller, model: str, mat
         share,
         generation.config.server.timing,
         pool is not None and pool.config.resume != "off" and operation.reads is Reads.CHUNKS,
+        # What is kept, or may use tools of the server, would be so twice: that is `responses`.
+        pool is not None and pool.config.hedge_after is not None and operation.is_cached and not operation.keeps,
     )
 
 

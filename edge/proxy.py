@@ -30,12 +30,14 @@ from edge.envelope.long_json import read_long_json, takes_long
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase
 from edge.generation import Generation
+from edge.hedging import Hedge, Outrun, may_hedge
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
 from edge.judgement import given_up, judge_answer, judge_failure, judge_interruption
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
+from edge.leasing import instance_of, place_in
 from edge.limits.admission import UNLIMITED, Admission
 from edge.limits.lines import Lines
 from edge.operations import HEALTH, STORED_RESPONSE, Operation
@@ -46,7 +48,7 @@ from edge.relay.relay import relay
 from edge.relay.terms import FailedInStream, UpstreamAnsweredError
 from edge.resume.rules import NotResumed
 from edge.resuming import Resumption
-from edge.routing import HostTable, Match, host_name
+from edge.routing import HostTable, host_name
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
 from edge.telemetry.access_log import AccessLog
@@ -55,9 +57,7 @@ from edge.telemetry.tracing import Tracing
 from edge.upstream.catalogue import Catalogue
 from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
-from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
-from edge.upstream.queueing import Demand
 
 _log = logging.getLogger(__name__)
 
@@ -280,7 +280,9 @@ class Proxy:
         plan, operation = work.plan, exchange.operation
         pool, user = plan.pool, plan.caller.principal.user
         prefix: Prefix | None = None
+        hedge: Hedge | None = None  # of a stream whose first byte is late
         resumption: Resumption | None = None  # of a stream that broke
+        another: Hedge | Resumption | None = None  # of both, the one that knows which endpoint is next
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
         work.envelope.let_go()
@@ -288,16 +290,16 @@ class Proxy:
             while True:
                 try:
                     lease: Lease | None
-                    if resumption:
-                        lease = resumption.lease(tried, prefix, user)
+                    if another:
+                        lease = another.lease(tried, prefix, user)
                     elif pool is None:
-                        lease = self._instance(plan.match, operation)
+                        lease = instance_of(self._endpoints, plan.match, operation)
                     elif work.keeper is not None:
                         lease = pool.lease_of_keeper(work.keeper, tried, user, prefix)
                     else:
                         lease = pool.lease(tried, prefix, user)
                         if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await _place(exchange, pool, user, prefix, work.demand())
+                            lease = await place_in(pool, exchange, user, prefix, work.demand())
                             settlement.turn = lease.turn
                 except errors.UpstreamUnavailable as unavailable:
                     raise given_up(exchange, failure or unavailable) from None
@@ -305,12 +307,18 @@ class Proxy:
                     raise given_up(exchange, failure)
                 endpoint, attempt = lease.endpoint, None
                 keep = self._keep(exchange, user, lease, work) if operation.keeps else None
+                if plan.hedges and not another and may_hedge(work, lease, tried):
+                    assert pool is not None  # which has the setting
+                    hedge = Hedge(work, pool, exchange, request.connection, settlement, lease, prefix)
                 try:
                     with lease:  # a place that was waited for is counted already
-                        attempt = await resumption.attempt(lease) if resumption else work.attempt(exchange, lease, keep)
-                        exchange.endpoint, exchange.retries = endpoint.authority, len(tried)
-                        exchange.asked_at = time.monotonic()
-                        await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
+                        attempt = await another.attempt(lease) if another else work.attempt(exchange, lease, keep)
+                        if hedge:
+                            await hedge.relay(attempt, endpoint.connections)
+                        else:
+                            if tried:
+                                exchange.retries += 1
+                            await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
                     judge_answer(exchange, lease, missing, resumption.difference if resumption else "")
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
                         self._kept.forget(user, work.head.asked.response_id)
@@ -321,11 +329,14 @@ class Proxy:
                     resumption = Resumption(work, pool, exchange, request.connection, settlement, interrupted)
                     await resumption.read(self._long_body)
                     elsewhere = True
+                except Outrun:
+                    continue
                 except FailedInStream as failed:
                     judge_failure(exchange, lease, pool, failed.error)
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
-                    failure, elsewhere = judge_failure(exchange, lease, pool, error)
+                    rivals = hedge is not None and hedge.runs
+                    failure, elsewhere = judge_failure(exchange, lease, pool, error, another_runs=rivals)
                     if isinstance(error, UpstreamAnsweredError) and error.status == 404 and attempt is not None:
                         missing = lease
                 finally:
@@ -333,6 +344,10 @@ class Proxy:
                         attempt.body = ()
                     if resumption:
                         resumption.note()
+                    if hedge and not hedge.runs:
+                        hedge.close()
+                        hedge = None
+                    another = hedge or resumption
                 if not elsewhere:
                     raise given_up(exchange, failure) if resumption is None else NotResumed(exchange.resume)
                 tried.append(endpoint)
@@ -347,7 +362,9 @@ class Proxy:
                 raise
             resumption.interrupted.close(exchange, request.connection, settlement)
         finally:
-            failure = resumption = None  # whose tracebacks have this frame
+            if hedge:
+                hedge.close()
+            failure = hedge = resumption = another = None  # whose tracebacks have this frame
             if work.delivered is not None:
                 work.delivered.release()
             if pool is not None and tried:
@@ -359,15 +376,6 @@ class Proxy:
             return None
         keeper = Keeper(exchange.model, lease.member.name if work.plan.pool is not None else "")
         return partial(self._kept.remember, user, keeper=keeper)
-
-    def _instance(self, match: Match, operation: Operation) -> Lease:
-        route = match.route
-        assert route.instance is not None  # a route has a pool or this
-        most = route.max_inflight if operation is not STORED_RESPONSE else None  # what a full one keeps, it alone has
-        try:
-            return self._endpoints.instance(match.filled(route.instance), route.engine, most)
-        except ValueError:
-            raise errors.ModelNotFound.named("of that name") from None
 
     async def _show_own(
         self, request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable
@@ -439,9 +447,3 @@ def _read(head: Head, data: bytes, generation: Generation) -> Envelope:
     if operation.form:
         return read_multipart(data, head.content_type, name)
     return read_json(data, name, operation.limits, generation.names)
-
-
-async def _place(exchange: Exchange, pool: Pool, user: str, prefix: Prefix | None, demand: Demand) -> Lease:
-    """Return a lease of a full pool, once it is this request's turn; raises `UpstreamUnavailable`."""
-    with exchange.queueing():
-        return await pool.wait(user, prefix, demand)

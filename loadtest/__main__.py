@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "stops": "what a rolling restart loses, and whether every stop ends",
     "stalls": "the longest turn of the loop for every kind of long body and answer",
     "conversations": "how long prompts wait at engines with a prefix cache, for each balance and load",
+    "hedging": "how long first tokens take where a few stall, with and without a second endpoint",
     "choosing": "what it costs to choose an endpoint by what it has cached",
     "before": "whether this edge costs more than that of another checkout",
     "instructions": "what a request and an event take, counted instead of timed",

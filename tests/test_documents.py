@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge import errors
 from edge.__main__ import main
 from edge.config.steering import STEERING
-from edge.exchange import End, Phase, UsageSource
+from edge.exchange import End, Hedged, Phase, UsageSource
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import JsonFormatter
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
@@ -212,6 +212,7 @@ redis = "redis://127.0.0.1:{unused_tcp_port}/0"
 [pools.two]
 endpoints = ["{simulator.url}", "http://127.0.0.1:{unused_tcp_port}"]
 ca_file = "{tmp_path}/ca.pem"
+hedge_after = "1s"
 """
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
     resumes = ROUTES.replace("[pools.r1]", '[pools.r1]\nresume = "replay"')
@@ -219,6 +220,7 @@ ca_file = "{tmp_path}/ca.pem"
     await edge.ask({"model": "public/deepseek-r1", "stream": True, "simulate": {"fault": "cut", "after": 2}})
     await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
     edge.server.metrics.upstreams.observe_wait(finished(pool="two", queued_s=1.0))
+    edge.server.metrics.observe(finished(route="public/deepseek-r1", hedge=Hedged("won")))
     await edge.idle()
     exposition = await asked_of_admin(edge, "/metrics")
     assert broken_rules(exposition) == []
@@ -231,13 +233,16 @@ ca_file = "{tmp_path}/ca.pem"
     assert {line[0].strip("`"): (line[1], set(_CODE.findall(line[2]))) for line in described} == shown
 
 
+RARE_FIELDS = {"resumes", "resumed_from", "resumed_usage", "hedges", "hedge"}  # of what went on, or went elsewhere too
+
+
 async def test_every_field_of_the_access_log_and_of_a_record_is_described(edge: Edge) -> None:
     await edge.ask({"model": "public/deepseek-r1"})
     await edge.idle()
     (logged,), (first,), (last,) = await edge.log(), edge.records(ended=False), edge.records()
     assert first_cells(OPERATING, "The access log") == list(logged)
     described = {line[0].strip("`"): line[2] for line in rows(OPERATING, "The fields of a record")}
-    assert set(described) == set(last) | {"resumes", "resumed_from", "resumed_usage"}  # of what went on elsewhere
+    assert set(described) == set(last) | RARE_FIELDS
     assert {field for field, line in described.items() if line == "both"} == set(first)
     (example,) = (block for block in _FENCE.findall(OPERATING.read_text()) if '"usage_source"' in block)
     assert list(json.loads(example)) == list(last)

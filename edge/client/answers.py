@@ -72,6 +72,8 @@ def server_timing(exchange: Exchange, now: float) -> bytes:
     In milliseconds (https://www.w3.org/TR/server-timing/). What failed attempts took is the upstreams'.
     """
     upstream_s, queued_s = now - exchange.asked_at, exchange.queued_s
+    if exchange.hedge is not None:
+        upstream_s += exchange.hedge.waited_s
     if exchange.retries:
         upstream_s += sum([each.duration_ms for each in (exchange.failures or ())[: exchange.retries]]) / 1000
     own_ms, upstream_ms = (now - exchange.begun - upstream_s - queued_s) * 1000, upstream_s * 1000

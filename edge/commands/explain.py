@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from edge.commands.arguments import add_config, add_json
+from edge.config.delays import HEDGED_BYTES, Delay
 from edge.config.kinds import settings_of
 from edge.config.reading import load
 from edge.config.settings import Config, LimitConfig, PoolConfig, RouteConfig
@@ -29,6 +30,7 @@ from edge.keys.stores.table import registry_of
 from edge.names import host_matches
 from edge.plan import decide, routes_at
 from edge.routing import Match, RouteTable, host_name, is_loopback
+from edge.upstream.first_bytes import LEAST_SAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +228,8 @@ def _pool_settings(pool: PoolConfig) -> tuple[tuple[str, str], ...]:
         waits = f"then {pool.queue} wait, for {duration(pool.queue_timeout_s)}" if pool.queue else "none waits"
         settings.append(("queue", f"{pool.max_inflight} requests at each endpoint, {waits}"))
     settings.append(("retries", _retries(pool)))
+    if pool.hedge_after is not None:
+        settings.append(("hedge", _hedge(pool, pool.hedge_after)))
     if pool.resume != "off":
         settings.append(("resume", _resume(pool)))
     return tuple(settings)
@@ -262,6 +266,15 @@ def _retries(pool: PoolConfig) -> str:
     if pool.retry_after_send:
         failures.append("a connection that died with the request on it")
     return f"after {', '.join(failures)}; a share of {pool.retry_budget:g} at once, three always"
+
+
+def _hedge(pool: PoolConfig, after: Delay) -> str:
+    """Return when a second endpoint is asked; the word in the log line is what became of it."""
+    if pool.dns is None and len(pool.endpoints) == 1:
+        return "none, it has one endpoint"
+    time = f"the p95 of the pool, once {LEAST_SAMPLES} are measured" if after == "p95" else duration(after)
+    which = f"a stream of chat/completions, completions or messages, asked with up to {write_size(HEDGED_BYTES)}"
+    return f"{which}, is asked of a second endpoint after {time}; within the retries, while none waits in the queue"
 
 
 def _resume(pool: PoolConfig) -> str:

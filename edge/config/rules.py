@@ -160,6 +160,7 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
     if pool.resume == "content" and "resume_at_most" in table.data:
         message = 'does nothing with resume = "content", which generates nothing again: remove it'
         table.problem("resume_at_most", message)
+    _check_hedge(pool, table)
     for other in ("endpoints", "ca_file") if "dns" in table.data else ():
         if table.is_given(other):
             table.problem(other, "cannot stand beside dns, whose members speak plain HTTP: remove one of them")
@@ -173,6 +174,17 @@ def check_pool(pool: settings.PoolConfig, table: Table) -> None:
         _warn_of_address(table, ("endpoints", index), endpoint.url.host)
     if pool.dns is not None:
         _warn_of_address(table, ("dns",), pool.dns.host)
+
+
+def _check_hedge(pool: settings.PoolConfig, table: Table) -> None:
+    """Refuse a second endpoint where there is none, or that would be asked when the first one is given up."""
+    after = pool.hedge_after
+    if after is None:
+        return
+    if pool.dns is None and len(pool.endpoints) < 2:
+        table.problem("hedge_after", "does nothing with one endpoint: write another one to ask, or remove it")
+    elif after != "p95" and after >= pool.first_byte_timeout_s:
+        table.problem("hedge_after", "is not below first_byte_timeout, which ends the request: write less")
 
 
 def check_route(
@@ -193,6 +205,10 @@ def check_route(
         _warn_of_metadata(table, ("instance",), fill(route.instance, "x", "x"))
     if "model_echo" not in table.data:
         _warn_of_rewriting(route, table, pools)
+    pool = pools.get(route.pool or "")
+    if pool is not None and isinstance(pool.hedge_after, float) and 0 < route.heartbeat_s <= pool.hedge_after:
+        what = f"comes before the hedge_after of {route.pool!r}, and no second endpoint is asked behind one"
+        table.reader.warn((*table.at, "heartbeat"), f"{what}: write a longer time")
 
 
 def _check_pattern(route: settings.RouteConfig, table: Table) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
-from edge.config import kinds, values
+from edge.config import delays, kinds, values
 from edge.config.problems import Problem
 from edge.config.process_settings import JwtConfig, KeysConfig, ServerConfig, SharedConfig, UsageConfig
 from edge.config.values import Url
@@ -149,6 +149,12 @@ class PoolConfig:
     retry_budget: Annotated[float, kinds.share(
         "Retries at once, as a share of the pool's live requests (three are always allowed). A large share doubles "
         "the load of a pool that is down.")] = 0.2
+    hedge_after: Annotated[delays.Delay | None, kinds.parsed(
+        "A stream of `chat/completions`, `completions` or `messages`, asked with up to 16KiB, whose first byte takes "
+        "longer is asked of a second endpoint too, within the budget of retries and while none waits in the queue: the "
+        'one that begins first answers, the other is cut. "p95" is measured by the pool itself. Absent: never. Both '
+        "may read the prompt, so too short a time doubles the load.",
+        delays.parse_delay, 'duration or "p95"', delays.DELAY_PATTERN, delays.write_delay, example="p95")] = None
     health: Annotated[HealthConfig | None, kinds.table(
         HealthConfig, example={"path": "/health", "interval": "5s"})] = None
     max_inflight: Annotated[int | None, kinds.count(

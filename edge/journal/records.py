@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from edge.exchange import Exchange, Unit, Usage, UsageSource
 
@@ -64,12 +65,18 @@ class _Ended(msgspec.Struct, gc=False):
     retries: int = 0
 
 
-class _Resumed(_Ended, gc=False):
-    """The same of a stream that broke and went on at `endpoint`, with what that told of its part of the answer."""
+class _Further(_Ended, gc=False):
+    """The same of a stream of which several endpoints were asked at once, or one after another had begun.
 
-    resumes: int = 1
-    resumed_from: str = ""
-    resumed_usage: Usage | None = None
+    It broke and went on at `endpoint`, with what that told of its part of the answer. Or it was asked of two, since the
+    first was slow: `hedge` is what became of that.
+    """
+
+    resumes: int | UnsetType = UNSET
+    resumed_from: str | UnsetType = UNSET
+    resumed_usage: Usage | UnsetType | None = UNSET
+    hedges: int | UnsetType = UNSET
+    hedge: str | UnsetType = UNSET
 
 
 class Head(msgspec.Struct, gc=False):
@@ -128,14 +135,19 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
         int((exchange.finished - begun) * 1e5 + 0.5) / 100,
         exchange.retries,
     )
-    if exchange.resumes:
-        ended = _Resumed(
-            **msgspec.structs.asdict(ended),
-            resumes=exchange.resumes,
-            resumed_from=exchange.resumed_from,
-            resumed_usage=exchange.resumed_usage,
-        )
+    if exchange.resumes or exchange.hedge is not None:
+        ended = _further(ended, exchange)
     return _joined(first, ended)
+
+
+def _further(ended: _Ended, exchange: Exchange) -> _Further:
+    further = _Further(**msgspec.structs.asdict(ended))
+    if exchange.resumes:
+        further.resumes, further.resumed_from = exchange.resumes, exchange.resumed_from
+        further.resumed_usage = exchange.resumed_usage
+    if exchange.hedge is not None and exchange.hedge.is_asked:
+        further.hedges, further.hedge = 1, exchange.hedge.outcome
+    return further
 
 
 def crashed_line(first: bytes) -> bytes:

@@ -87,7 +87,7 @@ class Relay(Receiver):
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
         if attempt.seam is None:
             self._exchange.phase = _WAIT
-        self._client.attach(self)
+        (attempt.lane or self._client).attach(self)
         if attempt.body_bytes < _JOIN_BYTES:
             transport.write(b"".join((attempt.head, *attempt.body)))
         else:
@@ -98,7 +98,7 @@ class Relay(Receiver):
 
     def close(self) -> None:
         """Let go of everything, however the request ended."""
-        self._client.attach(None)
+        (self._attempt.lane or self._client).attach(None)
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if self._slow_client is not None:
@@ -111,7 +111,9 @@ class Relay(Receiver):
     # --- what an answer makes happen: `Owner`
 
     def open(self, status: int) -> Callable[[bytes], None]:
-        """Let the client have bytes from now on."""
+        """Let the client have bytes from now on, of this answer and of no other."""
+        if self._attempt.lane is not None:
+            self._attempt.lane.win()
         self._exchange.phase = _STREAM
         self._exchange.status = status
         transport = self._client.transport
@@ -155,6 +157,10 @@ class Relay(Receiver):
             self._exchange.resumed_usage = usage
             usage = seam.usage(usage)
         self._settlement.settle(end, usage)
+
+    def lose(self) -> None:
+        """Close the upstream in this same call: another one's answer has begun."""
+        self._release(0.0)
 
     def interrupt(self, end: End) -> bool:
         """End the attempt of a stream that is kept, so that another endpoint may go on with it."""

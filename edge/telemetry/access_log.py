@@ -66,6 +66,7 @@ class LogLine(msgspec.Struct, gc=False):
     replays: int
     resumes: int
     resume: str | None
+    hedge: str | None
     prompt_tokens: int
     completion_tokens: int
     usage_source: str
@@ -112,6 +113,7 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.replays,
         exchange.resumes,
         exchange.resume or None,
+        exchange.hedge.outcome if exchange.hedge is not None else None,
         exchange.usage.prompt_tokens,
         exchange.usage.completion_tokens,
         exchange.usage.source._value_,

@@ -135,6 +135,9 @@ def _failed_at(exchange: Exchange) -> list[tuple[Tried, float]]:
         at += failures[-1].duration_ms / 1000
     found = []
     for each in reversed(failures):
+        if each.outcome == "outrun":  # it ended as the answer of another one began, and ran beside it
+            found.append((each, exchange.first_byte or at))
+            continue
         found.append((each, at))
         at -= each.duration_ms / 1000
     return found[::-1]

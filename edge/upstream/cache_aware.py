@@ -137,8 +137,11 @@ class Ticket:
                 seat.since = now
             seat.is_read(self)
         if not self._began and self._entry:
-            known = bisect_right(self._prefix.offsets, self._matched)
-            self._index.take_back(self._prefix.digests[known:], self._entry)
+            prefix = self._prefix
+            marks = prefix.digests[bisect_right(prefix.offsets, self._matched) :]
+            if prefix.session and not self._matched:
+                marks = (*marks, prefix.session)
+            self._index.take_back(marks, self._entry)
 
     def learn(self, usage: Usage) -> None:
         """Compare what was predicted with what the engine says, where it says it."""

@@ -18,6 +18,11 @@ def upstream_metrics(endpoints: Endpoints, pools: Mapping[str, Pool], max_labels
     yield from endpoints.metrics(pools, max_labels)
     yield from _states(pools, max_labels)
     yield from cache_metrics(pools, max_labels)
+    hedges = GaugeMetricFamily("edge_pool_hedge_after_seconds", "After which a second is asked.", labels=("pool",))
+    for name, pool in list(pools.items())[:max_labels]:
+        if (after_s := pool.hedge_after_s) is not None:
+            hedges.add_metric((name,), after_s)
+    yield hedges
 
 
 def _states(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:

@@ -216,6 +216,10 @@ class Health:
         own = self._users.get(user)
         return own is None or own.admits(now, user)
 
+    def is_well(self, now: float, user: str) -> bool:
+        """Return whether a request of a user may go there that no other needs: on trial there is none to spare."""
+        return self.admits(now, user) and not self._everyone.until and not self.out_until(user)
+
     def back_at(self, user: str = "") -> float:
         """Return when it may be asked again, for choosing among those that may not."""
         told, until = self._told

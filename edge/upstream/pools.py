@@ -12,6 +12,7 @@ from edge.errors import ResponseNotFound, UpstreamUnavailable
 from edge.upstream.balancing import least_loaded, round_robin
 from edge.upstream.cache_aware import CacheAware
 from edge.upstream.endpoints import Endpoint, Lease, Member
+from edge.upstream.first_bytes import FirstBytes
 from edge.upstream.prefixes import Prefix
 from edge.upstream.queueing import DEMANDS_NOTHING, Demand, DrainRate, FairQueue, Turn
 
@@ -39,6 +40,9 @@ class Pool:
         if config.balance == "cache-aware":
             known = before.caches if before is not None else None
             self.caches = known or CacheAware()
+        self.first_bytes: FirstBytes | None = None
+        if config.hedge_after == "p95":
+            self.first_bytes = (before.first_bytes if before is not None else None) or FirstBytes()
         self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
         self._forget_others()
         self.retrying = 0
@@ -77,6 +81,12 @@ class Pool:
         """Whether what a prompt begins with matters for where it goes."""
         return self.caches is not None and len(self.members) > 1
 
+    @property
+    def hedge_after_s(self) -> float | None:
+        """How long an answer may take to begin before a second endpoint is asked; None: for ever, or not known yet."""
+        after = self.config.hedge_after
+        return after if after != "p95" else self.first_bytes.p95_s if self.first_bytes is not None else None
+
     def stays(self, config: PoolConfig, endpoints: Iterable[Endpoint]) -> bool:
         """Return whether these settings and endpoints are the ones it has; those by DNS follow by themselves."""
         same = self.config is config or self.config == config
@@ -111,6 +121,16 @@ class Pool:
         """Return a lease of an endpoint that is out but has room, the one that is back soonest; None for none."""
         members = self._with_room([member for member in self.members if member.endpoint not in tried])
         return Lease(min(members, key=lambda member: member.endpoint.health.back_at(user)), user) if members else None
+
+    def beside(self, first: Endpoint, prefix: Prefix | None, user: str) -> Lease | None:
+        """Return a lease of another endpoint than `first`, well and with room; None for none: it is one too many."""
+        now = first.connections.loop.time()
+        others = [
+            member
+            for member in self._with_room(self.members)
+            if member.endpoint is not first and member.endpoint.health.is_well(now, user)
+        ]
+        return self._lease(others, prefix, user) if others else None
 
     def lease_of(self, name: str, user: str, prefix: Prefix | None = None) -> Lease:
         """Return a lease of the member of that name; raises `LookupError` for none, `UpstreamUnavailable` when full."""

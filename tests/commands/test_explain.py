@@ -127,6 +127,14 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
         ),
         ('resume = "auto"', ["resume   none, it has one endpoint"]),
         (
+            'endpoints = ["http://a:1", "http://b:1"]\nhedge_after = "p95"',
+            [
+                "hedge    a stream of chat/completions, completions or messages, asked with up to 16KiB, is asked of "
+                "a second endpoint after the p95 of the pool, once 100 are measured; within the retries, while none "
+                "waits in the queue"
+            ],
+        ),
+        (
             'endpoints = ["http://a:1", "http://b:1"]\nresume = "replay"\nresume_at_most = 50',
             [
                 "resume   a stream of chat/completions or completions, of up to 512KiB, is asked again at temperature "

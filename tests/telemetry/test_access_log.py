@@ -40,6 +40,7 @@ def test_line_has_every_fact_and_never_a_key() -> None:
         "attempts": None, "trace_id": None, "limit": None, "queue_ms": None,
         "stream": True, "status": 200, "end": "complete", "ended_by": "none", "phase": "done", "error": None,
         "request_bytes": 10, "response_bytes": 20, "retries": 0, "replays": 0, "resumes": 0, "resume": None,
+        "hedge": None,
         "prompt_tokens": 0, "completion_tokens": 0, "usage_source": "none", "ttft_ms": 123.4, "duration_ms": 2500.0,
         "choice": None,
     }  # fmt: skip
