@@ -1,8 +1,8 @@
 """What one endpoint is asked: the head and body of the request, and how its answer is read and passed on."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from edge.client.body import Body
@@ -21,6 +21,7 @@ from edge.protocols import MESSAGES
 from edge.relay.delivered import Delivered
 from edge.relay.terms import Attempt
 from edge.upstream.endpoints import Lease, Member
+from edge.upstream.kept_responses import Keeper, KeptResponses
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix, read_prefix
 from edge.upstream.queueing import Demand
@@ -64,9 +65,8 @@ class Work:
         )
 
     def attempt(self, exchange: Exchange, lease: Lease, keep: Callable[[str], None] | None) -> Attempt:
-        """Return what a member is asked now: the client's own bytes, with the splices that it needs."""
+        """Return what a member is asked: the client's own bytes, with the splices that it needs."""
         ticket = lease.ticket
-        exchange.endpoint = lease.endpoint.authority
         exchange.choice = ticket.choice if ticket is not None else None
         plan, envelope, body, metering = self.plan, self.envelope, self.body.data, self.metering
         sent = plan.sent.get(lease.member) or self._sent(lease.member)
@@ -79,7 +79,6 @@ class Work:
         upstream_id = exchange.upstream_id = new_upstream_id()
         trace = exchange.trace.line(upstream_id) if exchange.trace is not None else ""
         route = plan.route
-        exchange.asked_at = time.monotonic()
         return Attempt(
             sent.head + f"{upstream_id}\r\n{trace}Content-Length: {body_bytes}\r\n\r\n".encode(),
             pieces,
@@ -102,6 +101,13 @@ class Work:
         attempt.head = b"%b%b%d\r\n\r\n" % (lines, name, len(body))
         attempt.body, attempt.body_bytes, attempt.metering = (body,), len(body), metering
         return attempt
+
+    def keep(self, kept: KeptResponses, model: str, lease: Lease) -> Callable[[str], None] | None:
+        """Return what notes that a member keeps a response, None for one that is not to be kept."""
+        if not self.envelope.stored:
+            return None
+        keeper = Keeper(model, lease.member.name if self.plan.pool is not None else "")
+        return partial(kept.remember, self.plan.caller.principal.user, keeper=keeper)
 
     def model_for(self, member: Member) -> str:
         """Return the name of the model that a member is asked for."""

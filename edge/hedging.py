@@ -11,8 +11,8 @@ Tail at Scale", 2013, for the percentile; finagle's backup requests, for the bud
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Self
 
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
@@ -22,16 +22,17 @@ from edge.exchange import Choice, End, Exchange, Hedged
 from edge.judgement import is_answer, judge_failure, note_cut
 from edge.relay.relay import Relay, relay
 from edge.relay.terms import Attempt, UpstreamAnsweredError
+from edge.relay.terms import Settlement as Owed
 from edge.settlement import Settlement
 from edge.upstream.endpoints import Endpoint, Lease
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
-from edge.wire.connections import ConnectionPool
+from edge.wire.connections import UpstreamConnection
 
 
-def may_hedge(work: Work, lease: Lease, tried: Sequence[Endpoint]) -> bool:
-    """Return whether a request of a plan with hedges may have one: a short one, at once with a place, at its first."""
-    return work.envelope.stream and not tried and lease.turn is None and len(work.body.data) <= HEDGED_BYTES
+def may_hedge(work: Work, lease: Lease) -> bool:
+    """Return whether a request of a plan with hedges may have one: a short one that did not wait for its place."""
+    return work.envelope.stream and lease.turn is None and len(work.body.data) <= HEDGED_BYTES
 
 
 class Outrun(Exception):
@@ -48,8 +49,9 @@ class _Asked(NamedTuple):
     asked_at: float
 
     @classmethod
-    def of(cls, exchange: Exchange) -> Self:
-        return cls(exchange.endpoint, exchange.choice, exchange.upstream_model, exchange.upstream_id, exchange.asked_at)
+    def now(cls, exchange: Exchange, endpoint: Endpoint) -> Self:
+        """Return it of an endpoint for which an attempt was just made."""
+        return cls(endpoint.authority, exchange.choice, exchange.upstream_model, exchange.upstream_id, time.monotonic())
 
     def put(self, exchange: Exchange) -> None:
         (
@@ -67,6 +69,12 @@ class _Lane:
         self.lease = lease
         self.relay: Relay | None = None
         self.asked: _Asked
+
+    def relay_of(
+        self, exchange: Exchange, client: ClientConnection, attempt: Attempt, settlement: Owed
+    ) -> "_RacingRelay":
+        """Return what passes the answer on, unless the other attempt begins first."""
+        return _RacingRelay(self, exchange, client, attempt, settlement)
 
     def attach(self, relay: Relay | None) -> None:
         """Have a relay that is to know what the client does."""
@@ -87,6 +95,42 @@ class _Lane:
             self.hedge.measure()
 
 
+class _RacingRelay(Relay):
+    """The relay of one of the two attempts: of the client it is told by its lane."""
+
+    __slots__ = ("_lane",)
+
+    def __init__(
+        self,
+        lane: _Lane,
+        exchange: Exchange,
+        client: ClientConnection,
+        attempt: Attempt,
+        settlement: Owed,
+    ) -> None:
+        super().__init__(exchange, client, attempt, settlement)
+        self._lane = lane
+
+    def send(self, connection: UpstreamConnection) -> "asyncio.Future[None]":
+        """Send the request; return what is done when its answer is over."""
+        done = super().send(connection)
+        self._lane.attach(self)
+        return done
+
+    def open(self, status: int) -> Callable[[bytes], None]:
+        """Let the client have bytes from now on, of this answer and of no other."""
+        self._lane.win()
+        return super().open(status)
+
+    def close(self) -> None:
+        """Let go of everything, however the request ended, but of a client that is not told to this one."""
+        client, attached = self._client, self._client.answering
+        super().close()
+        if attached is not None and attached is not self:
+            client.attach(attached)
+        self._lane.attach(None)
+
+
 class Hedge:
     """The two attempts of one request; while nothing is decided this is the client's running answer."""
 
@@ -99,41 +143,42 @@ class Hedge:
         exchange: Exchange,
         client: ClientConnection,
         settlement: Settlement,
-        lease: Lease,
         prefix: Prefix | None,
     ) -> None:
-        """Begin with the lease of the first endpoint."""
         self._work = work
         self._pool = pool
         self._exchange = exchange
         self._client = client
         self._settlement = settlement
         self._prefix = prefix
-        self._first = _Lane(self, lease)
+        self._first: _Lane
         self._second: _Lane | None = None  # while it is asked
         self._winner: _Lane | None = None
         self._is_out = False  # the first one, and the second is the request's attempt
         self._is_measured = pool.first_bytes is None  # or the first one failed, and shows no time
         self._takes_budget = False
-        self._attempt: Attempt
+        self._is_closed = False
+        self._attempts: list[Attempt] = []
         self._task: asyncio.Task[None] | None = None
         self._scope = asyncio.timeout(None)
-        after_s = pool.hedge_after_s
-        self._timer = client.loop.call_later(after_s, self._ask_second) if after_s is not None else None
+        self._timer: asyncio.TimerHandle | None = None
 
     # --- the request's own task
 
-    async def relay(self, attempt: Attempt, connections: ConnectionPool) -> None:
-        """Pass on the answer of an attempt, as `relay` does; raises `Outrun` too."""
+    async def relay(self, lease: Lease) -> None:
+        """Pass on the answer of the endpoint of a lease, as `relay` does; raises `Outrun` too."""
         if self._is_out:
-            assert self._task is not None  # which has the attempt
+            assert self._task is not None  # which asks it
             await self._task
             return
-        first, exchange = self._first, self._exchange
-        attempt.lane, attempt.began, first.asked = first, first.began, _Asked.of(exchange)
+        first = self._first = _Lane(self, lease)
+        asking, after_s = self._asking(first), self._pool.hedge_after_s
+        first.asked.put(self._exchange)
+        if after_s is not None:
+            self._timer = self._client.loop.call_later(after_s, self._ask_second)
         try:
             async with self._scope:
-                await relay(exchange, self._client, connections, attempt, self._settlement)
+                await asking
         except TimeoutError:  # of the time that `_outrun` sets
             if not self.runs:
                 raise
@@ -141,12 +186,20 @@ class Hedge:
         finally:
             self._stop_timer()
 
+    def _asking(self, lane: _Lane) -> Coroutine[Any, Any, None]:
+        """Return what asks the endpoint of a lane, and passes its answer on."""
+        exchange, lease = self._exchange, lane.lease
+        attempt = self._work.attempt(exchange, lease, None)
+        self._attempts.append(attempt)
+        attempt.began, lane.asked = lane.began, _Asked.now(exchange, lease.endpoint)
+        return relay(exchange, self._client, lease.endpoint.connections, attempt, self._settlement, lane.relay_of)
+
     @property
     def runs(self) -> bool:
         """Whether the second endpoint is asked, and will be the request's next attempt once the first is out."""
         return self._second is not None and not self._is_out
 
-    def lease(self, *_: object) -> Lease:
+    def lease(self) -> Lease:
         """Return the lease of the second endpoint, which is the caller's from now on."""
         second, hedge = self._second, self._exchange.hedge
         assert second is not None  # it runs
@@ -159,10 +212,6 @@ class Hedge:
             self._tell_of(second)
         return second.lease
 
-    async def attempt(self, _: Lease) -> Attempt:
-        """Return what the second endpoint was asked."""
-        return self._attempt
-
     def close(self) -> None:
         """Cut what still runs, however the request ended."""
         self._stop_timer()
@@ -174,15 +223,20 @@ class Hedge:
                 self._drop(self._second, "left", end or End.CLIENT_GONE)
         if self._client.answering is self:
             self._client.attach(None)
-        self._first.hedge = None
+        self._first.hedge = self._task = None  # a circle of references lives until it is collected
         if self._second is not None:
             self._second.hedge = None
+        for attempt in self._attempts:
+            attempt.body = ()
+        if self._exchange.hedge is not None and not self._is_closed:
+            self._pool.hedges[self._exchange.hedge.outcome] += 1
+        self._is_closed = True
 
     # --- the second endpoint
 
     def _ask_second(self) -> None:
         """Ask another endpoint as well, unless that would be one too many."""
-        pool, work, exchange = self._pool, self._work, self._exchange
+        pool, exchange, user = self._pool, self._exchange, self._work.plan.caller.principal.user
         self._timer = None
         if pool.waiting:
             exchange.hedge = Hedged("queue")
@@ -190,7 +244,7 @@ class Hedge:
         if not pool.may_retry():
             exchange.hedge = Hedged("budget")
             return
-        lease = pool.beside(self._first.lease.endpoint, self._prefix, work.plan.caller.principal.user)
+        lease = pool.beside(self._first.lease.endpoint, self._prefix, user)
         if lease is None:
             exchange.hedge = Hedged("member")
             return
@@ -199,10 +253,8 @@ class Hedge:
         self._takes_budget = True
         lease.hold()
         second = self._second = _Lane(self, lease)
-        attempt = self._attempt = work.attempt(exchange, lease, None)
-        attempt.lane, attempt.began, second.asked = second, second.began, _Asked.of(exchange)
+        asking = self._asking(second)
         self._first.asked.put(exchange)
-        asking = relay(exchange, self._client, lease.endpoint.connections, attempt, self._settlement)
         self._task = self._client.loop.create_task(asking, name="hedge")
         self._task.add_done_callback(self._second_ended)
 
@@ -234,8 +286,7 @@ class Hedge:
         hedge = self._exchange.hedge
         assert hedge is not None  # it was asked
         hedge.outcome = outcome
-        second.hedge = self._second = None
-        self._attempt.body = ()
+        second.hedge = self._second = self._task = None
         self._give_budget_back()
         with second.lease:  # which gives its place back
             pass
@@ -293,13 +344,13 @@ class Hedge:
 
     def listen(self, lane: _Lane) -> None:
         """Know what the client does while nothing is decided; then who has won does."""
-        asked = [each for each in (self._first, self._second) if each is not None and each.relay is not None]
         if self._winner is None:
-            self._client.attach(self if asked else None)
-        elif lane is self._winner:
-            self._client.attach(lane.relay)
-        elif lane.relay is not None:  # its connection was made in the turn of the loop in which it was outrun
-            lane.relay.lose()
+            runs = any(each is not None and each.relay is not None for each in (self._first, self._second))
+            self._client.attach(self if runs else None)
+            return
+        if lane is not self._winner and lane.relay is not None:
+            lane.relay.lose()  # its connection was made in the turn of the loop in which it was outrun
+        self._client.attach(self._winner.relay)
 
     # --- the client: `Answering`
 
@@ -321,6 +372,8 @@ class Hedge:
 
     def client_gone(self) -> None:
         """Close both upstreams in this same call."""
+        if self.runs and self._second is not None:
+            self._drop(self._second, "left", End.CLIENT_GONE)
         for lane in (self._first, self._second):
             if lane is not None and lane.relay is not None:
                 lane.relay.client_gone()

@@ -11,7 +11,6 @@ the relay writes to it. How a request ended is known once: `Exchange.ended`, by 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -282,7 +281,6 @@ class Proxy:
         prefix: Prefix | None = None
         hedge: Hedge | None = None  # of a stream whose first byte is late
         resumption: Resumption | None = None  # of a stream that broke
-        another: Hedge | Resumption | None = None  # of both, the one that knows which endpoint is next
         if plan.by_prefix and pool is not None and pool.reads_prompts:
             prefix = await work.prefix(user, pool)
         work.envelope.let_go()
@@ -290,8 +288,10 @@ class Proxy:
             while True:
                 try:
                     lease: Lease | None
-                    if another:
-                        lease = another.lease(tried, prefix, user)
+                    if resumption:
+                        lease = resumption.lease(tried, prefix, user)
+                    elif hedge:
+                        lease = hedge.lease()
                     elif pool is None:
                         lease = instance_of(self._endpoints, plan.match, operation)
                     elif work.keeper is not None:
@@ -306,18 +306,22 @@ class Proxy:
                 if lease is None:
                     raise given_up(exchange, failure)
                 endpoint, attempt = lease.endpoint, None
-                keep = self._keep(exchange, user, lease, work) if operation.keeps else None
-                if plan.hedges and not another and may_hedge(work, lease, tried):
+                keep = work.keep(self._kept, exchange.model, lease) if operation.keeps else None
+                if plan.hedges and may_hedge(work, lease) and not (tried or hedge or resumption):
                     assert pool is not None  # which has the setting
-                    hedge = Hedge(work, pool, exchange, request.connection, settlement, lease, prefix)
+                    hedge = Hedge(work, pool, exchange, request.connection, settlement, prefix)
                 try:
                     with lease:  # a place that was waited for is counted already
-                        attempt = await another.attempt(lease) if another else work.attempt(exchange, lease, keep)
                         if hedge:
-                            await hedge.relay(attempt, endpoint.connections)
+                            await hedge.relay(lease)
                         else:
+                            if resumption:
+                                attempt = await resumption.attempt(lease)
+                            else:
+                                attempt = work.attempt(exchange, lease, keep)
                             if tried:
                                 exchange.retries += 1
+                            exchange.endpoint, exchange.asked_at = endpoint.authority, time.monotonic()
                             await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
                     judge_answer(exchange, lease, missing, resumption.difference if resumption else "")
                     if exchange.method == "DELETE" and exchange.end is _COMPLETE:
@@ -337,7 +341,7 @@ class Proxy:
                 except (EdgeError, UpstreamAnsweredError) as error:
                     rivals = hedge is not None and hedge.runs
                     failure, elsewhere = judge_failure(exchange, lease, pool, error, another_runs=rivals)
-                    if isinstance(error, UpstreamAnsweredError) and error.status == 404 and attempt is not None:
+                    if isinstance(error, UpstreamAnsweredError) and error.status == 404 and (attempt or hedge):
                         missing = lease
                 finally:
                     if attempt is not None:  # a failure keeps this frame until it is collected, and no prompt with it
@@ -347,7 +351,6 @@ class Proxy:
                     if hedge and not hedge.runs:
                         hedge.close()
                         hedge = None
-                    another = hedge or resumption
                 if not elsewhere:
                     raise given_up(exchange, failure) if resumption is None else NotResumed(exchange.resume)
                 tried.append(endpoint)
@@ -364,18 +367,11 @@ class Proxy:
         finally:
             if hedge:
                 hedge.close()
-            failure = hedge = resumption = another = None  # whose tracebacks have this frame
+            failure = resumption = None  # whose tracebacks have this frame
             if work.delivered is not None:
                 work.delivered.release()
             if pool is not None and tried:
                 pool.retrying -= 1
-
-    def _keep(self, exchange: Exchange, user: str, lease: Lease, work: Work) -> Callable[[str], None] | None:
-        """Return what notes that a member keeps a response, None for one that is not to be kept."""
-        if not work.envelope.stored:
-            return None
-        keeper = Keeper(exchange.model, lease.member.name if work.plan.pool is not None else "")
-        return partial(self._kept.remember, user, keeper=keeper)
 
     async def _show_own(
         self, request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable

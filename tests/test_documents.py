@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge import errors
 from edge.__main__ import main
 from edge.config.steering import STEERING
-from edge.exchange import End, Hedged, Phase, UsageSource
+from edge.exchange import End, Phase, UsageSource
 from edge.simulator.server import Simulator
 from edge.telemetry.process_log import JsonFormatter
 from tests.conftest import ROUTES, Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream
@@ -220,7 +220,7 @@ hedge_after = "1s"
     await edge.ask({"model": "public/deepseek-r1", "stream": True, "simulate": {"fault": "cut", "after": 2}})
     await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
     edge.server.metrics.upstreams.observe_wait(finished(pool="two", queued_s=1.0))
-    edge.server.metrics.observe(finished(route="public/deepseek-r1", hedge=Hedged("won")))
+    edge.server.generation.pools["two"].hedges["won"] += 1
     await edge.idle()
     exposition = await asked_of_admin(edge, "/metrics")
     assert broken_rules(exposition) == []

@@ -135,17 +135,19 @@ def last_line(first: bytes, exchange: Exchange) -> bytes:
         int((exchange.finished - begun) * 1e5 + 0.5) / 100,
         exchange.retries,
     )
-    if exchange.resumes or exchange.hedge is not None:
+    if exchange.failures is not None:  # as whatever was asked of several endpoints has
         ended = _further(ended, exchange)
     return _joined(first, ended)
 
 
-def _further(ended: _Ended, exchange: Exchange) -> _Further:
+def _further(ended: _Ended, exchange: Exchange) -> _Ended:
+    if not exchange.resumes and not exchange.hedges:
+        return ended
     further = _Further(**msgspec.structs.asdict(ended))
     if exchange.resumes:
         further.resumes, further.resumed_from = exchange.resumes, exchange.resumed_from
         further.resumed_usage = exchange.resumed_usage
-    if exchange.hedge is not None and exchange.hedge.is_asked:
+    if exchange.hedge is not None and exchange.hedges:
         further.hedges, further.hedge = 1, exchange.hedge.outcome
     return further
 

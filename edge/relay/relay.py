@@ -28,35 +28,6 @@ _JOIN_BYTES: Final = 64 * 1024  # under this, head and body are joined for one w
 _STALE_WITHIN_S: Final = 1.0  # of a request: a connection that the upstream had closed ends at once
 
 
-async def relay(
-    exchange: Exchange, client: ClientConnection, pool: ConnectionPool, attempt: Attempt, settlement: Settlement
-) -> None:
-    """Pass a request to an endpoint and its answer to the client.
-
-    A request whose reused connection dies at once, before it gave a byte, is sent again, once, on a new one. That is
-    safe even for a POST, since the upstream had closed it before the request came (RFC 9112 section 9.3.1), and no
-    retry, so it takes no budget. Raises: `UpstreamAnsweredError`, `UpstreamError`, `UpstreamTimeout`,
-    `UpstreamUnavailable`, all of them only while the client has not got a byte of this answer; `FailedInStream` instead
-    of them when it has got no more than heartbeats; `Interrupted` for a stream that may go on elsewhere. Other failures
-    that come later end the answer here, and `exchange.end` names them.
-    """
-    reused = pool.take() if attempt.seam is None else None
-    while True:
-        timeouts = attempt.timeouts
-        connection = reused or await pool.connect(timeouts.connect_timeout_s, timeouts.max_connection_age_s)
-        running = Relay(exchange, client, attempt, settlement)
-        try:
-            await running.send(connection)
-        except StaleConnection:  # never of a new one
-            exchange.replays += 1
-            reused = None
-        else:
-            return
-        finally:
-            running.close()
-            del running  # its future has the failure, whose traceback has this frame
-
-
 class Relay(Receiver):
     """One answer on its way: the receiver of an upstream connection, and the `Answering` of a client's."""
 
@@ -87,7 +58,7 @@ class Relay(Receiver):
         connection.expect_by(self._begun_at + attempt.timeouts.first_byte_timeout_s)
         if attempt.seam is None:
             self._exchange.phase = _WAIT
-        (attempt.lane or self._client).attach(self)
+        self._client.attach(self)
         if attempt.body_bytes < _JOIN_BYTES:
             transport.write(b"".join((attempt.head, *attempt.body)))
         else:
@@ -98,7 +69,7 @@ class Relay(Receiver):
 
     def close(self) -> None:
         """Let go of everything, however the request ended."""
-        (self._attempt.lane or self._client).attach(None)
+        self._client.attach(None)
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if self._slow_client is not None:
@@ -111,9 +82,7 @@ class Relay(Receiver):
     # --- what an answer makes happen: `Owner`
 
     def open(self, status: int) -> Callable[[bytes], None]:
-        """Let the client have bytes from now on, of this answer and of no other."""
-        if self._attempt.lane is not None:
-            self._attempt.lane.win()
+        """Let the client have bytes from now on."""
         self._exchange.phase = _STREAM
         self._exchange.status = status
         transport = self._client.transport
@@ -270,6 +239,8 @@ class Relay(Receiver):
 
     def client_paused(self) -> None:
         """Stop reading the upstream."""
+        if self.paused:  # told again, as it is attached anew
+            return
         self.paused = True
         if self._answer.connection is not None:
             self._answer.connection.pause_reading()
@@ -313,3 +284,37 @@ class Relay(Receiver):
         if self._slow_client is not None:
             self._slow_client.stop()
             self._slow_client = None
+
+
+async def relay(
+    exchange: Exchange,
+    client: ClientConnection,
+    pool: ConnectionPool,
+    attempt: Attempt,
+    settlement: Settlement,
+    runs: Callable[[Exchange, ClientConnection, Attempt, Settlement], Relay] = Relay,
+) -> None:
+    """Pass a request to an endpoint and its answer to the client.
+
+    A request whose reused connection dies at once, before it gave a byte, is sent again, once, on a new one. That is
+    safe even for a POST, since the upstream had closed it before the request came (RFC 9112 section 9.3.1), and no
+    retry, so it takes no budget. Raises: `UpstreamAnsweredError`, `UpstreamError`, `UpstreamTimeout`,
+    `UpstreamUnavailable`, all of them only while the client has not got a byte of this answer; `FailedInStream` instead
+    of them when it has got no more than heartbeats; `Interrupted` for a stream that may go on elsewhere. Other failures
+    that come later end the answer here, and `exchange.end` names them. `runs` makes another relay than the usual one.
+    """
+    reused = pool.take() if attempt.seam is None else None
+    while True:
+        timeouts = attempt.timeouts
+        connection = reused or await pool.connect(timeouts.connect_timeout_s, timeouts.max_connection_age_s)
+        running = runs(exchange, client, attempt, settlement)
+        try:
+            await running.send(connection)
+        except StaleConnection:  # never of a new one
+            exchange.replays += 1
+            reused = None
+        else:
+            return
+        finally:
+            running.close()
+            del running  # its future has the failure, whose traceback has this frame

@@ -4,7 +4,7 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from edge.errors import BrokenStream, EdgeError
 from edge.exchange import End, Exchange, Usage
@@ -74,16 +74,6 @@ class Seam(Changes, Protocol):
         """Return what the whole answer used, by what the second one did."""
 
 
-class Lane(Protocol):
-    """One of two attempts at one answer, of which the client gets the one that begins first."""
-
-    def attach(self, relay: Any) -> None:
-        """Tell `relay` of the client from now on; None: nobody of this attempt."""
-
-    def win(self) -> None:
-        """Be the one that the client gets: the other one is cut, unless it was before."""
-
-
 @dataclass(slots=True)
 class Attempt:
     """What one endpoint is asked, and how its answer is passed on.
@@ -93,7 +83,7 @@ class Attempt:
     answer shall have, None for the upstream's own. `is_instance`: the endpoint belongs to the caller. `keep` notes the
     id of a response, which the endpoint keeps. `began` notes that the answer begins, and whether it is a stream.
     `delivered` keeps what the client gets, None where nobody goes on with it; `seam` joins the answer to one that broke
-    with `broken_end`. `lane` is where it runs against another attempt, None where it is the only one.
+    with `broken_end`.
     """
 
     head: bytes
@@ -110,7 +100,6 @@ class Attempt:
     delivered: Delivered | None = None
     seam: Seam | None = None
     broken_end: End = End.UPSTREAM_CUT
-    lane: Lane | None = None
 
     @property
     def differs(self) -> bool:

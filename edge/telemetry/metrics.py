@@ -33,7 +33,6 @@ class _RouteNumbers:
     retries: int = 0
     replays: int = 0
     resumes: dict[str, int] = field(default_factory=dict)
-    hedges: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -82,9 +81,6 @@ class Metrics:
             numbers.replays += exchange.replays
         if exchange.resume:
             numbers.resumes[exchange.resume] = numbers.resumes.get(exchange.resume, 0) + 1
-        if exchange.hedge is not None:
-            became = exchange.hedge.outcome
-            numbers.hedges[became] = numbers.hedges.get(became, 0) + 1
         if usage is not NO_USAGE:
             numbers.prompt_tokens += usage.prompt_tokens
             numbers.completion_tokens += usage.completion_tokens
@@ -168,8 +164,8 @@ def _add_histogram(name: str, family: Any, labels: Labels, numbers: _RouteNumber
     family.rows.append((labels, getattr(numbers, name)))
 
 
-def _add_outcomes(name: str, family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
-    for outcome, count in getattr(numbers, name).items():
+def _add_resumes(family: Any, labels: Labels, numbers: _RouteNumbers) -> None:
+    for outcome, count in numbers.resumes.items():
         family.add_metric((*labels, outcome), count)
 
 
@@ -190,7 +186,6 @@ _SUMS: Final = {
     "replays": "Requests sent again because a reused connection had been closed.",
 }
 _RESUMES_TEXT: Final = "Streams that broke at an endpoint, by what became of going on at another."
-_HEDGES_TEXT: Final = "Streams whose first byte was late, by what became of asking a second endpoint."
 _FIRST_BYTE_TEXT: Final = "From a request's head to the first byte of the answer's body."
 _OWN_TEXT: Final = "From a request's head until an endpoint is asked, without waiting for its body or for a place."
 # What makes each family by route, and what adds a route to it.
@@ -203,11 +198,7 @@ _ROUTE_FAMILIES: Final[tuple[tuple[Callable[[], Any], Callable[[Any, Labels, _Ro
     (partial(_histograms, "time_to_first_byte", _FIRST_BYTE_TEXT), partial(_add_histogram, "first_byte")),
     (
         partial(CounterMetricFamily, "edge_resumes", _RESUMES_TEXT, labels=("route", "outcome")),
-        partial(_add_outcomes, "resumes"),
-    ),
-    (
-        partial(CounterMetricFamily, "edge_hedges", _HEDGES_TEXT, labels=("route", "outcome")),
-        partial(_add_outcomes, "hedges"),
+        _add_resumes,
     ),
     *(
         (partial(CounterMetricFamily, f"edge_{name}", text, labels=("route",)), partial(_add_sum, name))

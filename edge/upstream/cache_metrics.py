@@ -18,11 +18,7 @@ def upstream_metrics(endpoints: Endpoints, pools: Mapping[str, Pool], max_labels
     yield from endpoints.metrics(pools, max_labels)
     yield from _states(pools, max_labels)
     yield from cache_metrics(pools, max_labels)
-    hedges = GaugeMetricFamily("edge_pool_hedge_after_seconds", "After which a second is asked.", labels=("pool",))
-    for name, pool in list(pools.items())[:max_labels]:
-        if (after_s := pool.hedge_after_s) is not None:
-            hedges.add_metric((name,), after_s)
-    yield hedges
+    yield from _hedges(pools, max_labels)
 
 
 def _states(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:
@@ -45,6 +41,19 @@ def _states(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | Non
         for state, count in others.items():
             members.add_metric((OTHER, state), count)
     yield members
+
+
+def _hedges(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric]:
+    """Yield when each pool asks a second endpoint, and what became of that; pools past `max_labels` have no series."""
+    after = GaugeMetricFamily("edge_pool_hedge_after_seconds", "After which a second is asked.", labels=("pool",))
+    text = "Streams whose first byte was late, by what became of asking a second endpoint."
+    hedges = CounterMetricFamily("edge_pool_hedges", text, labels=("pool", "outcome"))
+    for name, pool in list(pools.items())[:max_labels]:
+        if (after_s := pool.hedge_after_s) is not None:
+            after.add_metric((name,), after_s)
+        for outcome, count in pool.hedges.items():
+            hedges.add_metric((name, outcome), count)
+    yield from (after, hedges)
 
 
 def cache_metrics(pools: Mapping[str, Pool], max_labels: int) -> Iterator[Metric | None]:

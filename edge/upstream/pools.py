@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -40,6 +41,7 @@ class Pool:
         if config.balance == "cache-aware":
             known = before.caches if before is not None else None
             self.caches = known or CacheAware()
+        self.hedges: Counter[str] = before.hedges if before is not None else Counter()  # by what became of them
         self.first_bytes: FirstBytes | None = None
         if config.hedge_after == "p95":
             self.first_bytes = (before.first_bytes if before is not None else None) or FirstBytes()
