@@ -19,15 +19,23 @@ from edge.operations import OPERATIONS
 from edge.relay.delivered import Interrupted
 from edge.relay.terms import Attempt, UpstreamAnsweredError
 from edge.resume.continuation import (
+    Behind,
     body_of,
+    by_ids,
+    by_lengths,
+    by_messages,
     ids_in,
+    opening_question,
     prompt_question,
-    prompt_tokens_of,
+    rendered_in,
     rendered_question,
+    require_thoughts,
+    text_in,
     text_question,
+    whole_question,
 )
 from edge.resume.rules import NotResumed, Question, Way, question_in, ways_of
-from edge.resume.said import Said
+from edge.resume.said import THOUGHT_ENDS, Said
 from edge.resume.seam import Continued, Outcome, Replayed
 from edge.settlement import Settlement
 from edge.tasks import in_steps
@@ -162,21 +170,20 @@ class Resumption:
         model = work.model_for(lease.member)
         try:
             async with asyncio.timeout(_COUNTING_S):
-                text, prompt_tokens = await self._counted(lease.member, model)
+                behind = await self._counted(lease.member, model)
         except (NoTokens, TimeoutError):
             raise NotResumed("tokenizer") from None
         except RefusedTokens as refused:
             raise UpstreamAnsweredError(refused.status, refused.headers, refused.body, safe_elsewhere=True) from None
-        body = body_of(engine, question, said, model, text, work.dropped)
-        attempt = work.continuing(self._exchange, lease, body, self._metering(len(text)))
+        body = body_of(engine, question, said, model, behind, work.dropped)
+        attempt = work.continuing(self._exchange, lease, body, self._metering(len(behind.tokens)))
         envelope = work.envelope
         attempt.seam = self._seam = Continued(
             said,
             self._first,
             self._echo,
             question.place,
-            len(text),
-            prompt_tokens=prompt_tokens,
+            behind,
             shows_usage=envelope.include_usage,
             shows_running=envelope.continuous_usage,
             hides_usage=work.metering.hide_usage,
@@ -184,19 +191,52 @@ class Resumption:
         )
         return attempt
 
-    async def _counted(self, member: Member, model: str) -> tuple[list[int], range | None]:
-        """Return the ids of what was said, and how many tokens a question has that goes on with it.
+    async def _counted(self, member: Member, model: str) -> Behind:
+        """Return the prompt of a question that goes on, as the member counts it.
 
-        None for what has no template, and so cannot but go on. Raises: `NotResumed`, and as `asked` does.
+        Raises: `NotResumed`, and as `asked` does.
         """
         question, said, engine = self._question, self._said, self._pool.config.engine
-        text = ids_in(await asked(member, "tokenize", text_question(engine, model, said.text(question.place))))
+        tokens = ids_in(await asked(member, "tokenize", text_question(engine, model, said.written(question.place))))
         if not question.is_chat:
-            return text, None
-        of_prompt = prompt_question(engine, question, said, model)
+            return Behind(tokens, None)
+        of_prompt = prompt_question(question, model)
         if engine == "llamacpp":
-            of_prompt = rendered_question(await asked(member, "apply-template", of_prompt))
-        return text, prompt_tokens_of(engine, text, ids_in(await asked(member, "tokenize", of_prompt)))
+            ending = rendered_in(await asked(member, "apply-template", of_prompt))
+            of_prompt = rendered_question(ending)
+        prompt = ids_in(await asked(member, "tokenize", of_prompt))
+        if engine != "llamacpp":
+            ending = text_in(await asked(member, "detokenize", opening_question(model, prompt)))
+        require_thoughts(said, ending)
+        if engine != "vllm":
+            return by_lengths(tokens, prompt, await self._thoughts(member, model, len(tokens)))
+        return await self._by_messages(member, model, tokens, prompt) or self._by_ids(tokens, prompt)
+
+    async def _thoughts(self, member: Member, model: str, tokens: int) -> int:
+        """Return how many of the tokens that were said are thoughts, with their end; raises as `asked` does."""
+        said, place = self._said, self._question.place
+        if said.has_thought(place):
+            thoughts = text_question(self._pool.config.engine, model, said.thoughts + THOUGHT_ENDS)
+            return len(ids_in(await asked(member, "tokenize", thoughts)))
+        return tokens if said.thoughts else 0
+
+    async def _by_messages(self, member: Member, model: str, tokens: list[int], prompt: list[int]) -> Behind | None:
+        """Return vLLM's prompt of messages and flags, None where they do not make it; raises as `asked` does."""
+        if self._said.thoughts:
+            return None
+        try:
+            whole = await asked(member, "tokenize", whole_question(self._question, self._said, model))
+        except RefusedTokens as refused:
+            if refused.status != 400:
+                raise
+            return None  # its template does not show the message
+        return by_messages(tokens, prompt, ids_in(whole))
+
+    def _by_ids(self, tokens: list[int], prompt: list[int]) -> Behind:
+        """Return vLLM's prompt by its ids; raises `NotResumed`."""
+        if self._first.source is UsageSource.RUNNING and self._first.prompt_tokens != len(prompt):
+            raise NotResumed("prompt")
+        return by_ids(self._question, tokens, prompt)
 
     def _metering(self, tokens: int) -> Metering:
         """Return how the second answer is read: it tells its usage all along, of which the seam hides what it must."""

@@ -29,6 +29,7 @@ from edge.keys.stores.keyfile import KeyFileBlank
 from edge.keys.stores.table import registry_of
 from edge.names import host_matches
 from edge.plan import decide, routes_at
+from edge.resume.rules import THINKING
 from edge.routing import Match, RouteTable, host_name, is_loopback
 from edge.upstream.first_bytes import LEAST_SAMPLES
 
@@ -282,7 +283,8 @@ def _resume(pool: PoolConfig) -> str:
     if pool.dns is None and len(pool.endpoints) == 1:
         return "none, it has one endpoint"
     again = f"asked again at temperature 0 or with a seed, up to {pool.resume_at_most} tokens"
-    on = "gone on with behind its text"
+    thoughts = "" if pool.engine not in THINKING else ", or within and behind thoughts of DeepSeek-R1"
+    on = f"gone on with behind its text{thoughts}"
     ways = {"replay": again, "content": on, "auto": f"{on}, or {again}"}
     which = f"a stream of chat/completions or completions, of up to {write_size(pool.resume_memory_bytes)}"
     return f"{which}, is {ways[pool.resume]}; docs/resume.md has what is refused"

@@ -1,23 +1,41 @@
 """How a sibling is asked to go on with a text: the body of the question, and those of what its tokenizer is asked.
 
 vLLM, SGLang and llama.cpp go on with the last message, if it is the assistant's, where both flags say so; with less
-than both, some refuse and some begin a new answer under a 200. As they did in a run: vLLM 0.32, SGLang 0.5.23 and
-llama.cpp of October 2026.
+than both, some refuse and some begin a new answer under a 200. A template may change such a message: DeepSeek-R1's
+leaves thoughts out. SGLang's never sees it, and vLLM takes a prompt by its ids in place of messages. As they did in a
+run: vLLM 0.32, SGLang 0.5.23 and llama.cpp of October 2026.
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import orjson
 
 from edge.config.settings import Engine
 from edge.resume.rules import NotResumed, Question, limits_left
-from edge.resume.said import Said
+from edge.resume.said import THOUGHT_BEGINS, Said
 
 _FLAGS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
-_OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents")
+_OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents", "add_special_tokens")
+_NOT_TOKENIZED: Final = ("documents", "reasoning_effort", "kv_transfer_params")  # which vLLM's tokenizer leaves out
 _TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
+_OPENING_TOKENS: Final = 16  # of the end of a prompt, that show whether it opens a thought
+_THINKS: Final = f"<\uff5cAssistant\uff5c>{THOUGHT_BEGINS}\n"  # the end of DeepSeek-R1's prompts
+
+
+class Behind(NamedTuple):
+    """The prompt of a second question, as far as it is known before that is asked.
+
+    `tokens` are the ids of what was said. `lengths`: how many tokens the prompt may have if the server goes on, None
+    where it cannot but do so. `ids` are all of them, where it is asked by its ids. `thoughts`: how many tokens of what
+    was said are thoughts, with their end, where the engine counts them.
+    """
+
+    tokens: list[int]
+    lengths: range | None
+    ids: list[int] | None = None
+    thoughts: int = 0
 
 
 class _Tokens(msgspec.Struct):
@@ -28,26 +46,34 @@ class _Rendered(msgspec.Struct):
     prompt: str
 
 
+class _Text(msgspec.Struct):
+    prompt: str = ""
+    text: str = ""
+
+
 _tokens_in: Final = msgspec.json.Decoder(_Tokens).decode
 _rendered_in: Final = msgspec.json.Decoder(_Rendered).decode
+_text_in: Final = msgspec.json.Decoder(_Text).decode
 
 
 def body_of(
-    engine: Engine, question: Question, said: Said, model: str, tokens: list[int], dropped: tuple[str, ...]
+    engine: Engine, question: Question, said: Said, model: str, behind: Behind, dropped: tuple[str, ...]
 ) -> bytes:
-    """Return the body of a question that goes on behind `tokens`, as the ids of what was said; raises `NotResumed`."""
+    """Return the body of a question that goes on `behind` what was said; raises `NotResumed`."""
     kept = Question({name: each for name, each in question.members.items() if name not in dropped}, question.is_chat)
-    text = said.text(question.place)
-    members: dict[str, Any] = kept.members | limits_left(kept, len(tokens))
+    text = said.written(question.place)
+    members: dict[str, Any] = kept.members | limits_left(kept, len(behind.tokens))
     members |= {"model": model, "stream_options": _USAGE}
     if engine == "llamacpp":
         members["timings_per_token"] = True
-    if kept.is_chat:
+    if behind.ids is not None:
+        members |= {"kv_transfer_params": {"prompt_token_ids": behind.ids}, "return_token_ids": True}
+    elif kept.is_chat:
         members |= {"messages": _longer(kept, "messages", [{"role": "assistant", "content": text}])} | _FLAGS
     elif isinstance(prompt := kept.get("prompt"), str):
         members["prompt"] = prompt + text
     else:
-        members["prompt"] = _longer(kept, "prompt", tokens)
+        members["prompt"] = _longer(kept, "prompt", behind.tokens)
     return msgspec.json.encode(members)
 
 
@@ -63,41 +89,80 @@ def text_question(engine: Engine, model: str, text: str) -> bytes:
     return orjson.dumps({"model": model, "prompt": text, "add_special_tokens": False})
 
 
-def prompt_question(engine: Engine, question: Question, said: Said, model: str) -> bytes:
-    """Return what is asked of a chat's prompt: vLLM's tokenizer of all the second question, others' of the first.
-
-    llama.cpp is asked for the text that its template makes of it.
-    """
+def prompt_question(question: Question, model: str) -> bytes:
+    """Return what is asked of the first question's prompt: a tokenizer, or llama.cpp's template."""
     members: dict[str, Any] = {name: question.members[name] for name in _OF_TEMPLATES if name in question.members}
-    members["model"] = model
-    if engine == "vllm":
-        answer = {"role": "assistant", "content": said.text(question.place)}
-        members |= {"messages": _longer(question, "messages", [answer])} | _FLAGS
-    return msgspec.json.encode(members)
+    return msgspec.json.encode(members | {"model": model})
 
 
-def rendered_question(document: bytes) -> bytes:
-    """Return what llama.cpp's tokenizer is asked of what its template has made; raises `NotResumed`."""
-    try:
-        prompt = _rendered_in(document).prompt
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise NotResumed("tokenizer") from None
+def whole_question(question: Question, said: Said, model: str) -> bytes:
+    """Return what vLLM's tokenizer is asked of the prompt of a second question, by messages and flags."""
+    answer = {"role": "assistant", "content": said.written(question.place)}
+    longer = question.members | {"messages": _longer(question, "messages", [answer])}
+    members: dict[str, Any] = {name: longer[name] for name in _OF_TEMPLATES if name in longer}
+    return msgspec.json.encode(members | _FLAGS | {"model": model})
+
+
+def rendered_question(prompt: str) -> bytes:
+    """Return what llama.cpp's tokenizer is asked of what its template has made."""
     return orjson.dumps({"content": prompt, "add_special": True, "parse_special": True})
 
 
-def prompt_tokens_of(engine: Engine, tokens: list[int], prompt: list[int]) -> range:
-    """Return how many tokens the second question may have, by what the tokenizer said; raises `NotResumed`.
+def opening_question(model: str, prompt: list[int]) -> bytes:
+    """Return what is asked for the text that a prompt ends with."""
+    return orjson.dumps({"model": model, "tokens": prompt[-_OPENING_TOKENS:], "skip_special_tokens": False})
 
-    Of vLLM it was asked the whole second question, so the number is exact; a template that trims texts is seen by the
-    end of what it makes of it. Of others it was asked two texts, which may have a token less or more where they meet:
-    but a server that leaves out an answer of so few tokens must be seen.
+
+def require_thoughts(said: Said, prompt: str) -> None:
+    """Raise `NotResumed` where it is not known what the model wrote, from the end of its prompt on.
+
+    Thoughts are known where DeepSeek-R1's template has opened them: nothing but a newline is between that and what its
+    parsers tell of them. And where a prompt opens thoughts, an answer without any was not told as it was written.
     """
-    if engine == "vllm":
-        if prompt[-len(tokens) :] != tokens:
-            raise NotResumed("template")
-        return range(len(prompt), len(prompt) + 1)
+    known = prompt.endswith(_THINKS) if said.thoughts else not prompt.rstrip().endswith(THOUGHT_BEGINS)
+    if not known:
+        raise NotResumed("reasoning")
+
+
+def by_lengths(tokens: list[int], prompt: list[int], thoughts: int = 0) -> Behind:
+    """Return a prompt whose two texts were counted, which may have a token less or more where they meet.
+
+    But a server that leaves out an answer of so few tokens must be seen.
+    """
     count, off = len(prompt) + len(tokens), _TOKENS_OFF if len(tokens) > _TOKENS_OFF else 0
-    return range(count - off, count + off + 1)
+    return Behind(tokens, range(count - off, count + off + 1), thoughts=thoughts)
+
+
+def by_messages(tokens: list[int], prompt: list[int], whole: list[int]) -> Behind | None:
+    """Return the prompt that vLLM makes of messages and flags, None where its template does not make what it must."""
+    return Behind(tokens, range(len(whole), len(whole) + 1)) if whole == prompt + tokens else None
+
+
+def by_ids(question: Question, tokens: list[int], prompt: list[int]) -> Behind:
+    """Return a prompt by its ids, as vLLM reads it in place of messages; raises `NotResumed`."""
+    if any(question.get(name) for name in _NOT_TOKENIZED):
+        raise NotResumed("prompt")
+    if question.get("tools") and question.get("tool_choice") == "none":
+        raise NotResumed("prompt")  # which some servers leave out then
+    ids = prompt + tokens
+    return Behind(tokens, range(len(ids), len(ids) + 1), ids)
+
+
+def rendered_in(document: bytes) -> str:
+    """Return what llama.cpp's template has made; raises `NotResumed` for what is nothing."""
+    try:
+        return _rendered_in(document).prompt
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise NotResumed("tokenizer") from None
+
+
+def text_in(document: bytes) -> str:
+    """Return the text that a tokenizer has answered, under either name; raises `NotResumed` for what is none."""
+    try:
+        answer = _text_in(document)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise NotResumed("tokenizer") from None
+    return answer.prompt or answer.text
 
 
 def ids_in(document: bytes) -> list[int]:

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from edge.config.settings import Engine, Resume
-from edge.resume.said import Said
+from edge.resume.said import THOUGHT_BEGINS, THOUGHTS, Said
 
 _GRAMMARS: Final = (  # only that of llama.cpp knows what stands before
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -19,6 +19,7 @@ _GRAMMARS: Final = (  # only that of llama.cpp knows what stands before
 )  # fmt: skip
 _PLAIN: Final = {"type": "text"}
 _CONTINUING: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp")
+THINKING: Final[tuple[Engine, ...]] = ("vllm", "sglang")  # that go on with thoughts, and tell the rest as what it is
 _LOST: Final = "\ufffd"  # of a character whose bytes are gone
 
 
@@ -119,7 +120,7 @@ def _against_content(question: Question, said: Said, engine: Engine) -> str:
     """Return why the text cannot be gone on with, "" where it can."""
     if engine not in _CONTINUING:
         return "engine"
-    return _of_request(question, engine) or _of_answer(question, said)
+    return _of_request(question, engine) or _of_answer(question, said, engine)
 
 
 def _of_request(question: Question, engine: Engine) -> str:
@@ -171,7 +172,7 @@ def _of_prompt(question: Question) -> str:
     return "" if isinstance(prompt, str) or prompt else "prompt"
 
 
-def _of_answer(question: Question, said: Said) -> str:
+def _of_answer(question: Question, said: Said, engine: Engine) -> str:
     parts = said.parts.get(0, {})
     if len(said.parts) > 1:
         return "choices"
@@ -180,11 +181,14 @@ def _of_answer(question: Question, said: Said) -> str:
     places = set(parts) - {question.place} - {place for place in parts if place.startswith("logprobs.")}
     if any("tool_calls" in place or "function_call" in place for place in places):
         return "tools"
-    if any("reasoning" in place for place in places):
+    thoughts = places.intersection(THOUGHTS)
+    if thoughts and (len(thoughts) > 1 or engine not in THINKING or not question.is_chat):
         return "reasoning"
-    if places:
-        return "unreadable"
-    return "characters" if _LOST in said.text(question.place) else ""
+    if places - thoughts:
+        return "reasoning" if any("reasoning" in place for place in places - thoughts) else "unreadable"
+    if thoughts and THOUGHT_BEGINS in said.written(question.place):
+        return "reasoning"  # a parser that reads this in the prompt takes what follows for a thought
+    return "characters" if _LOST in said.written(question.place) else ""
 
 
 def _number(value: Any) -> float | None:

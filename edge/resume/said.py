@@ -14,6 +14,8 @@ import orjson
 from edge.sse import EVENT_DATA, event_end, silence_end
 
 DONE: Final = b"[DONE]"
+THOUGHTS: Final = ("delta.reasoning_content", "delta.reasoning")  # where a choice has what its model thought
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"  # as DeepSeek-R1 and its kind write it
 # Of a choice: what is said elsewhere, or differs each time. An id of a tool's call is drawn anew by every server.
 # What filters think of a chunk stands in each.
 _NO_TEXT: Final = frozenset({
@@ -148,6 +150,20 @@ class Said:
         """Return what the first choice has said in one place."""
         part = self.parts.get(0, {}).get(place, "")
         return part if isinstance(part, str) else ""
+
+    @property
+    def thoughts(self) -> str:
+        """What the first choice has said of its thoughts."""
+        return "".join(map(self.text, THOUGHTS))
+
+    def has_thought(self, place: str) -> bool:
+        """Whether the first choice has ended its thoughts."""
+        return bool(self.thoughts and self.text(place))
+
+    def written(self, place: str) -> str:
+        """Return what the first choice has said in one place, as its model wrote it: thoughts and their end first."""
+        end = THOUGHT_ENDS if self.has_thought(place) else ""
+        return self.thoughts + end + self.text(place)
 
     def head_for(self, index: int) -> dict[str, Any]:
         """Return the members that chunks of a choice have in common."""

@@ -13,8 +13,10 @@ import msgspec
 import orjson
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.resume.continuation import Behind
 from edge.resume.said import (
     DONE,
+    THOUGHTS,
     Part,
     Said,
     choices_in,
@@ -266,8 +268,7 @@ def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
 class Continued(Seam):
     """An answer that goes on behind what the client has, which stood in the second question.
 
-    `tokens` is how many that is. `prompt_tokens` is how many the second question may have if the server goes on, None
-    where it cannot but do so: one that ignores what it was asked tells another number. `shows_usage` and
+    `behind` is what was asked: a server that ignores it tells another number of tokens, or other ids. `shows_usage` and
     `shows_running`: the client asked for usage at the end, and in each chunk; `hides_usage`: it gets none;
     `shows_timings`: it asked for those of llama.cpp.
     """
@@ -278,24 +279,24 @@ class Continued(Seam):
         first: Usage,
         model: str | None,
         place: str,
-        tokens: int,
+        behind: Behind,
         *,
-        prompt_tokens: range | None,
         shows_usage: bool,
         shows_running: bool,
         hides_usage: bool,
         shows_timings: bool,
     ) -> None:
         super().__init__(said, first, model)
-        self._place = place
-        self._tokens = tokens
-        self._prompt_tokens = prompt_tokens
+        self._places = (place, *THOUGHTS)
+        self._tokens = len(behind.tokens)
+        self._has_thought = said.has_thought(place)
+        self._behind = behind
         self._shows_usage = shows_usage
         self._shows_running = shows_running
         self._hides_usage = hides_usage
         self._shows_timings = shows_timings
         self._runs = False
-        self._goes_on = prompt_tokens is None  # as far as is known
+        self._goes_on = behind.lengths is None  # as far as is known
         self._is_finished = False
 
     def usage(self, second: Usage) -> Usage:
@@ -310,17 +311,24 @@ class Continued(Seam):
         created = min(second.cache_creation_tokens, prompt)
         return msgspec.structs.replace(
             second,
+            reasoning_tokens=self._thoughts(second.reasoning_tokens),
             prompt_tokens=prompt,
             completion_tokens=completion,
             cached_tokens=cached,
             cache_creation_tokens=created,
         )
 
+    def _thoughts(self, second: int) -> int:
+        """Return how many tokens are thoughts: none of the second's where they had ended, whatever it says."""
+        return self._behind.thoughts + (0 if self._has_thought else second)
+
     def _take_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
         for choice in choices_in(chunk):
             delta = choice.get("delta")
             if isinstance(delta, dict) and index_of(choice) in self._said.roles:
                 delta.pop("role", None)
+            if self._behind.ids is not None and "token_ids" in choice:
+                choice["token_ids"] = None  # the client did not ask
         return self._shown(chunk) if self._goes_on else self._judged(chunk, event)
 
     def _ended(self) -> bytes:
@@ -335,11 +343,14 @@ class Continued(Seam):
         self._wait(chunk, event)
         told = _prompt_tokens_in(chunk)
         if told is None:
-            if any(place == self._place for choice in choices_in(chunk) for place, _, _, _ in parts_of(choice)):
+            if any(place in self._places for choice in choices_in(chunk) for place, _, _, _ in parts_of(choice)):
                 raise _Differs(Outcome.IGNORED)
             return b""
-        if self._prompt_tokens is not None and told not in self._prompt_tokens:
+        behind = self._behind
+        if told not in (behind.lengths or ()) or (behind.ids and chunk.get("prompt_token_ids") != behind.ids):
             raise _Differs(Outcome.IGNORED)
+        if behind.ids:
+            chunk["prompt_token_ids"] = None
         self._goes_on = True
         return b"".join(map(self._shown, self._waited()))
 
@@ -350,6 +361,9 @@ class Continued(Seam):
         self._is_finished = self._is_finished or ends
         if isinstance(usage, dict):
             _join(usage, self._tokens)
+            for holder in (usage, usage.get("completion_tokens_details")):
+                if isinstance(holder, dict) and isinstance(holder.get("reasoning_tokens"), int):
+                    holder["reasoning_tokens"] = self._thoughts(holder["reasoning_tokens"])
             self._runs = self._runs or (bool(choices) and not ends)
             if not choices and not self._shows_usage:
                 return b""

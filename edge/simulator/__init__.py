@@ -10,6 +10,7 @@ media.py       sounds and pictures
 usage.py       usage objects
 errors.py      what goes wrong, as each engine words it
 speaking.py    a text that depends on the prompt, and its tokens
+thoughts.py    what of it is thought, and told apart
 questions.py   what a request asks, and what an engine refuses
 validation.py  what servers say of a body that they cannot read
 memory.py      how prompts began, and responses that were made

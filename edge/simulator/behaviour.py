@@ -58,8 +58,10 @@ class Behaviour:
     - `text`: `plain` says the same to everybody; `prompt` what follows from the prompt, and from a seed or chance where
       the temperature is not 0, in chat and text completions: its tokens are counted, and `tokenize` knows them
     - `weights`: another number is another model, which says something else
-    - `ignores_flags`: an assistant's message at the end is not gone on with, whatever flags say
+    - `ignores_flags`: an assistant's message at the end is not gone on with, whatever flags say, and ids are not read
     - `trims`: a template that takes the space around such a message away
+    - `thinks`: so many tokens of a text that depends on its prompt are thoughts, which a parser tells apart, one more
+      token ends them; DeepSeek-R1's template opens them. 0: there are none
     - `once`: the fault meets the first request of this name in the process only, at whichever server
 
     Faults:
@@ -100,6 +102,7 @@ class Behaviour:
     weights: int = 0
     ignores_flags: bool = False
     trims: bool = False
+    thinks: int = 0
     once: str = ""
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ class Behaviour:
         _require_range("bytes_per_token", self.bytes_per_token, 0, 1_000)
         _require_range("prefill_rate", self.prefill_rate, 0, 1e9)
         _require_range("batch_ms", self.batch_ms, 0, 86_400_000)
+        _require_range("thinks", self.thinks, 0, MAX_TOKENS)
         _require_range("ping_ms", self.ping_ms, 1, 86_400_000)
 
     def steered(self, simulate: Mapping[str, Any] | None) -> "Behaviour":

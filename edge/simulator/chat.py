@@ -6,7 +6,7 @@ llama.cpp writes the role, the first token and so on with the event before it, a
 
 from typing import Any, Final
 
-from edge.simulator import usage
+from edge.simulator import speaking, thoughts, usage
 from edge.simulator.questions import Question
 from edge.simulator.scripts import CREATED, DONE, Script, data, events, pieces, text_of
 
@@ -59,8 +59,8 @@ def _head(question: Question, *, text: bool, stream: bool, choice: int = 0) -> d
     return {"id": answer_id, "object": kind, "created": CREATED, "model": question.model}
 
 
-def _said(content: str, *, text: bool) -> dict[str, Any]:
-    return {"text": content} if text else {"delta": {"content": content}}
+def _said(delta: dict[str, Any], *, text: bool) -> dict[str, Any]:
+    return {"text": delta.get("content", "")} if text else {"delta": delta}
 
 
 # --- vLLM
@@ -74,23 +74,25 @@ def _vllm_stream(question: Question, *, text: bool) -> Script:
         told = {"usage": usage.running(question, tokens, text=text)} if question.running_usage else {}
         return data(head | {"choices": [{"index": index, **said, "logprobs": None, **after}]} | told | more)
 
-    def piece(content: str, tokens: int, index: int) -> bytes:
+    def piece(delta: dict[str, Any], tokens: int, index: int) -> bytes:
         ends = tokens == question.tokens
         finish = {"finish_reason": question.finish if ends else None}
-        after = finish | ({"stop_reason": None} if ends or text else {})
-        after |= {"prompt_token_ids": None, "token_ids": None} if text else {"token_ids": None}
+        after: dict[str, Any] = finish | ({"stop_reason": None} if ends or text else {})
+        ids = None if question.prompt_ids is None or not question.said else speaking.ids_of(question.said[tokens - 1])
+        after |= {"prompt_token_ids": None, "token_ids": None} if text else {"token_ids": ids}
         more = {"system_fingerprint": FINGERPRINT} if ends and not question.usage else {}
-        return frame(index, _said(content, text=text), tokens, after, **more)
+        return frame(index, _said(delta, text=text), tokens, after, **more)
 
     choices = range(question.choices)
     frames = []
     if not text:
         role = {"delta": {"role": "assistant", "content": ""}}
-        nothing: dict[str, Any] = {"prompt_token_ids": None, "prompt_text": None}
-        frames = [frame(index, role, 0, {"finish_reason": None}, **nothing) for index in choices]
+        prompt: dict[str, Any] = {"prompt_token_ids": question.prompt_ids, "prompt_text": None}
+        frames = [frame(index, role, 0, {"finish_reason": None}, **prompt) for index in choices]
     lead = len(frames)
-    said = pieces(question, empty=True)
-    frames += [piece(content, tokens, index) for content, tokens in said or [("", 0)] for index in choices]
+    said = thoughts.told(question, pieces(question, empty=True))
+    nothing: list[tuple[dict[str, Any], int]] = [({"content": ""}, 0)]
+    frames += [piece(delta, tokens, index) for delta, tokens in said or nothing for index in choices]
     if question.usage:
         told = {"choices": [], "usage": usage.last(question, text=text), "system_fingerprint": FINGERPRINT}
         frames.append(data(head | told))
@@ -117,15 +119,16 @@ def _sglang_stream(question: Question, *, text: bool) -> Script:
         return {"delta": {"reasoning_content": None, **members}}
 
     choices = range(question.choices)
-    said = pieces(question)
+    said = thoughts.told(question, pieces(question))
+    nothing: list[tuple[dict[str, Any], int]] = [({}, 0)]
     frames: list[bytes] = []
     if text:
-        for content, tokens in said or [("", 0)]:
+        for each, tokens in said or nothing:
             finish = question.finish if tokens == question.tokens else None
-            frames += [frame(index, _said(content, text=True), finish, tokens) for index in choices]
+            frames += [frame(index, _said(each, text=True), finish, tokens) for index in choices]
     else:
         frames += [frame(index, delta(role="assistant", content=""), None) for index in choices]
-        frames += [frame(index, delta(content=content), None, tokens) for content, tokens in said for index in choices]
+        frames += [frame(index, delta(**each), None, tokens) for each, tokens in said for index in choices]
         frames += [frame(index, delta(), question.finish) for index in choices]
     if question.usage:
         told = {"choices": [], "usage": usage.last(question, text=text)}
@@ -170,14 +173,14 @@ def _llamacpp_stream(question: Question, *, text: bool) -> Script:
         return event(index, {}, question.finish) + told
 
     choices = range(question.choices)
-    said = pieces(question)
+    said = thoughts.told(question, pieces(question))
     role = {"role": "assistant", "content": None}
     roles = [b"" if text or (said and said[0][1] > 1) else event(index, role) for index in choices]
     frames = [b"data: null\n\n"] if question.prompts > 1 else []
     lead = len(frames)
-    for at, (content, _) in enumerate(said):
+    for at, (delta, _) in enumerate(said):
         timed: dict[str, Any] = {"timings": usage.timings(question)} if question.timed else {}
-        frames += [(b"" if at else roles[index]) + event(index, {"content": content}, **timed) for index in choices]
+        frames += [(b"" if at else roles[index]) + event(index, delta, **timed) for index in choices]
     frames += [(b"" if said else roles[index]) + end(index) for index in choices]
     return events([*frames, DONE], question, lead, said=said)
 
@@ -196,8 +199,8 @@ def _openai_stream(question: Question, *, text: bool) -> Script:
     choices = range(question.choices)
     frames = [] if text else [frame(index, {"delta": {"role": "assistant", "content": ""}}) for index in choices]
     lead = len(frames)
-    said = pieces(question)
-    frames += [frame(index, _said(content, text=text)) for content, _ in said for index in choices]
+    said = thoughts.told(question, pieces(question))
+    frames += [frame(index, _said(delta, text=text)) for delta, _ in said for index in choices]
     frames += [frame(index, {"text": ""} if text else {"delta": {}}, question.finish) for index in choices]
     if question.usage:
         frames.append(data(head | {"choices": [], "usage": usage.last(question)}))
@@ -232,7 +235,8 @@ def _document(question: Question, *, text: bool) -> dict[str, Any]:
 
 def _choice(question: Question, index: int, *, text: bool) -> dict[str, Any]:
     content, finish = text_of(question), question.finish
-    message: dict[str, Any] = {"role": "assistant", "content": content}
+    message = {"role": "assistant"} | thoughts.message(question, content)
+    thought = message.get("reasoning_content")
     match question.dialect:
         case "vllm":
             if text:
@@ -241,11 +245,11 @@ def _choice(question: Question, index: int, *, text: bool) -> dict[str, Any]:
             else:
                 nothing = ("refusal", "annotations", "audio", "function_call", "reasoning")
                 after = {"stop_reason": None, "token_ids": None}
-                said = {"message": message | dict.fromkeys(nothing)}
+                said = {"message": {"role": "assistant", "content": None} | dict.fromkeys(nothing) | message}
             ended = {"logprobs": None, "finish_reason": finish, **after, "routed_experts": None}
             return {"index": index, **said, **ended}
         case "sglang":
-            said = {"text": content} if text else {"message": message | {"reasoning_content": None}}
+            said = {"text": content} if text else {"message": message | {"reasoning_content": thought}}
             stopped = _STOP_TOKEN if finish == "stop" else None
             return {"index": index, **said, "logprobs": None, "finish_reason": finish, "matched_stop": stopped}
         case "llamacpp":

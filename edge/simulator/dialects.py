@@ -132,6 +132,7 @@ def _answer(
     try:
         said = speaking.said_to(path, ask, behaviour)
         question = question_of(path, ask, behaviour, memory, request_id, said)
+        question = speaking.parsed(path, ask, behaviour, question)
     except Refusal as refused:
         if refused.late and streams and path == MESSAGES:
             return _refused_message(ask, behaviour, refused, chunked=chunked)
@@ -164,7 +165,7 @@ def _document(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> 
     if path == _TEMPLATE:
         return speaking.rendered(ask, behaviour)
     if path in _DETOKENIZE:
-        return reading.detokenize(path, ask, question)
+        return reading.detokenize(path, ask, question, behaviour)
     return DOCUMENTS[path](ask, question)
 
 

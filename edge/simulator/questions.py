@@ -34,6 +34,10 @@ class _StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+class _TransferParams(msgspec.Struct):
+    prompt_token_ids: list[int] | None = None
+
+
 class Ask(msgspec.Struct):
     """The members of a request's body that change the answer; members of a single path stay undecoded."""
 
@@ -55,6 +59,8 @@ class Ask(msgspec.Struct):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     previous_response_id: str | None = None
+    return_token_ids: bool | None = None
+    kv_transfer_params: _TransferParams | None = None
     simulate: dict[str, Any] | None = None
     system: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
@@ -122,7 +128,8 @@ class Question:
 
     `tokens` and `prompt_tokens` are of one choice and of one prompt. `cache` None: nothing is told of cached tokens.
     `said` are the tokens of a text that depends on the prompt, all of them, also beyond `tokens`. `timed`: llama.cpp
-    tells its timings with each token.
+    tells its timings with each token. `thinks`: the answer begins with a thought; None: nobody tells thoughts apart.
+    `prompt_ids`: vLLM tells those of the prompt, and of each token.
     """
 
     dialect: Dialect
@@ -143,6 +150,8 @@ class Question:
     request_id: str | None = None
     said: tuple[str, ...] | None = None
     timed: bool = False
+    thinks: bool | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
     @property
     def choices(self) -> int:

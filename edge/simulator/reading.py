@@ -96,11 +96,14 @@ def _nothing_to_read(question: Question, path: str) -> Refusal:
     return validation.invalid(question.dialect, path, "value_error", ("body",), said, {})
 
 
-def detokenize(path: str, ask: Ask, question: Question) -> dict[str, Any]:
+def detokenize(path: str, ask: Ask, question: Question, behaviour: Behaviour) -> dict[str, Any]:
     """Return the text of tokens under the dialect's own name for it.
 
     Raises: `Refusal` when vLLM or SGLang finds none.
     """
+    if behaviour.text == "prompt":
+        text = speaking.text_of(member(ask, "tokens", list[int], []))
+        return {{"vllm": "prompt", "sglang": "text"}.get(question.dialect, "content"): text}
     if question.dialect == "llamacpp":
         return {"content": _text(member(ask, "tokens", list[int], []))}
     if not ask.tokens:

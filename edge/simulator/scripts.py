@@ -121,7 +121,7 @@ def events(
     question: Question,
     lead: int,
     headers: tuple[str, ...] = (),
-    said: Iterable[tuple[str, int]] = (),
+    said: Iterable[tuple[object, int]] = (),
 ) -> Script:
     """Return the script of a stream of events, a frame for each piece of each choice behind the first `lead`.
 
@@ -129,7 +129,7 @@ def events(
     """
     content_type = _EVENT_STREAMS.get(question.dialect, "text/event-stream; charset=utf-8")
     tokens, counts, before = question.tokens * question.choices, [], 0
-    for _, behind in said if question.uneven else ():
+    for _, behind in said if question.uneven or question.thinks is not None else ():
         counts += [before * question.choices + (behind - before) * (index + 1) for index in range(question.choices)]
         before = behind
     return Script(content_type, tuple(frames), tokens, lead, stream=True, headers=headers, counts=tuple(counts))

@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from edge.simulator import questions, validation
+from edge.simulator import questions, thoughts, validation
 from edge.simulator.behaviour import Behaviour, Dialect, Refusal
-from edge.simulator.questions import CHAT, COMPLETIONS, Ask, WrongMember, member
+from edge.simulator.questions import CHAT, COMPLETIONS, Ask, Question, WrongMember, member
 
-_TOKEN: Final = re.compile(r'\s*[^\s\d]+\d*"?|\s*\d+"?|\s+')
+_TOKEN: Final = re.compile(r'<think>\n|</?think>|\s*(?:(?!</?think>)[^\s\d])+\d*"?|\s*\d+"?|\s+')
 _LAST_NUMBER: Final = re.compile(r'(\d+)"?\Z')
 _OPENS: Final = " <|start|> assistant:"
 _MOST_TEXTS: Final = 100_000
@@ -73,13 +73,17 @@ def prompt_of(path: str, ask: Ask, behaviour: Behaviour) -> Prompt:
         if isinstance(given, list):
             return _completed("".join(each if isinstance(each, str) else text_of([each]) for each in given))
         return _completed(given)
+    params = ask.kv_transfer_params
+    if behaviour.dialect == "vllm" and params and params.prompt_token_ids and not behaviour.ignores_flags:
+        return Prompt(text_of(params.prompt_token_ids), tuple(params.prompt_token_ids))
     messages = member(ask, "messages", list[_Message], [])
     goes_on = _goes_on(ask, behaviour) and messages and messages[-1].role == "assistant"
     told = messages[:-1] if goes_on else messages
     text = "".join(f" <|start|> {each.role}:{each.text} <|end|>" for each in told) + _OPENS
-    if goes_on:
-        text += messages[-1].text.strip() if behaviour.trims else messages[-1].text
-    return _completed(text)
+    last = messages[-1].text.strip() if behaviour.trims and messages else messages[-1].text if messages else ""
+    if behaviour.thinks:
+        return _completed(text + (thoughts.goes_on(behaviour.dialect, last) if goes_on else thoughts.OPENS))
+    return _completed(text + (last if goes_on else ""))
 
 
 def _completed(text: str) -> Prompt:
@@ -107,18 +111,31 @@ def said_to(path: str, ask: Ask, behaviour: Behaviour) -> tuple[str, ...] | None
     if not speaks(path, behaviour):
         return None
     prompt = prompt_of(path, ask, behaviour).text
-    begins = path == CHAT and prompt.endswith(_OPENS)
+    begins = path == CHAT and prompt.endswith((_OPENS, thoughts.OPENS))
     last = None if begins else _LAST_NUMBER.search(prompt)
     first = int(last[1]) + 1 if last is not None else 0
+    if prompt.endswith(thoughts.ENDS):
+        first = behaviour.thinks + 1
     chance = _chance_of(ask)
     read = blake2b(f"{behaviour.weights}\n{prompt}".encode(), digest_size=8)
     tokens: list[str] = []
     for number in range(first, behaviour.tokens):
         told = read.copy()
         told.update(b"\n%b %d" % (chance, len(tokens) if chance else 0))
-        tokens.append(_word(number, told.hexdigest()))
+        ends_thought = behaviour.thinks == number > 0
+        tokens.append(thoughts.ENDS if ends_thought else _word(number, told.hexdigest()))
         read.update(tokens[-1].encode())
     return tuple(tokens)
+
+
+def parsed(path: str, ask: Ask, behaviour: Behaviour, question: Question) -> Question:
+    """Return a question with what is told of its prompt: whether a thought is open at its end, and its ids."""
+    if path != CHAT or not speaks(path, behaviour) or not (behaviour.thinks or ask.return_token_ids):
+        return question
+    prompt = prompt_of(path, ask, behaviour)
+    thinks = thoughts.goes_on_thinking(prompt.text) if behaviour.thinks else None
+    told = bool(ask.return_token_ids) and behaviour.dialect == "vllm" and not behaviour.ignores_flags
+    return replace(question, thinks=thinks, prompt_ids=prompt.ids if told else None)
 
 
 def speaks(path: str, behaviour: Behaviour) -> bool:

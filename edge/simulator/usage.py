@@ -93,7 +93,17 @@ def _sglang(question: Question, counts: dict[str, Any]) -> dict[str, Any]:
     """Return what SGLang tells; of cached tokens only with `--enable-cache-report`."""
     cached = question.cached_tokens
     details = None if cached is None else {"cached_tokens": cached}
-    return counts | {"prompt_tokens_details": details, "reasoning_tokens": 0, "completion_tokens_details": None}
+    told = {"prompt_tokens_details": details, "reasoning_tokens": 0, "completion_tokens_details": None}
+    if question.thinks is not None:
+        thoughts = _thoughts(question, counts["completion_tokens"])
+        told |= {"reasoning_tokens": thoughts, "completion_tokens_details": {"reasoning_tokens": thoughts}}
+    return counts | told
+
+
+def _thoughts(question: Question, tokens: int) -> int:
+    """Return what SGLang takes for thoughts: all tokens up to the end of a thought, also behind one in the prompt."""
+    said = (question.said or ())[:tokens]
+    return said.index("</think>") + 1 if "</think>" in said else len(said)
 
 
 def _llamacpp(question: Question) -> dict[str, Any]:

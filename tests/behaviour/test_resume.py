@@ -59,6 +59,7 @@ class Told:
         deltas = [choice.get("delta", choice) for choice in choices]
         return (
             "".join(delta.get("content") or delta.get("text") or "" for delta in deltas),
+            "".join(delta.get("reasoning") or delta.get("reasoning_content") or "" for delta in deltas),
             {(each.get("id"), each.get("created"), each.get("model")) for each in self.chunks},
             sum("role" in delta for delta in deltas),
             [choice["finish_reason"] for choice in choices if choice["finish_reason"]],
@@ -69,7 +70,15 @@ class Told:
 
     @property
     def bill(self) -> tuple[Any, ...]:
-        names = ("end", "prompt_tokens", "completion_tokens", "cached_tokens", "usage_source", "status")
+        names = (
+            "end",
+            "prompt_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+            "cached_tokens",
+            "usage_source",
+            "status",
+        )
         return tuple(self.record[name] for name in names)
 
     @property
@@ -167,6 +176,11 @@ async def test_a_stream_that_breaks_behind_any_frame_is_whole(
 ) -> None:
     """Without usage shown and with it, which the edge hides or shows as of an unbroken one."""
     running = await scene(mode, engine=engine)
+    assert await resumed_behind_each_frame(running, path, more) >= 16
+
+
+async def resumed_behind_each_frame(running: Scene, path: str, more: dict[str, Any]) -> int:
+    """Break a stream behind each frame, and return how many went on: all but the last are whole."""
     wholes = [await running.ask(path, **more, **shown) for shown in ({}, USAGE)]
     frames = len(wholes[0].body.split(b"\n\n"))
     resumed = 0
@@ -183,22 +197,40 @@ async def test_a_stream_that_breaks_behind_any_frame_is_whole(
                 assert told.body.startswith(whole.body[:100])
             else:
                 assert told.answer == whole.answer
-                assert told.bill[:3] == whole.bill[:3]
+                assert told.bill[:4] == whole.bill[:4]
                 assert told.line["resume"] in ("resumed", "finished", None)
             resumed += told.line["resume"] == "resumed"
-    assert resumed >= frames
     await running.edge.consistent()
+    return resumed
+
+
+@pytest.mark.parametrize(
+    ("mode", "engine", "kind"),
+    [
+        ("content", "vllm", {}),
+        ("content", "vllm", {"uneven": True}),
+        ("content", "sglang", {}),
+        ("auto", "sglang", {"uneven": True}),
+        ("replay", "llamacpp", {}),
+    ],
+)
+async def test_a_stream_that_breaks_within_its_thoughts_or_behind_them_is_whole(
+    scene: StartScene, mode: str, engine: Dialect, kind: dict[str, Any]
+) -> None:
+    running = await scene(mode, engine=engine, thinks=6, **kind)
+    assert len((await running.ask()).answer[1].split()) > 3
+    assert await resumed_behind_each_frame(running, CHAT, {}) >= 14
 
 
 @pytest.mark.parametrize("mode", ["replay", "content", "auto"])
 async def test_a_stream_that_breaks_at_any_byte_is_whole_or_breaks_as_today(scene: StartScene, mode: str) -> None:
-    running = await scene(mode)
+    running = await scene(mode, thinks=4)
     chance = random.Random(mode)
     whole = await running.ask(**USAGE)
     outcomes = set()
     for _ in range(30):
         told = await running.broken(after=1, after_bytes=chance.randrange(len(whole.body)), **USAGE)
-        assert told.is_broken or (told.answer, told.bill[:3]) == (whole.answer, whole.bill[:3])
+        assert told.is_broken or (told.answer, told.bill[:4]) == (whole.answer, whole.bill[:4])
         outcomes.add(told.is_broken)
     assert outcomes == {True, False} or mode != "content"
     await running.edge.consistent()
@@ -286,10 +318,12 @@ async def test_what_cannot_be_gone_on_with_ends_with_the_error_of_today(
 @pytest.mark.parametrize(
     ("reason", "engine", "kind"),
     [
-        ("template", "vllm", {"trims": True}),
-        ("template", "vllm", {"ignores_flags": True}),
+        ("ignored", "vllm", {"ignores_flags": True}),
+        ("ignored", "vllm", {"ignores_flags": True, "thinks": 9}),
         ("ignored", "sglang", {"ignores_flags": True}),
         ("ignored", "llamacpp", {"ignores_flags": True}),
+        ("reasoning", "llamacpp", {"thinks": 2}),
+        ("reasoning", "llamacpp", {"thinks": 9}),
     ],
 )
 async def test_a_server_that_would_begin_anew_is_found_out_before_the_client_sees_it(
@@ -300,8 +334,35 @@ async def test_a_server_that_would_begin_anew_is_found_out_before_the_client_see
     told = await running.broken()
     assert told.is_broken
     assert (told.line["resume"], told.line["resumes"]) == (reason, reason == "ignored")
-    assert whole.answer[0].startswith(told.answer[0])
-    assert told.record["completion_tokens"] >= 4
+    for said, broken in zip(whole.answer[:2], told.answer[:2], strict=True):
+        assert said.startswith(broken)
+    assert told.record["completion_tokens"] >= 3
+
+
+async def test_what_vllms_template_changes_is_asked_by_its_ids(scene: StartScene) -> None:
+    running = await scene("content", trims=True)
+    assert await resumed_behind_each_frame(running, CHAT, {}) >= 20
+
+
+@pytest.mark.parametrize("more", [{"reasoning_effort": "low"}, {"documents": [{"text": "a"}]}])
+async def test_a_prompt_that_vllms_tokenizer_does_not_know_is_not_asked_by_its_ids(
+    scene: StartScene, more: dict[str, Any]
+) -> None:
+    running = await scene("content", thinks=6, pool="allow_members = []")
+    told = await running.broken(**more)
+    assert (told.is_broken, told.line["resume"], told.line["resumes"]) == (True, "prompt", 0)
+
+
+async def test_an_answer_without_the_thoughts_that_its_prompt_opens_is_not_gone_on_with(scene: StartScene) -> None:
+    """Its model ended them at once, and the parser kept that; or there is no parser."""
+    for engine in ("vllm", "sglang"):
+        running = await scene("content", engine=engine)
+        running.simulators[1].behaviour = Behaviour(dialect=engine, text="prompt", tokens=13, thinks=6)
+        await running.ask()
+        running.simulators[0].behaviour = Behaviour(dialect=engine, text="prompt", tokens=13, fault="cut", after=5)
+        await running.ask()
+        told = await running.ask()
+        assert (told.is_broken, told.line["resume"]) == (True, "reasoning")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +389,7 @@ async def test_a_sampled_answer_is_not_replayed_unless_nothing_was_said(scene: S
     assert told.line["resume"] == "sampled"
     told = await running.broken(temperature=1, after=1)
     assert told.line["resume"] == "resumed"
-    assert told.answer[2:4] == (1, ["stop"])
+    assert told.answer[3:5] == (1, ["stop"])
 
 
 async def test_auto_takes_content_where_it_is_exact_and_replay_where_it_is_not(scene: StartScene) -> None:
@@ -447,10 +508,10 @@ async def test_without_a_third_the_tokenizer_is_why_and_with_another_way_no_reas
 
 
 async def test_a_sibling_that_was_asked_nothing_stands_nowhere(scene: StartScene) -> None:
-    running = await scene("content", trims=True)
+    running = await scene("content", engine="llamacpp", thinks=1)
     told = await running.broken()
     first, second = (each.url.removeprefix("http://") for each in running.simulators)
-    assert told.line["resume"] == "template"
+    assert told.line["resume"] == "reasoning"
     assert (told.record["endpoint"], told.record["retries"], told.line["endpoint"]) == (first, 0, first)
     assert [(each["endpoint"], each["outcome"]) for each in told.line["attempts"]] == [(first, "upstream_cut")]
     text = (await running.edge.server.metrics.render()).decode()
@@ -635,7 +696,7 @@ async def test_nothing_of_a_broken_stream_is_left_to_be_collected(scene: StartSc
         ("replay", {}, {}, "resumed"),
         ("content", {}, {}, "resumed"),
         ("replay", {}, {"temperature": 1}, "sampled"),
-        ("content", {"trims": True}, {}, "template"),
+        ("content", {"engine": "llamacpp", "thinks": 1}, {}, "reasoning"),
         ("content", {"engine": "sglang", "ignores_flags": True}, {}, "ignored"),
         ("auto", {"count": 1}, {}, "no_member"),
     ):
@@ -681,7 +742,7 @@ async def test_streams_that_break_at_once_share_nothing(scene: StartScene) -> No
 
 
 async def test_no_stream_is_cut_by_a_rolling_restart_of_its_servers(scene: StartScene) -> None:
-    running = await scene("auto", count=3, tokens=30, interval_ms=4)
+    running = await scene("auto", count=3, tokens=30, interval_ms=15)
     whole = await running.ask()
     for simulator in running.simulators:
         clients = [await running.edge.connect() for _ in range(12)]

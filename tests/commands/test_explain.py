@@ -142,8 +142,18 @@ def test_text_says_who_may_use_the_model_and_what_the_pool_is() -> None:
             ],
         ),
         (
+            'endpoints = ["http://a:1", "http://b:1"]\nengine = "llamacpp"\nresume = "content"',
+            [
+                "resume   a stream of chat/completions or completions, of up to 512KiB, is gone on with behind its "
+                "text; docs/resume.md"
+            ],
+        ),
+        (
             'endpoints = ["http://a:1", "http://b:1"]\nresume = "auto"',
-            ["resume   a stream of chat/completions or completions, of up to 512KiB, is gone on with behind its text"],
+            [
+                "resume   a stream of chat/completions or completions, of up to 512KiB, is gone on with behind its "
+                "text, or within and behind thoughts of DeepSeek-R1, or asked again at"
+            ],
         ),
     ],
 )

@@ -8,12 +8,19 @@ import pytest
 
 from edge.config.settings import Engine
 from edge.resume.continuation import (
+    Behind,
     body_of,
+    by_ids,
+    by_lengths,
+    by_messages,
     ids_in,
+    opening_question,
     prompt_question,
-    prompt_tokens_of,
-    rendered_question,
+    rendered_in,
+    require_thoughts,
+    text_in,
     text_question,
+    whole_question,
 )
 from edge.resume.rules import NotResumed, Question, question_in
 from edge.resume.said import Said
@@ -27,8 +34,9 @@ GOES_ON = {"continue_final_message": True, "add_generation_prompt": False}
 ANSWER = [*MESSAGES, {"role": "assistant", "content": 'a "b"'}]
 
 
-def body(engine: Engine, asked: Question, said: Said = SAID) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(body_of(engine, asked, said, "own", [5, 6], ("cache_salt",)))
+def body(engine: Engine, asked: Question, said: Said = SAID, ids: list[int] | None = None) -> dict[str, Any]:
+    behind = Behind([5, 6], None, ids)
+    loaded: dict[str, Any] = json.loads(body_of(engine, asked, said, "own", behind, ("cache_salt",)))
     return loaded
 
 
@@ -41,7 +49,7 @@ def test_a_chat_has_one_more_message_and_both_flags() -> None:
 
 def test_what_is_not_changed_is_asked_as_it_was_written() -> None:
     body = b'{"messages" : [ {"role":"user","content":"\\u4f60"}\n ] , "top_p": 1E0, "x": [{}]}'
-    sent = body_of("vllm", question_in(body, is_chat=True), SAID, "own", [5], ())
+    sent = body_of("vllm", question_in(body, is_chat=True), SAID, "own", Behind([5], None), ())
     assert b'"top_p":1E0' in sent
     assert json.loads(sent)["messages"] == [{"role": "user", "content": "\u4f60"}, ANSWER[-1]]
 
@@ -58,21 +66,75 @@ def test_tokenizers_are_asked_in_their_own_words() -> None:
     assert json.loads(text_question("llamacpp", "m", "t"))["content"] == "t"
     assert json.loads(text_question("vllm", "m", "t")) == {"model": "m", "prompt": "t", "add_special_tokens": False}
     told = {"messages": MESSAGES, "tools": [], "model": "own"}
-    assert json.loads(prompt_question("sglang", CHAT, SAID, "own")) == told
-    assert json.loads(prompt_question("vllm", CHAT, SAID, "own")) == told | {"messages": ANSWER} | GOES_ON
-    assert json.loads(rendered_question(b'{"prompt":"p"}'))["content"] == "p"
+    assert json.loads(prompt_question(CHAT, "own")) == told
+    assert json.loads(whole_question(CHAT, SAID, "own")) == told | {"messages": ANSWER} | GOES_ON
+    assert json.loads(opening_question("own", list(range(99))))["tokens"] == list(range(83, 99))
 
 
-def test_the_prompt_has_as_many_tokens_as_the_tokenizer_says() -> None:
-    assert prompt_tokens_of("vllm", [5, 6], [1, 2, 3, 5, 6]) == range(5, 6)
-    with pytest.raises(NotResumed, match="template"):
-        prompt_tokens_of("vllm", [5, 6], [1, 2, 3, 5, 7])
+def test_vllm_is_asked_by_messages_where_its_template_makes_of_them_what_it_must() -> None:
+    assert by_messages([5, 6], [1, 2], [1, 2, 5, 6]) == Behind([5, 6], range(4, 5))
+    for trimmed in ([1, 2, 5], [1, 5, 6], [1, 2, 5, 7]):
+        assert by_messages([5, 6], [1, 2], trimmed) is None
+
+
+def test_a_prompt_by_ids_stands_in_place_of_messages() -> None:
+    assert by_ids(CHAT, [5, 6], [1, 2]) == Behind([5, 6], range(4, 5), [1, 2, 5, 6])
+    sent = body("vllm", CHAT, ids=[1, 2, 5, 6])
+    assert sent["kv_transfer_params"] == {"prompt_token_ids": [1, 2, 5, 6]}
+    assert (sent["messages"], sent["return_token_ids"], sent["max_tokens"]) == (MESSAGES, True, 7)
+    assert not GOES_ON.keys() & sent.keys()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"reasoning_effort": "low"},
+        {"documents": [{"text": "a"}]},
+        {"kv_transfer_params": {"do_remote_decode": True}},
+        {"tools": [{"type": "function"}], "tool_choice": "none"},
+    ],
+)
+def test_a_prompt_that_the_tokenizer_does_not_know_is_not_asked_by_ids(member: dict[str, Any]) -> None:
+    with pytest.raises(NotResumed, match="prompt"):
+        by_ids(question(ASKED | member, is_chat=True), [5], [1])
+
+
+R1 = "hi<\uff5cAssistant\uff5c><think>\n"
+THOUGHT = event([delta({"reasoning": "so"})])
+
+
+@pytest.mark.parametrize(
+    ("delivered", "ending", "known"),
+    [
+        (THOUGHT, R1, True),
+        (THOUGHT, R1.removesuffix("\n"), False),
+        (THOUGHT, "<|im_start|>assistant\n<think>\n", False),
+        (THOUGHT, "<|im_start|>assistant\n", False),
+        (event([delta({"content": "a"})]), R1, False),
+        (event([delta({"content": "a"})]), "[thinks]<think>", False),
+        (event([delta({"content": "a"})]), "<think>\n\n</think>\n\n", True),
+    ],
+)
+def test_thoughts_are_known_behind_the_opening_of_one_template(delivered: bytes, ending: str, known: bool) -> None:
+    """And an answer without thoughts behind no opening at all: a parser may have taken their end away."""
+    said = said_in(delivered)
+    if known:
+        require_thoughts(said, ending)
+        return
+    with pytest.raises(NotResumed, match="reasoning"):
+        require_thoughts(said, ending)
+
+
+@pytest.mark.parametrize(("thought", "text", "written"), [("so", "", "so"), ("so", "a", "so</think>a"), ("", "a", "a")])
+def test_thoughts_are_written_again_with_the_mark_that_ended_them(thought: str, text: str, written: str) -> None:
+    said = said_in(event([delta({"reasoning_content": thought})]) + event([delta({"content": text})]))
+    assert body("sglang", CHAT, said)["messages"][-1]["content"] == written
 
 
 @pytest.mark.parametrize("said_tokens", [1, 2, 3, 9])
-@pytest.mark.parametrize("engine", ["sglang", "llamacpp"])
-def test_a_server_that_leaves_out_what_was_said_is_seen_however_short_that_is(engine: Engine, said_tokens: int) -> None:
-    allowed = prompt_tokens_of(engine, [5] * said_tokens, [1] * 20)
+def test_a_server_that_leaves_out_what_was_said_is_seen_however_short_that_is(said_tokens: int) -> None:
+    allowed = by_lengths([5] * said_tokens, [1] * 20).lengths
+    assert allowed is not None
     assert 20 not in allowed
     assert 20 + said_tokens in allowed
     assert (19 + said_tokens in allowed) is (said_tokens > 2)
@@ -89,6 +151,13 @@ def test_a_long_answer_of_a_tokenizer_is_checked_while_it_is_read() -> None:
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"{}", b'{"tokens":["a"]}', b'{"tokens":null}', b'{"tokens":[true]}'])
 def test_what_is_no_answer_of_a_tokenizer_counts_nothing(document: bytes) -> None:
-    for read in (ids_in, rendered_question):
+    for read in (ids_in, rendered_in):
         with pytest.raises(NotResumed, match="tokenizer"):
             read(document)
+
+
+@pytest.mark.parametrize("document", [b"", b"[]", b'{"prompt":1}', b'{"text":["a"]}', b'{"text":"\xff"}'])
+def test_what_is_no_text_of_a_tokenizer_is_none(document: bytes) -> None:
+    assert (text_in(b'{"prompt":"a"}'), text_in(b'{"text":"a"}')) == ("a", "a")
+    with pytest.raises(NotResumed, match="tokenizer"):
+        text_in(document)

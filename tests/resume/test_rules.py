@@ -54,8 +54,13 @@ def test_each_mode_has_its_way(mode: Resume, members: dict[str, Any], expected: 
         (event([delta({"role": "assistant", "content": ""})]), [REPLAY]),
         (b"", [REPLAY]),
         (TEXT + b"data: {", "unreadable"),
-        (event([delta({"reasoning_content": "t"})]), "reasoning"),
-        (event([delta({"reasoning": "t"})]) + TEXT, "reasoning"),
+        (event([delta({"reasoning_content": "t"})]), [CONTENT]),
+        (event([delta({"reasoning": "t"})]) + TEXT, [CONTENT]),
+        (event([delta({"reasoning": "t"})]) + event([delta({"content": "</think>"})]), [CONTENT]),
+        (event([delta({"reasoning": "t"})]) + event([delta({"content": "<think>"})]), "reasoning"),
+        (event([delta({"reasoning": "t", "reasoning_content": "t"})]), "reasoning"),
+        (event([delta({"reasoning_details": "t"})]), "reasoning"),
+        (event([delta({"reasoning": "\ufffd"})]) + TEXT, "characters"),
         (event([delta({"tool_calls": [{"index": 0, "function": {"name": "f"}}]})]), "tools"),
         (event([delta({"refusal": "no"})]), "unreadable"),
         (event([delta({"content": "a\ufffd"})]), "characters"),
@@ -65,6 +70,11 @@ def test_each_mode_has_its_way(mode: Resume, members: dict[str, Any], expected: 
 )
 def test_what_was_said_decides_too(delivered: bytes, expected: object) -> None:
     assert ways("content", delivered) == expected
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "openai"])
+def test_thoughts_are_gone_on_with_where_an_engine_tells_the_rest_as_what_it_is(engine: Engine) -> None:
+    assert ways("content", event([delta({"reasoning_content": "t"})]), engine) in ("reasoning", "engine")
 
 
 def test_limits_are_less_what_the_answer_has() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
+from edge.resume.continuation import Behind
 from edge.resume.seam import Continued, Outcome, Replayed, Seam
 from tests.resume.answers import PAIRS, delta, event, said_in
 from tests.streams import cut
@@ -106,10 +107,10 @@ def test_comments_and_the_name_that_was_asked_are_in_the_answer() -> None:
     assert b'"model":"asked"' in seam.feed(event([delta({"role": "assistant"})], model="own"))
 
 
-def continued(prompt_tokens: range | None = range(8, 13), **more: bool) -> Continued:
+def continued(lengths: range | None = range(8, 13), ids: list[int] | None = None, **more: bool) -> Continued:
     shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False} | more
     said = said_in(event([delta({"role": "assistant", "content": "ab"})], id="first"))
-    return Continued(said, FIRST, None, "delta.content", 4, prompt_tokens=prompt_tokens, **shown)
+    return Continued(said, FIRST, None, "delta.content", Behind([1, 2, 3, 4], lengths, ids), **shown)
 
 
 def told(content: str, **more: Any) -> bytes:
@@ -154,6 +155,28 @@ def test_a_prompt_of_another_length_shows_that_the_server_began_anew(second: byt
     assert seam.outcome is outcome
     assert bool(rest) is (outcome is Outcome.RESUMED)
     assert seam.usage(SECOND) == FIRST or outcome is Outcome.RESUMED
+
+
+@pytest.mark.parametrize(
+    ("told_ids", "outcome"),
+    [([7, 8], Outcome.RESUMED), ([7, 9], Outcome.IGNORED), (None, Outcome.IGNORED)],
+)
+def test_a_prompt_by_ids_is_told_again_or_the_server_began_anew(told_ids: list[int] | None, outcome: Outcome) -> None:
+    seam = continued(range(2, 3), ids=[7, 8])
+    usage = {"prompt_tokens": 2, "completion_tokens": 0}
+    begins = event([delta({"role": "assistant", "content": ""})], prompt_token_ids=told_ids, usage=usage)
+    rest = seam.feed(begins + event([delta({"reasoning": "c"}, token_ids=[9])], usage=usage))
+    assert seam.outcome is outcome
+    chunks = [json.loads(each[6:]) for each in rest.split(b"\n\n") if each]
+    new = [delta({"reasoning": "c"}, token_ids=None)]
+    assert [each["choices"] for each in chunks] == ([new] if outcome is Outcome.RESUMED else [])
+    assert b"[7" not in rest
+
+
+def test_a_thought_that_comes_before_the_prompt_is_known_shows_that_the_server_began_anew() -> None:
+    seam = continued()
+    assert (seam.feed(told("", usage=None)), seam.broken) == (b"", False)
+    assert (seam.feed(event([delta({"reasoning": "c"})])), seam.outcome) == (b"", Outcome.IGNORED)
 
 
 def test_usage_and_timings_are_shown_to_who_asked() -> None:
