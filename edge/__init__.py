@@ -8,10 +8,10 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     process/       the process: wires the parts, reloads, drains, listens to clients and operators
     proxy.py       one request through its life
     own_answers.py  what the edge answers by itself: its models, a caller's limits and usage, paths that there are not
+    forwarding.py  an accepted request on its way: to an endpoint, and to another one where that may help
     hedging.py     a stream whose first byte is late, asked of a second endpoint too
     resuming.py    a stream that broke, on its way to another endpoint
     attempt.py     what one endpoint is asked
-    leasing.py     which endpoint, where no pool chooses at once
     settlement.py  what an accepted request owes: charged and recorded once
     judgement.py   what an attempt showed of its endpoint, and whether to ask another one
     plan.py        what requests of one head, caller and model have in common, worked out once

@@ -1,6 +1,6 @@
 """A second endpoint for a stream whose first byte is late: two are asked, and the client gets what begins first.
 
-The second attempt is one of the same request as any other: `proxy.py` takes over its lease and its answer once the
+The second attempt is one of the same request as any other: `forwarding.py` takes over its lease and its answer once the
 first one is out. Until then it runs in a task of its own, and tells the exchange nothing. What decides is the first
 byte that the client would get, a heartbeat too, or an error that no other endpoint would be asked for. Then the other
 attempt is closed in the same call, its place is free, and it says nothing of its endpoint.

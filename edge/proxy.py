@@ -3,9 +3,10 @@
     credential -> body -> route -> admission -> lease -> send -> relay,
     and a closing step that always runs and never waits
 
-`Proxy.handle` is the only place that knows this order; the phases do not know each other. A phase that cannot go on
-raises an `EdgeError`, which becomes HTTP in one place, `Proxy._refuse`. Once the client has a byte of the answer, only
-the relay writes to it. How a request ended is known once: `Exchange.ended`, by the relay or by `Proxy._failed`.
+`Proxy.handle` is the only place that knows this order; the phases do not know each other. What is from the lease on may
+take several endpoints, and is read in `forwarding.py`. A phase that cannot go on raises an `EdgeError`, which becomes
+HTTP in one place, `Proxy._refuse`. Once the client has a byte of the answer, only the relay writes to it. How a request
+ended is known once: `Exchange.ended`, by the relay or by `Proxy._failed`.
 """
 
 import asyncio
@@ -28,25 +29,18 @@ from edge.envelope.json import LONG_BODY_BYTES, Envelope, read_json
 from edge.envelope.long_json import read_long_json, takes_long
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange, Phase
+from edge.forwarding import Forwarder
 from edge.generation import Generation
-from edge.hedging import Hedge, Outrun, may_hedge
 from edge.ids import new_request_id
 from edge.journal.journal import Journal, JournalFull
-from edge.judgement import given_up, judge_answer, judge_failure, judge_interruption
 from edge.keys.authenticator import Authenticator
 from edge.keys.caller import Caller
 from edge.keys.credential import credential_of
-from edge.leasing import instance_of, place_in
 from edge.limits.admission import UNLIMITED, Admission
 from edge.limits.lines import Lines
 from edge.operations import HEALTH, STORED_RESPONSE, Operation
 from edge.own_answers import OwnAnswers
 from edge.plan import Plan, decide, plan_for, routes_at
-from edge.relay.delivered import Interrupted
-from edge.relay.relay import relay
-from edge.relay.terms import FailedInStream, UpstreamAnsweredError
-from edge.resume.rules import NotResumed
-from edge.resuming import Resumption
 from edge.routing import HostTable, host_name
 from edge.settlement import Settlement
 from edge.stage import Lifecycle, Stage
@@ -54,9 +48,7 @@ from edge.telemetry.access_log import AccessLog
 from edge.telemetry.metrics import Metrics
 from edge.telemetry.tracing import Tracing
 from edge.upstream.catalogue import Catalogue
-from edge.upstream.endpoints import Endpoint, Endpoints, Lease
 from edge.upstream.kept_responses import Keeper, KeptResponses
-from edge.upstream.prefixes import Prefix
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +69,7 @@ class Proxy:
     _lifecycle: Lifecycle
     _authenticator: Authenticator
     _admission: Admission
-    _endpoints: Endpoints
+    _forwarder: Forwarder
     _kept: KeptResponses
     _catalogue: Catalogue
     _journal: Journal
@@ -90,7 +82,6 @@ class Proxy:
     plans_made: int = 0
     tracing: Tracing | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    _long_body: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time: ten would be ten steps in one go
 
     async def handle(self, request: Request) -> None:
         """Answer one request; `connection.last` is whether another may follow on the connection."""
@@ -155,7 +146,7 @@ class Proxy:
             settlement = await self._in_line(exchange, plan, work) if waits else self._accept(exchange, plan, work)
             try:
                 exchange.phase = _LEASE
-                await self._forward(request, exchange, work, settlement)
+                await self._forwarder.forward(request, exchange, work, settlement)
             except BaseException as error:
                 self._failed(exchange, error)
                 settlement.settle(exchange.end or End.INTERNAL_ERROR)
@@ -222,7 +213,7 @@ class Proxy:
             long = read_long_multipart(data, head.content_type, name)
         else:
             long = read_long_json(data, name, operation.limits, generation.names)
-        async with self._long_body:
+        async with self._forwarder.long_body:
             return await long
 
     async def _stored(self, caller: Caller, head: Head, body: Body) -> tuple[Envelope, str]:
@@ -264,114 +255,10 @@ class Proxy:
         admit = partial(self._accept, exchange, plan, work)
         settlement = self._lines.admit(whose, patience, admit)
         if settlement is None:
-            assert work.head.credential is not None  # by which the caller was found
-            check = partial(self._authenticator.check, work.head.credential, plan.model)
             with exchange.queueing():
-                settlement = await self._lines.wait(whose, patience, admit, check)
+                settlement = await self._lines.wait(whose, patience, admit, partial(self._forwarder.check_again, work))
         exchange.limit_headers += patience.header
         return settlement
-
-    async def _forward(self, request: Request, exchange: Exchange, work: Work, settlement: Settlement) -> None:
-        """Pass the request to an endpoint, or to another one while the budget of retries allows."""
-        tried: list[Endpoint] = []
-        failure: EdgeError | None = None
-        missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
-        plan, operation = work.plan, exchange.operation
-        pool, user = plan.pool, plan.caller.principal.user
-        prefix: Prefix | None = None
-        hedge: Hedge | None = None  # of a stream whose first byte is late
-        resumption: Resumption | None = None  # of a stream that broke
-        if plan.by_prefix and pool is not None and pool.reads_prompts:
-            prefix = await work.prefix(user, pool)
-        work.envelope.let_go()
-        try:
-            while True:
-                try:
-                    lease: Lease | None
-                    if resumption:
-                        lease = resumption.lease(tried, prefix, user)
-                    elif hedge:
-                        lease = hedge.lease()
-                    elif pool is None:
-                        lease = instance_of(self._endpoints, plan.match, operation)
-                    elif work.keeper is not None:
-                        lease = pool.lease_of_keeper(work.keeper, tried, user, prefix)
-                    else:
-                        lease = pool.lease(tried, prefix, user)
-                        if lease is None and not tried:  # all are full, and a retry does not wait
-                            lease = await place_in(pool, exchange, user, prefix, work.demand())
-                            settlement.turn = lease.turn
-                except errors.UpstreamUnavailable as unavailable:
-                    raise given_up(exchange, failure or unavailable) from None
-                if lease is None:
-                    raise given_up(exchange, failure)
-                endpoint, attempt = lease.endpoint, None
-                keep = work.keep(self._kept, exchange.model, lease) if operation.keeps else None
-                if plan.hedges and may_hedge(work, lease) and not (tried or hedge or resumption):
-                    assert pool is not None  # which has the setting
-                    hedge = Hedge(work, pool, exchange, request.connection, settlement, prefix)
-                try:
-                    with lease:  # a place that was waited for is counted already
-                        if hedge:
-                            await hedge.relay(lease)
-                        else:
-                            if resumption:
-                                attempt = await resumption.attempt(lease)
-                            else:
-                                attempt = work.attempt(exchange, lease, keep)
-                            if tried:
-                                exchange.retries += 1
-                            exchange.endpoint, exchange.asked_at = endpoint.authority, time.monotonic()
-                            await relay(exchange, request.connection, endpoint.connections, attempt, settlement)
-                    judge_answer(exchange, lease, missing, resumption.difference if resumption else "")
-                    if exchange.method == "DELETE" and exchange.end is _COMPLETE:
-                        self._kept.forget(user, work.head.asked.response_id)
-                    return
-                except Interrupted as interrupted:
-                    judge_interruption(exchange, lease, interrupted.how)
-                    assert pool is not None  # else nothing would have been kept
-                    resumption = Resumption(work, pool, exchange, request.connection, settlement, interrupted)
-                    await resumption.read(self._long_body)
-                    elsewhere = True
-                except Outrun:
-                    continue
-                except FailedInStream as failed:
-                    judge_failure(exchange, lease, pool, failed.error)
-                    return
-                except (EdgeError, UpstreamAnsweredError) as error:
-                    rivals = hedge is not None and hedge.runs
-                    failure, elsewhere = judge_failure(exchange, lease, pool, error, another_runs=rivals)
-                    if isinstance(error, UpstreamAnsweredError) and error.status == 404 and (attempt or hedge):
-                        missing = lease
-                finally:
-                    if attempt is not None:  # a failure keeps this frame until it is collected, and no prompt with it
-                        attempt.body = ()
-                    if resumption:
-                        resumption.note()
-                    if hedge and not hedge.runs:
-                        hedge.close()
-                        hedge = None
-                if not elsewhere:
-                    raise given_up(exchange, failure) if resumption is None else NotResumed(exchange.resume)
-                tried.append(endpoint)
-                if pool is not None and len(tried) == 1:
-                    pool.retrying += 1
-        except NotResumed as refused:
-            assert resumption is not None  # who refuses
-            exchange.resume = refused.reason
-            resumption.interrupted.close(exchange, request.connection, settlement)
-        except asyncio.CancelledError:
-            if resumption is None or not resumption.interrupted.is_cut:
-                raise
-            resumption.interrupted.close(exchange, request.connection, settlement)
-        finally:
-            if hedge:
-                hedge.close()
-            failure = resumption = None  # whose tracebacks have this frame
-            if work.delivered is not None:
-                work.delivered.release()
-            if pool is not None and tried:
-                pool.retrying -= 1
 
     async def _show_own(
         self, request: Request, exchange: Exchange, generation: Generation, caller: Caller, table: HostTable

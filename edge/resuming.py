@@ -1,7 +1,7 @@
 """A stream that broke, on its way to a sibling: whether one may be asked, which one, and what.
 
-A resume is another attempt of the same request: `proxy.py` asks for its lease and its attempt as for any other's. Where
-none is possible `NotResumed` is raised, which ends the stream with an error, and `exchange.resume` has why.
+A resume is another attempt of the same request: `forwarding.py` asks for its lease and its attempt as for any other's.
+Where none is possible `NotResumed` is raised, which ends the stream with an error, and `exchange.resume` has why.
 """
 
 import asyncio

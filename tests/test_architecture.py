@@ -44,7 +44,7 @@ TESTED_ELSEWHERE = {
     "exchange.py": "holds facts only; every test of the log reads them",
     "generation.py": "behaviour/test_reload.py: what a request keeps while the file changes",
     "hedging.py": "behaviour/test_hedging.py: two servers of one request",
-    "leasing.py": "behaviour/test_instances.py and test_queue.py: where they go, and how they wait",
+    "forwarding.py": "behaviour/test_retries.py, test_failover.py and test_queue.py: who is asked, and how they wait",
     "journal/ends.py": "commands/test_usage.py and journal/test_index.py: sums agree with what was recorded",
     "journal/following.py": "journal/test_index.py and test_spent.py: the two indexes that follow",
     "journal/rotating.py": "journal/test_journal.py: the journal's files",

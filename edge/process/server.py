@@ -17,6 +17,7 @@ from edge.config.process_settings import ServerConfig, UsageConfig
 from edge.config.redis_urls import names_at
 from edge.config.settings import Config
 from edge.errors import Unusable
+from edge.forwarding import Forwarder
 from edge.generation import Generation
 from edge.journal.index import UsageIndex
 from edge.journal.journal import Journal
@@ -160,7 +161,7 @@ class Server:
             self.lifecycle,
             self.authenticator,
             self.admission,
-            self.endpoints,
+            Forwarder(self.endpoints, self.kept_responses, self.authenticator),
             self.kept_responses,
             self.catalogue,
             self.journal,

@@ -160,7 +160,7 @@ async def test_record_log_line_and_metrics_agree_on_how_a_request_ended(
     drain = 'drain_timeout = "0s"' if name == "drained" else ""
     edge = await start_edge(text, server=f'min_client_rate = "1KiB"\n{drain}')
     if name == "internal_error":
-        monkeypatch.setattr("edge.proxy.relay", None)
+        monkeypatch.setattr("edge.forwarding.relay", None)
     bring_about, end, status = ENDS[name]
     async with asyncio.timeout(60):
         await bring_about(edge, name)

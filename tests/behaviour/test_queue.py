@@ -220,6 +220,33 @@ async def test_a_client_that_leaves_while_it_waits_takes_no_place(
     assert ends == {"first": "complete", "gone": "client_gone", "last": "complete"}
 
 
+async def test_key_that_is_revoked_while_its_request_waits_for_a_place_gets_401_and_the_next_one_the_place(
+    start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
+) -> None:
+    held = Held()
+    upstream = await start_upstream(held)
+    edge = await start_edge(routes(upstream.url, pool="max_inflight = 1\nqueue = 9"))
+    first = await send(edge, "first")
+    _, turn = await held.next()
+    with KeyRegistry(edge.keys_path) as registry:
+        key, record = registry.create("u-other")
+        revoked = await send(edge, "revoked", key=key)
+        await queue.holds(edge, 1)
+        last = await send(edge, "last")
+        await queue.holds(edge, 2)
+        registry.revoke(record.id)
+        while (await edge.ask({}, key=key))[0] != 401:
+            pass
+    turn.set()
+    request_id, turn = await held.next()
+    assert request_id == "last"
+    turn.set()
+    status, _, body = await revoked.response()
+    assert (status, b"invalid_api_key" in body) == (401, True)
+    assert [(await client.response())[0] for client in (first, last)] == [200, 200]
+    await edge.consistent()
+
+
 async def test_a_place_that_was_given_to_a_request_that_is_cancelled_goes_to_the_next(
     start_edge: StartEdge, start_upstream: StartUpstream, queue: Queue
 ) -> None:

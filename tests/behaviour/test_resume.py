@@ -668,7 +668,7 @@ async def test_past_its_bound_a_stream_keeps_no_body_either(scene: StartScene) -
 async def test_one_broken_stream_is_read_at_a_time_while_others_are_answered(scene: StartScene) -> None:
     running = await scene("auto")
     whole = await running.ask()
-    turn = running.edge.server.proxy._long_body
+    turn = running.edge.server.proxy._forwarder.long_body
     await turn.acquire()
     client = await running.edge.connect()
     client.send(running.edge.request(BODIES[CHAT] | {"simulate": {"fault": "cut", "after": 5, "once": next(_names)}}))
