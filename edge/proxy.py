@@ -317,7 +317,6 @@ class Proxy:
             exchange.phase = _DONE
         self._metrics.observe(exchange)
         self._access_log.write(exchange)
-        self._metrics.recent.note(exchange)
         if self.tracing is not None:
             self.tracing.note(exchange)
 

@@ -219,7 +219,7 @@ hedge_after = "1s"
     edge = await start_edge(resumes.replace("{upstream}", simulator.url) + text)
     await edge.ask({"model": "public/deepseek-r1", "stream": True, "simulate": {"fault": "cut", "after": 2}})
     await edge.ask({"model": "public/deepseek-r1"}, key="sk-wrong")
-    edge.server.metrics.upstreams.observe_wait(finished(pool="two", queued_s=1.0))
+    edge.server.metrics.observe(finished(pool="two", queued_s=1.0))
     edge.server.generation.pools["two"].hedges["won"] += 1
     await edge.idle()
     exposition = await asked_of_admin(edge, "/metrics")

@@ -18,7 +18,7 @@ from edge.process.quotas import JournalQuotas
 from edge.proxy import Proxy
 from edge.telemetry.access_log import AccessLog
 from edge.telemetry.loop_lag import LoopLag
-from edge.telemetry.recent import Recent
+from edge.telemetry.metrics import Metrics
 from edge.upstream.discovery import Discovery
 from edge.upstream.endpoints import Endpoints
 from edge.upstream.kept_responses import KeptResponses
@@ -46,7 +46,7 @@ class Parts:
     journal: Journal
     shipper: Shipper | None
     access_log: AccessLog
-    recent: Recent
+    metrics: Metrics
 
 
 def outages(parts: Parts) -> Iterator[tuple[str, str]]:

@@ -372,7 +372,7 @@ class Server:
         self._parts = Parts(
             self.readiness, self.certificates, self.loop_lag, self.proxy, self.clients, self.memory, self.endpoints,
             self.discovery, self.authenticator, self._tokens, self._channel, self.admission, self.shared_limits,
-            self.quotas, self.kept_responses, self.journal, self._shipper, self._access_log, self.metrics.recent,
+            self.quotas, self.kept_responses, self.journal, self._shipper, self._access_log, self.metrics,
         )  # fmt: skip
         report_all(self._parts, self.metrics)
 

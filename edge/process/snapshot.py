@@ -51,14 +51,16 @@ class Snapshots:
         parts, generation = self._parts, self._parts.proxy.generation
         routes: dict[str, Traffic] = {}
         endpoints: dict[str, Traffic] = {}
-        await in_steps(parts.recent.minute(routes, endpoints, self._clock()))
+        recent = parts.metrics.recent
+        await in_steps(parts.metrics.count())
+        await in_steps(recent.minute(routes, endpoints, self._clock()))
         await self._look_at_limits()
         total = Traffic()
         await in_steps(_add_up(routes, total))
         shown_routes, shown_pools = _Shown(_MOST_ROUTES), _Shown(_MOST_POOLS)
         await in_steps(_find_routes(generation, routes, shown_routes))
         await in_steps(self._find_pools(generation, endpoints, shown_pools))
-        failures = [_failure(each) for each in reversed(parts.recent.failures)]
+        failures = [_failure(each) for each in reversed(recent.failures)]
         best_routes, best_pools = shown_routes.best(), shown_pools.best()
         await asyncio.sleep(0)
         status = {

@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from edge.errors import NO_LIMIT
 from edge.exchange import Choice, End, Exchange, Tried
+from edge.tasks import in_steps
 from edge.telemetry.line_writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 MAX_BACKLOG: Final = 50_000  # finished requests whose lines are not yet written
 _BATCH: Final = 200  # lines encoded in one go: 200 take less than a millisecond of the loop
 _FLUSH_INTERVAL_S: Final = 0.1
+_KEPT: Final = 4096  # parts of lines, of half a kilobyte each
 _ENDED_BY: Final = dict.fromkeys(End, "edge") | {
     End.COMPLETE: "none",
     End.CLIENT_GONE: "client",
@@ -30,13 +33,9 @@ _ENDED_BY: Final = dict.fromkeys(End, "edge") | {
 }
 
 
-class LogLine(msgspec.Struct, gc=False):
-    """The access log's line of a finished request."""
+class _Asked(msgspec.Struct, gc=False):
+    """What was asked, by whom and of whom: one client sends many such requests."""
 
-    time: datetime
-    level: str
-    event: str
-    request_id: str
     client: str
     method: str
     host: str
@@ -46,13 +45,19 @@ class LogLine(msgspec.Struct, gc=False):
     model: str | None
     route: str | None
     endpoint: str | None
-    choice: Choice | None
-    upstream_model: str | None
-    upstream_id: str | None
-    upstream_status: int | None
-    upstream_error: str | None
-    attempts: list[Tried] | None
-    trace_id: str | None
+
+
+class _Failed(msgspec.Struct, gc=False):
+    """The attempts, where one of them failed."""
+
+    upstream_status: int | None = None
+    upstream_error: str | None = None
+    attempts: list[Tried] | None = None
+
+
+class _Ended(msgspec.Struct, gc=False):
+    """How it ended: mostly as most do."""
+
     stream: bool
     status: int
     end: str
@@ -60,6 +65,26 @@ class LogLine(msgspec.Struct, gc=False):
     phase: str
     error: str | None
     limit: str | None
+
+
+class LogLine(msgspec.Struct, gc=False):
+    """The access log's line of a finished request.
+
+    Three of its members are encoded already, and have those with them that stand behind: `client` those of `_Asked`,
+    `upstream_status` those of `_Failed`, `stream` those of `_Ended`. What lines have in common is encoded once.
+    """
+
+    time: datetime
+    level: str
+    event: str
+    request_id: str
+    client: msgspec.Raw
+    choice: Choice | None
+    upstream_model: str | None
+    upstream_id: str | None
+    upstream_status: msgspec.Raw
+    trace_id: str | None
+    stream: msgspec.Raw
     request_bytes: int
     response_bytes: int
     retries: int
@@ -76,37 +101,33 @@ class LogLine(msgspec.Struct, gc=False):
 
 
 def log_line(exchange: Exchange) -> LogLine:
-    """Return the line of a finished request."""
-    principal, end, begun = exchange.principal, exchange.end, exchange.begun
+    """Return the line of a finished request; raises `ValueError` where a member of it is no text."""
+    principal, end, usage = exchange.principal, exchange.end, exchange.usage
+    begun, first_byte = exchange.begun, exchange.first_byte
     assert end is not None
     return LogLine(
         datetime.fromtimestamp(exchange.started_at, UTC),
         "info",
         "request",
         exchange.request_id,
-        exchange.client,
-        exchange.method,
-        exchange.host,
-        exchange.path,
-        principal.id if principal is not None else None,
-        principal.user if principal is not None else None,
-        exchange.model or None,
-        exchange.route or None,
-        exchange.endpoint or None,
+        _asked(
+            exchange.client,
+            exchange.method,
+            exchange.host,
+            exchange.path,
+            principal.id if principal is not None else None,
+            principal.user if principal is not None else None,
+            exchange.model,
+            exchange.route,
+            exchange.endpoint,
+        ),
         exchange.choice,
         exchange.upstream_model or None,
         exchange.upstream_id or None,
-        exchange.upstream_status or None,
-        exchange.upstream_error or None,
-        _attempts(exchange) if exchange.failures is not None else None,
+        _NO_FAILURE if exchange.failures is None else _failed(exchange),
         exchange.trace.trace_id if exchange.trace is not None else None,
-        exchange.stream,
-        exchange.status,
-        end._value_,  # `value`, and msgspec's own look-up of it, cost ten times as much
-        _ENDED_BY[end],
-        exchange.phase._value_,
-        exchange.error or None,
-        ": ".join(exchange.limit) if exchange.limit is not NO_LIMIT else None,
+        # `value`, and msgspec's own look-up of it, cost ten times as much as `_value_`
+        _ended(exchange.stream, exchange.status, end._value_, exchange.phase._value_, exchange.error, exchange.limit),
         exchange.request_bytes,
         exchange.response_bytes,
         exchange.retries,
@@ -114,13 +135,40 @@ def log_line(exchange: Exchange) -> LogLine:
         exchange.resumes,
         exchange.resume or None,
         exchange.hedge.outcome if exchange.hedge is not None else None,
-        exchange.usage.prompt_tokens,
-        exchange.usage.completion_tokens,
-        exchange.usage.source._value_,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.source._value_,
         _ms(exchange.queued_s) if exchange.queued_s else None,
-        _ms(exchange.first_byte - begun) if exchange.first_byte else None,
-        _ms(exchange.finished - begun),
+        int((first_byte - begun) * 1e5 + 0.5) / 100 if first_byte else None,
+        int((exchange.finished - begun) * 1e5 + 0.5) / 100,
     )
+
+
+@lru_cache(maxsize=_KEPT)
+def _asked(
+    client: str, method: str, host: str, path: str, key_id: str | None, user: str | None, model: str, route: str,
+    endpoint: str,
+) -> msgspec.Raw:  # fmt: skip
+    return _members(_Asked(client, method, host, path, key_id, user, model or None, route or None, endpoint or None))
+
+
+@lru_cache(maxsize=_KEPT)
+def _ended(stream: bool, status: int, end: str, phase: str, error: str, limit: tuple[str, str]) -> msgspec.Raw:
+    which = ": ".join(limit) if limit is not NO_LIMIT else None
+    return _members(_Ended(stream, status, end, _ENDED_BY[End(end)], phase, error or None, which))
+
+
+def _failed(exchange: Exchange) -> msgspec.Raw:
+    return _members(_Failed(exchange.upstream_status or None, exchange.upstream_error or None, _attempts(exchange)))
+
+
+def _members(of: msgspec.Struct) -> msgspec.Raw:
+    """Return the members of a struct as they stand in a line behind the name of the first one."""
+    encoded = msgspec.json.encode(of)
+    return msgspec.Raw(encoded[encoded.index(b":") + 1 : -1])
+
+
+_NO_FAILURE: Final = _members(_Failed())
 
 
 def _attempts(exchange: Exchange) -> list[Tried]:
@@ -146,10 +194,9 @@ class AccessLog:
 
     def __init__(self, descriptor: int) -> None:
         self._finished: list[Exchange] = []
+        self._encoded: list[tuple[bytes, int]] = []  # lines, and how many; not yet the thread's
         self._encoder = msgspec.json.Encoder()
         self._writer = LineWriter(descriptor, "edge-log")
-        self._queued = asyncio.Event()
-        self._flushing = asyncio.Lock()
         self._dropped = 0
 
     @property
@@ -159,39 +206,33 @@ class AccessLog:
 
     def write(self, exchange: Exchange) -> None:
         """Queue the line of a finished request, which changes no more."""
-        if not self._finished:
-            self._queued.set()
         if len(self._finished) < MAX_BACKLOG:
             self._finished.append(exchange)
         else:
             self._dropped += 1
 
     async def run(self) -> None:
-        """Flush until cancelled."""
-        if self._finished:  # left by a defect that ended it; `write` wakes it for the first one only
-            self._queued.set()
+        """Hand lines to the thread until cancelled; it gets no more while a reader is stuck."""
         while True:
-            await self._queued.wait()
             await asyncio.sleep(_FLUSH_INTERVAL_S)
-            self._queued.clear()
-            await self.flush()
+            if self._finished and not self._writer.backlog:
+                await in_steps(self._hand_over())
 
     async def flush(self) -> None:
         """Write what is queued, and return when it is written; cancelled, it loses nothing."""
-        async with self._flushing:
-            lines, parts = 0, []
-            try:
-                while self._finished:
-                    batch = self._finished[:_BATCH]
-                    del self._finished[:_BATCH]
-                    encoded, count = self._encode(batch)
-                    parts.append(encoded)
-                    lines += count
-                    await asyncio.sleep(0)
-            finally:
-                # One hand-over for all: each wakes the thread, which then wants the interpreter from the loop.
-                self._writer.put(b"".join(parts), lines)
-            await asyncio.shield(asyncio.wrap_future(self._writer.written()))
+        await in_steps(self._hand_over())
+        await asyncio.shield(asyncio.wrap_future(self._writer.written()))
+
+    def _hand_over(self) -> Iterator[None]:
+        """Encode what is queued, a batch a step, and give it to the thread."""
+        while self._finished:
+            batch = self._finished[:_BATCH]
+            del self._finished[:_BATCH]
+            self._encoded.append(self._encode(batch))
+            yield
+        if self._encoded:  # all at once: each wakes the thread, which then wants the interpreter from the loop
+            self._writer.put(b"".join([lines for lines, _ in self._encoded]), sum(count for _, count in self._encoded))
+            self._encoded.clear()
 
     def _encode(self, batch: list[Exchange]) -> tuple[bytes, int]:
         """Return lines and their count; one that cannot be a line costs no other its place."""

@@ -9,7 +9,8 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily
 
 from edge.errors import EdgeError
-from edge.exchange import NO_USAGE, End, Exchange
+from edge.exchange import End, Exchange
+from edge.telemetry.alike import Alike, alike
 from edge.telemetry.exposition import OTHER, Family, Histogram, Histograms, Labels, lines_of
 from edge.telemetry.recent import Recent
 from edge.telemetry.upstreams import Upstreams
@@ -18,6 +19,7 @@ from edge.telemetry.upstreams import Upstreams
 _DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
 FOLD_INTERVAL_S: Final = 1.0
 _ROUTES_A_STEP: Final = 8
+_REQUESTS_A_STEP: Final = 200
 _ERRORS_A_STEP: Final = 100
 _FIRST_BYTE_BOUNDS_S: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _OWN_BOUNDS_S: Final = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
@@ -40,6 +42,8 @@ class _RouteNumbers:
 class Metrics:
     """The numbers of finished requests by route, and of what was wrong with them; gauges are asked for at the scrape.
 
+    `observe` notes a finished request, which changes no more: it is a list's own `append`, and `count` counts it.
+
     What matched no route has the empty label, never the name that was asked: anybody can make those up. The first
     `max_labels` routes, and limits, have series of their own, and what others count is summed under one label.
     """
@@ -49,6 +53,8 @@ class Metrics:
         self.max_labels = max_labels
         self._routes: dict[str, _RouteNumbers] = {}
         self.recent = Recent()  # the same of the last minute, for the status page
+        self._finished: list[Exchange] = []
+        self.observe: Final = self._finished.append
         self._own = Histogram(_OWN_BOUNDS_S)
         self._errors: dict[tuple[str, str, str], int] = {}
         self._limits = {""}  # that have refused, and have series of their own
@@ -63,33 +69,37 @@ class Metrics:
     def max_labels(self, most: int) -> None:
         self._max_labels = self.upstreams.max_labels = most
 
-    def observe(self, exchange: Exchange) -> None:
-        """Count one finished request."""
-        numbers = self._routes.get(exchange.route) or self._new(exchange.route)
-        assert exchange.end is not None
-        outcome = (exchange.status, exchange.end)
-        numbers.requests[outcome] = numbers.requests.get(outcome, 0) + 1
-        begun, first_byte, usage = exchange.begun, exchange.first_byte, exchange.usage
-        numbers.duration.observe(exchange.finished - begun)
-        if first_byte:
-            numbers.first_byte.observe(first_byte - begun)
-        numbers.request_bytes += exchange.request_bytes
-        numbers.response_bytes += exchange.response_bytes
-        if exchange.retries:
-            numbers.retries += exchange.retries
-        if exchange.replays:
-            numbers.replays += exchange.replays
-        if exchange.resume:
-            numbers.resumes[exchange.resume] = numbers.resumes.get(exchange.resume, 0) + 1
-        if usage is not NO_USAGE:
-            numbers.prompt_tokens += usage.prompt_tokens
-            numbers.completion_tokens += usage.completion_tokens
-        if exchange.asked_at:
-            self.upstreams.observe(exchange)
-            if not exchange.retries:
-                self._own.observe(exchange.asked_at - begun - exchange.waited_s)
-        if exchange.queued_s:
-            self.upstreams.observe_wait(exchange)
+    def count(self) -> Iterator[None]:
+        """Count the requests that were observed, in steps: whoever reads their numbers does it before."""
+        while self._finished:
+            batch = self._finished[:_REQUESTS_A_STEP]
+            del self._finished[:_REQUESTS_A_STEP]
+            for requests in alike(batch):
+                self._count(requests)
+                self.upstreams.count(requests)
+                self.recent.count(requests)
+            yield
+
+    def _count(self, requests: Alike) -> None:
+        numbers = self._routes.get(requests.route) or self._new(requests.route)
+        exchanges, outcome = requests.exchanges, (requests.status, requests.end)
+        numbers.requests[outcome] = numbers.requests.get(outcome, 0) + len(exchanges)
+        numbers.duration.observe_all([each.finished - each.begun for each in exchanges])
+        numbers.first_byte.observe_all(requests.first_bytes_s)
+        numbers.request_bytes += sum([each.request_bytes for each in exchanges])
+        numbers.response_bytes += sum([each.response_bytes for each in exchanges])
+        numbers.prompt_tokens += sum([each.usage.prompt_tokens for each in exchanges])
+        numbers.completion_tokens += requests.completion_tokens
+        if not requests.is_plain:
+            for each in exchanges:
+                numbers.retries += each.retries
+                numbers.replays += each.replays
+                if each.resume:
+                    numbers.resumes[each.resume] = numbers.resumes.get(each.resume, 0) + 1
+        if requests.endpoint:
+            self._own.observe_all(
+                [each.asked_at - each.begun - each.waited_s for each in exchanges if not each.retries]
+            )
 
     def _new(self, route: str) -> _RouteNumbers:
         """Return the numbers of a route that has none of its own yet, or never will."""
@@ -97,7 +107,8 @@ class Metrics:
         return self._routes.setdefault(route if not route or own < self.max_labels else OTHER, _RouteNumbers())
 
     def fold(self) -> Iterator[None]:
-        """Count what the histograms got, in steps; called every second."""
+        """Count what came, in steps; called every second."""
+        yield from self.count()
         self._own.fold()
         for at, numbers in enumerate(list(self._routes.values())):
             numbers.duration.fold()
@@ -119,6 +130,8 @@ class Metrics:
 
     def families(self) -> Iterator[Family | None]:
         """Yield every metric, each in parts that follow one another; None where a part takes a while to come."""
+        for _ in self.count():
+            yield None
         routes = [((route,), numbers) for route, numbers in self._routes.items()]  # which others may join meanwhile
         for new, add in _ROUTE_FAMILIES:
             yield new()

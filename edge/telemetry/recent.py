@@ -1,17 +1,17 @@
 """What the last minute was like, by route and endpoint, and the latest failures: for the status page.
 
-A request is noted once, at its end, into the cell of its second, route and endpoint. All sums are made when somebody
-looks: quantiles are those of a sample, since a cell keeps the first times of its second only.
+Requests are counted once, after their end, in the cell of its second, route and endpoint. All sums are made when
+somebody looks: quantiles are those of a sample, since a cell keeps the first times of its second only.
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from edge.exchange import NO_USAGE, End, Exchange
+from edge.exchange import End, Exchange
+from edge.telemetry.alike import Alike
 
 MINUTE_S: Final = 60
 OTHER: Final = "(other)"  # routes and endpoints past `_MOST_CELLS`
@@ -88,24 +88,22 @@ class Recent:
         self._cells: dict[_Place, _Cell] = {}  # of the second
         self._seconds: deque[tuple[int, dict[_Place, _Cell]]] = deque([(0, self._cells)], maxlen=MINUTE_S)
 
-    def note(self, exchange: Exchange) -> None:
-        """Note one finished request."""
-        second = int(exchange.finished)
-        if second > self._second:
-            self._second = second
+    def count(self, requests: Alike) -> None:
+        """Count finished requests."""
+        if requests.second > self._second:
+            self._second = requests.second
             self._cells = {}
-            self._seconds.append((second, self._cells))
-        cell = self._cells.get((exchange.route, exchange.endpoint))
+            self._seconds.append((requests.second, self._cells))
+        cell = self._cells.get((requests.route, requests.endpoint))
         if cell is None:
-            cell = self._new(exchange.route, exchange.endpoint)
-        cell.requests += 1
-        if exchange.first_byte and len(cell.first_bytes_s) < _MOST_TIMES:
-            cell.first_bytes_s.append(exchange.first_byte - exchange.begun)
-        usage = exchange.usage
-        if usage is not NO_USAGE:
-            cell.tokens += usage.completion_tokens
-        if exchange.end is not _COMPLETE:
-            self._note_failure(exchange, cell)
+            cell = self._new(requests.route, requests.endpoint)
+        cell.requests += len(requests.exchanges)
+        cell.tokens += requests.completion_tokens
+        if len(cell.first_bytes_s) < _MOST_TIMES:
+            cell.first_bytes_s += requests.first_bytes_s[: _MOST_TIMES - len(cell.first_bytes_s)]
+        if requests.end is not _COMPLETE:
+            for each in requests.exchanges:
+                self._note_failure(each, cell)
 
     def _new(self, route: str, endpoint: str) -> _Cell:
         place = (route, endpoint) if len(self._cells) < _MOST_CELLS else (OTHER, OTHER)
@@ -119,9 +117,10 @@ class Recent:
             return
         cell.failed += 1
         duration_s = exchange.finished - exchange.begun
+        at = exchange.started_at + duration_s
         self.failures.append(
             Failure(
-                time.time(), exchange.request_id, exchange.route, exchange.endpoint, exchange.status, end.value,
+                at, exchange.request_id, exchange.route, exchange.endpoint, exchange.status, end.value,
                 exchange.error, exchange.upstream_status, exchange.upstream_error, exchange.retries, duration_s,
             )
         )  # fmt: skip

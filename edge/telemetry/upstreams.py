@@ -11,7 +11,8 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily
 
-from edge.exchange import NO_USAGE, End, Exchange
+from edge.exchange import End
+from edge.telemetry.alike import Alike
 from edge.telemetry.exposition import OTHER, Family, Histogram, Histograms
 
 _DURATION_BOUNDS_S: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -34,6 +35,10 @@ class _Numbers:
     token: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS_S))
     completion_tokens: int = 0
 
+    def count(self, outcome: tuple[int, str], count: int) -> None:
+        if count:
+            self.asked[outcome] = self.asked.get(outcome, 0) + count
+
 
 class Upstreams:
     """The numbers of members, the first `max_labels` each by itself; what others count is summed under one label."""
@@ -43,34 +48,37 @@ class Upstreams:
         self._members: dict[Place, _Numbers] = {}
         self._waits: dict[str, Histogram] = {}
 
-    def observe(self, exchange: Exchange) -> None:
-        """Count a finished request for which an endpoint was asked."""
-        numbers = self._members.get((exchange.pool, exchange.endpoint)) or self._of(exchange.pool, exchange.endpoint)
-        failures, end = exchange.failures, exchange.end
-        assert end is not None
-        if failures is not None:
-            for each in failures:
-                asked = self._of(exchange.pool, each.endpoint).asked
-                asked[each.status, each.outcome] = asked.get((each.status, each.outcome), 0) + 1
-        asked_at, first_byte, finished = exchange.asked_at, exchange.first_byte, exchange.finished
-        if end is _COMPLETE and exchange.status == _OK:
-            numbers.duration.observe(finished - asked_at)
-        elif not exchange.has_failed_last:
-            outcome = (exchange.status, end._value_)
-            numbers.asked[outcome] = numbers.asked.get(outcome, 0) + 1
-        if first_byte > asked_at:  # else it is of a stream that another member began
-            numbers.first_token.observe(first_byte - asked_at)
-        usage = exchange.usage
-        if usage is not NO_USAGE:
-            tokens = usage.completion_tokens
-            numbers.completion_tokens += tokens
-            if exchange.stream and tokens > 1 and first_byte > asked_at:
-                numbers.token.observe((finished - first_byte) / (tokens - 1))
+    def count(self, requests: Alike) -> None:
+        """Count finished requests at the endpoint that was asked last, and at those that had failed before."""
+        if not requests.is_plain:
+            self._count_waits(requests)
+            self._count_failures(requests)
+        if not requests.endpoint:
+            return
+        numbers, exchanges = self._of(requests.pool, requests.endpoint), requests.exchanges
+        if requests.end is _COMPLETE and requests.status == _OK:
+            numbers.duration.observe_all([each.finished - each.asked_at for each in exchanges])
+        else:
+            ended_here = sum(not each.has_failed_last for each in exchanges)
+            numbers.count((requests.status, requests.end.value), ended_here)
+        began = [each for each in exchanges if each.first_byte > each.asked_at]  # else another member began the stream
+        numbers.first_token.observe_all([each.first_byte - each.asked_at for each in began])
+        numbers.completion_tokens += requests.completion_tokens
+        if requests.stream:
+            streams = [(each.finished - each.first_byte, each.usage.completion_tokens - 1) for each in began]
+            numbers.token.observe_all([took_s / gaps for took_s, gaps in streams if gaps > 0])
 
-    def observe_wait(self, exchange: Exchange) -> None:
-        """Count a request that waited for a place in its pool or for its limits, whether it got one or not."""
-        pool = exchange.pool if exchange.pool in self._waits or len(self._waits) < self.max_labels else OTHER
-        self._waits.setdefault(pool, Histogram(_WAIT_BOUNDS_S)).observe(exchange.queued_s)
+    def _count_waits(self, requests: Alike) -> None:
+        """Count those that waited for a place in their pool or for their limits, whether they got one or not."""
+        waits_s = [each.queued_s for each in requests.exchanges if each.queued_s]
+        if waits_s:
+            pool = requests.pool if requests.pool in self._waits or len(self._waits) < self.max_labels else OTHER
+            self._waits.setdefault(pool, Histogram(_WAIT_BOUNDS_S)).observe_all(waits_s)
+
+    def _count_failures(self, requests: Alike) -> None:
+        for exchange in requests.exchanges:
+            for each in exchange.failures or ():
+                self._of(requests.pool, each.endpoint).count((each.status, each.outcome), 1)
 
     def _of(self, pool: str, endpoint: str) -> _Numbers:
         place = (pool, endpoint if pool else _INSTANCES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.exchange import End, Exchange, Principal
+from edge.exchange import End, Exchange, Principal, Tried
 from edge.telemetry import access_log
 from edge.telemetry.access_log import AccessLog, log_line
 from tests.records import finished as exchange
@@ -44,6 +44,31 @@ def test_line_has_every_fact_and_never_a_key() -> None:
         "prompt_tokens": 0, "completion_tokens": 0, "usage_source": "none", "ttft_ms": 123.4, "duration_ms": 2500.0,
         "choice": None,
     }  # fmt: skip
+
+
+def test_members_of_a_line_stand_in_one_order_whatever_of_it_was_encoded_before() -> None:
+    """Who reads lines with a pattern counts on it; `client`, `upstream_status` and `stream` begin what is kept."""
+    for _ in range(2):
+        plain = exchange(model='m"', route="r", endpoint="h:1", client="10.1.2.3", upstream_id="id", first_byte=100.5)
+        assert msgspec.json.encode(log_line(plain)) == (
+            b'{"time":"2025-11-13T02:13:20.250000Z","level":"info","event":"request","request_id":"req_1",'
+            b'"client":"10.1.2.3","method":"POST","host":"chat.d.run","path":"/v1/completions","key_id":null,"user":null,'
+            b'"model":"m\\"","route":"r","endpoint":"h:1","choice":null,"upstream_model":null,"upstream_id":"id",'
+            b'"upstream_status":null,"upstream_error":null,"attempts":null,"trace_id":null,"stream":false,"status":200,'
+            b'"end":"complete","ended_by":"none","phase":"done","error":null,"limit":null,"request_bytes":0,'
+            b'"response_bytes":0,"retries":0,"replays":0,"resumes":0,"resume":null,"prompt_tokens":0,'
+            b'"completion_tokens":0,"usage_source":"none","queue_ms":null,"ttft_ms":500.0,"duration_ms":2500.0}'
+        )
+        failed = exchange(
+            status=502, end=End.UPSTREAM_ERROR, endpoint="h:1", error="e", upstream_status=503, upstream_error="busy",
+            failures=[Tried("h:1", 503, "upstream_error", "busy", 1.5)], limit=("a", "requests per minute"),
+        )  # fmt: skip
+        line = msgspec.json.encode(log_line(failed))
+        assert (
+            b'"upstream_id":null,"upstream_status":503,"upstream_error":"busy","attempts":[{"endpoint":"h:1","status":503,'
+            b'"outcome":"upstream_error","error":"busy","duration_ms":1.5}],"trace_id":null,"stream":false,"status":502,'
+            b'"end":"upstream_error","ended_by":"upstream","phase":"done","error":"e","limit":"a: requests per minute",'
+        ) in line
 
 
 @pytest.mark.parametrize("end", End)

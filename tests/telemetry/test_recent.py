@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.exchange import End, Usage, UsageSource
+from edge.telemetry.alike import alike
 from edge.telemetry.recent import OTHER, Recent, Traffic
 from tests.profiles import examples
 from tests.records import finished
@@ -21,7 +22,8 @@ def minute(recent: Recent, now: float) -> tuple[dict[str, Traffic], dict[str, Tr
 
 
 def note(recent: Recent, at: float, **facts: Any) -> None:
-    recent.note(finished(finished=at, **facts))
+    for requests in alike([finished(finished=at, **facts)]):
+        recent.count(requests)
 
 
 def test_a_request_counts_in_its_second_for_its_route_and_its_endpoint() -> None:
