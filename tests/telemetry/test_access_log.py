@@ -56,7 +56,7 @@ def test_members_of_a_line_stand_in_one_order_whatever_of_it_was_encoded_before(
             b'"model":"m\\"","route":"r","endpoint":"h:1","choice":null,"upstream_model":null,"upstream_id":"id",'
             b'"upstream_status":null,"upstream_error":null,"attempts":null,"trace_id":null,"stream":false,"status":200,'
             b'"end":"complete","ended_by":"none","phase":"done","error":null,"limit":null,"request_bytes":0,'
-            b'"response_bytes":0,"retries":0,"replays":0,"resumes":0,"resume":null,"prompt_tokens":0,'
+            b'"response_bytes":0,"retries":0,"replays":0,"resumes":0,"resume":null,"hedge":null,"prompt_tokens":0,'
             b'"completion_tokens":0,"usage_source":"none","queue_ms":null,"ttft_ms":500.0,"duration_ms":2500.0}'
         )
         failed = exchange(
