@@ -179,10 +179,10 @@ class Hedge:
         try:
             async with self._scope:
                 await asking
-        except TimeoutError:  # of the time that `_outrun` sets
-            if not self.runs:
+        except (TimeoutError, EdgeError, UpstreamAnsweredError):  # the first: of the time that `_outrun` sets
+            if self._winner in (None, first):
                 raise
-            raise Outrun from None
+            raise Outrun from None  # also where it failed in the turn of the loop in which the other one began
         finally:
             self._stop_timer()
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from edge.exchange import Exchange
 from edge.hedging import Hedge
 from edge.relay.relay import Relay
+from edge.telemetry.access_log import AccessLog
 from edge.upstream.first_bytes import LEAST_SAMPLES
 from edge.upstream.pools import Pool
 from edge.wire.connections import ConnectionPool, UpstreamConnection
@@ -156,6 +158,14 @@ async def test_the_second_server_answers_for_one_that_is_silent_which_is_cut(sce
     assert not any(member.endpoint.health.is_tainted for member in it.pool.members)
 
 
+@pytest.mark.parametrize("path", ["completions", "messages"])
+async def test_every_dialect_that_is_safe_to_ask_twice_is(scene: StartScene, path: str) -> None:
+    it = await scene(silent, says(stream("second")))
+    status, content = await it.ask(path=f"/v1/{path}", prompt="hi", max_tokens=9)
+    assert (status, content.count(b'"content"')) == (200, len("second"))
+    assert (await it.told())["hedge"] == "won"
+
+
 async def test_the_first_server_answers_after_all_and_the_second_is_cut(scene: StartScene) -> None:
     asked = asyncio.Event()
 
@@ -171,6 +181,7 @@ async def test_the_first_server_answers_after_all_and_the_second_is_cut(scene: S
     assert it.outcomes(line) == [(1, "outrun"), (0, "complete")]
     assert (line["hedge"], line["retries"], line["completion_tokens"]) == ("lost", 0, 5)
     assert not any(member.endpoint.health.is_tainted for member in it.pool.members)
+    assert f"X-Request-Id: {line['upstream_id']}".encode() in it.servers[0].requests[0]
     metrics = (await it.edge.server.metrics.render()).decode()
     assert 'edge_pool_hedges_total{pool="p",outcome="lost"} 1' in metrics
     assert 'edge_pool_hedge_after_seconds{pool="p"} 0.001' in metrics
@@ -194,6 +205,79 @@ async def test_a_server_that_accepts_no_connection_is_outrun(
     line = await it.told()
     assert it.outcomes(line) == [(slow, "outrun"), (1 - slow, "complete")]
     assert it.servers[slow].connections == 0
+
+
+async def test_of_two_that_begin_in_the_same_turn_of_the_loop_the_client_gets_one(scene: StartScene) -> None:
+    turns: list[asyncio.Event] = []
+
+    async def server(connection: ScriptedConnection) -> None:
+        await turns[-1].wait()
+        connection.writer.write(stream("answer"))
+
+    it = await scene(server, server)
+    for _ in range(20):
+        turns.append(asyncio.Event())
+        for each in it.servers:
+            each.asked.clear()
+        client = await it.asked(stream_options={"include_usage": True})
+        for each in it.servers:
+            await soon(each.asked.wait())
+        turns[-1].set()
+        assert (await soon(client.response()))[2] == b"".join(events("answer"))
+        client.close()
+        await it.edge.consistent()
+
+
+async def test_a_first_server_that_refuses_in_the_turn_in_which_the_second_begins_writes_into_no_stream(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusal is there, and the request has not woken up to it."""
+    refuses, fail = asyncio.Event(), Relay.fail
+
+    def fails(relay: Relay, *args: Any) -> None:
+        fail(relay, *args)
+        (hedge,) = hedges
+        second = hedge._second
+        assert second is not None
+        assert second.relay is not None
+        second.relay._answer.connection.receive(stream("second"))
+
+    monkeypatch.setattr(Relay, "fail", fails)
+    hedges: list[Hedge] = []
+    relay = Hedge.relay
+
+    async def noting(hedge: Hedge, *args: Any) -> None:
+        hedges[:] = [hedge]
+        await relay(hedge, *args)
+
+    monkeypatch.setattr(Hedge, "relay", noting)
+    sent = asyncio.Event()
+
+    async def second(connection: ScriptedConnection) -> None:
+        refuses.set()
+        await sent.wait()
+
+    it = await scene(says(WRONG, when=refuses), second)
+    assert (await it.ask(stream_options={"include_usage": True}))[1] == b"".join(events("second"))
+    sent.set()
+    assert (await it.told())["hedge"] == "won"
+
+
+async def test_a_client_that_leaves_the_stream_of_who_won_pays_for_what_it_had(scene: StartScene) -> None:
+    asked = asyncio.Event()
+
+    async def second(connection: ScriptedConnection) -> None:
+        asked.set()
+        await silent(connection)
+
+    it = await scene(says(SSE + b"".join(map(chunk, events("first")[:4])), when=asked), second)
+    client = await it.asked()
+    await soon(client.reader.readuntil(b'"s"'))
+    await soon(it.servers[1].gone.wait())
+    client.abort()
+    await soon(it.servers[0].gone.wait())
+    line = await it.told()
+    assert (line["end"], line["hedge"], line["completion_tokens"]) == ("client_gone", "lost", 4)
 
 
 async def test_a_head_alone_decides_nothing(scene: StartScene) -> None:
@@ -272,6 +356,22 @@ async def test_an_error_that_no_other_server_is_asked_for_answers_for_both(scene
     line = await it.told()
     assert sorted(it.outcomes(line)) == sorted([(who == "first", "outrun"), (who != "first", "upstream_error")])
     assert (line["hedge"], line["retries"]) == ({"first": "lost", "second": "won"}[who], 0)
+
+
+async def test_a_first_server_that_is_given_up_leaves_the_second_to_answer(
+    scene: StartScene, watch: WatchMethod
+) -> None:
+    taken = watch(Hedge, "lease")
+
+    async def second(connection: ScriptedConnection) -> None:
+        await taken.called()
+        await connection.send(stream("second"))
+
+    it = await scene(silent, second, pool='first_byte_timeout = "100ms"\n')
+    assert (await it.ask())[0] == 200
+    line = await it.told()
+    assert it.outcomes(line) == [(0, "first_byte_timeout"), (1, "complete")]
+    assert (line["end"], line["hedge"]) == ("complete", "won")
 
 
 async def test_where_both_fail_a_third_is_asked_as_a_retry(scene: StartScene) -> None:
@@ -576,3 +676,34 @@ async def test_a_request_gives_one_time_and_one_that_was_outrun_counts_as_slow(s
     assert len(window._latest) == LEAST_SAMPLES + 1
     assert window._latest[-1] >= 0.01
     assert window.p95_s == 0.01
+
+
+async def test_a_first_server_that_fails_shows_no_time(scene: StartScene, watch: WatchMethod) -> None:
+    asked, taken = asyncio.Event(), watch(Hedge, "lease")
+
+    async def second(connection: ScriptedConnection) -> None:
+        asked.set()
+        await taken.called()
+        await connection.send(stream("second"))
+
+    it = await scene(dies(asked), second, after="p95")
+    window = it.pool.first_bytes
+    assert window is not None
+    for _ in range(LEAST_SAMPLES):
+        window.note(0.001)
+    assert (await it.ask())[0] == 200
+    await it.told()
+    assert len(window._latest) == LEAST_SAMPLES
+
+
+async def test_the_wait_for_who_was_outrun_is_no_overhead_of_the_edge(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[Exchange] = []
+    monkeypatch.setattr(AccessLog, "write", lambda self, exchange: finished.append(exchange))
+    it = await scene(silent, says(stream("second")))
+    await it.ask()
+    await it.edge.consistent()
+    (exchange,) = finished
+    assert exchange.hedge is not None
+    assert 0 < exchange.hedge.waited_s <= exchange.waited_s

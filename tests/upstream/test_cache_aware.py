@@ -165,6 +165,19 @@ def test_conversation_that_its_caller_names_returns_though_its_beginning_changed
         member.load -= 1
 
 
+def test_conversation_that_its_caller_names_returns_to_who_answered_of_two_that_were_asked() -> None:
+    for who in (0, 1):
+        policy = CacheAware()
+        members = seated(policy, 1, 1)
+        mine, edited = (prefix(at, [500, 9_000], at - 50)._replace(session=1) for at in (0, 1))
+        asked = [ask(policy, [member], mine) for member in members]
+        asked[who][1].first_byte(0.1, streamed=True)
+        for member, ticket in asked:
+            ticket.end(0.2)
+            member.load -= 1
+        assert {policy.choose(members, edited, 0.3)[0] for _ in range(20)} == {members[who]}
+
+
 @pytest.mark.parametrize(("cached", "trust"), [(0, 0.05), (None, 1.0), (4_000, 1.0)])
 def test_engine_that_says_it_cached_nothing_is_believed_and_one_that_says_nothing_is_no_such(
     cached: int | None, trust: float

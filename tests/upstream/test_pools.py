@@ -65,6 +65,28 @@ async def test_tried_endpoints_are_not_asked_again(endpoints: Endpoints, balance
     assert "10.0.0" not in caught.value.message
 
 
+async def test_who_is_asked_beside_another_is_well_and_has_room(endpoints: Endpoints) -> None:
+    pool = pool_of(endpoints, 1, 1, 1)
+    first, second, third = (member.endpoint for member in pool.members)
+
+    def beside(user: str = "u-a") -> set[int]:
+        leases = [pool.beside(first, None, user) for _ in range(40)]
+        return {number(lease.endpoint) for lease in leases if lease is not None}
+
+    assert beside() == {2, 3}
+    for _ in range(3):
+        pool.lease_of(second.authority, "u-a").report(Verdict.FAULT)
+    assert (beside(), beside("u-b")) == ({3}, {2, 3})
+    third.health.backpressure(third.connections.loop.time(), 5.0, 0, "u-b")
+    assert (beside(), beside("u-b")) == ({3}, {2})
+    pool.config = replace(pool.config, max_inflight=1)
+    with pool.lease_of(third.authority, "u-a"):
+        assert beside() == set()
+    for number_of_time in range(3):
+        second.health.unreachable(-1000.0, number_of_time)
+    assert beside("u-b") == set()  # it is on trial, which no request is spent on that has another
+
+
 async def test_lease_counts_while_it_is_held_and_on_every_way_out(endpoints: Endpoints) -> None:
     pool = pool_of(endpoints, 1)
     endpoint = pool.members[0].endpoint
