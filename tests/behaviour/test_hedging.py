@@ -361,13 +361,15 @@ async def test_an_error_that_no_other_server_is_asked_for_answers_for_both(scene
 async def test_a_first_server_that_is_given_up_leaves_the_second_to_answer(
     scene: StartScene, watch: WatchMethod
 ) -> None:
-    taken = watch(Hedge, "lease")
+    asked, taken = watch(Hedge, "_ask_second"), watch(Hedge, "lease")
 
     async def second(connection: ScriptedConnection) -> None:
+        (hedge,) = asked.calls
+        hedge._first.relay._answer.overdue()  # as after `first_byte_timeout`
         await taken.called()
         await connection.send(stream("second"))
 
-    it = await scene(silent, second, pool='first_byte_timeout = "100ms"\n')
+    it = await scene(silent, second)
     assert (await it.ask())[0] == 200
     line = await it.told()
     assert it.outcomes(line) == [(0, "first_byte_timeout"), (1, "complete")]

@@ -544,6 +544,7 @@ async def test_full_client_stops_the_reading_and_holds_the_end_until_it_has_room
     running = Running()
     await running.feed(SSE + CHUNKED + chunk(b"data: 1\n\n"))
     running.relay.client_paused()
+    running.relay.client_paused()  # as it is attached anew: it is watched once
     assert running.upstream.done == ["pause"]
     running.relay.client_resumed()
     assert running.upstream.done == ["pause", "resume"]
