@@ -25,6 +25,7 @@ from edge.relay.terms import Attempt, UpstreamAnsweredError
 from edge.relay.terms import Settlement as Owed
 from edge.settlement import Settlement
 from edge.upstream.endpoints import Endpoint, Lease
+from edge.upstream.health import Verdict
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.wire.connections import UpstreamConnection
@@ -156,6 +157,7 @@ class Hedge:
         self._winner: _Lane | None = None
         self._is_out = False  # the first one, and the second is the request's attempt
         self._is_measured = pool.first_bytes is None  # or the first one failed, and shows no time
+        self._missing: Lease | None = None  # of a second endpoint that answered 404, which counts if the first answers
         self._takes_budget = False
         self._is_closed = False
         self._attempts: list[Attempt] = []
@@ -221,6 +223,8 @@ class Hedge:
                 self._drop(self._second, "lost")
             else:
                 self._drop(self._second, "left", end or End.CLIENT_GONE)
+        if self._missing is not None and end is End.COMPLETE:
+            self._missing.report(Verdict.FAULT)
         if self._client.answering is self:
             self._client.attach(None)
         self._first.hedge = self._task = None  # a circle of references lives until it is collected
@@ -269,6 +273,8 @@ class Hedge:
             return
         second.asked.put(exchange)
         judge_failure(exchange, second.lease, self._pool, error, another_runs=True)
+        if isinstance(error, UpstreamAnsweredError) and error.status == 404:
+            self._missing = second.lease
         self._first.asked.put(exchange)
         self._leave(second, "failed")
 

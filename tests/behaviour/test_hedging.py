@@ -315,6 +315,27 @@ async def test_a_second_server_that_fails_leaves_the_first_to_answer(scene: Star
     assert (line["hedge"], line["retries"]) == ("failed", 0)
 
 
+@pytest.mark.parametrize("who", ["first", "second"])
+async def test_a_server_that_has_no_such_model_is_at_fault_where_the_other_one_answers(
+    scene: StartScene, watch: WatchMethod, who: str
+) -> None:
+    over = watch(Hedge, "_leave" if who == "second" else "lease")
+    missing, asked = document({"error": {"message": "no such model"}}, 404), asyncio.Event()
+
+    async def answers(connection: ScriptedConnection) -> None:
+        asked.set()
+        await over.called()
+        await connection.send(stream("answer"))
+
+    async def second_lacks_it(connection: ScriptedConnection) -> None:
+        await connection.send(missing)
+
+    it = await scene(*([says(missing, when=asked), answers] if who == "first" else [answers, second_lacks_it]))
+    assert (await it.ask())[0] == 200
+    await it.told()
+    assert [member.endpoint.health.is_tainted for member in it.pool.members] == [who == "first", who == "second"]
+
+
 @pytest.mark.parametrize("how", ["busy", "dead", "error first"])
 async def test_a_first_server_that_fails_leaves_the_second_to_answer(
     scene: StartScene, watch: WatchMethod, how: str
