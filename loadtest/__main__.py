@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "overload": "what is served when three times as much is asked, and what a refusal costs",
     "scale": "the longest step of the loop with ten thousand routes and a hundred thousand keys",
     "console": "whether a day of a console loses a key, or lets one work after its end",
+    "watched": "what streams wait because browsers and Prometheus watch",
     "stops": "what a rolling restart loses, and whether every stop ends",
     "stalls": "the longest turn of the loop for every kind of long body and answer",
     "conversations": "how long prompts wait at engines with a prefix cache, for each balance and load",
