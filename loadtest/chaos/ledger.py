@@ -4,7 +4,8 @@ Rules of the verdict:
 
 - A record has one end, and an edge opened it; a client's request has one record at most.
 - The sink has each record that ended, once by its id, and nothing else.
-- Counts from the upstream (`final`) equal what the engine gave at the last attempt, of answers and of prompts.
+- Counts from the upstream (`final`) equal what the engine gave that answered, of answers and of prompts. Others may have
+  been asked too, before it or beside it.
 - An estimate is bounded: nothing where the engine gave nothing, and at most what the request allowed.
 - `crashed` counts nothing. It ends only requests that a killed process had: at most as many at each kill as clients.
 - What an engine was asked has a record. What a client read whole is `complete`, with the counts that the client saw.
@@ -45,11 +46,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an engine gave to one attempt: tokens handed to its transport, and how that ended."""
+    """What an engine gave to one attempt: tokens handed to its transport, and how that ended; `endpoint` is where."""
 
     started: float
     tokens: int
     outcome: str
+    endpoint: str = ""
 
 
 @dataclass(slots=True)
@@ -151,7 +153,8 @@ def _check_journal(ledger: Ledger, journal: Journal, clients: int) -> None:
 
 def _check_counts(ledger: Ledger, asked: Asked, attempts: Sequence[Given], record: Record) -> None:
     end, source, recorded = record["end"], record["usage_source"], record["completion_tokens"]
-    given = attempts[-1].tokens if attempts else 0
+    answered = [each for each in attempts if each.endpoint == (record.get("endpoint") or "")]
+    given = answered[-1].tokens if answered else 0
     ledger.rows[end, source].add(given, recorded)
     ledger.paths[asked.path, end] += 1
     one = [f"{asked.id} ({asked.path}, {end}, {source}, given {given}, recorded {recorded})"]

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -59,6 +60,7 @@ concurrent_requests = 100_000
 [pools.v]
 endpoints = ["{v}", "{island}"]
 usage = "{usage}"
+hedge_after = "15ms"
 {times}
 [pools.s]
 endpoints = ["{s}"]
@@ -219,12 +221,12 @@ class World:
     def collect(self) -> None:
         """Take what engines gave to requests that have ended."""
         for engine in self.engines.values():
-            running = []
+            running, endpoint = [], urlsplit(engine.url).netloc
             for each in engine.requests:
                 if not each.ended:
                     running.append(each)
                 elif found := ID.search(each.body):
-                    self.given[found[1].decode()].append(Given(each.started, each.tokens, each.outcome))
+                    self.given[found[1].decode()].append(Given(each.started, each.tokens, each.outcome, endpoint))
             engine.requests.clear()
             engine.requests.extend(running)
 

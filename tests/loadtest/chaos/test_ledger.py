@@ -10,14 +10,14 @@ import pytest
 from loadtest.chaos.ledger import Asked, Given, Journal, Ledger, compare
 
 ENDS = {
-    "c-1": {"end": "complete", "usage_source": "final", "prompt_tokens": 7, "completion_tokens": 20},
+    "c-1": {"end": "complete", "usage_source": "final", "prompt_tokens": 7, "completion_tokens": 20, "endpoint": "h:2"},
     "c-2": {"end": "client_gone", "usage_source": "estimated", "prompt_tokens": 9, "completion_tokens": 11},
     "c-3": {"end": "crashed", "usage_source": "none", "prompt_tokens": 0, "completion_tokens": 0},
 }
 
 
 class Run:
-    """Three requests at one edge, which was killed once; the first was tried at two engines."""
+    """Three requests at one edge, which was killed once; the first was tried at two engines, at one of them in vain."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -29,7 +29,11 @@ class Run:
         self.asked = {each: Asked(each, "mortal", "chat", True, 30, 7) for each in ENDS}
         self.asked["c-1"].is_whole, self.asked["c-1"].told_tokens = True, 20
         self.given = {
-            "c-1": [Given(0.0, 0, "error"), Given(1.0, 20, "complete")],
+            "c-1": [
+                Given(0.0, 0, "error", "h:1"),
+                Given(1.0, 20, "complete", "h:2"),
+                Given(2.0, 3, "client_gone", "h:1"),
+            ],
             "c-2": [Given(0.0, 12, "client_gone")],
             "c-3": [Given(0.0, 5, "client_gone")],
         }
