@@ -4,7 +4,7 @@ Rules of the verdict:
 
 - A record has one end, and an edge opened it; a client's request has one record at most.
 - The sink has each record that ended, once by its id, and nothing else.
-- Counts from the upstream (`final`) equal what the engine gave that answered, of answers and of prompts. Others may have
+- Counts of the upstream (`final`) equal what the engine gave that answered, of answers and of prompts; others may have
   been asked too, before it or beside it.
 - An estimate is bounded: nothing where the engine gave nothing, and at most what the request allowed.
 - `crashed` counts nothing. It ends only requests that a killed process had: at most as many at each kill as clients.
