@@ -73,6 +73,7 @@ class Resumption:
         self._broke_at = exchange.endpoint
         self._said = Said()
         self._seam: Replayed | Continued | None = None
+        self.is_answered = False
         interrupted.hold(client)
         exchange.resume = _LEFT
 
@@ -151,7 +152,10 @@ class Resumption:
         raise NotResumed(reason)
 
     def _let_go(self) -> None:
-        """Let go of what was asked, as the sibling answers: nobody else is asked."""
+        """Let go of what was asked, as the sibling answers: nobody else is asked, and it is no retry any longer."""
+        if not self.is_answered:
+            self.is_answered = True
+            self._pool.retrying -= 1
         self._question.members.clear()
         self._work.body.release()
 

@@ -66,7 +66,7 @@ class Rolling:
                 self._processes.append(await up.enter_async_context(self._up(place)))
             connector = aiohttp.TCPConnector(limit=0)
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-            self._wholes = [await self._ask(session, number) for number in range(_PROMPTS)]
+            self._wholes = await asyncio.gather(*(self._ask(session, number) for number in range(_PROMPTS)))
             numbers = iter(range(streams))
             async with asyncio.TaskGroup() as tasks:
                 roller = tasks.create_task(self._roll())
