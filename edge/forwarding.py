@@ -143,11 +143,11 @@ class Forwarder:
         finally:
             if hedge:
                 hedge.close()
+            if pool is not None and tried and not (resumption and resumption.is_answered):
+                pool.retrying -= 1
             failure = resumption = None  # whose tracebacks have this frame
             if work.delivered is not None:
                 work.delivered.release()
-            if pool is not None and tried:
-                pool.retrying -= 1
 
     async def check_again(self, work: Work, lease: Lease | None = None) -> None:
         """Raise, and give the place back, where the key of a request that waited is good no more."""

@@ -39,10 +39,10 @@ from edge.resume.said import THOUGHT_ENDS, Said
 from edge.resume.seam import Continued, Outcome, Replayed
 from edge.settlement import Settlement
 from edge.tasks import in_steps
-from edge.upstream.endpoints import Endpoint, Lease, Member
+from edge.upstream.endpoints import Endpoint, Lease
 from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
-from edge.upstream.tokenizer import NoTokens, RefusedTokens, asked
+from edge.upstream.tokenizer import NoTokens, RefusedTokens, Tokenizer
 
 _COUNTING_S: Final = 1.0  # of all that a tokenizer is asked, while the client waits
 _LEFT: Final = "left"  # a resume of a client that leaves before anything came of it
@@ -73,6 +73,7 @@ class Resumption:
         self._broke_at = exchange.endpoint
         self._said = Said()
         self._seam: Replayed | Continued | None = None
+        self.is_answered = False
         interrupted.hold(client)
         exchange.resume = _LEFT
 
@@ -151,7 +152,10 @@ class Resumption:
         raise NotResumed(reason)
 
     def _let_go(self) -> None:
-        """Let go of what was asked, as the sibling answers: nobody else is asked."""
+        """Let go of what was asked, as the sibling answers: nobody else is asked, and it is no retry any longer."""
+        if not self.is_answered:
+            self.is_answered = True
+            self._pool.retrying -= 1
         self._question.members.clear()
         self._work.body.release()
 
@@ -169,8 +173,8 @@ class Resumption:
         work, question, said, engine = self._work, self._question, self._said, self._pool.config.engine
         model = work.model_for(lease.member)
         try:
-            async with asyncio.timeout(_COUNTING_S):
-                behind = await self._counted(lease.member, model)
+            async with asyncio.timeout(_COUNTING_S), Tokenizer(lease.member) as tokenizer:
+                behind = await self._counted(tokenizer, model)
         except (NoTokens, TimeoutError):
             raise NotResumed("tokenizer") from None
         except RefusedTokens as refused:
@@ -191,41 +195,43 @@ class Resumption:
         )
         return attempt
 
-    async def _counted(self, member: Member, model: str) -> Behind:
-        """Return the prompt of a question that goes on, as the member counts it.
+    async def _counted(self, tokenizer: Tokenizer, model: str) -> Behind:
+        """Return the prompt of a question that goes on, as its tokenizer counts it.
 
-        Raises: `NotResumed`, and as `asked` does.
+        Raises: `NotResumed`, and as `Tokenizer.ask` does.
         """
         question, said, engine = self._question, self._said, self._pool.config.engine
-        tokens = ids_in(await asked(member, "tokenize", text_question(engine, model, said.written(question.place))))
+        tokens = ids_in(await tokenizer.ask("tokenize", text_question(engine, model, said.written(question.place))))
         if not question.is_chat:
             return Behind(tokens, None)
         of_prompt = prompt_question(question, model)
         if engine == "llamacpp":
-            ending = rendered_in(await asked(member, "apply-template", of_prompt))
+            ending = rendered_in(await tokenizer.ask("apply-template", of_prompt))
             of_prompt = rendered_question(ending)
-        prompt = ids_in(await asked(member, "tokenize", of_prompt))
+        prompt = ids_in(await tokenizer.ask("tokenize", of_prompt))
         if engine != "llamacpp":
-            ending = text_in(await asked(member, "detokenize", opening_question(model, prompt)))
+            ending = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt)))
         require_thoughts(said, ending)
         if engine != "vllm":
-            return by_lengths(tokens, prompt, await self._thoughts(member, model, len(tokens)))
-        return await self._by_messages(member, model, tokens, prompt) or self._by_ids(tokens, prompt)
+            return by_lengths(tokens, prompt, await self._thoughts(tokenizer, model, len(tokens)))
+        return await self._by_messages(tokenizer, model, tokens, prompt) or self._by_ids(tokens, prompt)
 
-    async def _thoughts(self, member: Member, model: str, tokens: int) -> int:
-        """Return how many of the tokens that were said are thoughts, with their end; raises as `asked` does."""
+    async def _thoughts(self, tokenizer: Tokenizer, model: str, tokens: int) -> int:
+        """Return how many of the tokens that were said are thoughts, with their end; raises as `Tokenizer.ask` does."""
         said, place = self._said, self._question.place
         if said.has_thought(place):
             thoughts = text_question(self._pool.config.engine, model, said.thoughts + THOUGHT_ENDS)
-            return len(ids_in(await asked(member, "tokenize", thoughts)))
+            return len(ids_in(await tokenizer.ask("tokenize", thoughts)))
         return tokens if said.thoughts else 0
 
-    async def _by_messages(self, member: Member, model: str, tokens: list[int], prompt: list[int]) -> Behind | None:
-        """Return vLLM's prompt of messages and flags, None where they do not make it; raises as `asked` does."""
+    async def _by_messages(
+        self, tokenizer: Tokenizer, model: str, tokens: list[int], prompt: list[int]
+    ) -> Behind | None:
+        """Return vLLM's prompt of messages and flags, None where these do not make it; raises as `_counted`."""
         if self._said.thoughts:
             return None
         try:
-            whole = await asked(member, "tokenize", whole_question(self._question, self._said, model))
+            whole = await tokenizer.ask("tokenize", whole_question(self._question, self._said, model))
         except RefusedTokens as refused:
             if refused.status != 400:
                 raise

@@ -8,7 +8,7 @@ from edge.commands.arguments import address, checked
 from edge.commands.event_loop import run_to_end
 from edge.config.values import Address, seconds
 from edge.simulator import server as simulator
-from edge.simulator.behaviour import Behaviour, Dialect, Fault, Framing, RequestIds
+from edge.simulator.behaviour import Behaviour, Dialect, Fault, Framing, RequestIds, Text
 
 _ADDRESS: Final = Address("127.0.0.1", 9001)
 
@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", dest="batch_ms", type=checked(_milliseconds), default=0.0, metavar="TIME", help=batch)
     only_chat = "refuse paths of other kinds of models, as the engine does (default: off)"
     add("--only-chat", action="store_true", help=only_chat)
+    text = "the same to everybody, or what follows from the prompt (default plain)"
+    add("--text", choices=get_args(Text), default="plain", help=text)
+    add("--thinks", type=int, default=0, metavar="N", help="tokens of such a text that are thoughts (default 0)")
     ids = "X-Request-Id that is taken: any, a uuid, or any and answered with (default any)"
     add("--request-ids", choices=get_args(RequestIds), default="any", help=ids)
     add("--model", action="append", metavar="NAME", help="serve this name only; may be repeated")

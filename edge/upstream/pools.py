@@ -272,5 +272,5 @@ class Pool:
 
     def may_retry(self) -> bool:
         """Return whether the budget allows one more retry at once."""
-        live = sum(member.endpoint.in_flight for member in self.members)
+        live = 1 + sum(member.endpoint.in_flight for member in self.members)  # it has no place while it asks
         return self.retrying < max(_MIN_RETRIES, self.config.retry_budget * live)

@@ -1,7 +1,7 @@
-"""What a member's own tokenizer makes of a text: asked while a client waits, on connections of their own."""
+"""What a member's own tokenizer makes of a text: asked while a client waits."""
 
 import errno
-from typing import Final
+from typing import Final, Self
 
 from aiohttp import (
     ClientConnectorError,
@@ -35,39 +35,48 @@ class RefusedTokens(Exception):
         self.body = body
 
 
-async def asked(member: Member, path: str, question: bytes) -> bytes:
-    """Return what a member answers at `tokenize`, or another path beside that.
+class Tokenizer:
+    """A member's tokenizer, asked on a connection of its own; a context, which closes that."""
 
-    Raises: `ConnectFailed`, `RefusedTokens` for any status but 200, and `NoTokens` for what is no answer.
-    """
-    url, config = member.endpoint.url, member.config
-    base = "" if ENGINES[member.engine].tokenizes_at_root else config.url.base
-    headers = {"Host": config.url.authority, "Accept-Encoding": "identity", "Content-Type": "application/json"}
-    if config.api_key is not None:
-        headers["Authorization"] = f"Bearer {config.api_key}"
-    connector, body = TCPConnector(force_close=True, limit=0), bytearray()
-    try:
-        async with (
-            ClientSession(connector=connector, cookie_jar=DummyCookieJar(), auto_decompress=False) as session,
-            session.post(
-                f"{url.scheme}://{url.authority}{base}/{path}",
-                data=question,
-                headers=headers,
-                ssl=member.endpoint.connections.tls or True,
-                allow_redirects=False,
-            ) as answer,
-        ):
-            async for piece in answer.content.iter_any():
-                body += piece
-                if len(body) > _MAX_BYTES:
-                    raise NoTokens
-            if answer.status != 200:
-                heads = {name.lower(): value for name, value in answer.raw_headers}
-                raise RefusedTokens(answer.status, heads, bytes(body[:_MAX_ERROR_BYTES]))
-    except ClientConnectorError as error:
-        raise unreachable(error.os_error) from None
-    except (ServerDisconnectedError, ClientOSError):
-        raise unreachable(OSError(errno.ECONNRESET, "")) from None
-    except (ClientError, OSError, ValueError):
-        raise NoTokens from None
-    return bytes(body)
+    def __init__(self, member: Member) -> None:
+        url, config = member.endpoint.url, member.config
+        base = "" if ENGINES[member.engine].tokenizes_at_root else config.url.base
+        headers = {"Host": config.url.authority, "Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if config.api_key is not None:
+            headers["Authorization"] = f"Bearer {config.api_key}"
+        self._base = f"{url.scheme}://{url.authority}{base}/"
+        self._tls = member.endpoint.connections.tls or True
+        self._session = ClientSession(
+            connector=TCPConnector(limit=0), cookie_jar=DummyCookieJar(), auto_decompress=False, headers=headers
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def ask(self, path: str, question: bytes) -> bytes:
+        """Return what the member answers at `tokenize`, or another path beside that.
+
+        Raises: `ConnectFailed`, `RefusedTokens` for any status but 200, and `NoTokens` for what is no answer.
+        """
+        body = bytearray()
+        try:
+            async with self._session.post(
+                self._base + path, data=question, ssl=self._tls, allow_redirects=False
+            ) as answer:
+                async for piece in answer.content.iter_any():
+                    body += piece
+                    if len(body) > _MAX_BYTES:
+                        raise NoTokens
+                if answer.status != 200:
+                    heads = {name.lower(): value for name, value in answer.raw_headers}
+                    raise RefusedTokens(answer.status, heads, bytes(body[:_MAX_ERROR_BYTES]))
+        except ClientConnectorError as error:
+            raise unreachable(error.os_error) from None
+        except (ServerDisconnectedError, ClientOSError):
+            raise unreachable(OSError(errno.ECONNRESET, "")) from None
+        except (ClientError, OSError, ValueError):
+            raise NoTokens from None
+        return bytes(body)

@@ -765,6 +765,22 @@ async def test_no_stream_is_cut_by_a_rolling_restart_of_its_servers(scene: Start
     await running.edge.consistent()
 
 
+async def test_a_stream_is_no_retry_any_longer_once_its_sibling_answers(scene: StartScene) -> None:
+    running = await scene("replay")
+    pool = running.edge.server.generation.pools["p"]
+    first, second = running.simulators
+    first.behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    second.behaviour = Behaviour(text="prompt", tokens=13, fault="stall", after=8)
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT]))
+    for _ in range(8):
+        await soon(client.reader.readuntil(b"data: "))
+    assert (second.active, pool.retrying) == (1, 0)
+    client.abort()
+    await running.edge.idle()
+    assert pool.retrying == 0
+
+
 async def test_pools_that_do_not_resume_break_as_ever_and_keep_nothing(scene: StartScene) -> None:
     running = await scene("off")
     told = await running.broken()

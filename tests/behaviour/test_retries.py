@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -129,6 +130,20 @@ async def test_retries_are_bounded_by_the_budget(start_edge: StartEdge, start_up
     assert (await edge.ask(BODY))[0] == 503
     assert sum(len(each.requests) for each in members) == 3
     assert pool.retrying == 2  # counted while it ran
+
+
+async def test_a_budget_of_all_lets_all_be_asked_again(start_edge: StartEdge, simulator: Simulator) -> None:
+    """The last of those whose server died too, whose own place is free by then."""
+    pool = (await start_edge(routes(simulator.url, pool="retry_budget = 1.0"))).server.generation.pools["p"]
+    leases = [pool.lease([], None, "u") for _ in range(3)]
+    with ExitStack() as places:
+        for lease in leases:
+            assert lease is not None
+            places.enter_context(lease)
+        pool.retrying = 3
+        assert pool.may_retry()
+        pool.retrying = 4
+        assert not pool.may_retry()
 
 
 async def test_a_member_that_fails_is_ejected_and_comes_back(

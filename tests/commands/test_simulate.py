@@ -65,6 +65,7 @@ def test_options_that_cannot_be_read_say_what_to_write(words: tuple[str, ...], s
         (("--jitter", "2"), "jitter must be between 0 and 1"),
         (("--tokens", "-1"), "tokens must be between"),
         (("--status", "200"), "status must be between 400 and 599"),
+        (("--thinks", "-1"), "thinks must be between"),
     ],
 )
 def test_options_out_of_range_say_the_range(words: tuple[str, ...], said: str) -> None:

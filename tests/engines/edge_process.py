@@ -69,14 +69,21 @@ def _whole_lines(file: Path) -> list[bytes]:
 @asynccontextmanager
 async def edge(directory: Path, engine: str, model: str, port: int, cut_port: int) -> AsyncIterator[Edge]:
     """Run an edge in front of the server at `port`."""
-    listen, admin = free_port(), free_port()
     routes = [
         _ROUTE.format(name=f"{mode}{behind}", port=to, engine=engine, mode=mode, model=model)
         for mode in MODES
         for behind, to in (("", port), ("-cut", cut_port))
     ]
+    async with serving(directory, "".join(routes)) as running_edge:
+        yield running_edge
+
+
+@asynccontextmanager
+async def serving(directory: Path, routes: str) -> AsyncIterator[Edge]:
+    """Run an edge with these pools and routes."""
+    listen, admin = free_port(), free_port()
     file = directory / "routes.toml"
-    file.write_text(_HEAD.format(port=listen, admin=admin) + "".join(routes))
+    file.write_text(_HEAD.format(port=listen, admin=admin) + routes)
     command = [sys.executable, "-m", "edge"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     key = await _key([*command, "keys", "create", "--config", str(file), "--user", "u-1100a15812cc", "--json"])

@@ -18,7 +18,7 @@ _POLL_S: Final = 0.2
 @asynccontextmanager
 async def running(
     command: Sequence[object], ready_url: str, directory: Path, environment: Mapping[str, str], within_s: float
-) -> AsyncIterator[None]:
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a process in a group of its own, from its first answer at `ready_url` on; its output is in `directory`."""
     words = [str(word) for word in command]
     with (directory / "output").open("wb") as output:
@@ -27,7 +27,7 @@ async def running(
         )
     try:
         await _ready(process, ready_url, within_s, directory / "output")
-        yield
+        yield process
     finally:
         await _ended(process)
 
