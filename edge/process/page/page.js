@@ -219,7 +219,7 @@ function showFailures(status) {
     each.route,
     each.endpoint,
     each.status ? String(each.status) : "",
-    [each.end, each.error ? ` (${each.error})` : "", each.retries ? `, retried ${each.retries} times` : ""].join(""),
+    [each.end, each.error && each.error !== each.end ? ` (${each.error})` : "", each.retries ? `, retried ${each.retries} times` : ""].join(""),
     [each.upstream_status ? `${each.upstream_status} ` : "", each.upstream_error].join(""),
     milliseconds(each.duration_s * 1000),
   ]);
