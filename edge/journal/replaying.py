@@ -43,13 +43,14 @@ def _ends(directory: Path, first: str, after: str) -> Iterator[bytes]:
                     yield line[:-1]
 
 
-async def deliver_apart(sink: Sink, lines: list[bytes]) -> list[bytes]:
+async def deliver_apart(sink: Sink, lines: list[bytes], *, takes: bool = False) -> list[bytes]:
     """Deliver lines, in halves where a sink refuses them together; return those that it refuses alone.
 
+    `takes`: it is known to take others.
     Raises: `SinkUnavailable`; `SinkRefused` when it refuses one after another and takes none, the last one neither.
     """
     refused: list[bytes] = []
-    parts, takes = [lines], False
+    parts = [lines]
     while parts:
         part = parts.pop()
         if not part:

@@ -168,9 +168,7 @@ class Shipper:
         batch = await asyncio.to_thread(spool.read)
         if batch.lines:
             spool.oldest_at = batch.oldest_at
-            refused = await deliver_apart(self._sink, batch.lines)
-            if len(refused) == len(batch.lines):  # all of them: it is the sink that is wrong
-                raise SinkRefused("the sink refuses every record")
+            refused = await self._refused_of(spool, batch.lines)
             if refused:
                 await asyncio.to_thread(spool.set_aside, refused)
                 self.refused += len(refused)
@@ -187,8 +185,25 @@ class Shipper:
             self.note_outage.up()
         return True
 
+    async def _refused_of(self, spool: "_Spool", lines: list[bytes]) -> list[bytes]:
+        """Deliver lines and return those that the sink refuses.
+
+        Raises `SinkRefused` where it refuses all: then it is the sink that is wrong, unless it took others since the
+        last time.
+        """
+        took_others = spool.refused_at is not None and self.shipped > spool.refused_at
+        try:
+            refused = await deliver_apart(self._sink, lines, takes=took_others)
+            if len(refused) == len(lines) and not took_others:
+                raise SinkRefused("the sink refuses every record")
+        except SinkRefused:
+            spool.refused_at = self.shipped
+            raise
+        return refused
+
     def _answered(self, spool: "_Spool") -> None:
         spool.failed_by, spool.oldest_at, spool.failures = "", 0.0, 0
+        spool.refused_at = None
         self._judge()
 
     def _judge(self) -> None:
@@ -216,7 +231,8 @@ class _Spool:
 
     `lock` is that of an adopted token. `failed_by` is why the last of `failures` attempts in a row failed, "" when none
     did; `due_at` is when to try again, on the loop's clock. `oldest_at` is when the oldest record ended that the sink
-    was given and has not acknowledged, in Unix seconds, 0 for none.
+    was given and has not acknowledged, in Unix seconds, 0 for none. `refused_at` is how many records of all tokens were
+    delivered when all of a batch were refused, None where the last batch was not.
     """
 
     def __init__(self, directory: Path, token: str, lock: files.TokenLock | None) -> None:
@@ -226,6 +242,7 @@ class _Spool:
         self.failures = 0
         self.due_at = 0.0
         self.oldest_at = 0.0
+        self.refused_at: int | None = None
         self._directory = directory
         self._token = token
         self._saving = Lock()

@@ -8,13 +8,14 @@ import pytest
 from aiohttp import web
 
 from edge.__main__ import main
+from edge.journal import shipping
 from edge.journal.files import refused_path
 from edge.journal.journal import Journal
 from edge.journal.replaying import replay
 from edge.journal.shipping import Shipper
 from edge.journal.sinks.protocol import SinkRefused, SinkUnavailable
 from tests.journal.test_shipping import PATIENCE_S, MemorySink
-from tests.records import STARTED_AT, close, opened
+from tests.records import STARTED_AT, close, crash, opened
 
 
 class Picky(MemorySink):
@@ -70,6 +71,26 @@ async def test_sink_that_refuses_everything_is_down_and_nothing_is_set_aside(tmp
     sink.bad = ()
     await shipper.flush(PATIENCE_S)
     assert shipper.shipped == 2
+    journal.close()
+
+
+@pytest.mark.parametrize("count", [1, 40])
+async def test_what_is_refused_whole_is_set_aside_once_the_sink_takes_others(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a process that is gone: nothing follows that the sink would take, and it waited for ever."""
+    monkeypatch.setattr(shipping, "pause_s", lambda failures, chance: 0.0)
+    first = Journal(tmp_path, 2**20, "serve", ships=True)
+    record(first, *["bad"] * count)
+    crash(first)
+    journal, sink = Journal(tmp_path, 2**20, "serve", ships=True), Picky("bad")
+    shipper = Shipper(tmp_path, journal.token, journal.adopted.locks, sink)
+    await shipper.flush(0.1)
+    assert (shipper.shipped, shipper.refused) == (0, 0)
+    record(journal, "a")
+    await shipper.flush(PATIENCE_S)
+    assert (shipper.shipped, shipper.refused, shipper.lag_bytes, shipper.outage.reason) == (1, count, 0, "")
+    assert len(refused_path(tmp_path, first.token).read_bytes().splitlines()) == count
     journal.close()
 
 
