@@ -22,6 +22,8 @@ class Origin(enum.Enum):
 _NO_DETAILS: Final[Mapping[str, int]] = {}
 _DENIED: Final = "http_request_denied"
 NO_LIMIT: Final = ("", "")
+# SDKs wait as long as `Retry-After` says up to a minute, and Vercel's less than one; past that they go by their own.
+LONGEST_RETRY_AFTER_S: Final = 59
 
 
 class EdgeError(Exception):

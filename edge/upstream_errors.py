@@ -144,7 +144,7 @@ def _names_model(words: Words) -> bool:
 
 
 def pause_of(headers: Mapping[bytes, bytes]) -> int | None:
-    """Return for how many whole seconds, 1 to 60, an upstream asks to wait; None: it does not say.
+    """Return for how many whole seconds, 1 to 59, an upstream asks to wait; None: it does not say.
 
     SDKs sleep what they are told, and litellm parses with `int()`. It may be said in milliseconds, as OpenAI does, in
     seconds, also in parts of one, or as a date (RFC 9110 section 10.2.3), by the upstream's own clock where it shows.
@@ -158,7 +158,7 @@ def pause_of(headers: Mapping[bytes, bytes]) -> int | None:
         if seconds is None and given:
             until = _unix_time(given)
             seconds = until - (_unix_time(headers.get(b"date", b"")) or time.time()) if until is not None else None
-    return None if seconds is None else min(max(math.ceil(seconds), 1), 60)
+    return None if seconds is None else min(max(math.ceil(seconds), 1), errors.LONGEST_RETRY_AFTER_S)
 
 
 def _number(text: bytes) -> float | None:

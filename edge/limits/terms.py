@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from edge.config.settings import LimitConfig
-from edge.errors import QuotaSpent, RateLimited
+from edge.errors import LONGEST_RETRY_AFTER_S, QuotaSpent, RateLimited
 from edge.limits.counters import MINUTE_S, Counter
 from edge.limits.quotas import NO_LIMIT, Quotas, Reason
 from edge.limits.smooth import Smooth
 
 _UNKNOWN_WAIT_S: Final = 0.5  # for one of the running requests to end
 _RUNNING: Final = "concurrent requests"
-_LONGEST_RETRY_AFTER_S: Final = 60  # SDKs ignore a longer one
 _LONGEST_RETRY_S: Final = 120  # after which no SDK tries again by itself
 _ROUNDING_S: Final = 1e-6  # Unix time in a float is exact to 0.25 us
 # As OpenAI writes it, for 0 to 120 s: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
@@ -140,7 +139,7 @@ def refusal_of(
     else:
         refusal = RateLimited(
             f"Rate limit reached for {reason.text}. Try again in {free_in_s} s.",
-            retry_after_s=min(free_in_s, _LONGEST_RETRY_AFTER_S),
+            retry_after_s=min(free_in_s, LONGEST_RETRY_AFTER_S),
             headers=headers,
         )
     refusal.wait_s = reason.wait_s if reason.what != _RUNNING else 0.0

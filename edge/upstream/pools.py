@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge.config.settings import EndpointConfig, PoolConfig
-from edge.errors import ResponseNotFound, UpstreamUnavailable
+from edge.errors import LONGEST_RETRY_AFTER_S, ResponseNotFound, UpstreamUnavailable
 from edge.upstream.balancing import least_loaded, round_robin
 from edge.upstream.cache_aware import CacheAware
 from edge.upstream.endpoints import Endpoint, Lease, Member
@@ -20,7 +20,6 @@ from edge.upstream.queueing import DEMANDS_NOTHING, Demand, DrainRate, FairQueue
 _MAX_OUT_SHARE: Final = 0.5  # of a pool's members: with more of them out, what is left would be crushed next
 _MIN_RETRIES: Final = 3  # at once, whatever the budget: else a quiet pool could never retry (Envoy's default)
 _POLL_S: Final = 0.25  # while somebody waits: nothing reports that a member is well again
-_LONGEST_RETRY_AFTER_S: Final = 60
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +249,7 @@ class Pool:
         self.grant()
 
     def _busy(self, now: float) -> UpstreamUnavailable:
-        wait_s = min(math.ceil(self._drain.wait_s(self.waiting, now)), _LONGEST_RETRY_AFTER_S)
+        wait_s = min(math.ceil(self._drain.wait_s(self.waiting, now)), LONGEST_RETRY_AFTER_S)
         return UpstreamUnavailable("The model's servers are busy, try again later.", retry_after_s=max(wait_s, 1))
 
     def _admitted(self, tried: Iterable[Endpoint], user: str = "") -> list[Member]:

@@ -433,7 +433,7 @@ async def test_pool_of_which_nobody_can_be_reached_is_unavailable(
         client.send(edge.request(ASK))
         status, headers, body = await soon(client.response())
         assert (status, code_of(body)) == (503, "upstream_unavailable")
-        assert 1 <= int(headers["retry-after"]) <= 60
+        assert 1 <= int(headers["retry-after"]) <= 59
         assert b"127.0.0.1" not in body
         line = await last_line(edge)
         assert (line["end"], line["retries"], line["replays"]) == ("upstream_error", members - 1, 0)
@@ -466,7 +466,7 @@ async def test_pool_of_which_nobody_accepts_is_unavailable(start_edge: StartEdge
     edge = await start_edge(pool_of(deaf, more='connect_timeout = "100ms"'))
     status, headers, body = await soon(edge.ask(ASK))
     assert (status, code_of(body)) == (503, "upstream_unavailable")
-    assert 1 <= int(headers["retry-after"]) <= 60
+    assert 1 <= int(headers["retry-after"]) <= 59
     line = await last_line(edge)
     assert (line["end"], line["retries"]) == ("upstream_error", 0)
 
@@ -588,7 +588,7 @@ async def test_host_without_an_address_is_unavailable(
     for model in ("public/deepseek-r1", f"{USER}/qwen2"):
         status, headers, body = await soon(edge.ask({"model": model, "messages": []}))
         assert (status, code_of(body)) == (503, "upstream_unavailable")
-        assert 1 <= int(headers["retry-after"]) <= 60
+        assert 1 <= int(headers["retry-after"]) <= 59
         assert not any(word in body for word in (b"example", b"cluster", b"address", b"name", b"label", b"handshake"))
         line = await last_line(edge)
         assert (line["end"], line["retries"]) == ("upstream_error", 0)
