@@ -56,6 +56,7 @@ class Day:
     made: dict[str, str] = field(default_factory=dict)  # id by the state it was left in
     times_s: dict[str, list[float]] = field(default_factory=dict)
     unknown: int = 0  # look-ups that the store did not answer in time
+    unavailable: int = 0  # requests of the API that the store did not answer in time
     bystander_s: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -68,6 +69,7 @@ class Day:
                 figures = statistics.median(ordered), late, ordered[-1]
                 lines.append(f"{name:<10} {len(times):>7} " + " ".join(f"{each * 1e3:>9.1f}" for each in figures))
         lines.append(f"{self.unknown} look-ups were not answered in time, and asked again")
+        lines.append(f"{self.unavailable} requests of the API were not answered in time, and sent again")
         return [*lines, *(f"FAULT: {each}" for each in self.faults[:20]), f"{len(self.faults)} faults"]
 
 
@@ -146,11 +148,17 @@ class Console:
     async def _ask(
         self, what: str, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any]:
+        """Ask, and again after a 503, as `Retry-After` says; a change that was made all the same is not made twice."""
         begun = time.monotonic()
-        async with self._session.request(
-            method, f"{self._admin}{path}", json=body, headers={**self._headers, **(headers or {})}
-        ) as answer:
-            found = await answer.json() if answer.content_type == "application/json" else await answer.text()
+        for _ in range(_TRIES):
+            async with self._session.request(
+                method, f"{self._admin}{path}", json=body, headers={**self._headers, **(headers or {})}
+            ) as answer:
+                found = await answer.json() if answer.content_type == "application/json" else await answer.text()
+            if answer.status != 503:
+                break
+            self.day.unavailable += 1
+            await asyncio.sleep(1)
         self.day.times_s.setdefault(what, []).append(time.monotonic() - begun)
         return answer.status, found
 
