@@ -2,9 +2,9 @@
 # ai (Vercel's AI SDK, npm): `Retry-After: 60` is ignored, and `x-should-retry: false` too; 59 is waited for.
 #
 # A limit of requests or tokens a minute is over within 60 seconds, and a server that counts in whole minutes says 60. Then,
-# and for anything longer, the second request comes after the SDK's own two seconds, the third after four more, and the call
-# has failed when the minute has hardly begun. RFC 9110 section 10.2.3: the header says how long the user agent ought to
-# wait. `x-should-retry`, by which OpenAI's and Anthropic's SDKs are told that nothing helps, changes nothing.
+# and for anything longer, the second request comes after the SDK's own two seconds, when the minute has hardly begun. RFC
+# 9110 section 10.2.3: the header says how long the user agent ought to wait. `x-should-retry`, by which OpenAI's and
+# Anthropic's SDKs are told that nothing helps, changes nothing.
 # Seen with ai 6.0.326 and @ai-sdk/openai-compatible 2.0.92 on Node.js 20.
 set -euo pipefail
 folder=$(mktemp -d)

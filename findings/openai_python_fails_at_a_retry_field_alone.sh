@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# openai and groq (PyPI), httpx-sse: a block with nothing but `retry:` or `id:` is taken for an event.
+# openai and groq (PyPI), httpx-sse: a block with nothing but `retry:` is taken for an event.
 #
 # Servers set the time of reconnection so before their first event. The HTML standard dispatches no event at a blank line
 # where there was no `data` (https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
 # openai and groq parse its data as JSON, which is empty, and the answer behind it is lost; httpx-sse yields an event whose
-# data is "". anthropic, whose SDK is made by the same generator as openai's, goes on, and so does openai's own for Node.js.
+# data is "". anthropic goes on, and so does openai's SDK for Node.js.
 # Seen with openai 3.57.0, groq 1.7.0, anthropic 2.14.0 and httpx-sse 0.4.3 on CPython 3.11.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -67,5 +67,5 @@ seen = {
 }
 print(seen)
 expected = {"openai": "JSONDecodeError", "groq": "JSONDecodeError", "anthropic": "1 event", "httpx-sse": ["", '{"id": "c"']}
-assert {**seen, "httpx-sse": [data[:10] for data in seen["httpx-sse"]]} == expected, "the behaviour has changed"
+assert seen == expected, "the behaviour has changed"
 PYTHON

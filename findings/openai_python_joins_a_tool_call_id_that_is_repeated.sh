@@ -3,9 +3,9 @@
 #
 # Every delta of a call may carry them: the API's description makes both optional in each, with the same type in all
 # (https://platform.openai.com/docs/api-reference/chat-streaming). Where a server repeats them with each piece of the
-# arguments, `get_final_completion` has the call `t1t1` of the function `ff`, and an answer to that call fits nothing. It
-# is the state that the helper gathers all strings of a delta by; a repeated `role` or `type` is left alone. The helper of
-# the SDK for Node.js takes the last id and name. Seen with openai 3.57.0 (PyPI), and openai 6.49.0 (npm) on Node.js 20.
+# arguments, `get_final_completion` has the call `t1t1` of the function `ff`, which no program has. A repeated `role` is
+# left alone, and the helper of the SDK for Node.js has the id and the name once.
+# Seen with openai 3.57.0 (PyPI), and openai 6.49.0 (npm) on Node.js 20.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
