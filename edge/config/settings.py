@@ -223,7 +223,8 @@ class RouteConfig:
     heartbeat_s: Annotated[float, kinds.duration(
         'A stream gets a comment (`messages` a ping) after this silence, so that proxies keep it open; "0s" for none. '
         "One before the answer makes its status 200: no other endpoint is asked after it, an error is an event, and an "
-        "answer that is no stream fails. Keep it above retry_within and the time in which upstreams refuse.",
+        "answer that is no stream fails. Keep it above retry_within and the time in which upstreams refuse. "
+        "fetch-event-source (npm) gives its program a comment as a message without data.",
         zero=True)] = 0
     model_echo: Annotated[bool, kinds.flag(
         "Answers carry the model's name as asked: JSON up to 1 MiB and events of streams, for some microseconds of "
