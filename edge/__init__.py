@@ -42,6 +42,7 @@ Read `proxy.py` first: one request through its life. Imports point down this lis
     stage.py       how far the process is with its end
     outage.py      something is down: logged once, and once when it is back
     tasks.py       tasks that must end or go on, and what hangs
+    garbage.py     computing without a look for garbage
     valkey.py      the one client of a Redis or Valkey
     primaries.py   who is the primary: asked of Sentinels, or of the nodes of a Cluster
     tls.py         how every server that is asked is proved

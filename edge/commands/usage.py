@@ -8,14 +8,12 @@ import argparse
 import asyncio
 import csv
 import dataclasses
-import gc
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
@@ -30,6 +28,7 @@ from edge.config.process_settings import UsageConfig
 from edge.config.reading import load
 from edge.config.values import seconds
 from edge.exchange import UsageSource
+from edge.garbage import no_collection
 from edge.journal.ends import FIRST_UNIT, Ended, blocks_of, ends_in
 from edge.journal.files import LeftAlone, open_to_read
 from edge.journal.records import CRASHED
@@ -101,7 +100,7 @@ def totals(directory: Path, by: Sequence[By], wanted: Wanted = EVERYTHING) -> To
 
     Large journals are read by a process for each core. Raises: `OSError`.
     """
-    with _without_garbage_collection():
+    with no_collection():  # rows have no cycles, and a look at half a million of them takes a third of all
         paths = sorted(directory.glob("*.jsonl"))
         parts = _parts(paths)
         if len(parts) == 1:
@@ -111,18 +110,6 @@ def totals(directory: Path, by: Sequence[By], wanted: Wanted = EVERYTHING) -> To
                 sums, unreadable = _together(processes.map(_packed_part_of, parts, repeat(by), repeat(wanted)))
         in_order = any(each in _TIMES for each in by)
         return Totals(sorted(sums.values(), key=attrgetter("names") if in_order else _largest_first), unreadable)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Collect none meanwhile: rows have no cycles, and to look for some among half a million takes a third of all."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _packed_part_of(paths: Sequence[Path], by: Sequence[By], wanted: Wanted) -> tuple[list[_Packed], int]:

@@ -17,6 +17,7 @@ from edge.config.problems import ConfigError
 from edge.config.reading import load
 from edge.config.settings import Config
 from edge.errors import Unusable
+from edge.garbage import no_collection
 from edge.generation import Generation
 from edge.process.admin import Readiness
 from edge.process.certificates import listener_tls
@@ -56,7 +57,7 @@ class Reloader:
 
     async def first(self) -> Generation:
         """Return the first generation; raises `ConfigError` or `Unusable`."""
-        with _no_collection():
+        with no_collection():  # ten thousand routes are just being made
             generation = self._read(())
         for warning in generation.config.warnings:
             _log.warning("%s:%d: %s", self._path, warning.line, warning)
@@ -171,18 +172,6 @@ def _short_turns() -> Iterator[None]:
     finally:
         sys.setswitchinterval(interval_s)
         gc.set_threshold(*thresholds)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Look for no garbage among ten thousand routes that are just being made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _change(old: Config, new: Config) -> str:
