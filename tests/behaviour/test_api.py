@@ -843,10 +843,10 @@ async def test_redirect_of_the_upstream_is_our_502_and_never_followed(
 
 @pytest.mark.parametrize(
     ("given", "seconds"),
-    [("7", 7), ("1", 1), ("60", 60), ("0", 1), ("61", 60), ("3600", 60), ("99999999999999999999", 60), ("-1", 1),
+    [("7", 7), ("1", 1), ("60", 59), ("0", 1), ("61", 59), ("3600", 59), ("99999999999999999999", 59), ("-1", 1),
      ("1.5", 2), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("", 1), (None, 1), ("\xb2", 1)],
 )  # fmt: skip
-async def test_retry_after_is_a_whole_number_from_1_to_60(
+async def test_retry_after_is_a_whole_number_from_1_to_59(
     start_edge: StartEdge, start_upstream: StartUpstream, given: str | None, seconds: int
 ) -> None:
     async def script(connection: ScriptedConnection) -> None:
