@@ -54,7 +54,7 @@ async def test_many_that_are_refused_first_hold_up_none_behind_them(tmp_path: Pa
     journal, sink = Journal(tmp_path, 2**20, "serve", ships=True), Picky("bad")
     record(journal, *["bad"] * 40, "a", "b")
     shipper = Shipper(tmp_path, journal.token, journal.adopted.locks, sink)
-    await shipper.flush(2)
+    await shipper.flush(PATIENCE_S)
     assert sorted(json.loads(line)["model"] for batch in sink.batches for line in batch) == ["a", "b"]
     assert (shipper.shipped, shipper.refused, shipper.lag_bytes, shipper.outage.reason) == (2, 40, 0, "")
     journal.close()
