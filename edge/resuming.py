@@ -44,7 +44,7 @@ from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.upstream.tokenizer import NoTokens, RefusedTokens, Tokenizer
 
-_COUNTING_S: Final = 1.0  # of all that a tokenizer is asked, while the client waits
+_COUNTING_S: Final = 5.0  # of all that a tokenizer is asked, while the client waits
 _LEFT: Final = "left"  # a resume of a client that leaves before anything came of it
 _CHAT: Final = OPERATIONS["chat/completions"]
 
