@@ -22,7 +22,6 @@ from edge.resume.continuation import (
     Behind,
     body_of,
     by_ids,
-    by_lengths,
     by_messages,
     ids_in,
     opening_question,
@@ -206,14 +205,15 @@ class Resumption:
             return Behind(tokens, None)
         of_prompt = prompt_question(question, model)
         if engine == "llamacpp":
-            ending = rendered_in(await tokenizer.ask("apply-template", of_prompt))
-            of_prompt = rendered_question(ending)
+            opening = rendered_in(await tokenizer.ask("apply-template", of_prompt))
+            require_thoughts(said, opening)
+            whole = rendered_question(opening + said.written(question.place))  # it reads them as one text
+            return Behind(tokens, len(ids_in(await tokenizer.ask("tokenize", whole))))
         prompt = ids_in(await tokenizer.ask("tokenize", of_prompt))
-        if engine != "llamacpp":
-            ending = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt)))
-        require_thoughts(said, ending)
-        if engine != "vllm":
-            return by_lengths(tokens, prompt, await self._thoughts(tokenizer, model, len(tokens)))
+        require_thoughts(said, text_in(await tokenizer.ask("detokenize", opening_question(model, prompt))))
+        if engine == "sglang":  # it reads the message apart from the rest
+            length = len(prompt) + len(tokens)
+            return Behind(tokens, length, thoughts=await self._thoughts(tokenizer, model, len(tokens)))
         return await self._by_messages(tokenizer, model, tokens, prompt) or self._by_ids(tokens, prompt)
 
     async def _thoughts(self, tokenizer: Tokenizer, model: str, tokens: int) -> int:

@@ -296,7 +296,7 @@ class Continued(Seam):
         self._hides_usage = hides_usage
         self._shows_timings = shows_timings
         self._runs = False
-        self._goes_on = behind.lengths is None  # as far as is known
+        self._goes_on = behind.length is None  # as far as is known
         self._is_finished = False
 
     def usage(self, second: Usage) -> Usage:
@@ -347,7 +347,7 @@ class Continued(Seam):
                 raise _Differs(Outcome.IGNORED)
             return b""
         behind = self._behind
-        if told not in (behind.lengths or ()) or (behind.ids and chunk.get("prompt_token_ids") != behind.ids):
+        if told != behind.length or (behind.ids and chunk.get("prompt_token_ids") != behind.ids):
             raise _Differs(Outcome.IGNORED)
         if behind.ids:
             chunk["prompt_token_ids"] = None
