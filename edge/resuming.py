@@ -219,7 +219,7 @@ class Resumption:
     async def _thoughts(self, tokenizer: Tokenizer, model: str, tokens: int) -> int:
         """Return how many of the tokens that were said are thoughts, with their end; raises as `Tokenizer.ask` does."""
         said, place = self._said, self._question.place
-        if said.has_thought(place):
+        if said.thought_is_over(place):
             thoughts = text_question(self._pool.config.engine, model, said.thoughts + THOUGHT_ENDS)
             return len(ids_in(await tokenizer.ask("tokenize", thoughts)))
         return tokens if said.thoughts else 0

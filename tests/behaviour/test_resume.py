@@ -195,7 +195,8 @@ async def resumed_behind_each_frame(running: Scene, path: str, more: dict[str, A
         for whole, shown in zip(wholes, ({}, USAGE), strict=True):
             told = await running.broken(path, after=after, **more, **shown)
             if told.is_broken:
-                assert told.line["resume"] in ("finished", "at_limit", "ignored")
+                at_its_end = told.answer[:2] == ("", whole.answer[1]) != ("", "")  # of a thought, and no more is known
+                assert told.line["resume"] in ("finished", "at_limit", "unequal" if at_its_end else "ignored")
                 assert told.body.startswith(whole.body[:100])
             else:
                 assert told.answer == whole.answer
@@ -221,7 +222,7 @@ async def test_a_stream_that_breaks_within_its_thoughts_or_behind_them_is_whole(
 ) -> None:
     running = await scene(mode, engine=engine, thinks=6, **kind)
     assert len((await running.ask()).answer[1].split()) > 3
-    assert await resumed_behind_each_frame(running, CHAT, {}) >= 14
+    assert await resumed_behind_each_frame(running, CHAT, {}) >= 12
 
 
 @pytest.mark.parametrize("mode", ["replay", "content", "auto"])
