@@ -22,7 +22,6 @@ from edge.resume.continuation import (
     Behind,
     body_of,
     by_ids,
-    by_lengths,
     by_messages,
     ids_in,
     opening_question,
@@ -44,7 +43,7 @@ from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.upstream.tokenizer import NoTokens, RefusedTokens, Tokenizer
 
-_COUNTING_S: Final = 1.0  # of all that a tokenizer is asked, while the client waits
+_COUNTING_S: Final = 5.0  # of all that a tokenizer is asked, while the client waits
 _LEFT: Final = "left"  # a resume of a client that leaves before anything came of it
 _CHAT: Final = OPERATIONS["chat/completions"]
 
@@ -206,20 +205,21 @@ class Resumption:
             return Behind(tokens, None)
         of_prompt = prompt_question(question, model)
         if engine == "llamacpp":
-            ending = rendered_in(await tokenizer.ask("apply-template", of_prompt))
-            of_prompt = rendered_question(ending)
+            opening = rendered_in(await tokenizer.ask("apply-template", of_prompt))
+            require_thoughts(said, opening)
+            whole = rendered_question(opening + said.written(question.place))  # it reads them as one text
+            return Behind(tokens, len(ids_in(await tokenizer.ask("tokenize", whole))))
         prompt = ids_in(await tokenizer.ask("tokenize", of_prompt))
-        if engine != "llamacpp":
-            ending = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt)))
-        require_thoughts(said, ending)
-        if engine != "vllm":
-            return by_lengths(tokens, prompt, await self._thoughts(tokenizer, model, len(tokens)))
+        require_thoughts(said, text_in(await tokenizer.ask("detokenize", opening_question(model, prompt))))
+        if engine == "sglang":  # it reads the message apart from the rest
+            length = len(prompt) + len(tokens)
+            return Behind(tokens, length, thoughts=await self._thoughts(tokenizer, model, len(tokens)))
         return await self._by_messages(tokenizer, model, tokens, prompt) or self._by_ids(tokens, prompt)
 
     async def _thoughts(self, tokenizer: Tokenizer, model: str, tokens: int) -> int:
         """Return how many of the tokens that were said are thoughts, with their end; raises as `Tokenizer.ask` does."""
         said, place = self._said, self._question.place
-        if said.has_thought(place):
+        if said.thought_is_over(place):
             thoughts = text_question(self._pool.config.engine, model, said.thoughts + THOUGHT_ENDS)
             return len(ids_in(await tokenizer.ask("tokenize", thoughts)))
         return tokens if said.thoughts else 0

@@ -19,7 +19,6 @@ _FLAGS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 _OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents", "add_special_tokens")
 _NOT_TOKENIZED: Final = ("documents", "reasoning_effort", "kv_transfer_params")  # which vLLM's tokenizer leaves out
-_TOKENS_OFF: Final = 2  # of a prompt, where two texts meet in it
 _OPENING_TOKENS: Final = 16  # of the end of a prompt, that show whether it opens a thought
 _THINKS: Final = f"<\uff5cAssistant\uff5c>{THOUGHT_BEGINS}\n"  # the end of DeepSeek-R1's prompts
 
@@ -27,13 +26,13 @@ _THINKS: Final = f"<\uff5cAssistant\uff5c>{THOUGHT_BEGINS}\n"  # the end of Deep
 class Behind(NamedTuple):
     """The prompt of a second question, as far as it is known before that is asked.
 
-    `tokens` are the ids of what was said. `lengths`: how many tokens the prompt may have if the server goes on, None
-    where it cannot but do so. `ids` are all of them, where it is asked by its ids. `thoughts`: how many tokens of what
+    `tokens` are the ids of what was said. `length`: how many tokens the prompt has if the server goes on, None where it
+    cannot but do so. `ids` are all of them, where it is asked by its ids. `thoughts`: how many tokens of what
     was said are thoughts, with their end, where the engine counts them.
     """
 
     tokens: list[int]
-    lengths: range | None
+    length: int | None
     ids: list[int] | None = None
     thoughts: int = 0
 
@@ -104,7 +103,7 @@ def whole_question(question: Question, said: Said, model: str) -> bytes:
 
 
 def rendered_question(prompt: str) -> bytes:
-    """Return what llama.cpp's tokenizer is asked of what its template has made."""
+    """Return what llama.cpp's tokenizer is asked of a prompt, which its template has made."""
     return orjson.dumps({"content": prompt, "add_special": True, "parse_special": True})
 
 
@@ -124,18 +123,9 @@ def require_thoughts(said: Said, prompt: str) -> None:
         raise NotResumed("reasoning")
 
 
-def by_lengths(tokens: list[int], prompt: list[int], thoughts: int = 0) -> Behind:
-    """Return a prompt whose two texts were counted, which may have a token less or more where they meet.
-
-    But a server that leaves out an answer of so few tokens must be seen.
-    """
-    count, off = len(prompt) + len(tokens), _TOKENS_OFF if len(tokens) > _TOKENS_OFF else 0
-    return Behind(tokens, range(count - off, count + off + 1), thoughts=thoughts)
-
-
 def by_messages(tokens: list[int], prompt: list[int], whole: list[int]) -> Behind | None:
     """Return the prompt that vLLM makes of messages and flags, None where its template does not make what it must."""
-    return Behind(tokens, range(len(whole), len(whole) + 1)) if whole == prompt + tokens else None
+    return Behind(tokens, len(whole)) if whole == prompt + tokens else None
 
 
 def by_ids(question: Question, tokens: list[int], prompt: list[int]) -> Behind:
@@ -145,7 +135,7 @@ def by_ids(question: Question, tokens: list[int], prompt: list[int]) -> Behind:
     if question.get("tools") and question.get("tool_choice") == "none":
         raise NotResumed("prompt")  # which some servers leave out then
     ids = prompt + tokens
-    return Behind(tokens, range(len(ids), len(ids) + 1), ids)
+    return Behind(tokens, len(ids), ids)
 
 
 def rendered_in(document: bytes) -> str:

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from edge.config.settings import Engine, Resume
-from edge.resume.said import THOUGHT_BEGINS, THOUGHTS, Said
+from edge.resume.said import ANSWER, THOUGHT_BEGINS, THOUGHTS, Said
 
 _GRAMMARS: Final = (  # only that of llama.cpp knows what stands before
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -20,6 +20,7 @@ _GRAMMARS: Final = (  # only that of llama.cpp knows what stands before
 _PLAIN: Final = {"type": "text"}
 _CONTINUING: Final[tuple[Engine, ...]] = ("vllm", "sglang", "llamacpp")
 THINKING: Final[tuple[Engine, ...]] = ("vllm", "sglang")  # that go on with thoughts, and tell the rest as what it is
+_MOST_STOPS: Final = 1024  # characters of all stop strings, each beginning of which is looked for
 _LOST: Final = "\ufffd"  # of a character whose bytes are gone
 
 
@@ -55,7 +56,7 @@ class Question(NamedTuple):
     @property
     def place(self) -> str:
         """Where a choice has its text."""
-        return "delta.content" if self.is_chat else "text"
+        return ANSWER if self.is_chat else "text"
 
     @property
     def is_greedy(self) -> bool:
@@ -156,6 +157,8 @@ def _of_messages(question: Question) -> str:
         return "prefill"
     if question.get("continue_final_message") or question.get("add_generation_prompt") is False:
         return "prefill"
+    if question.get("include_reasoning") is False:
+        return "reasoning"  # thoughts that nobody has seen
     if question.get("tool_choice") not in (None, "none", "auto"):
         return "tools"
     return ""
@@ -182,13 +185,26 @@ def _of_answer(question: Question, said: Said, engine: Engine) -> str:
     if any("tool_calls" in place or "function_call" in place for place in places):
         return "tools"
     thoughts = places.intersection(THOUGHTS)
-    if thoughts and (len(thoughts) > 1 or engine not in THINKING or not question.is_chat):
+    if thoughts and (said.thinks_again or len(thoughts) > 1 or engine not in THINKING or not question.is_chat):
         return "reasoning"
     if places - thoughts:
         return "reasoning" if any("reasoning" in place for place in places - thoughts) else "unreadable"
     if thoughts and THOUGHT_BEGINS in said.written(question.place):
         return "reasoning"  # a parser that reads this in the prompt takes what follows for a thought
+    if _stop_has_begun(question, said.written(question.place)):
+        return "stop"
     return "characters" if _LOST in said.written(question.place) else ""
+
+
+def _stop_has_begun(question: Question, text: str) -> bool:
+    """Whether a text may end within a stop string, of which an engine sees only what it writes by itself."""
+    stops = question.get("stop") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    if question.get("stop_regex") or not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
+        return True
+    if sum(map(len, stops)) > _MOST_STOPS:
+        return True
+    return any(text.endswith(stop[:end]) for stop in stops for end in range(1, len(stop)))
 
 
 def _number(value: Any) -> float | None:

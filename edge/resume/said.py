@@ -14,6 +14,7 @@ import orjson
 from edge.sse import EVENT_DATA, event_end, silence_end
 
 DONE: Final = b"[DONE]"
+ANSWER: Final = "delta.content"  # where a choice of a chat has its text
 THOUGHTS: Final = ("delta.reasoning_content", "delta.reasoning")  # where a choice has what its model thought
 THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"  # as DeepSeek-R1 and its kind write it
 # Of a choice: what is said elsewhere, or differs each time. An id of a tool's call is drawn anew by every server.
@@ -89,6 +90,7 @@ class Said:
 
     `heads` are the members that all chunks of a choice have in common, `roles` the choices whose beginning is there,
     `ends` the reasons to finish, `usages` how many chunks had no choices. `is_plain`: all of it could be read.
+    `thinks_again`: thoughts came behind the answer.
     """
 
     def __init__(self) -> None:
@@ -98,6 +100,7 @@ class Said:
         self.ends: dict[int, str] = {}
         self.usages = 0
         self.is_plain = True
+        self.thinks_again = False
         self._pieces: dict[int, dict[str, list[Part]]] = {}
 
     def read(self, content: bytes) -> Iterator[None]:
@@ -132,7 +135,9 @@ class Said:
             if has_role(choice):
                 self.roles.add(index)
             places = self._pieces.setdefault(index, {})
+            answers = ANSWER in places
             for place, part, _, _ in parts_of(choice):
+                self.thinks_again = self.thinks_again or (answers and place in THOUGHTS)
                 places.setdefault(place, []).append(part)
             if choice.get("finish_reason"):
                 self.ends[index] = choice["finish_reason"]
@@ -156,13 +161,13 @@ class Said:
         """What the first choice has said of its thoughts."""
         return "".join(map(self.text, THOUGHTS))
 
-    def has_thought(self, place: str) -> bool:
+    def thought_is_over(self, place: str) -> bool:
         """Whether the first choice has ended its thoughts."""
         return bool(self.thoughts and self.text(place))
 
     def written(self, place: str) -> str:
         """Return what the first choice has said in one place, as its model wrote it: thoughts and their end first."""
-        end = THOUGHT_ENDS if self.has_thought(place) else ""
+        end = THOUGHT_ENDS if self.thought_is_over(place) else ""
         return self.thoughts + end + self.text(place)
 
     def head_for(self, index: int) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import orjson
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.resume.continuation import Behind
 from edge.resume.said import (
+    ANSWER,
     DONE,
+    THOUGHT_ENDS,
     THOUGHTS,
     Part,
     Said,
@@ -29,6 +31,7 @@ from edge.resume.said import (
 )
 from edge.sse import event_end
 
+_ID_BYTES: Final = 16  # the most that an id of a prompt is written in, with what is between two
 MAX_HELD_BYTES: Final = 64 * 1024  # of an event that has not ended, and of those that wait for what follows
 
 
@@ -58,6 +61,7 @@ class Seam:
         self.first = first
         self._model = model
         self._held = bytearray()
+        self._max_held_bytes = MAX_HELD_BYTES
         self._waiting: list[dict[str, Any]] = []  # chunks of which it is not known yet whether the client gets them
         self._waiting_bytes = 0
         self.broken = False
@@ -92,7 +96,7 @@ class Seam:
                 at += len(event)
             content = content[at:]
         held += content
-        if len(held) > MAX_HELD_BYTES:
+        if len(held) > self._max_held_bytes:
             raise _Differs(Outcome.FAILED)
 
     def close(self) -> bytes:
@@ -142,7 +146,7 @@ class Seam:
         """Let a chunk wait for what follows; raises `_Differs` where that is too long in coming."""
         self._waiting.append(chunk)
         self._waiting_bytes += len(event)
-        if self._waiting_bytes > MAX_HELD_BYTES:
+        if self._waiting_bytes > self._max_held_bytes:
             raise _Differs(Outcome.FAILED)
 
     def _waited(self) -> list[dict[str, Any]]:
@@ -265,6 +269,30 @@ def _drop_what_is_known(choice: dict[str, Any], said: Said, index: int) -> None:
                 function.pop("name", None)
 
 
+class _Kinds:
+    """What the parts of an answer that goes on may be: thoughts as the first server told them, and the answer behind.
+
+    Nothing tells an answer behind a thought from one whose server has no parser of thoughts, and tells them as content.
+    """
+
+    def __init__(self, said: Said, place: str) -> None:
+        self._names = [each for each in THOUGHTS if said.text(each)]
+        self._is_thinking = bool(said.thoughts) and not said.thought_is_over(place)
+        self._has_begun = False
+
+    def take(self, choice: dict[str, Any]) -> None:
+        """Raise `_Differs` for a part of another kind than what must follow."""
+        parts = {place: part for place, part, _, _ in parts_of(choice)}
+        thoughts, answer = [place for place in THOUGHTS if place in parts], parts.get(ANSWER, "")
+        if thoughts and (not self._is_thinking or thoughts != self._names):
+            raise _Differs(Outcome.UNEQUAL)
+        if self._is_thinking and answer:
+            if not (self._has_begun or thoughts) or THOUGHT_ENDS in answer:
+                raise _Differs(Outcome.UNEQUAL)
+            self._is_thinking = False
+        self._has_begun = self._has_begun or bool(thoughts)
+
+
 class Continued(Seam):
     """An answer that goes on behind what the client has, which stood in the second question.
 
@@ -289,14 +317,17 @@ class Continued(Seam):
         super().__init__(said, first, model)
         self._places = (place, *THOUGHTS)
         self._tokens = len(behind.tokens)
-        self._has_thought = said.has_thought(place)
+        self._kinds = _Kinds(said, place)
+        self._thought_is_over = said.thought_is_over(place)
+        self._max_held_bytes += _ID_BYTES * len(behind.ids or ())
+        self._tells_thoughts = False
         self._behind = behind
         self._shows_usage = shows_usage
         self._shows_running = shows_running
         self._hides_usage = hides_usage
         self._shows_timings = shows_timings
         self._runs = False
-        self._goes_on = behind.lengths is None  # as far as is known
+        self._goes_on = behind.length is None  # as far as is known
         self._is_finished = False
 
     def usage(self, second: Usage) -> Usage:
@@ -311,7 +342,7 @@ class Continued(Seam):
         created = min(second.cache_creation_tokens, prompt)
         return msgspec.structs.replace(
             second,
-            reasoning_tokens=self._thoughts(second.reasoning_tokens),
+            reasoning_tokens=self._thoughts(second.reasoning_tokens) if self._tells_thoughts else 0,
             prompt_tokens=prompt,
             completion_tokens=completion,
             cached_tokens=cached,
@@ -320,7 +351,7 @@ class Continued(Seam):
 
     def _thoughts(self, second: int) -> int:
         """Return how many tokens are thoughts: none of the second's where they had ended, whatever it says."""
-        return self._behind.thoughts + (0 if self._has_thought else second)
+        return self._behind.thoughts + (0 if self._thought_is_over else second)
 
     def _take_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
         for choice in choices_in(chunk):
@@ -347,7 +378,7 @@ class Continued(Seam):
                 raise _Differs(Outcome.IGNORED)
             return b""
         behind = self._behind
-        if told not in (behind.lengths or ()) or (behind.ids and chunk.get("prompt_token_ids") != behind.ids):
+        if told != behind.length or (behind.ids and chunk.get("prompt_token_ids") != behind.ids):
             raise _Differs(Outcome.IGNORED)
         if behind.ids:
             chunk["prompt_token_ids"] = None
@@ -357,12 +388,15 @@ class Continued(Seam):
     def _shown(self, chunk: dict[str, Any]) -> bytes:
         """Return an event with the usage of the whole answer, if the client is to see any; b"" for one of nothing."""
         usage, choices = chunk.get("usage"), choices_in(chunk)
+        for choice in choices:
+            self._kinds.take(choice)
         ends = any(choice.get("finish_reason") for choice in choices)
         self._is_finished = self._is_finished or ends
         if isinstance(usage, dict):
             _join(usage, self._tokens)
             for holder in (usage, usage.get("completion_tokens_details")):
                 if isinstance(holder, dict) and isinstance(holder.get("reasoning_tokens"), int):
+                    self._tells_thoughts = True
                     holder["reasoning_tokens"] = self._thoughts(holder["reasoning_tokens"])
             self._runs = self._runs or (bool(choices) and not ends)
             if not choices and not self._shows_usage:

@@ -1,6 +1,7 @@
 """What a member's own tokenizer makes of a text: asked while a client waits."""
 
 import errno
+from io import BytesIO
 from typing import Final, Self
 
 from aiohttp import (
@@ -36,7 +37,10 @@ class RefusedTokens(Exception):
 
 
 class Tokenizer:
-    """A member's tokenizer, asked on a connection of its own; a context, which closes that."""
+    """A member's tokenizer; a context, which ends what it asks.
+
+    Each question has a connection of its own: one that was kept may be closed by the server as the next is asked.
+    """
 
     def __init__(self, member: Member) -> None:
         url, config = member.endpoint.url, member.config
@@ -47,7 +51,10 @@ class Tokenizer:
         self._base = f"{url.scheme}://{url.authority}{base}/"
         self._tls = member.endpoint.connections.tls or True
         self._session = ClientSession(
-            connector=TCPConnector(limit=0), cookie_jar=DummyCookieJar(), auto_decompress=False, headers=headers
+            connector=TCPConnector(limit=0, force_close=True),
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+            headers=headers,
         )
 
     async def __aenter__(self) -> Self:
@@ -64,7 +71,7 @@ class Tokenizer:
         body = bytearray()
         try:
             async with self._session.post(
-                self._base + path, data=question, ssl=self._tls, allow_redirects=False
+                self._base + path, data=BytesIO(question), ssl=self._tls, allow_redirects=False
             ) as answer:
                 async for piece in answer.content.iter_any():
                     body += piece

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edge import resuming
 from edge.limits.admission import Permit
 from edge.relay.delivered import Delivered, Interrupted
 from edge.relay.terms import Attempt
@@ -125,6 +126,12 @@ class Scene:
 StartScene = Callable[..., Awaitable[Scene]]
 
 
+@pytest.fixture(autouse=True)
+def _time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on how fast the machine is."""
+    monkeypatch.setattr(resuming, "_COUNTING_S", 60.0)
+
+
 @pytest.fixture
 async def scene(start_edge: StartEdge) -> AsyncIterator[StartScene]:
     """Start an edge before model servers of one kind."""
@@ -188,12 +195,8 @@ async def resumed_behind_each_frame(running: Scene, path: str, more: dict[str, A
         for whole, shown in zip(wholes, ({}, USAGE), strict=True):
             told = await running.broken(path, after=after, **more, **shown)
             if told.is_broken:
-                assert told.line["resume"] in (
-                    "finished",
-                    "at_limit",
-                    "ignored",
-                    "tokenizer",
-                )  # the last where the machine is slow
+                at_its_end = told.answer[:2] == ("", whole.answer[1]) != ("", "")  # of a thought, and no more is known
+                assert told.line["resume"] in ("finished", "at_limit", "unequal" if at_its_end else "ignored")
                 assert told.body.startswith(whole.body[:100])
             else:
                 assert told.answer == whole.answer
@@ -219,7 +222,7 @@ async def test_a_stream_that_breaks_within_its_thoughts_or_behind_them_is_whole(
 ) -> None:
     running = await scene(mode, engine=engine, thinks=6, **kind)
     assert len((await running.ask()).answer[1].split()) > 3
-    assert await resumed_behind_each_frame(running, CHAT, {}) >= 14
+    assert await resumed_behind_each_frame(running, CHAT, {}) >= 12
 
 
 @pytest.mark.parametrize("mode", ["replay", "content", "auto"])
@@ -581,7 +584,10 @@ async def test_a_stop_of_the_edge_while_tokens_are_counted_ends_with_its_error(c
     await edge.consistent()
 
 
-async def test_a_tokenizer_that_does_not_answer_in_a_second_ends_the_stream(counting: tuple[Edge, Any]) -> None:
+async def test_a_tokenizer_that_does_not_answer_in_time_ends_the_stream(
+    counting: tuple[Edge, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "_COUNTING_S", 0.05)
     told = await Scene(counting[0], []).ask()
     assert (told.line["resume"], told.is_broken) == ("tokenizer", True)
 

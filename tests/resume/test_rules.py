@@ -60,6 +60,8 @@ def test_each_mode_has_its_way(mode: Resume, members: dict[str, Any], expected: 
         (event([delta({"reasoning": "t"})]) + event([delta({"content": "<think>"})]), "reasoning"),
         (event([delta({"reasoning": "t", "reasoning_content": "t"})]), "reasoning"),
         (event([delta({"reasoning_details": "t"})]), "reasoning"),
+        (event([delta({"reasoning": "t"})]) + TEXT + event([delta({"reasoning": "t"})]), "reasoning"),
+        (event([delta({"content": "a", "reasoning": "t"})]), [CONTENT]),
         (event([delta({"reasoning": "\ufffd"})]) + TEXT, "characters"),
         (event([delta({"tool_calls": [{"index": 0, "function": {"name": "f"}}]})]), "tools"),
         (event([delta({"refusal": "no"})]), "unreadable"),
@@ -75,6 +77,27 @@ def test_what_was_said_decides_too(delivered: bytes, expected: object) -> None:
 @pytest.mark.parametrize("engine", ["llamacpp", "openai"])
 def test_thoughts_are_gone_on_with_where_an_engine_tells_the_rest_as_what_it_is(engine: Engine) -> None:
     assert ways("content", event([delta({"reasoning_content": "t"})]), engine) in ("reasoning", "engine")
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"stop": "b"}, [CONTENT]),
+        ({"stop": ["c", "a"]}, [CONTENT]),
+        ({"stop": "ab"}, "stop"),
+        ({"stop": ["c", "xab", "abc"]}, "stop"),
+        ({"stop": ["x" * 2000]}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stop_regex": "a+"}, "stop"),
+        ({"include_reasoning": True}, [CONTENT]),
+        ({"include_reasoning": False}, "reasoning"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["sglang", "llamacpp"])
+def test_what_may_be_half_a_stop_string_or_hide_thoughts_is_not_gone_on_with(
+    engine: Engine, members: dict[str, Any], expected: object
+) -> None:
+    assert ways("content", TEXT, engine, **members) == expected
 
 
 def test_limits_are_less_what_the_answer_has() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.resume.continuation import Behind
-from edge.resume.seam import Continued, Outcome, Replayed, Seam
+from edge.resume.said import Said
+from edge.resume.seam import MAX_HELD_BYTES, Continued, Outcome, Replayed, Seam
 from tests.resume.answers import PAIRS, delta, event, said_in
 from tests.streams import cut
 
@@ -107,10 +108,15 @@ def test_comments_and_the_name_that_was_asked_are_in_the_answer() -> None:
     assert b'"model":"asked"' in seam.feed(event([delta({"role": "assistant"})], model="own"))
 
 
-def continued(lengths: range | None = range(8, 13), ids: list[int] | None = None, **more: bool) -> Continued:
+def continued(length: int | None = 10, ids: list[int] | None = None, **more: bool) -> Continued:
     shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False} | more
     said = said_in(event([delta({"role": "assistant", "content": "ab"})], id="first"))
-    return Continued(said, FIRST, None, "delta.content", Behind([1, 2, 3, 4], lengths, ids), **shown)
+    return Continued(said, FIRST, None, "delta.content", Behind([1, 2, 3, 4], length, ids), **shown)
+
+
+def continued_behind(said: Said, thoughts: int = 0) -> Continued:
+    shown = {"shows_usage": True, "shows_running": False, "hides_usage": False, "shows_timings": False}
+    return Continued(said, FIRST, None, "delta.content", Behind([1], None, thoughts=thoughts), **shown)
 
 
 def told(content: str, **more: Any) -> bytes:
@@ -138,8 +144,8 @@ def test_what_goes_on_is_the_first_answer_with_the_bill_of_both() -> None:
     ("second", "outcome"),
     [
         (told("c"), Outcome.RESUMED),
-        (told("c", usage={"prompt_tokens": 12, "completion_tokens": 1}), Outcome.RESUMED),
-        (told("c", usage={"prompt_tokens": 13, "completion_tokens": 1}), Outcome.IGNORED),
+        (told("c", usage={"prompt_tokens": 9, "completion_tokens": 1}), Outcome.IGNORED),
+        (told("c", usage={"prompt_tokens": 11, "completion_tokens": 1}), Outcome.IGNORED),
         (told("c", usage=None), Outcome.IGNORED),
         (told("c", usage=None, timings={"prompt_n": 4, "cache_n": 6}), Outcome.RESUMED),
         (told("c", usage=None, timings={"prompt_n": 20}), Outcome.IGNORED),
@@ -162,13 +168,13 @@ def test_a_prompt_of_another_length_shows_that_the_server_began_anew(second: byt
     [([7, 8], Outcome.RESUMED), ([7, 9], Outcome.IGNORED), (None, Outcome.IGNORED)],
 )
 def test_a_prompt_by_ids_is_told_again_or_the_server_began_anew(told_ids: list[int] | None, outcome: Outcome) -> None:
-    seam = continued(range(2, 3), ids=[7, 8])
+    seam = continued(2, ids=[7, 8])
     usage = {"prompt_tokens": 2, "completion_tokens": 0}
     begins = event([delta({"role": "assistant", "content": ""})], prompt_token_ids=told_ids, usage=usage)
-    rest = seam.feed(begins + event([delta({"reasoning": "c"}, token_ids=[9])], usage=usage))
+    rest = seam.feed(begins + event([delta({"content": "c"}, token_ids=[9])], usage=usage))
     assert seam.outcome is outcome
     chunks = [json.loads(each[6:]) for each in rest.split(b"\n\n") if each]
-    new = [delta({"reasoning": "c"}, token_ids=None)]
+    new = [delta({"content": "c"}, token_ids=None)]
     assert [each["choices"] for each in chunks] == ([new] if outcome is Outcome.RESUMED else [])
     assert b"[7" not in rest
 
@@ -177,6 +183,55 @@ def test_a_thought_that_comes_before_the_prompt_is_known_shows_that_the_server_b
     seam = continued()
     assert (seam.feed(told("", usage=None)), seam.broken) == (b"", False)
     assert (seam.feed(event([delta({"reasoning": "c"})])), seam.outcome) == (b"", Outcome.IGNORED)
+
+
+THOUGHT, ANSWERED = {"reasoning": "t"}, {"content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("had", "second", "outcome"),
+    [
+        ([THOUGHT], [THOUGHT, ANSWERED], Outcome.RESUMED),
+        ([THOUGHT], [THOUGHT | ANSWERED, ANSWERED], Outcome.RESUMED),
+        ([THOUGHT, ANSWERED], [{"content": "</think>"}], Outcome.RESUMED),
+        ([THOUGHT], [{"reasoning_content": "t"}], Outcome.UNEQUAL),
+        ([THOUGHT], [ANSWERED], Outcome.UNEQUAL),
+        ([THOUGHT, ANSWERED], [THOUGHT], Outcome.UNEQUAL),
+        ([ANSWERED], [THOUGHT], Outcome.UNEQUAL),
+        ([THOUGHT], [THOUGHT | {"content": "t</think>a"}], Outcome.UNEQUAL),
+    ],
+)
+def test_what_goes_on_is_of_the_kind_that_must_follow(
+    had: list[dict[str, str]], second: list[dict[str, str]], outcome: Outcome
+) -> None:
+    """A sibling may have another parser of thoughts, or none: the client sees nothing of it."""
+    seam = continued_behind(said_in(b"".join(event([delta(each)]) for each in had)))
+    rest = b"".join(seam.feed(event([delta(each)])) for each in second)
+    assert (seam.outcome, rest.count(b"data:")) == (outcome, len(second) if outcome is Outcome.RESUMED else 0)
+
+
+def test_thoughts_behind_the_answer_end_a_stream_that_went_on() -> None:
+    seam = continued_behind(said_in(event([delta(THOUGHT)])))
+    rest = b"".join(seam.feed(event([delta(each)])) for each in (THOUGHT, ANSWERED, THOUGHT))
+    assert (rest.count(b"data:"), seam.broken) == (2, True)
+
+
+def test_thoughts_are_counted_where_the_second_server_counts_them() -> None:
+    for told, counted in ({"reasoning_tokens": 1}, 4), ({}, 0):
+        seam = continued_behind(said_in(event([delta(THOUGHT)])), thoughts=3)
+        usage = {"prompt_tokens": 9, "completion_tokens": 1} | told
+        seam.feed(event([delta(THOUGHT)], usage=usage))
+        second = Usage(9, 1, reasoning_tokens=told.get("reasoning_tokens", 0), source=UsageSource.FINAL)
+        assert seam.usage(second).reasoning_tokens == counted
+
+
+def test_the_ids_of_a_long_prompt_are_no_fault_of_who_tells_them() -> None:
+    ids = list(range(100_000, 130_000))
+    seam = continued(len(ids), ids)
+    begins = event([delta({"content": ""})], prompt_token_ids=ids, usage={"prompt_tokens": len(ids)})
+    assert len(begins) > 3 * MAX_HELD_BYTES
+    rest = b"".join(map(seam.feed, cut(begins + told("c"), [1000, 100_000])))
+    assert (rest.count(b"data:"), seam.outcome) == (1, Outcome.RESUMED)
 
 
 def test_usage_and_timings_are_shown_to_who_asked() -> None:
@@ -196,9 +251,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("second", [b"", DONE, BEGINS, BEGINS + DONE])
-@pytest.mark.parametrize("prompt_tokens", [None, range(8, 13)])
+@pytest.mark.parametrize("prompt_tokens", [None, 10])
 def test_a_second_answer_that_says_nothing_and_has_no_end_is_no_answer(
-    prompt_tokens: range | None, second: bytes
+    prompt_tokens: int | None, second: bytes
 ) -> None:
     seam = continued(prompt_tokens)
     assert (seam.feed(second) + seam.close(), seam.broken, seam.outcome) == (b"", True, Outcome.FAILED)
@@ -280,7 +335,7 @@ def test_a_choice_that_never_comes_again_holds_no_more_than_64_kib_of_the_others
 )
 def test_odd_members_of_a_second_answer_break_nothing(odd: dict[str, Any]) -> None:
     for seam in (Replayed(said_in(event([delta({"role": "assistant"})])), FIRST), continued(None)):
-        both = {"reasoning": "q"} | odd
+        both = {"x.y": "q"} | odd
         assert json.loads(seam.feed(event([delta(both)]))[6:])["choices"][0]["delta"] == both
 
 
