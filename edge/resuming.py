@@ -29,6 +29,7 @@ from edge.resume.continuation import (
     rendered_in,
     rendered_question,
     require_thoughts,
+    require_tokens,
     text_in,
     text_question,
     whole_question,
@@ -201,6 +202,7 @@ class Resumption:
         """
         question, said, engine = self._question, self._said, self._pool.config.engine
         tokens = ids_in(await tokenizer.ask("tokenize", text_question(engine, model, said.written(question.place))))
+        require_tokens(tokens, self._first)
         if not question.is_chat:
             return Behind(tokens, None)
         of_prompt = prompt_question(question, model)
@@ -210,11 +212,18 @@ class Resumption:
             whole = rendered_question(opening + said.written(question.place))  # it reads them as one text
             return Behind(tokens, len(ids_in(await tokenizer.ask("tokenize", whole))))
         prompt = ids_in(await tokenizer.ask("tokenize", of_prompt))
-        require_thoughts(said, text_in(await tokenizer.ask("detokenize", opening_question(model, prompt))))
+        opening = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt)))
+        require_thoughts(said, opening)
         if engine == "sglang":  # it reads the message apart from the rest
             length = len(prompt) + len(tokens)
             return Behind(tokens, length, thoughts=await self._thoughts(tokenizer, model, len(tokens)))
-        return await self._by_messages(tokenizer, model, tokens, prompt) or self._by_ids(tokens, prompt)
+        behind = await self._by_messages(tokenizer, model, tokens, prompt)
+        if behind is None:
+            behind = self._by_ids(tokens, prompt)
+            read = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt, tokens)))
+            if read != opening + said.written(question.place):
+                raise NotResumed("tokenizer")  # whose ids are not what was said
+        return behind
 
     async def _thoughts(self, tokenizer: Tokenizer, model: str, tokens: int) -> int:
         """Return how many of the tokens that were said are thoughts, with their end; raises as `Tokenizer.ask` does."""

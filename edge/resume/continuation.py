@@ -12,6 +12,7 @@ import msgspec
 import orjson
 
 from edge.config.settings import Engine
+from edge.exchange import Usage, UsageSource
 from edge.resume.rules import NotResumed, Question, limits_left
 from edge.resume.said import THOUGHT_BEGINS, Said
 
@@ -107,9 +108,10 @@ def rendered_question(prompt: str) -> bytes:
     return orjson.dumps({"content": prompt, "add_special": True, "parse_special": True})
 
 
-def opening_question(model: str, prompt: list[int]) -> bytes:
-    """Return what is asked for the text that a prompt ends with."""
-    return orjson.dumps({"model": model, "tokens": prompt[-_OPENING_TOKENS:], "skip_special_tokens": False})
+def opening_question(model: str, prompt: list[int], tokens: list[int] | None = None) -> bytes:
+    """Return what is asked for the text that a prompt ends with, and for that of `tokens` behind it."""
+    ids = prompt[-_OPENING_TOKENS:] + (tokens or [])
+    return orjson.dumps({"model": model, "tokens": ids, "skip_special_tokens": False})
 
 
 def require_thoughts(said: Said, prompt: str) -> None:
@@ -121,6 +123,17 @@ def require_thoughts(said: Said, prompt: str) -> None:
     known = prompt.endswith(_THINKS) if said.thoughts else not prompt.rstrip().endswith(THOUGHT_BEGINS)
     if not known:
         raise NotResumed("reasoning")
+
+
+def require_tokens(tokens: list[int], first: Usage) -> None:
+    """Raise `NotResumed` where ids cannot be those of what was said: none, or others than the first server counted.
+
+    One that counted more has hidden some, or has written the text in another way than its tokenizer does.
+    """
+    if not tokens:
+        raise NotResumed("tokenizer")
+    if first.source is UsageSource.RUNNING and first.completion_tokens != len(tokens):
+        raise NotResumed("reasoning" if first.completion_tokens > len(tokens) else "tokenizer")
 
 
 def by_messages(tokens: list[int], prompt: list[int], whole: list[int]) -> Behind | None:

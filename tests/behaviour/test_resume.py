@@ -21,7 +21,9 @@ from edge.resume.rules import NotResumed, Question
 from edge.resume.said import Said
 from edge.resume.seam import Seam
 from edge.resuming import Resumption
+from edge.simulator import speaking
 from edge.simulator.behaviour import Behaviour, Dialect
+from edge.simulator.questions import Ask
 from edge.simulator.server import Simulator
 from edge.wire.http1 import Chunked
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
@@ -345,6 +347,21 @@ async def test_a_server_that_would_begin_anew_is_found_out_before_the_client_see
 async def test_what_vllms_template_changes_is_asked_by_its_ids(scene: StartScene) -> None:
     running = await scene("content", trims=True)
     assert await resumed_behind_each_frame(running, CHAT, {}) >= 20
+
+
+async def test_ids_that_are_another_text_than_what_was_said_are_not_asked(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await scene("content", thinks=6)
+    tokenized = speaking.tokenized
+
+    def turned(dialect: Dialect, path: str, ask: Ask, behaviour: Behaviour) -> list[int]:
+        ids = tokenized(dialect, path, ask, behaviour)
+        return ids if ask.messages else ids[::-1]
+
+    monkeypatch.setattr(speaking, "tokenized", turned)
+    told = await running.broken()
+    assert (told.is_broken, told.line["resume"], told.line["resumes"]) == (True, "tokenizer", 0)
 
 
 @pytest.mark.parametrize("more", [{"reasoning_effort": "low"}, {"documents": [{"text": "a"}]}])

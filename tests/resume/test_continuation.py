@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from edge.config.settings import Engine
+from edge.exchange import NO_USAGE, Usage, UsageSource
 from edge.resume.continuation import (
     Behind,
     body_of,
@@ -17,6 +18,7 @@ from edge.resume.continuation import (
     prompt_question,
     rendered_in,
     require_thoughts,
+    require_tokens,
     text_in,
     text_question,
     whole_question,
@@ -68,6 +70,25 @@ def test_tokenizers_are_asked_in_their_own_words() -> None:
     assert json.loads(prompt_question(CHAT, "own")) == told
     assert json.loads(whole_question(CHAT, SAID, "own")) == told | {"messages": ANSWER} | GOES_ON
     assert json.loads(opening_question("own", list(range(99))))["tokens"] == list(range(83, 99))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first", "reason"),
+    [
+        ([5, 6], Usage(1, 2, source=UsageSource.RUNNING), ""),
+        ([5, 6], Usage(1, 9, source=UsageSource.ESTIMATED), ""),
+        ([], Usage(1, 0, source=UsageSource.RUNNING), "tokenizer"),
+        ([], NO_USAGE, "tokenizer"),
+        ([5, 6], Usage(1, 1, source=UsageSource.RUNNING), "tokenizer"),
+        ([5, 6], Usage(1, 3, source=UsageSource.RUNNING), "reasoning"),
+    ],
+)
+def test_ids_are_as_many_as_the_first_server_counted(tokens: list[int], first: Usage, reason: str) -> None:
+    if not reason:
+        require_tokens(tokens, first)
+        return
+    with pytest.raises(NotResumed, match=reason):
+        require_tokens(tokens, first)
 
 
 def test_vllm_is_asked_by_messages_where_its_template_makes_of_them_what_it_must() -> None:
