@@ -201,7 +201,7 @@ class Resumption:
         Raises: `NotResumed`, and as `Tokenizer.ask` does.
         """
         question, said, engine = self._question, self._said, self._pool.config.engine
-        tokens = ids_in(await tokenizer.ask("tokenize", text_question(engine, model, said.written(question.place))))
+        tokens = await _ids(tokenizer, text_question(engine, model, said.written(question.place)))
         require_tokens(tokens, self._first)
         if not question.is_chat:
             return Behind(tokens, None)
@@ -210,8 +210,8 @@ class Resumption:
             opening = rendered_in(await tokenizer.ask("apply-template", of_prompt))
             require_thoughts(said, opening)
             whole = rendered_question(opening + said.written(question.place))  # it reads them as one text
-            return Behind(tokens, len(ids_in(await tokenizer.ask("tokenize", whole))))
-        prompt = ids_in(await tokenizer.ask("tokenize", of_prompt))
+            return Behind(tokens, len(await _ids(tokenizer, whole)))
+        prompt = await _ids(tokenizer, of_prompt)
         opening = text_in(await tokenizer.ask("detokenize", opening_question(model, prompt)))
         require_thoughts(said, opening)
         if engine == "sglang":  # it reads the message apart from the rest
@@ -230,7 +230,7 @@ class Resumption:
         said, place = self._said, self._question.place
         if said.thought_is_over(place):
             thoughts = text_question(self._pool.config.engine, model, said.thoughts + THOUGHT_ENDS)
-            return len(ids_in(await tokenizer.ask("tokenize", thoughts)))
+            return len(await _ids(tokenizer, thoughts))
         return tokens if said.thoughts else 0
 
     async def _by_messages(
@@ -240,12 +240,12 @@ class Resumption:
         if self._said.thoughts:
             return None
         try:
-            whole = await tokenizer.ask("tokenize", whole_question(self._question, self._said, model))
+            whole = await _ids(tokenizer, whole_question(self._question, self._said, model))
         except RefusedTokens as refused:
             if refused.status != 400:
                 raise
             return None  # its template does not show the message
-        return by_messages(tokens, prompt, ids_in(whole))
+        return by_messages(tokens, prompt, whole)
 
     def _by_ids(self, tokens: list[int], prompt: list[int]) -> Behind:
         """Return vLLM's prompt by its ids; raises `NotResumed`."""
@@ -264,3 +264,11 @@ class Resumption:
             hide_running=False,
             most=None if most is None else max(0, most - tokens),
         )
+
+
+async def _ids(tokenizer: Tokenizer, question: bytes) -> list[int]:
+    """Return the ids that a tokenizer answers, however many; raises `NotResumed`, and as `Tokenizer.ask` does."""
+    document = await tokenizer.ask("tokenize", question)
+    ids: list[int] = []
+    await in_steps(ids_in(document, ids))
+    return ids

@@ -6,6 +6,7 @@ leaves thoughts out. SGLang's never sees it, and vLLM takes a prompt by its ids 
 run: vLLM 0.32, SGLang 0.5.23 and llama.cpp of October 2026.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ _FLAGS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 _OF_TEMPLATES: Final = ("messages", "tools", "chat_template_kwargs", "chat_template", "documents", "add_special_tokens")
 _NOT_TOKENIZED: Final = ("documents", "reasoning_effort", "kv_transfer_params")  # which vLLM's tokenizer leaves out
+_STEP_BYTES: Final = 64 * 1024  # of a tokenizer's answer, read at once
 _OPENING_TOKENS: Final = 16  # of the end of a prompt, that show whether it opens a thought
 _THINKS: Final = f"<\uff5cAssistant\uff5c>{THOUGHT_BEGINS}\n"  # the end of DeepSeek-R1's prompts
 
@@ -39,7 +41,7 @@ class Behind(NamedTuple):
 
 
 class _Tokens(msgspec.Struct):
-    tokens: list[int]
+    tokens: msgspec.Raw
 
 
 class _Rendered(msgspec.Struct):
@@ -52,6 +54,7 @@ class _Text(msgspec.Struct):
 
 
 _tokens_in: Final = msgspec.json.Decoder(_Tokens).decode
+_ids_in: Final = msgspec.json.Decoder(list[int]).decode
 _rendered_in: Final = msgspec.json.Decoder(_Rendered).decode
 _text_in: Final = msgspec.json.Decoder(_Text).decode
 
@@ -168,9 +171,21 @@ def text_in(document: bytes) -> str:
     return answer.prompt or answer.text
 
 
-def ids_in(document: bytes) -> list[int]:
-    """Return the ids that a tokenizer has answered; raises `NotResumed` for what is none."""
+def ids_in(document: bytes, ids: list[int]) -> Iterator[None]:
+    """Read the ids that a tokenizer has answered into `ids`, in steps of a millisecond.
+
+    Raises: `NotResumed` for what is none.
+    """
     try:
-        return _tokens_in(document).tokens
+        listed = bytes(_tokens_in(document).tokens).strip()
+        if listed[:1] != b"[":
+            raise NotResumed("tokenizer")
+        at, end = 1, len(listed) - 1
+        while at < end:
+            comma = listed.find(b",", at + _STEP_BYTES, end)
+            upto = end if comma < 0 else comma
+            ids += _ids_in(b"[%b]" % listed[at:upto])
+            at = upto + 1
+            yield
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise NotResumed("tokenizer") from None

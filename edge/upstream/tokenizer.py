@@ -19,6 +19,8 @@ from edge.upstream.engines import ENGINES
 from edge.wire.connections import unreachable
 
 _MAX_BYTES: Final = 16 << 20  # of an answer: ids of a long prompt
+_BYTES_A_BYTE: Final = 16  # of an answer for one of its question: a token has at least a byte of text
+_MORE_BYTES: Final = 64 * 1024  # of what a template adds
 _MAX_ERROR_BYTES: Final = 64 * 1024
 
 
@@ -68,14 +70,14 @@ class Tokenizer:
 
         Raises: `ConnectFailed`, `RefusedTokens` for any status but 200, and `NoTokens` for what is no answer.
         """
-        body = bytearray()
+        body, most = bytearray(), min(_MAX_BYTES, _BYTES_A_BYTE * len(question) + _MORE_BYTES)
         try:
             async with self._session.post(
                 self._base + path, data=BytesIO(question), ssl=self._tls, allow_redirects=False
             ) as answer:
                 async for piece in answer.content.iter_any():
                     body += piece
-                    if len(body) > _MAX_BYTES:
+                    if len(body) > most:
                         raise NoTokens
                 if answer.status != 200:
                     heads = {name.lower(): value for name, value in answer.raw_headers}
