@@ -352,10 +352,7 @@ class Hedge:
             self._pool.first_bytes.note(time.monotonic() - self._asked_at)
 
     def _measure_failed(self) -> None:
-        """Note how long the first endpoint had taken when its time was over, or the client left; else that is unknown.
-
-        So it is where the client left while a connection was made.
-        """
+        """Note how long the first endpoint had taken whose time was over, or whose client left."""
         window, is_measured, self._is_measured = self._pool.first_bytes, self._is_measured, True
         if is_measured or window is None:
             return

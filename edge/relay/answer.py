@@ -54,7 +54,8 @@ class Answer:
 
     __slots__ = (
         "_attempt", "_body", "_client", "_collects", "_error", "_head", "_held", "_interim", "_owner", "_write",
-        "connection", "ending", "exchange", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
+        "connection", "ending", "exchange", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams",
+        "unmetered",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, exchange: Exchange, client: Client, attempt: Attempt, connection: Any) -> None:
@@ -76,8 +77,7 @@ class Answer:
         self.unmetered = 0  # events that the meter did not have to see
         self.ending = NO_ENDING  # of those
         self.sent_bytes = exchange.response_bytes  # of an answer that goes on, else 0
-        self.reads = 0
-        self.last_chunk = b""
+        self.reads, self.last_chunk = 0, b""
         if attempt.seam is not None:
             self._write = owner.open(exchange.status)
 

@@ -689,6 +689,31 @@ async def test_a_request_without_a_place_gets_that_of_a_second_server(scene: Sta
     assert it.pool.duplicates == {}
 
 
+async def test_the_body_of_a_request_that_was_refused_is_let_go(scene: StartScene, watch: WatchMethod) -> None:
+    relayed = watch(Hedge, "relay")
+    it = await scene(says(WRONG), silent, after="30s")
+    assert (await it.ask())[0] == 400
+    assert [hedge._first.attempt.body for hedge in relayed.calls] == [()]
+
+
+async def test_a_defect_that_raises_a_timeout_of_its_own_is_not_taken_for_a_first_server_that_was_outrun(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = ConnectionPool.connect
+
+    async def connects(pool: ConnectionPool, *args: Any) -> UpstreamConnection:
+        if str(pool.url) == it.servers[0].url:
+            await it.servers[1].asked.wait()
+            raise TimeoutError
+        return await connect(pool, *args)
+
+    monkeypatch.setattr(ConnectionPool, "connect", connects)
+    it = await scene(silent, silent)
+    assert (await it.ask())[0] == 500
+    await soon(it.servers[1].gone.wait())
+    assert (await it.told())["end"] == "internal_error"
+
+
 # --- when no second one is asked
 
 
