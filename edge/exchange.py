@@ -7,6 +7,7 @@ takes ten times as long, 0.1 us each time (CPython 3.11).
 Times are seconds of `time.monotonic` (uvloop's own clock ticks in milliseconds), except `started_at`: Unix time.
 """
 
+import copy
 import enum
 import time
 from collections.abc import Iterator
@@ -152,16 +153,16 @@ class Tried(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Hedged:
-    """What became of asking a second endpoint as the first was slow, in a word; `is_asked`: it was.
+    """What became of asking a second endpoint as the first was slow, in a word.
 
     `won`: the second one began first. `lost`: the first one did, or refused the request. `failed`: the second one did,
-    and the first was waited for. `left`: the request ended before. Else it was not asked, as there was no `budget` or
-    `member` for it, or a `queue`. `waited_s` is how long the first was asked alone, where the second one won.
+    and the first was waited for. `room`: a request needed the second one's place. `left`: the request ended before.
+    Else it was not asked, as there was no `budget` or `member` for it, or a `queue`. `asked_at` is when the first was
+    asked, 0.0 where no second one was.
     """
 
     outcome: str
-    is_asked: bool = False
-    waited_s: float = 0.0
+    asked_at: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -232,16 +233,24 @@ class Exchange:
     @property
     def hedges(self) -> int:
         """How many endpoints were asked beside one that was slow: 1 at most."""
-        return 1 if self.hedge is not None and self.hedge.is_asked else 0
+        return 1 if self.hedge is not None and self.hedge.asked_at else 0
 
     @property
     def has_failed_last(self) -> bool:
         """Whether the last attempt is one of `failures`."""
         return self.failures is not None and len(self.failures) > self.retries + self.hedges
 
-    def goes_on(self) -> None:
-        """Take it that an endpoint was too slow for itself alone: another one is asked already, and may answer."""
-        self.end = None
+    def of_another_attempt(self) -> "Exchange":
+        """Return a copy, for what comes of an attempt beside the one that is the request's."""
+        other = copy.copy(self)
+        other.phase, other.end, other.first_byte, other.failures = Phase.LEASE, None, 0.0, None
+        return other
+
+    def take_over(self, other: "Exchange") -> None:
+        """Be of that attempt from now on, whatever came of the one before."""
+        self.phase, self.end, self.finished, self.first_byte = other.phase, other.end, other.finished, other.first_byte
+        self.endpoint, self.choice, self.asked_at = other.endpoint, other.choice, other.asked_at
+        self.upstream_model, self.upstream_id = other.upstream_model, other.upstream_id
 
     def ended(self, end: End) -> None:
         """Note how and when the request ended: the first end counts, so that its record, log line and metrics agree."""

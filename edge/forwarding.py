@@ -18,7 +18,7 @@ from edge.client.connection import Request
 from edge.errors import EdgeError
 from edge.exchange import End, Exchange
 from edge.hedging import Hedge, Outrun, may_hedge
-from edge.judgement import given_up, judge_answer, judge_failure, judge_interruption
+from edge.judgement import given_up, is_answer, judge_answer, judge_failure, judge_interruption
 from edge.keys.authenticator import Authenticator
 from edge.operations import STORED_RESPONSE, Operation
 from edge.relay.delivered import Interrupted
@@ -49,6 +49,7 @@ class Forwarder:
     async def forward(self, request: Request, exchange: Exchange, work: Work, settlement: Settlement) -> None:
         """Pass the request to an endpoint, or to another one while the budget of retries allows."""
         tried: list[Endpoint] = []
+        beside: tuple[Endpoint, ...] = ()  # which failed beside the one that is asked
         failure: EdgeError | None = None
         missing: Lease | None = None  # of the endpoint that answered 404, which counts if another one answers
         plan, operation = work.plan, exchange.operation
@@ -116,7 +117,9 @@ class Forwarder:
                     return
                 except (EdgeError, UpstreamAnsweredError) as error:
                     rivals = hedge is not None and hedge.runs
-                    failure, elsewhere = judge_failure(exchange, lease, pool, error, another_runs=rivals)
+                    waits = rivals and not is_answer(exchange, error)  # which would be for both
+                    failure, elsewhere = judge_failure(exchange, lease, pool, error)
+                    elsewhere = waits if rivals else elsewhere
                     if isinstance(error, UpstreamAnsweredError) and error.status == 404 and (attempt or hedge):
                         missing = lease
                 finally:
@@ -126,12 +129,12 @@ class Forwarder:
                         resumption.note()
                     if hedge and not hedge.runs:
                         hedge.close()
-                        hedge = None
+                        beside, hedge = hedge.failed, None
                 if not elsewhere:
                     raise given_up(exchange, failure) if resumption is None else NotResumed(exchange.resume)
-                tried.append(endpoint)
-                if pool is not None and len(tried) == 1:
+                if pool is not None and not tried:
                     pool.retrying += 1
+                tried += (endpoint, *beside)
         except NotResumed as refused:
             assert resumption is not None  # who refuses
             exchange.resume = refused.reason

@@ -1,9 +1,9 @@
 """A second endpoint for a stream whose first byte is late: two are asked, and the client gets what begins first.
 
 The second attempt is one of the same request as any other: `forwarding.py` takes over its lease and its answer once the
-first one is out. Until then it runs in a task of its own, and tells the exchange nothing. What decides is the first
-byte that the client would get, a heartbeat too, or an error that no other endpoint would be asked for. Then the other
-attempt is closed in the same call, its place is free, and it says nothing of its endpoint.
+first one is out. Until then it runs in a task of its own, and writes what comes of it into a copy of the exchange. What
+decides is the first byte that the client would get, a heartbeat too, or an error that no other endpoint would be asked
+for. Then the other attempt is closed in the same call, its place is free, and it says nothing of its endpoint.
 
 Only a stream is asked twice, since any other answer begins when all of it is written. Sources: Dean and Barroso, "The
 Tail at Scale", 2013, for the percentile; finagle's backup requests, for the budget.
@@ -12,13 +12,13 @@ Tail at Scale", 2013, for the percentile; finagle's backup requests, for the bud
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Self
+from typing import Any, Final
 
 from edge.attempt import Work
 from edge.client.connection import ClientConnection
 from edge.config.delays import HEDGED_BYTES
-from edge.errors import EdgeError
-from edge.exchange import Choice, End, Exchange, Hedged
+from edge.errors import EdgeError, UpstreamUnavailable
+from edge.exchange import End, Exchange, Hedged, Phase
 from edge.judgement import is_answer, judge_failure, note_cut
 from edge.relay.relay import Relay, relay
 from edge.relay.terms import Attempt, UpstreamAnsweredError
@@ -30,6 +30,8 @@ from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.wire.connections import UpstreamConnection
 
+_WAIT: Final = Phase.WAIT
+
 
 def may_hedge(work: Work, lease: Lease) -> bool:
     """Return whether a request of a plan with hedges may have one: a short one that did not wait for its place."""
@@ -40,44 +42,28 @@ class Outrun(Exception):
     """The answer of the other endpoint has begun, or it has refused the request."""
 
 
-class _Asked(NamedTuple):
-    """What an exchange says of the endpoint that is asked."""
-
-    endpoint: str
-    choice: Choice | None
-    upstream_model: str
-    upstream_id: str
-    asked_at: float
-
-    @classmethod
-    def now(cls, exchange: Exchange, endpoint: Endpoint) -> Self:
-        """Return it of an endpoint for which an attempt was just made."""
-        return cls(endpoint.authority, exchange.choice, exchange.upstream_model, exchange.upstream_id, time.monotonic())
-
-    def put(self, exchange: Exchange) -> None:
-        (
-            exchange.endpoint, exchange.choice, exchange.upstream_model, exchange.upstream_id, exchange.asked_at,
-        ) = self  # fmt: skip
-
-
 class _Lane:
-    """One of the two attempts; `relay` while its endpoint is asked, `hedge` while the race is open."""
+    """One of the two attempts; `relay` while its endpoint is asked, `hedge` while the race is open.
 
-    __slots__ = ("asked", "hedge", "lease", "relay")
+    `exchange` is where it is written what comes of it: the request's, or a copy that nobody else reads.
+    """
 
-    def __init__(self, hedge: "Hedge", lease: Lease) -> None:
+    __slots__ = ("attempt", "exchange", "hedge", "lease", "relay")
+
+    def __init__(self, hedge: "Hedge", lease: Lease, exchange: Exchange, work: Work) -> None:
         self.hedge: Hedge | None = hedge
         self.lease = lease
-        self.relay: Relay | None = None
-        self.asked: _Asked
+        self.exchange = exchange
+        self.relay: _RacingRelay | None = None
+        self.attempt = work.attempt(exchange, lease, None)
+        self.attempt.began = self.began
+        exchange.endpoint, exchange.asked_at = lease.endpoint.authority, time.monotonic()
 
-    def relay_of(
-        self, exchange: Exchange, client: ClientConnection, attempt: Attempt, settlement: Owed
-    ) -> "_RacingRelay":
+    def relay_of(self, _: Exchange, client: ClientConnection, attempt: Attempt, settlement: Owed) -> "_RacingRelay":
         """Return what passes the answer on, unless the other attempt begins first."""
-        return _RacingRelay(self, exchange, client, attempt, settlement)
+        return _RacingRelay(self, self.exchange, client, attempt, settlement)
 
-    def attach(self, relay: Relay | None) -> None:
+    def attach(self, relay: "_RacingRelay | None") -> None:
         """Have a relay that is to know what the client does."""
         self.relay = relay
         if self.hedge is not None:
@@ -94,6 +80,18 @@ class _Lane:
         if self.hedge is not None:
             self.hedge.decide(self)
             self.hedge.measure()
+
+    def write_to(self, exchange: Exchange) -> None:
+        """Write to another exchange from now on."""
+        self.exchange = exchange
+        if self.relay is not None:
+            self.relay.write_to(exchange)
+
+    def lose(self) -> None:
+        """Cut the attempt, and let go of what it asked."""
+        if self.relay is not None:
+            self.relay.lose()
+        self.attempt.body = ()
 
 
 class _RacingRelay(Relay):
@@ -122,6 +120,11 @@ class _RacingRelay(Relay):
         """Let the client have bytes from now on, of this answer and of no other."""
         self._lane.win()
         return super().open(status)
+
+    def write_to(self, exchange: Exchange) -> None:
+        """Write to another exchange what comes of the answer."""
+        self._exchange = exchange
+        self._answer.exchange = exchange
 
     def close(self) -> None:
         """Let go of everything, however the request ended, but of a client that is not told to this one."""
@@ -153,14 +156,14 @@ class Hedge:
         self._settlement = settlement
         self._prefix = prefix
         self._first: _Lane
+        self._asked_at = 0.0  # that one
         self._second: _Lane | None = None  # while it is asked
         self._winner: _Lane | None = None
         self._is_out = False  # the first one, and the second is the request's attempt
         self._is_measured = pool.first_bytes is None  # or the first one failed, and shows no time
+        self.failed: tuple[Endpoint, ...] = ()  # the second one, while the first was asked
         self._missing: Lease | None = None  # of a second endpoint that answered 404, which counts if the first answers
-        self._takes_budget = False
         self._is_closed = False
-        self._attempts: list[Attempt] = []
         self._task: asyncio.Task[None] | None = None
         self._scope = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
@@ -173,28 +176,26 @@ class Hedge:
             assert self._task is not None  # which asks it
             await self._task
             return
-        first = self._first = _Lane(self, lease)
-        asking, after_s = self._asking(first), self._pool.hedge_after_s
-        first.asked.put(self._exchange)
+        first = self._first = _Lane(self, lease, self._exchange, self._work)
+        self._asked_at, after_s = self._exchange.asked_at, self._pool.hedge_after_s
         if after_s is not None:
             self._timer = self._client.loop.call_later(after_s, self._ask_second)
         try:
             async with self._scope:
-                await asking
-        except (TimeoutError, EdgeError, UpstreamAnsweredError):  # the first: of the time that `_outrun` sets
-            if self._winner in (None, first):
-                raise
-            raise Outrun from None  # also where it failed in the turn of the loop in which the other one began
+                await self._asking(first)
+        except (TimeoutError, EdgeError, UpstreamAnsweredError) as error:  # the first: of the time that is set to cut
+            if self._winner not in (None, first):  # also where it failed in the turn in which the other one began
+                raise Outrun from None
+            if isinstance(error, TimeoutError) and self._exchange.end is End.DRAINED:
+                raise UpstreamUnavailable("The edge is restarting, try again.", retry_after_s=1) from None
+            raise
         finally:
             self._stop_timer()
 
     def _asking(self, lane: _Lane) -> Coroutine[Any, Any, None]:
         """Return what asks the endpoint of a lane, and passes its answer on."""
-        exchange, lease = self._exchange, lane.lease
-        attempt = self._work.attempt(exchange, lease, None)
-        self._attempts.append(attempt)
-        attempt.began, lane.asked = lane.began, _Asked.now(exchange, lease.endpoint)
-        return relay(exchange, self._client, lease.endpoint.connections, attempt, self._settlement, lane.relay_of)
+        connections = lane.lease.endpoint.connections
+        return relay(lane.exchange, self._client, connections, lane.attempt, self._settlement, lane.relay_of)
 
     @property
     def runs(self) -> bool:
@@ -207,17 +208,18 @@ class Hedge:
         assert second is not None  # it runs
         assert hedge is not None  # as does this
         self._is_out = True
-        self._give_budget_back()
+        self._pool.no_duplicate(second.lease)
         if self._winner is None:  # the first one failed
-            self._is_measured = True
+            self._measure_failed()
             hedge.outcome = "failed"
-            self._tell_of(second)
+            self._take_over(second)
         return second.lease
 
     def close(self) -> None:
         """Cut what still runs, however the request ended."""
         self._stop_timer()
         end = self._exchange.end
+        self._measure_failed()
         if self._second is not None and not self._is_out:
             if end is End.UPSTREAM_ERROR:  # the first one answered with an error
                 self._drop(self._second, "lost")
@@ -227,11 +229,10 @@ class Hedge:
             self._missing.report(Verdict.FAULT)
         if self._client.answering is self:
             self._client.attach(None)
-        self._first.hedge = self._task = None  # a circle of references lives until it is collected
-        if self._second is not None:
-            self._second.hedge = None
-        for attempt in self._attempts:
-            attempt.body = ()
+        for lane in (self._first, self._second):
+            if lane is not None:
+                lane.hedge, lane.attempt.body = None, ()  # a circle of references lives until it is collected
+        self._task = None
         if self._exchange.hedge is not None and not self._is_closed:
             self._pool.hedges[self._exchange.hedge.outcome] += 1
         self._is_closed = True
@@ -252,14 +253,11 @@ class Hedge:
         if lease is None:
             exchange.hedge = Hedged("member")
             return
-        exchange.hedge = Hedged("left", is_asked=True)
-        pool.retrying += 1
-        self._takes_budget = True
+        exchange.hedge = Hedged("left", exchange.asked_at)
         lease.hold()
-        second = self._second = _Lane(self, lease)
-        asking = self._asking(second)
-        self._first.asked.put(exchange)
-        self._task = self._client.loop.create_task(asking, name="hedge")
+        pool.duplicate(lease, self._give_way)
+        second = self._second = _Lane(self, lease, exchange.of_another_attempt(), self._work)
+        self._task = self._client.loop.create_task(self._asking(second), name="hedge")
         self._task.add_done_callback(self._second_ended)
 
     def _second_ended(self, task: asyncio.Task[None]) -> None:
@@ -268,21 +266,29 @@ class Hedge:
         second, exchange = self._second, self._exchange
         if error is None or second is None or self._winner is not None or self._is_out:
             return
-        if not isinstance(error, EdgeError | UpstreamAnsweredError) or is_answer(exchange, error):
+        own = second.exchange
+        if not isinstance(error, EdgeError | UpstreamAnsweredError) or is_answer(own, error):
             self.decide(second)
             return
-        second.asked.put(exchange)
-        judge_failure(exchange, second.lease, self._pool, error, another_runs=True)
+        judge_failure(own, second.lease, self._pool, error)
+        exchange.failures = own.failures
+        exchange.upstream_status, exchange.upstream_error = own.upstream_status, own.upstream_error
         if isinstance(error, UpstreamAnsweredError) and error.status == 404:
             self._missing = second.lease
-        self._first.asked.put(exchange)
+        self.failed = (second.lease.endpoint,)
         self._leave(second, "failed")
 
-    def _drop(self, second: _Lane, outcome: str, end: End | None = None) -> None:
+    def _give_way(self) -> None:
+        """Leave the second endpoint, whose place another request needs."""
+        if self._second is not None:
+            self._drop(self._second, "room", words="its place was for another request")
+
+    def _drop(self, second: _Lane, outcome: str, end: End | None = None, words: str = "") -> None:
         """Cut the second attempt: it was outrun, or its request has come to an `end`."""
-        note_cut(self._exchange, second.lease, second.asked.asked_at, end)
-        if second.relay is not None:
-            second.relay.lose()
+        note_cut(self._exchange, second.lease, second.exchange.asked_at, end, words)
+        if end is not None and second.exchange.phase is _WAIT:  # its engine has read the prompt
+            self._exchange.phase = _WAIT
+        second.lose()
         if self._task is not None:
             self._task.cancel()
         self._leave(second, outcome)
@@ -292,31 +298,28 @@ class Hedge:
         hedge = self._exchange.hedge
         assert hedge is not None  # it was asked
         hedge.outcome = outcome
+        second.attempt.body = ()
         second.hedge = self._second = self._task = None
-        self._give_budget_back()
+        self._pool.no_duplicate(second.lease)
         with second.lease:  # which gives its place back
             pass
 
     def _outrun(self, second: _Lane) -> None:
         """Cut the first attempt, on which the request's own task waits."""
         first = self._first
-        note_cut(self._exchange, first.lease, first.asked.asked_at)
-        if first.relay is not None:
-            first.relay.lose()
+        asked_at = first.exchange.asked_at
+        first.lose()
+        self._take_over(second)
+        note_cut(self._exchange, first.lease, asked_at)
         self._scope.reschedule(0.0)
-        self._tell_of(second)
 
-    def _tell_of(self, second: _Lane) -> None:
-        """Let the exchange tell of the second endpoint, which stands for the request from now on."""
-        exchange = self._exchange
-        assert exchange.hedge is not None  # it is asked
-        second.asked.put(exchange)
-        waited_s = exchange.hedge.waited_s = second.asked.asked_at - self._first.asked.asked_at
-        exchange.waited_s += waited_s
-
-    def _give_budget_back(self) -> None:
-        self._pool.retrying -= self._takes_budget
-        self._takes_budget = False
+    def _take_over(self, second: _Lane) -> None:
+        """Let the exchange be of the second endpoint, which stands for the request from now on."""
+        exchange, own, first_at = self._exchange, second.exchange, self._exchange.asked_at
+        exchange.take_over(own)
+        exchange.waited_s += exchange.asked_at - first_at
+        second.write_to(exchange)
+        self._first.write_to(own)  # what still comes of it is nobody's
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -337,7 +340,7 @@ class Hedge:
                 self._outrun(second)
             assert self._exchange.hedge is not None  # it was asked
             self._exchange.hedge.outcome = "won"
-            self._give_budget_back()
+            self._pool.no_duplicate(second.lease)
         elif second is not None:
             self._drop(second, "lost")
         self._client.attach(winner.relay)
@@ -346,7 +349,17 @@ class Hedge:
         """Note how long the first endpoint took to begin, or had taken when it was outrun."""
         if not self._is_measured and self._pool.first_bytes is not None:
             self._is_measured = True
-            self._pool.first_bytes.note(time.monotonic() - self._first.asked.asked_at)
+            self._pool.first_bytes.note(time.monotonic() - self._asked_at)
+
+    def _measure_failed(self) -> None:
+        """Note how long the first endpoint had taken whose time was over, or whose client left."""
+        window, is_measured, self._is_measured = self._pool.first_bytes, self._is_measured, True
+        if is_measured or window is None:
+            return
+        if self._exchange.end is End.FIRST_BYTE_TIMEOUT:
+            window.note(time.monotonic() - self._asked_at)
+        elif self._exchange.end is End.CLIENT_GONE:
+            window.note_cut(time.monotonic() - self._asked_at)
 
     def listen(self, lane: _Lane) -> None:
         """Know what the client does while nothing is decided; then who has won does."""
@@ -355,20 +368,26 @@ class Hedge:
             self._client.attach(self if runs else None)
             return
         if lane is not self._winner and lane.relay is not None:
-            lane.relay.lose()  # its connection was made in the turn of the loop in which it was outrun
+            lane.lose()  # its connection was made in the turn of the loop in which it was outrun
         self._client.attach(self._winner.relay)
 
     # --- the client: `Answering`
 
     def cut(self) -> None:
         """End both because the edge has to stop."""
-        first, second = self._first.relay, self._second
-        if first is not None and second is not None and not self._is_out:
+        first, second = self._first, self._second
+        self._stop_timer()
+        if self._is_out:
+            if second is not None and second.relay is not None:
+                second.relay.cut()
+            return
+        if second is not None:
             self._drop(second, "left", End.DRAINED)
-        elif second is not None and second.relay is not None:
-            second.relay.cut()
-        if first is not None and not self._is_out:
-            first.cut()
+        if first.relay is not None:
+            first.relay.cut()
+        else:  # it connects
+            self._exchange.ended(End.DRAINED)
+            self._scope.reschedule(0.0)
 
     def client_paused(self) -> None:
         """Nothing is written that could wait."""
@@ -378,6 +397,7 @@ class Hedge:
 
     def client_gone(self) -> None:
         """Close both upstreams in this same call."""
+        self._stop_timer()
         if self.runs and self._second is not None:
             self._drop(self._second, "left", End.CLIENT_GONE)
         for lane in (self._first, self._second):

@@ -2,7 +2,8 @@
 
 What came of an attempt that failed is an `End`, or one of these words: `connect_` and the cause of a `ConnectFailed`,
 `no_answer` for a connection that ended without one, `no_room` for what the edge itself has none left of, `unequal` or
-`ignored` for another answer than the one that was to go on, `outrun` for one that another endpoint began before it.
+`ignored` for another answer than the one that was to go on, `outrun` for one that another endpoint began before it,
+`displaced` for one beside another whose place a request needed.
 """
 
 import time
@@ -68,15 +69,9 @@ def judge_failure(
     lease: Lease,
     pool: Pool | None,
     error: EdgeError | UpstreamAnsweredError,
-    *,
-    another_runs: bool = False,
 ) -> tuple[EdgeError, bool]:
-    """Report what a failed attempt showed; return the error for the client, and whether to ask another endpoint.
-
-    `another_runs`: another one is asked already, and is waited for unless this one has answered for both.
-    """
+    """Report what a failed attempt showed; return the error for the client, and whether to ask another endpoint."""
     config, now = pool.config if pool is not None else None, time.monotonic()
-    waits = another_runs and exchange.end is not End.DRAINED and not is_answer(exchange, error)
     if isinstance(error, UpstreamAnsweredError):
         status = error.status
         failure = from_upstream(status, error.headers, error.body, is_instance=pool is None)
@@ -95,11 +90,7 @@ def judge_failure(
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
             lease.endpoint.note_fault(exchange.request_id, exchange.upstream_error)
             lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
-    if another_runs:
-        elsewhere = waits
-        if waits:
-            exchange.goes_on()
-    elif error.safe_elsewhere:  # nothing was begun, however long it took
+    if error.safe_elsewhere:  # nothing was begun, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:
         quick = config is not None and now - exchange.asked_at <= config.retry_within_s
@@ -112,10 +103,16 @@ def is_answer(exchange: Exchange, error: BaseException) -> bool:
     return isinstance(error, UpstreamAnsweredError) and not may_pass_elsewhere(error.status, _last_status(exchange))
 
 
-def note_cut(exchange: Exchange, lease: Lease, asked_at: float, end: End | None = None) -> None:
-    """Note an attempt that was cut before its answer began, which shows nothing: outrun, or as its request ended."""
-    now = time.monotonic()
-    outcome, words = ("outrun", "another endpoint began to answer") if end is None else (end.value, "")
+def note_cut(exchange: Exchange, lease: Lease, asked_at: float, end: End | None = None, words: str = "") -> None:
+    """Note an attempt that was cut before its answer began, which shows nothing: outrun, or as its request ended.
+
+    `words` are for operators, where the attempt gave way to another request.
+    """
+    now, outcome = time.monotonic(), "outrun" if end is None else end.value
+    if words:
+        outcome = "displaced"
+    elif end is None:
+        words = "another endpoint began to answer"
     if exchange.failures is None:
         exchange.failures = []
     exchange.failures.append(Tried(lease.endpoint.authority, 0, outcome, words, round((now - asked_at) * 1000, 2)))

@@ -69,12 +69,13 @@ def _constant_head(
 def server_timing(exchange: Exchange, now: float) -> bytes:
     """Return the line that says what took the time of an answer that begins `now`: the edge, its queue, an upstream.
 
-    In milliseconds (https://www.w3.org/TR/server-timing/). What failed attempts took is the upstreams'.
+    In milliseconds (https://www.w3.org/TR/server-timing/). What failed attempts took is the upstreams', of two side by
+    side the time of both at once.
     """
     upstream_s, queued_s = now - exchange.asked_at, exchange.queued_s
-    if exchange.hedge is not None:
-        upstream_s += exchange.hedge.waited_s
-    if exchange.retries:
+    if exchange.hedge is not None and exchange.hedge.asked_at:
+        upstream_s = now - exchange.hedge.asked_at
+    elif exchange.retries:
         upstream_s += sum([each.duration_ms for each in (exchange.failures or ())[: exchange.retries]]) / 1000
     own_ms, upstream_ms = (now - exchange.begun - upstream_s - queued_s) * 1000, upstream_s * 1000
     if queued_s:

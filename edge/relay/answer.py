@@ -53,13 +53,14 @@ class Answer:
     """
 
     __slots__ = (
-        "_attempt", "_body", "_client", "_collects", "_error", "_exchange", "_head", "_held", "_interim", "_owner",
-        "_write", "connection", "ending", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams", "unmetered",
+        "_attempt", "_body", "_client", "_collects", "_error", "_head", "_held", "_interim", "_owner", "_write",
+        "connection", "ending", "exchange", "last_chunk", "meter", "reads", "sent_bytes", "state", "streams",
+        "unmetered",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, exchange: Exchange, client: Client, attempt: Attempt, connection: Any) -> None:
         self._owner = owner
-        self._exchange = exchange
+        self.exchange = exchange
         self._client = client
         self._attempt = attempt
         self.connection = connection
@@ -76,8 +77,7 @@ class Answer:
         self.unmetered = 0  # events that the meter did not have to see
         self.ending = NO_ENDING  # of those
         self.sent_bytes = exchange.response_bytes  # of an answer that goes on, else 0
-        self.reads = 0
-        self.last_chunk = b""
+        self.reads, self.last_chunk = 0, b""
         if attempt.seam is not None:
             self._write = owner.open(exchange.status)
 
@@ -117,7 +117,7 @@ class Answer:
             self._enter(REFUSED, self.refused)
         else:
             streams = shape.is_events
-            self.streams = None if self._exchange.stream and not streams and heads.may_stream(head) else streams
+            self.streams = None if self.exchange.stream and not streams and heads.may_stream(head) else streams
             if self.sent_bytes and not heads.takes_events(head, self.streams is not False):
                 self._refuse(_NO_STREAM)
                 return
@@ -147,7 +147,7 @@ class Answer:
         self.streams = opening is not DOCUMENT
         if self.sent_bytes and not self.streams:
             self._refuse(_NO_STREAM)
-        elif opening is NO_EVENT and self._exchange.operation.last_events:
+        elif opening is NO_EVENT and self.exchange.operation.last_events:
             self._refuse("answered with an empty stream")  # as some engines refuse a prompt
         elif opening is ERROR:
             self._enter(REFUSED, self.refused)
@@ -162,8 +162,8 @@ class Answer:
         self.reads += 1
         if len(data) > READ_STEP_BYTES:
             data = self.connection.first_step(data)
-        begins = not self._exchange.first_byte
-        self._exchange.first_byte = self._exchange.first_byte or time.monotonic()
+        begins = not self.exchange.first_byte
+        self.exchange.first_byte = self.exchange.first_byte or time.monotonic()
         data = self._held + data
         parts: list[bytes] = []
         try:
@@ -209,7 +209,7 @@ class Answer:
         self._write = self._owner.open(head.shape.status)
         self._owner.settle(_COMPLETE)
         line = b"content-length: %d\r\n" % len(content)
-        before = heads.client_head(self._exchange, self._client, self._attempt, head.shape, line, streams=False)
+        before = heads.client_head(self.exchange, self._client, self._attempt, head.shape, line, streams=False)
         self.write(before + content)
         self._end(head, self._held)
 
@@ -218,7 +218,7 @@ class Answer:
     def _begin(self, data: bytes) -> None:
         """Pass the head on, unless a heartbeat had to, and the first bytes with it, also those collected in vain."""
         head: ResponseHead = self._head  # type: ignore[assignment]  # as in every state behind HEAD
-        exchange, client, attempt, collects = self._exchange, self._client, self._attempt, self._collects
+        exchange, client, attempt, collects = self.exchange, self._client, self._attempt, self._collects
         framing, streams, metering, before = head.framing, bool(self.streams), attempt.metering, b""
         kind = metering.events if streams and head.shape.is_identity else metering.document
         meter = self.meter = kind() if collects is None else collects.meter
@@ -289,8 +289,8 @@ class Answer:
         head: ResponseHead = self._head  # type: ignore[assignment]
         if self._attempt.keep is not None:
             self._attempt.note_kept(self.meter, whole=False)
-        if not self._exchange.first_byte and self.meter.has_content:  # type: ignore[union-attr]  # as above
-            self._exchange.first_byte = time.monotonic()
+        if not self.exchange.first_byte and self.meter.has_content:  # type: ignore[union-attr]  # as above
+            self.exchange.first_byte = time.monotonic()
         if body.broken:
             if not self.sent_bytes:
                 self._refuse()
@@ -364,7 +364,7 @@ class Answer:
     def overdue(self) -> None:
         """End the answer because its first byte, or its next one, is too late."""
         if self.state in WAITING:
-            self._exchange.ended(End.IDLE_TIMEOUT if self._exchange.first_byte else End.FIRST_BYTE_TIMEOUT)
+            self.exchange.ended(End.IDLE_TIMEOUT if self.exchange.first_byte else End.FIRST_BYTE_TIMEOUT)
             self._owner.fail(UpstreamTimeout("The model's server did not begin to answer in time."))
         else:
             self._break(End.IDLE_TIMEOUT)
@@ -372,7 +372,7 @@ class Answer:
     def drain(self) -> None:
         """End the answer because the edge has to stop."""
         if self.state in WAITING:
-            self._exchange.ended(End.DRAINED)
+            self.exchange.ended(End.DRAINED)
             self._owner.fail(UpstreamUnavailable("The edge is restarting, try again.", retry_after_s=1))
         else:
             self._break(End.DRAINED)
@@ -380,7 +380,7 @@ class Answer:
     def _is_half(self) -> bool:
         """Whether a stream has ended in order without the event that ends it, and would look whole."""
         framed = isinstance(self._body, Framed)
-        has_to_end = heads.has_to_end(self._exchange.operation, self._head, self.streams, framed=framed)
+        has_to_end = heads.has_to_end(self.exchange.operation, self._head, self.streams, framed=framed)
         return has_to_end and self.meter is not None and self.meter.is_half()
 
     def _break(self, end: End, before: bytes = b"") -> None:
@@ -424,8 +424,8 @@ class Answer:
         """Give the client an error as the last event of its stream."""
         begun = self.meter.begun(self.last_chunk) if self.meter is not None else NOTHING_BEGUN
         if self._attempt.echo is not None or not begun.model:
-            begun = begun._replace(model=self._exchange.model)
-        self.write(last_event(self._exchange, error, begun, bare=self._client.bare))
+            begun = begun._replace(model=self.exchange.model)
+        self.write(last_event(self.exchange, error, begun, bare=self._client.bare))
 
     def may_beat(self) -> bool:
         """Whether a heartbeat can stand here: before a stream, or between two of its events."""
@@ -438,7 +438,7 @@ class Answer:
 
     def beat(self) -> None:
         """Give the client a heartbeat; before the answer, it decides the status."""
-        heartbeat = self._exchange.operation.protocol.heartbeat
+        heartbeat = self.exchange.operation.protocol.heartbeat
         beat = heartbeat if self._client.bare else http1.chunk(heartbeat)
         if not self.sent_bytes:  # no other endpoint is asked from now on: the client has the status
             self.streams = True
@@ -446,5 +446,5 @@ class Answer:
             shape = self._head.shape if self._head is not None else heads.STREAM
             self._write = self._owner.open(shape.status)
             line = b"" if self._client.bare else heads.CHUNKED
-            beat = heads.client_head(self._exchange, self._client, self._attempt, shape, line, streams=True) + beat
+            beat = heads.client_head(self.exchange, self._client, self._attempt, shape, line, streams=True) + beat
         self.write(beat)

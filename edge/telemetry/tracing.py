@@ -135,7 +135,7 @@ def _failed_at(exchange: Exchange) -> list[tuple[Tried, float]]:
         at += failures[-1].duration_ms / 1000
     found = []
     for each in reversed(failures):
-        if each.outcome == "outrun":  # it ended as the answer of another one began, and ran beside it
+        if each.outcome in ("outrun", "displaced"):  # it ran beside another one, and ended as that began or before
             found.append((each, exchange.first_byte or at))
             continue
         found.append((each, at))

@@ -1,9 +1,10 @@
 """How long the first bytes of a pool's answers take: the time after which one is late.
 
-Every sample is of the endpoint that a request went to first, so none is left out for being slow. One that was cut as
-another endpoint was faster counts with the time it had had by then. It would have taken longer, but that time is over
-the percentile already, and how far over changes none. What the faster endpoint took is no sample: it is one only where
-it was short. Source of the percentile: Dean and Barroso, "The Tail at Scale", 2013.
+Every sample is of the endpoint that a request went to first, so none is left out for being slow. One that was cut, as
+another endpoint was faster, its time was over or its client left, counts with the time it had had by then. It would
+have taken longer, but that time is over the percentile already, and how far over changes none. One that was left sooner
+shows nothing. What the faster endpoint took is no sample: it is one only where it was short. Source of the percentile:
+Dean and Barroso, "The Tail at Scale", 2013.
 """
 
 from bisect import bisect_left, insort
@@ -31,6 +32,12 @@ class FirstBytes:
             del ordered[bisect_left(ordered, latest.popleft())]
         latest.append(time_s)
         insort(ordered, time_s)
+
+    def note_cut(self, time_s: float) -> None:
+        """Take what an answer had taken that was left before it began, if that is long."""
+        p95_s = self.p95_s
+        if p95_s is not None and time_s >= p95_s:
+            self.note(time_s)
 
     @property
     def p95_s(self) -> float | None:

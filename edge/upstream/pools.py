@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +47,7 @@ class Pool:
         self.members = [self._member(*pair) for pair in zip(endpoints, config.endpoints, strict=True)]
         self._forget_others()
         self.retrying = 0
+        self.duplicates: dict[Lease, Callable[[], None]] = {}  # of a request that has another; what leaves it
         self.held = 0  # requests that wait for their limits
         self._waiting: FairQueue[_Place] = FairQueue()
         self._drain = DrainRate()
@@ -115,8 +116,30 @@ class Pool:
                 self.grant()
                 members = self._with_room(self._candidates(tried, user))
             if not members:
+                members = self._left_by_duplicates(tried, user) if self.duplicates else []
+            if not members:
                 return None
         return self._lease(members, prefix, user)
+
+    def _left_by_duplicates(self, tried: Iterable[Endpoint], user: str) -> list[Member]:
+        """Return the member that a duplicate leaves for a request without a place, if any."""
+        candidates = self._candidates(tried, user)
+        for lease, leave in list(self.duplicates.items()):
+            if lease.member in candidates:
+                leave()
+                if members := self._with_room(candidates):
+                    return members
+        return []
+
+    def duplicate(self, lease: Lease, leave: Callable[[], None]) -> None:
+        """Note that a request has a second lease, which takes budget; `leave` is called where another needs it."""
+        self.retrying += 1
+        self.duplicates[lease] = leave
+
+    def no_duplicate(self, lease: Lease) -> None:
+        """Note that a second lease is over, or is its request's only one."""
+        if self.duplicates.pop(lease, None) is not None:
+            self.retrying -= 1
 
     def spare(self, tried: Iterable[Endpoint], user: str = "") -> Lease | None:
         """Return a lease of an endpoint that is out but has room, the one that is back soonest; None for none."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from edge.exchange import Exchange
+from edge.client.answers import server_timing
+from edge.exchange import Exchange, Hedged, Tried
 from edge.hedging import Hedge
+from edge.limits.admission import Permit
 from edge.relay.relay import Relay
 from edge.telemetry.access_log import AccessLog
 from edge.upstream.first_bytes import LEAST_SAMPLES
@@ -33,6 +35,7 @@ from tests.streams import chunk, cut, document
 MODEL = "public/m"
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 BUSY = document({"error": {"message": "busy"}}, 503)
+MISSING = document({"error": {"message": "no such model"}}, 404)
 WRONG = document({"error": {"message": "wrong", "type": "invalid_request_error"}}, 400)
 
 
@@ -228,8 +231,9 @@ async def test_of_two_that_begin_in_the_same_turn_of_the_loop_the_client_gets_on
         await it.edge.consistent()
 
 
+@pytest.mark.parametrize("refusal", [WRONG, BUSY, MISSING, b"HTTP/1.1 none"], ids=["400", "503", "404", "malformed"])
 async def test_a_first_server_that_refuses_in_the_turn_in_which_the_second_begins_writes_into_no_stream(
-    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch, refusal: bytes
 ) -> None:
     """Its refusal is there, and the request has not woken up to it."""
     refuses, fail = asyncio.Event(), Relay.fail
@@ -257,10 +261,105 @@ async def test_a_first_server_that_refuses_in_the_turn_in_which_the_second_begin
         refuses.set()
         await sent.wait()
 
-    it = await scene(says(WRONG, when=refuses), second)
+    it = await scene(says(refusal + b"\r\n\r\n", when=refuses), second)
     assert (await it.ask(stream_options={"include_usage": True}))[1] == b"".join(events("second"))
     sent.set()
-    assert (await it.told())["hedge"] == "won"
+    line = await it.told()
+    assert (line["hedge"], line["end"]) == ("won", "complete")
+    assert it.outcomes(line) == [(0, "outrun"), (1, "complete")]
+    assert not any(member.endpoint.health.is_tainted for member in it.pool.members)
+
+
+async def test_a_second_server_that_is_given_up_in_the_turn_in_which_the_first_begins_leaves_no_trace(
+    scene: StartScene, watch: WatchMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, fail = watch(Hedge, "_ask_second"), Relay.fail
+
+    def fails(relay: Relay, *args: Any) -> None:
+        fail(relay, *args)
+        asked.calls[0]._first.relay._answer.connection.receive(stream("first"))
+
+    async def second(connection: ScriptedConnection) -> None:
+        monkeypatch.setattr(Relay, "fail", fails)
+        asked.calls[0]._second.relay._answer.overdue()  # as after `first_byte_timeout`
+        await silent(connection)
+
+    it = await scene(silent, second)
+    assert (await it.ask())[1].count(b"content") == len("first")
+    line = await it.told()
+    assert (line["end"], line["phase"], line["hedge"]) == ("complete", "done", "lost")
+    assert it.outcomes(line) == [(1, "outrun"), (0, "complete")]
+
+
+async def test_a_first_server_that_is_given_up_in_the_turn_in_which_the_second_begins_leaves_no_trace(
+    scene: StartScene, watch: WatchMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, fail = watch(Hedge, "_ask_second"), Relay.fail
+
+    def fails(relay: Relay, *args: Any) -> None:
+        fail(relay, *args)
+        asked.calls[0]._second.relay._answer.connection.receive(stream("second"))
+
+    async def second(connection: ScriptedConnection) -> None:
+        monkeypatch.setattr(Relay, "fail", fails)
+        asked.calls[0]._first.relay._answer.overdue()
+        await silent(connection)
+
+    it = await scene(silent, second)
+    assert (await it.ask())[1].count(b"content") == len("second")
+    line = await it.told()
+    assert (line["end"], line["phase"], line["hedge"]) == ("complete", "done", "won")
+    assert it.outcomes(line) == [(0, "outrun"), (1, "complete")]
+
+
+async def test_a_first_server_that_connects_as_it_is_outrun_changes_no_charge(
+    scene: StartScene, watch: WatchMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client left within the stream: what it got counts, and not the prompt alone."""
+    charged: list[tuple[int, int]] = []
+    charge, connect, decide, outrun = Permit.charge, ConnectionPool.connect, Hedge.decide, asyncio.Event()
+    lost = watch(Relay, "lose")
+
+    async def connects(pool: ConnectionPool, *args: Any) -> UpstreamConnection:
+        connection = await connect(pool, *args)
+        if str(pool.url) == it.servers[0].url:
+            await outrun.wait()
+        return connection
+
+    def decides(hedge: Hedge, lane: Any) -> None:
+        outrun.set()
+        decide(hedge, lane)
+
+    def charges(permit: Permit, tokens: int, answer_tokens: int) -> None:
+        charged.append((tokens, answer_tokens))
+        charge(permit, tokens, answer_tokens)
+
+    monkeypatch.setattr(ConnectionPool, "connect", connects)
+    monkeypatch.setattr(Hedge, "decide", decides)
+    monkeypatch.setattr(Permit, "charge", charges)
+    part = SSE + b"".join(map(chunk, events("second")[:6]))
+    it = await scene(silent, says(part), route='limit = "free"\n[limits.free]\ntokens_per_minute = 100000\n')
+    client = await it.asked()
+    await soon(client.reader.readuntil(b'"d"'))
+    await lost.called()  # the connection that came too late
+    client.abort()
+    line = await it.told()
+    assert (line["end"], line["phase"], line["completion_tokens"]) == ("client_gone", "stream", 6)
+    ((tokens, answer_tokens),) = charged
+    assert (tokens, answer_tokens) == (line["prompt_tokens"] + 6, 6)
+
+
+async def test_the_body_of_who_was_outrun_is_let_go_while_the_other_streams(
+    scene: StartScene, watch: WatchMethod
+) -> None:
+    asked = watch(Hedge, "_ask_second")
+    it = await scene(silent, says(SSE + chunk(events("s")[0])))
+    client = await it.asked()
+    await soon(client.reader.readuntil(b'"s"'))
+    (hedge,) = asked.calls
+    assert [lane.attempt.body for lane in (hedge._first, hedge._second)] == [(), ()]
+    client.abort()
+    await it.told()
 
 
 async def test_a_client_that_leaves_the_stream_of_who_won_pays_for_what_it_had(scene: StartScene) -> None:
@@ -320,7 +419,7 @@ async def test_a_server_that_has_no_such_model_is_at_fault_where_the_other_one_a
     scene: StartScene, watch: WatchMethod, who: str
 ) -> None:
     over = watch(Hedge, "_leave" if who == "second" else "lease")
-    missing, asked = document({"error": {"message": "no such model"}}, 404), asyncio.Event()
+    asked = asyncio.Event()
 
     async def answers(connection: ScriptedConnection) -> None:
         asked.set()
@@ -328,9 +427,9 @@ async def test_a_server_that_has_no_such_model_is_at_fault_where_the_other_one_a
         await connection.send(stream("answer"))
 
     async def second_lacks_it(connection: ScriptedConnection) -> None:
-        await connection.send(missing)
+        await connection.send(MISSING)
 
-    it = await scene(*([says(missing, when=asked), answers] if who == "first" else [answers, second_lacks_it]))
+    it = await scene(*([says(MISSING, when=asked), answers] if who == "first" else [answers, second_lacks_it]))
     assert (await it.ask())[0] == 200
     await it.told()
     assert [member.endpoint.health.is_tainted for member in it.pool.members] == [who == "first", who == "second"]
@@ -429,6 +528,50 @@ async def test_a_client_that_leaves_while_both_are_asked_frees_both(scene: Start
     assert (record["hedges"], record["prompt_tokens"]) == (1, 0)
 
 
+@pytest.mark.parametrize("slow", [0, 1])
+async def test_a_drain_that_is_over_cuts_both_also_where_one_of_them_connects(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    connecting, connect = asyncio.Event(), ConnectionPool.connect
+
+    async def connects(pool: ConnectionPool, *args: Any) -> UpstreamConnection:
+        if str(pool.url) == it.servers[slow].url:
+            connecting.set()
+            await asyncio.Event().wait()
+        return await connect(pool, *args)
+
+    monkeypatch.setattr(ConnectionPool, "connect", connects)
+    it = await scene(silent, silent, server='drain_timeout = "10ms"')
+    client = await it.asked()
+    await soon(connecting.wait())
+    await soon(it.servers[1 - slow].asked.wait())
+    it.edge.server.stop()
+    assert (await soon(client.response()))[0] == 503
+    await soon(it.servers[1 - slow].gone.wait())
+    await it.edge.idle()
+    (line,), (record,) = await it.edge.log(), it.edge.records()
+    assert (line["end"], line["hedge"], record["end"], record["status"]) == ("drained", "left", "drained", 503)
+    assert it.outcomes(line) == [(1, "drained"), (0, "drained")]
+
+
+async def test_a_client_that_has_left_asks_no_second_server(
+    scene: StartScene, watch: WatchMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relayed, gone, timers = watch(Hedge, "relay"), Relay.client_gone, list[object]()
+
+    def goes(relay: Relay) -> None:
+        gone(relay)
+        timers.append(relayed.calls[0]._timer)
+
+    monkeypatch.setattr(Relay, "client_gone", goes)
+    it = await scene(silent, silent, after="30s")
+    client = await it.asked()
+    await soon(it.servers[0].asked.wait())
+    client.abort()
+    assert (await it.told())["hedge"] is None
+    assert timers == [None]
+
+
 async def test_a_drain_that_is_over_cuts_both(scene: StartScene) -> None:
     it = await scene(silent, silent, server='drain_timeout = "10ms"')
     client = await it.asked()
@@ -503,6 +646,72 @@ async def test_whatever_two_servers_do_at_once_each_request_has_one_answer_and_o
         if line["attempts"] is not None:
             hedges = line["hedge"] in ("won", "lost", "failed", "left")
             assert len(line["attempts"]) == 1 + line["retries"] + hedges
+
+
+async def test_a_second_server_that_failed_is_not_asked_again_when_the_first_fails_too(scene: StartScene) -> None:
+    failed = asyncio.Event()
+    bad = document({"error": {"message": "bad gateway"}}, 502)
+
+    async def second(connection: ScriptedConnection) -> None:
+        await connection.send(bad)
+        failed.set()
+
+    it = await scene(says(bad, when=failed), second)
+    assert (await it.ask())[0] == 502
+    line = await it.told()
+    assert sorted(it.outcomes(line)) == [(0, "upstream_error"), (1, "upstream_error")]
+    assert [len(server.requests) for server in it.servers] == [1, 1]
+
+
+@pytest.mark.parametrize("queue", ["", "queue = 5"])
+async def test_a_request_without_a_place_gets_that_of_a_second_server(scene: StartScene, queue: str) -> None:
+    """Real work goes before a duplicate."""
+    answers = asyncio.Event()
+
+    async def second(connection: ScriptedConnection) -> None:
+        if len(it.servers[1].requests) == 1:
+            await silent(connection)
+        else:
+            await connection.send(stream("other"))
+
+    it = await scene(says(stream("first"), when=answers), second, pool=f"max_inflight = 1\n{queue}\n")
+    client = await it.asked()
+    await soon(it.servers[1].asked.wait())
+    assert (await it.ask())[1].count(b"content") == len("other")
+    answers.set()
+    assert (await soon(client.response()))[0] == 200
+    client.close()
+    await it.edge.consistent()
+    other, line = await it.edge.log()
+    assert other["queue_ms"] is None
+    assert (line["hedge"], it.outcomes(line)) == ("room", [(1, "displaced"), (0, "complete")])
+    assert it.pool.retrying == 0
+    assert it.pool.duplicates == {}
+
+
+async def test_the_body_of_a_request_that_was_refused_is_let_go(scene: StartScene, watch: WatchMethod) -> None:
+    relayed = watch(Hedge, "relay")
+    it = await scene(says(WRONG), silent, after="30s")
+    assert (await it.ask())[0] == 400
+    assert [hedge._first.attempt.body for hedge in relayed.calls] == [()]
+
+
+async def test_a_defect_that_raises_a_timeout_of_its_own_is_not_taken_for_a_first_server_that_was_outrun(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = ConnectionPool.connect
+
+    async def connects(pool: ConnectionPool, *args: Any) -> UpstreamConnection:
+        if str(pool.url) == it.servers[0].url:
+            await it.servers[1].asked.wait()
+            raise TimeoutError
+        return await connect(pool, *args)
+
+    monkeypatch.setattr(ConnectionPool, "connect", connects)
+    it = await scene(silent, silent)
+    assert (await it.ask())[0] == 500
+    await soon(it.servers[1].gone.wait())
+    assert (await it.told())["end"] == "internal_error"
 
 
 # --- when no second one is asked
@@ -729,4 +938,36 @@ async def test_the_wait_for_who_was_outrun_is_no_overhead_of_the_edge(
     await it.edge.consistent()
     (exchange,) = finished
     assert exchange.hedge is not None
-    assert 0 < exchange.hedge.waited_s <= exchange.waited_s
+    assert 0 < exchange.asked_at - exchange.hedge.asked_at <= exchange.waited_s
+
+
+def test_the_time_of_two_attempts_side_by_side_is_the_upstreams() -> None:
+    first, second = Tried("a", 502, "upstream_error", "", 6000.0), Tried("b", 502, "upstream_error", "", 2000.0)
+    exchange = Exchange("id", "POST", 0.0, 100.0, asked_at=108.0, retries=1, failures=[second, first])
+    exchange.hedge = Hedged("failed", 101.0)
+    assert server_timing(exchange, 110.0) == b"server-timing: edge;dur=1000.0, upstream;dur=9000.0\r\n"
+
+
+async def test_a_server_that_was_too_slow_for_its_time_counts_with_it(scene: StartScene) -> None:
+    it = await scene(silent, silent, after="p95", pool='first_byte_timeout = "20ms"\n')
+    window = it.pool.first_bytes
+    assert window is not None
+    assert (await it.ask())[0] == 504
+    assert len(window._latest) == 1
+    assert window._latest[0] >= 0.01
+
+
+@pytest.mark.parametrize(("usual_s", "counts"), [(1e9, False), (0.0, True)])
+async def test_a_client_that_leaves_before_the_first_byte_shows_a_time_that_is_long_alone(
+    scene: StartScene, usual_s: float, counts: bool
+) -> None:
+    it = await scene(silent, silent, after="p95")
+    window = it.pool.first_bytes
+    assert window is not None
+    for _ in range(LEAST_SAMPLES):
+        window.note(usual_s)
+    client = await it.asked()
+    await soon(it.servers[0].asked.wait())
+    client.abort()
+    await it.told()
+    assert len(window._latest) == LEAST_SAMPLES + counts
