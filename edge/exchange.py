@@ -171,8 +171,8 @@ class Exchange:
 
     `asked_at` is when the last endpoint was asked, 0.0 for none. `waited_s` is the time before that which was not the
     edge's own: for the body, `queued_s` for its limits or a place in the pool, and for an endpoint that another one
-    outran. `limit` is which limit refused the
-    request, and what of it was used up. `failures` are the attempts that failed, None without any.
+    outran. `limit` is which limit refused the request, and what of it was used up. `failures` are the attempts that
+    failed, None without any.
     """
 
     request_id: str

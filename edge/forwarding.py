@@ -8,7 +8,6 @@ asks a second one beside one that is slow, `resuming.py` goes on elsewhere with 
 
 import asyncio
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -159,8 +158,9 @@ class Forwarder:
         try:
             await self._authenticator.check(credential, work.plan.model)
         except BaseException:
-            with lease or nullcontext():
-                raise
+            if lease is not None:
+                lease.give_back()
+            raise
 
 
 def _instance_of(endpoints: Endpoints, match: Match, operation: Operation) -> Lease:

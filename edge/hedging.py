@@ -19,7 +19,7 @@ from edge.client.connection import ClientConnection
 from edge.config.delays import HEDGED_BYTES
 from edge.errors import EdgeError, UpstreamUnavailable
 from edge.exchange import End, Exchange, Hedged, Phase
-from edge.judgement import is_answer, judge_failure, note_cut
+from edge.judgement import DISPLACED, OUTRUN, is_answer, judge_failure, note_cut
 from edge.relay.relay import Relay, relay
 from edge.relay.terms import Attempt, UpstreamAnsweredError
 from edge.relay.terms import Settlement as Owed
@@ -163,7 +163,6 @@ class Hedge:
         self._is_measured = pool.first_bytes is None  # or the first one failed, and shows no time
         self.failed: tuple[Endpoint, ...] = ()  # the second one, while the first was asked
         self._missing: Lease | None = None  # of a second endpoint that answered 404, which counts if the first answers
-        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         self._scope = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
@@ -224,7 +223,7 @@ class Hedge:
             if end is End.UPSTREAM_ERROR:  # the first one answered with an error
                 self._drop(self._second, "lost")
             else:
-                self._drop(self._second, "left", end or End.CLIENT_GONE)
+                self._end_second(self._second, end or End.CLIENT_GONE)
         if self._missing is not None and end is End.COMPLETE:
             self._missing.report(Verdict.FAULT)
         if self._client.answering is self:
@@ -233,9 +232,8 @@ class Hedge:
             if lane is not None:
                 lane.hedge, lane.attempt.body = None, ()  # a circle of references lives until it is collected
         self._task = None
-        if self._exchange.hedge is not None and not self._is_closed:
+        if self._exchange.hedge is not None:
             self._pool.hedges[self._exchange.hedge.outcome] += 1
-        self._is_closed = True
 
     # --- the second endpoint
 
@@ -281,13 +279,17 @@ class Hedge:
     def _give_way(self) -> None:
         """Leave the second endpoint, whose place another request needs."""
         if self._second is not None:
-            self._drop(self._second, "room", words="its place was for another request")
+            self._drop(self._second, "room", DISPLACED)
 
-    def _drop(self, second: _Lane, outcome: str, end: End | None = None, words: str = "") -> None:
-        """Cut the second attempt: it was outrun, or its request has come to an `end`."""
-        note_cut(self._exchange, second.lease, second.exchange.asked_at, end, words)
-        if end is not None and second.exchange.phase is _WAIT:  # its engine has read the prompt
+    def _end_second(self, second: _Lane, end: End) -> None:
+        """Cut the second attempt, whose request has come to an end."""
+        if second.exchange.phase is _WAIT:  # its engine has read the prompt
             self._exchange.phase = _WAIT
+        self._drop(second, "left", (end.value, ""))
+
+    def _drop(self, second: _Lane, outcome: str, how: tuple[str, str] = OUTRUN) -> None:
+        """Cut the second attempt, as the log shall tell it."""
+        note_cut(self._exchange, second.lease, second.exchange.asked_at, *how)
         second.lose()
         if self._task is not None:
             self._task.cancel()
@@ -301,8 +303,7 @@ class Hedge:
         second.attempt.body = ()
         second.hedge = self._second = self._task = None
         self._pool.no_duplicate(second.lease)
-        with second.lease:  # which gives its place back
-            pass
+        second.lease.give_back()
 
     def _outrun(self, second: _Lane) -> None:
         """Cut the first attempt, on which the request's own task waits."""
@@ -310,7 +311,7 @@ class Hedge:
         asked_at = first.exchange.asked_at
         first.lose()
         self._take_over(second)
-        note_cut(self._exchange, first.lease, asked_at)
+        note_cut(self._exchange, first.lease, asked_at, *OUTRUN)
         self._scope.reschedule(0.0)
 
     def _take_over(self, second: _Lane) -> None:
@@ -382,7 +383,7 @@ class Hedge:
                 second.relay.cut()
             return
         if second is not None:
-            self._drop(second, "left", End.DRAINED)
+            self._end_second(second, End.DRAINED)
         if first.relay is not None:
             first.relay.cut()
         else:  # it connects
@@ -399,7 +400,7 @@ class Hedge:
         """Close both upstreams in this same call."""
         self._stop_timer()
         if self.runs and self._second is not None:
-            self._drop(self._second, "left", End.CLIENT_GONE)
+            self._end_second(self._second, End.CLIENT_GONE)
         for lane in (self._first, self._second):
             if lane is not None and lane.relay is not None:
                 lane.relay.client_gone()

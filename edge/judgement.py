@@ -31,6 +31,8 @@ _WITHIN: Final = {
     End.UPSTREAM_ERROR: "an error within the answer",
     End.IDLE_TIMEOUT: "silent within the answer",
 }
+OUTRUN: Final = ("outrun", "another endpoint began to answer")
+DISPLACED: Final = ("displaced", "its place was for another request")
 _GENERATES_NOTHING: Final = (Reads.NOTHING, Reads.STORED)  # what a server does whose model has died
 
 
@@ -103,19 +105,9 @@ def is_answer(exchange: Exchange, error: BaseException) -> bool:
     return isinstance(error, UpstreamAnsweredError) and not may_pass_elsewhere(error.status, _last_status(exchange))
 
 
-def note_cut(exchange: Exchange, lease: Lease, asked_at: float, end: End | None = None, words: str = "") -> None:
-    """Note an attempt that was cut before its answer began, which shows nothing: outrun, or as its request ended.
-
-    `words` are for operators, where the attempt gave way to another request.
-    """
-    now, outcome = time.monotonic(), "outrun" if end is None else end.value
-    if words:
-        outcome = "displaced"
-    elif end is None:
-        words = "another endpoint began to answer"
-    if exchange.failures is None:
-        exchange.failures = []
-    exchange.failures.append(Tried(lease.endpoint.authority, 0, outcome, words, round((now - asked_at) * 1000, 2)))
+def note_cut(exchange: Exchange, lease: Lease, asked_at: float, outcome: str, words: str) -> None:
+    """Note an attempt that was cut before its answer began, which shows nothing: `OUTRUN`, `DISPLACED` or an `End`."""
+    _add(exchange, lease, 0, outcome, words, time.monotonic() - asked_at)
 
 
 def given_up(exchange: Exchange, failure: EdgeError | None) -> EdgeError:
@@ -129,12 +121,17 @@ def given_up(exchange: Exchange, failure: EdgeError | None) -> EdgeError:
 
 def _note(exchange: Exchange, lease: Lease, status: int, outcome: str, words: str, now: float) -> None:
     """Note an attempt that failed, for the log and the metrics; each but the first one was a retry."""
+    failures = _add(exchange, lease, status, outcome, words, now - exchange.asked_at)
+    exchange.retries = max(exchange.retries, len(failures) - 1 - exchange.hedges)
+    exchange.upstream_status, exchange.upstream_error = status, words
+
+
+def _add(exchange: Exchange, lease: Lease, status: int, outcome: str, words: str, took_s: float) -> list[Tried]:
+    """Add an attempt to those of which the request did not get its answer; return them."""
     if exchange.failures is None:
         exchange.failures = []
-    duration_ms = round((now - exchange.asked_at) * 1000, 2)
-    exchange.failures.append(Tried(lease.endpoint.authority, status, outcome, words, duration_ms))
-    exchange.retries = max(exchange.retries, len(exchange.failures) - 1 - exchange.hedges)
-    exchange.upstream_status, exchange.upstream_error = status, words
+    exchange.failures.append(Tried(lease.endpoint.authority, status, outcome, words, round(took_s * 1000, 2)))
+    return exchange.failures
 
 
 def _last_status(exchange: Exchange) -> int:

@@ -25,6 +25,16 @@ from loadtest.peers.peer import ROOT
 _READY_PATIENCE_S: Final = 300.0  # an interpreter that imports beside all the rest
 _STOP_PATIENCE_S: Final = 45.0
 _SERVE: Final = ("-m", "edge", "serve", "--config", "routes.toml")
+# How a `routes.toml` begins for an `Edge`, and where `create_key` makes keys.
+SERVER: Final = """
+[server]
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:${ADMIN_PORT}"
+shutdown_delay = "0s"
+drain_timeout = "1s"
+[keys]
+store = "sqlite:keys.db"
+"""
 _PASS_ON: Final = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)

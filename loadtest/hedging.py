@@ -20,7 +20,7 @@ import aiohttp
 
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
-from loadtest.edges import Edge, create_key
+from loadtest.edges import SERVER, Edge, create_key
 from loadtest.peers.peer import ROOT
 from loadtest.processes import ProcessError
 from loadtest.target import positive
@@ -30,13 +30,6 @@ _MEDIAN_S: Final = 0.1
 _SPREAD: Final = 0.3
 _STALL_S: Final = 2.0
 _CONFIG: Final = """
-[server]
-listen = "127.0.0.1:0"
-admin = "127.0.0.1:${{ADMIN_PORT}}"
-shutdown_delay = "0s"
-drain_timeout = "1s"
-[keys]
-store = "sqlite:keys.db"
 [pools.members]
 endpoints = {endpoints}
 {hedge}
@@ -89,7 +82,7 @@ async def _compare(arguments: argparse.Namespace) -> int:
                 stack.push_async_callback(engine.close)
             made = tempfile.TemporaryDirectory(prefix="loadtest-hedging-", ignore_cleanup_errors=True)
             directory = Path(stack.enter_context(made))
-            text = _CONFIG.format(endpoints=[each.url for each in engines], hedge=hedge)
+            text = SERVER + _CONFIG.format(endpoints=[each.url for each in engines], hedge=hedge)
             (directory / "routes.toml").write_text(text)
             key = create_key(ROOT, directory)
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))

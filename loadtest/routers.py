@@ -9,19 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtest.edges import Edge, create_key, is_ready
+from loadtest.edges import SERVER, Edge, create_key, is_ready
 from loadtest.peers import smg, vllm_router
 from loadtest.peers.peer import KEY, Peer, Scene
 from loadtest.processes import Process, ProcessError, free_port, tree
 
 _CONFIG: Final = """
-[server]
-listen = "127.0.0.1:0"
-admin = "127.0.0.1:${{ADMIN_PORT}}"
-shutdown_delay = "0s"
-drain_timeout = "1s"
-[keys]
-store = "sqlite:keys.db"
 [usage]
 journal = "usage{number}"
 [pools.members]
@@ -55,7 +48,7 @@ def edges(count: int, root: Path, directory: Path, balance: str, engines: Sequen
         urls, key, pids = [], "", []
         for number in range(count):
             endpoints = ", ".join(f'"{engine}"' for engine in engines)
-            text = _CONFIG.format(balance=balance, endpoints=endpoints, number=number)
+            text = SERVER + _CONFIG.format(balance=balance, endpoints=endpoints, number=number)
             (directory / "routes.toml").write_text(text)
             key = key or create_key(root, directory)
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))

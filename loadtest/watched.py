@@ -23,7 +23,7 @@ import aiohttp
 from edge.simulator.behaviour import Behaviour
 from edge.simulator.server import Simulator
 from loadtest import turns
-from loadtest.edges import Edge, create_key, run_apart
+from loadtest.edges import SERVER, Edge, create_key, run_apart
 from loadtest.peers.peer import ROOT
 from loadtest.target import positive
 
@@ -33,13 +33,6 @@ _WINDOW_S: Final = 1.0
 _INTERVAL_MS: Final = 250
 _BODY: Final = {"model": "public/m", "messages": [], "stream": True}
 _CONFIG: Final = """
-[server]
-listen = "127.0.0.1:0"
-admin = "127.0.0.1:${{ADMIN_PORT}}"
-shutdown_delay = "0s"
-drain_timeout = "1s"
-[keys]
-store = "sqlite:keys.db"
 [usage]
 journal = "usage"
 [pools.p]
@@ -84,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
 async def _run(directory: Path, arguments: argparse.Namespace) -> int:
     models = Simulator(Behaviour(ttft_ms=1, interval_ms=_INTERVAL_MS, jitter=0.5, tokens=4000), keep_requests=1)
     await models.start()
-    (directory / "routes.toml").write_text(_CONFIG.format(url=models.url))
+    (directory / "routes.toml").write_text(SERVER + _CONFIG.format(url=models.url))
     key = await asyncio.to_thread(create_key, ROOT, directory)
     file = directory / "turns"
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:

@@ -214,7 +214,8 @@ class Lease:
             self.hold()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def give_back(self, *_: object) -> None:
+        """Give the place back, to whoever waits for one."""
         endpoint = self.endpoint
         endpoint.in_flight -= 1
         if self.ticket is not None:
@@ -224,6 +225,8 @@ class Lease:
         if endpoint.waiting:
             for pool in tuple(endpoint.waiting):
                 pool.grant()
+
+    __exit__ = give_back
 
     def report(self, verdict: Verdict, retry_after_s: float | None = None, status: int = 0) -> None:
         """Report to the endpoint's health what an attempt showed; `status` is what it answered, 0 for nothing."""
