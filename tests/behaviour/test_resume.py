@@ -25,6 +25,7 @@ from edge.simulator import speaking
 from edge.simulator.behaviour import Behaviour, Dialect
 from edge.simulator.questions import Ask
 from edge.simulator.server import Simulator
+from edge.upstream.tokenizer import Tokenizer
 from edge.wire.http1 import Chunked
 from tests.conftest import Edge, RawClient, ScriptedConnection, StartEdge, StartUpstream, soon
 from tests.streams import chunk
@@ -146,6 +147,7 @@ async def scene(start_edge: StartEdge) -> AsyncIterator[StartScene]:
             pool: str = "",
             route: str = "metered = true",
             count: int = 2,
+            beside: tuple[str, ...] = (),
             **more: Any,
         ) -> Scene:
             simulators = []
@@ -154,7 +156,7 @@ async def scene(start_edge: StartEdge) -> AsyncIterator[StartScene]:
                 simulators.append(Simulator(Behaviour(dialect=engine, **given)))
                 await simulators[-1].start()
                 stack.push_async_callback(simulators[-1].close)
-            urls = ", ".join(f'"{each.url}"' for each in simulators)
+            urls = ", ".join(f'"{url}"' for url in (*(each.url for each in simulators), *beside))
             edge = await start_edge(
                 f'[pools.p]\nendpoints = [{urls}]\nbalance = "round-robin"\nengine = "{engine}"\nresume = "{mode}"\n'
                 f'retry_budget = 1.0\n{pool}\n[routes."public/*"]\npool = "p"\n{route}\n'
@@ -607,6 +609,74 @@ async def test_a_tokenizer_that_does_not_answer_in_time_ends_the_stream(
     monkeypatch.setattr(resuming, "_COUNTING_S", 0.05)
     told = await Scene(counting[0], []).ask()
     assert (told.line["resume"], told.is_broken) == ("tokenizer", True)
+
+
+@pytest.fixture
+async def third(scene: StartScene, start_upstream: StartUpstream) -> tuple[Scene, Told, list[str]]:
+    """An edge before a server that dies next, one whose tokenizer is silent, and a third one; their names.
+
+    The answer is whole, of the third.
+    """
+
+    async def is_silent(connection: ScriptedConnection) -> None:
+        await connection.reader.read()
+
+    silent = await start_upstream(is_silent)
+    running = await scene("content", beside=(silent.url,), route='metered = true\nheartbeat = "20ms"')
+    goes_on, dies = running.simulators
+    whole = await running.ask()
+    dies.behaviour = Behaviour(text="prompt", tokens=13, fault="cut", after=5)
+    return running, whole, [each.removeprefix("http://") for each in (dies.url, silent.url, goes_on.url)]
+
+
+async def test_a_sibling_whose_tokenizer_is_silent_leaves_the_stream_to_a_third(
+    third: tuple[Scene, Told, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the time that all of them have: half of it for the one, the rest for the other."""
+    running, whole, names = third
+    given: list[float] = []
+    counts_until = Resumption._counts_until
+
+    def shorter_for_the_first(self: Resumption) -> float:
+        now = asyncio.get_running_loop().time()
+        given.append(counts_until(self) - now)
+        return now + (given[-1] if len(given) > 1 else 0.02)
+
+    monkeypatch.setattr(Resumption, "_counts_until", shorter_for_the_first)
+    told = await running.ask()
+    assert told.answer == whole.answer
+    tries = [(each["endpoint"], each["outcome"]) for each in told.line["attempts"]]
+    assert tries == list(zip(names, ("upstream_cut", "no_answer", "complete"), strict=True))
+    assert (told.line["resume"], told.record["resumes"], told.record["retries"]) == ("resumed", 1, 2)
+    first, second = given
+    assert first == pytest.approx(resuming._COUNTING_S / 2)
+    assert resuming._COUNTING_S / 2 < second < resuming._COUNTING_S
+    await running.edge.consistent()
+
+
+async def test_without_a_third_a_silent_tokenizer_leaves_its_server_to_be_asked_in_another_way(
+    scene: StartScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "_COUNTING_S", 0.02)
+    never = asyncio.Event()
+    monkeypatch.setattr(Tokenizer, "ask", lambda *_: never.wait())
+    running = await scene("auto")
+    whole, told = await running.ask(), await running.broken()
+    assert told.answer == whole.answer
+    assert (told.line["resume"], told.record["resumed_usage"]["completion_tokens"]) == ("resumed", 13)
+
+
+async def test_heartbeats_go_on_while_tokens_are_counted(third: tuple[Scene, Told, list[str]]) -> None:
+    running, _, names = third
+    client = await running.edge.connect()
+    client.send(running.edge.request(BODIES[CHAT]))
+    for _ in range(3):
+        await soon(client.reader.readuntil(b": keep-alive\n\n"))
+    client.abort()
+    await running.edge.idle()
+    record, line = running.edge.records()[-1], (await running.edge.log())[-1]
+    assert (record["end"], line["resume"], line["endpoint"]) == ("client_gone", "left", names[0])
+    await running.edge.consistent()
 
 
 async def test_a_stop_of_the_edge_ends_a_resume_with_its_error(scene: StartScene) -> None:

@@ -1,12 +1,12 @@
 """Streams whose engine dies in their midst: which of them go on at another one, and whether they are whole.
 
-    python -m tests.engines.dying [--engine NAME ...] [--breaks N] [--cache DIR]
+    python -m tests.engines.dying [--engine NAME ...] [--mode NAME ...] [--breaks N] [--kills N] [--cache DIR]
 
 Two servers of one engine stand behind an edge whose pools resume. Each stream is asked whole first. Then it is asked
-again and broken behind some event, by a relay that has counted them: of llama.cpp its server is ended by SIGKILL and
-started again; vLLM takes a minute to start, so there the connection is reset, and servers are killed for the last
-streams alone. It exits with 1 where a stream is neither equal to the whole one nor ended with the error and a reason,
-or where one that must be equal is not: `docs/resume.md` says which must.
+again and broken behind some event, by a relay that has counted them: its server is ended by SIGKILL and started again.
+vLLM takes half a minute to start, so there the connection is reset, and servers are killed for the last streams alone,
+as many as `--kills` says. It exits with 1 where a stream is neither equal to the whole one nor ended with the error and
+a reason, or where one that must be equal is not: `docs/resume.md` says which must.
 """
 
 import argparse
@@ -348,8 +348,8 @@ class Run:
             )
 
 
-async def played(kind: Kind, home: Path, breaks: int) -> list[Run]:
-    """Break streams of one engine in both modes."""
+async def played(kind: Kind, home: Path, breaks: int, modes: Sequence[str]) -> list[Run]:
+    """Break streams of one engine in each mode."""
     fate, (server, *_) = Fate(), kind.engine.servers(home)
     members = [Member(server, home, fate) for _ in range(2)]
     async with AsyncExitStack() as stack:
@@ -362,10 +362,10 @@ async def played(kind: Kind, home: Path, breaks: int) -> list[Run]:
         first, second = (member.port for member in members)
         routes = [
             _POOL.format(mode=mode, first=first, second=second, engine=kind.engine.dialect, model=server.model)
-            for mode in MODES
+            for mode in modes
         ]
         edge = await stack.enter_async_context(serving(directory, "".join(routes)))
-        runs = [Run(kind, mode, edge, directory / "output", members, fate) for mode in MODES]
+        runs = [Run(kind, mode, edge, directory / "output", members, fate) for mode in modes]
         for run in runs:
             await run.play(breaks, ups)
     return runs
@@ -376,10 +376,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.engines.dying", description="streams whose engine dies")
     names = [kind.name for kind in KINDS]
     parser.add_argument("--engine", action="extend", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--mode", action="extend", nargs="+", choices=MODES, metavar="NAME", help=", ".join(MODES))
     parser.add_argument("--breaks", type=int, default=50, metavar="N", help="of each engine in each mode")
+    parser.add_argument("--kills", type=int, metavar="N", help="of them; default all, of vLLM the last one")
     cache = os.environ.get("ENGINES_CACHE")
     parser.add_argument("--cache", default=cache, help="where engines are kept; default $ENGINES_CACHE, else nowhere")
     asked = parser.parse_args(words)
+    modes = [mode for mode in MODES if not asked.mode or mode in asked.mode]
     faults: list[str] = []
     print("| engine | `resume` | broken | what became of them |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="engines-") as temporary:
@@ -387,7 +390,8 @@ def main(words: Sequence[str] | None = None) -> int:
             if asked.engine and kind.name not in asked.engine:
                 continue
             home = installed(kind.engine, Path(asked.cache or temporary))
-            for run, mode in zip(asyncio.run(played(kind, home, asked.breaks)), MODES, strict=True):
+            kind = kind if asked.kills is None else replace(kind, kills=asked.kills)
+            for run, mode in zip(asyncio.run(played(kind, home, asked.breaks, modes)), modes, strict=True):
                 told = ", ".join(f"{count} {word}" for word, count in run.outcomes.most_common())
                 print(f"| {kind.engine.title} | `{mode}` | {asked.breaks} | {told} |", flush=True)
                 faults += run.faults
