@@ -202,6 +202,7 @@ class Exchange:
     status: int = 0
     end: End | None = None
     first_byte: float = 0.0
+    silent_since: float = 0.0  # by the loop's clock, for heartbeats: the client has got nothing
     finished: float = 0.0
     error: str = ""
     limit_headers: bytes = b""

@@ -137,11 +137,11 @@ class Forwarder:
         except NotResumed as refused:
             assert resumption is not None  # who refuses
             exchange.resume = refused.reason
-            resumption.interrupted.close(exchange, request.connection, settlement)
+            resumption.interrupted.close(settlement)
         except asyncio.CancelledError:
             if resumption is None or not resumption.interrupted.is_cut:
                 raise
-            resumption.interrupted.close(exchange, request.connection, settlement)
+            resumption.interrupted.close(settlement)
         finally:
             if hedge:
                 hedge.close()

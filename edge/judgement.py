@@ -1,9 +1,9 @@
 """What an attempt showed of its endpoint, and whether to ask another one; the table is that of `upstream/health.py`.
 
 What came of an attempt that failed is an `End`, or one of these words: `connect_` and the cause of a `ConnectFailed`,
-`no_answer` for a connection that ended without one, `no_room` for what the edge itself has none left of, `unequal` or
-`ignored` for another answer than the one that was to go on, `outrun` for one that another endpoint began before it,
-`displaced` for one beside another whose place a request needed.
+`no_answer` for a connection that ended without one, or a tokenizer that gave none, `no_room` for what the edge itself
+has none left of, `unequal` or `ignored` for another answer than the one that was to go on, `outrun` for one that
+another endpoint began before it, `displaced` for one beside another whose place a request needed.
 """
 
 import time
@@ -91,7 +91,7 @@ def judge_failure(
         elsewhere = isinstance(error, errors.UpstreamError) and config is not None and config.retry_after_send
         if exchange.end is not End.DRAINED and not isinstance(error, errors.Overloaded):  # that is the edge's own lack
             lease.endpoint.note_fault(exchange.request_id, exchange.upstream_error)
-            lease.report(Verdict.UNREACHABLE if error.safe_elsewhere else Verdict.FAULT)
+            lease.report(Verdict.UNREACHABLE if isinstance(error, errors.ConnectFailed) else Verdict.FAULT)
     if error.safe_elsewhere:  # nothing was begun, however long it took
         elsewhere = pool is not None and pool.may_retry()
     else:

@@ -5,6 +5,7 @@ Where none is possible `NotResumed` is raised, which ends the stream with an err
 """
 
 import asyncio
+import math
 import time
 from typing import Final
 
@@ -44,7 +45,7 @@ from edge.upstream.pools import Pool
 from edge.upstream.prefixes import Prefix
 from edge.upstream.tokenizer import NoTokens, RefusedTokens, Tokenizer
 
-_COUNTING_S: Final = 5.0  # of all that a tokenizer is asked, while the client waits
+_COUNTING_S: Final = 5.0  # of all that tokenizers are asked, while the client waits
 _LEFT: Final = "left"  # a resume of a client that leaves before anything came of it
 _CHAT: Final = OPERATIONS["chat/completions"]
 
@@ -74,8 +75,13 @@ class Resumption:
         self._said = Said()
         self._seam: Replayed | Continued | None = None
         self.is_answered = False
-        interrupted.hold(client)
+        self._tried: list[Endpoint] = []
+        self._count_until = math.inf  # by the loop's clock
+        self._hold()
         exchange.resume = _LEFT
+
+    def _hold(self) -> None:
+        self.interrupted.hold(self._exchange, self._client, self._work.plan.route.heartbeat_s)
 
     async def read(self, turn: asyncio.Lock) -> None:
         """Read what was asked and what the client has of its answer, one stream after another; raises `NotResumed`."""
@@ -109,14 +115,16 @@ class Resumption:
         return outcome
 
     def note(self) -> None:
-        """Note what has become of it, for the log and the metrics."""
+        """Note what has become of an attempt, for the log and the metrics."""
+        self.interrupted.rest()
         seam, exchange = self._seam, self._exchange
         if seam is not None and (seam.outcome is not Outcome.FAILED or exchange.end is not End.CLIENT_GONE):
             exchange.resume = seam.outcome.value
 
     def lease(self, tried: list[Endpoint], prefix: Prefix | None, user: str) -> Lease:
         """Return a lease of a sibling, one that is out rather than none; raises `NotResumed`."""
-        self.interrupted.hold(self._client)
+        self._hold()
+        self._tried = tried
         try:
             lease = self._pool.lease(tried, prefix, user)
         except UpstreamUnavailable:
@@ -129,7 +137,8 @@ class Resumption:
     async def attempt(self, lease: Lease) -> Attempt:
         """Return what a sibling is asked.
 
-        Raises: `NotResumed`; `ConnectFailed`, `UpstreamAnsweredError` for a sibling that failed to count tokens.
+        Raises: `NotResumed`; `ConnectFailed`, `NoTokens`, `UpstreamAnsweredError` for a sibling that failed to count
+        tokens.
         """
         reason, asked_at = "", time.monotonic()
         self._seam = None
@@ -139,8 +148,9 @@ class Resumption:
             except NotResumed as refused:
                 reason = refused.reason
                 continue
-            except (ConnectFailed, UpstreamAnsweredError) as error:
-                if isinstance(error, UpstreamAnsweredError) and way is not self._ways[-1]:
+            except (ConnectFailed, NoTokens, UpstreamAnsweredError) as error:
+                is_down = isinstance(error, ConnectFailed) or (isinstance(error, NoTokens) and self._has_others)
+                if not is_down and way is not self._ways[-1]:
                     continue  # it has no tokenizer, and need not have one
                 self._exchange.asked_at, self._exchange.resume = asked_at, "tokenizer"
                 raise
@@ -173,10 +183,10 @@ class Resumption:
         work, question, said, engine = self._work, self._question, self._said, self._pool.config.engine
         model = work.model_for(lease.member)
         try:
-            async with asyncio.timeout(_COUNTING_S), Tokenizer(lease.member) as tokenizer:
+            async with asyncio.timeout_at(self._counts_until()), Tokenizer(lease.member) as tokenizer:
                 behind = await self._counted(tokenizer, model)
-        except (NoTokens, TimeoutError):
-            raise NotResumed("tokenizer") from None
+        except TimeoutError:
+            raise NoTokens from None
         except RefusedTokens as refused:
             raise UpstreamAnsweredError(refused.status, refused.headers, refused.body, safe_elsewhere=True) from None
         body = body_of(engine, question, said, model, behind, work.dropped)
@@ -194,6 +204,18 @@ class Resumption:
             shows_timings=bool(question.get("timings_per_token")),
         )
         return attempt
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether another sibling than the one that is asked may be."""
+        left = [member for member in self._pool.members if member.endpoint not in self._tried]
+        return len(left) > 1 and self._pool.may_retry()
+
+    def _counts_until(self) -> float:
+        """Return until when a sibling may count: half of what is left, and all of that where there is no other."""
+        now = self._client.loop.time()
+        self._count_until = min(self._count_until, now + _COUNTING_S)
+        return (now + self._count_until) / 2 if self._has_others else self._count_until
 
     async def _counted(self, tokenizer: Tokenizer, model: str) -> Behind:
         """Return the prompt of a question that goes on, as its tokenizer counts it.

@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 from edge.client.connection import ClientConnection
 from edge.exchange import End, Exchange
 from edge.protocols import NOTHING_BEGUN
-from edge.relay.terms import Settlement, broken_stream, last_event
+from edge.relay.pace import Heartbeat
+from edge.relay.terms import Settlement, State, broken_stream, last_event
 from edge.wire.http1 import LAST_CHUNK, Chunked, Malformed, chunk
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -108,18 +109,32 @@ class Interrupted(Exception):
     """
 
     begun = True
+    exchange: Exchange
+    _client: ClientConnection
 
     def __init__(self, how: End) -> None:
         super().__init__(how)
         self.how = how
         self.is_cut = False
         self.is_over = False  # all of the answer had come but the event that ends its stream
+        self.paused = False  # the client's buffer is full
         self._task: asyncio.Task[Any] | None = None
+        self._heartbeat: Heartbeat | None = None
 
-    def hold(self, client: ClientConnection) -> None:
-        """Be the client's answer until another one is."""
+    def hold(self, exchange: Exchange, client: ClientConnection, heartbeat_s: float) -> None:
+        """Be the client's answer until another one is, with heartbeats after that silence, 0 for none."""
         self._task = asyncio.current_task()
+        self.exchange, self._client, self.paused = exchange, client, False
         client.attach(self)
+        self.rest()
+        if heartbeat_s:
+            self._heartbeat = Heartbeat(self, self, heartbeat_s, client.loop)
+
+    def rest(self) -> None:
+        """Send no more heartbeats."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
 
     def cut(self) -> None:
         """End what looks for another endpoint because the edge has to stop."""
@@ -127,17 +142,44 @@ class Interrupted(Exception):
         if self._task is not None:
             self._task.cancel()
 
+    @property
+    def state(self) -> State:
+        """Whether another answer is the client's."""
+        return State.FRAMED if self._client.answering is self else State.ENDED
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the client has got."""
+        return self.exchange.response_bytes
+
+    def may_beat(self) -> bool:
+        """Whether a heartbeat can stand here: between two events."""
+        return True
+
+    def beat(self) -> None:
+        """Give the client a heartbeat."""
+        beat = self.exchange.operation.protocol.heartbeat
+        self._send(beat if self._client.bare else chunk(beat))
+
+    def _send(self, data: bytes) -> None:
+        self.exchange.response_bytes += len(data)
+        self._client.send(data)
+
     def client_paused(self) -> None:
-        """Nothing is read that could wait."""
+        """Nothing is read that could wait, and a heartbeat need not be sent."""
+        self.paused = True
 
     def client_resumed(self) -> None:
         """Nothing is read that could go on."""
+        self.paused = False
 
     def client_gone(self) -> None:
         """Its handler is cancelled, and with it whatever was asked."""
 
-    def close(self, exchange: Exchange, client: ClientConnection, settlement: Settlement) -> None:
+    def close(self, settlement: Settlement) -> None:
         """End the stream as any that breaks, with what its client had as its usage; in order if that was all."""
+        exchange, client = self.exchange, self._client
+        self.rest()
         end = exchange.end or (End.DRAINED if self.is_cut else self.how)
         client.attach(None)
         if self.is_cut and self._task is not None:
@@ -149,5 +191,4 @@ class Interrupted(Exception):
         else:
             begun = NOTHING_BEGUN._replace(model=exchange.model)
             data = last_event(exchange, broken_stream(end), begun, bare=client.bare)
-        exchange.response_bytes += len(data)
-        client.send(data)
+        self._send(data)

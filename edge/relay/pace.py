@@ -6,11 +6,12 @@ between one and one and a quarter of that.
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from edge.client.connection import ClientConnection
+from edge.exchange import Exchange
 from edge.relay.answer import ENDED, Answer
-from edge.relay.terms import Owner
+from edge.relay.terms import State
 
 POLLS: Final = 4  # for a sign of life, in the time after which its absence counts
 _SLOW_CLIENT_CHECK_S: Final = 5.0
@@ -34,31 +35,59 @@ class Silence:
         return self.since
 
 
+class Beaten(Protocol):
+    """What a client waits for, and may get heartbeats meanwhile: an answer, or a stream that looks for one."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """The request."""
+
+    @property
+    def state(self) -> State:
+        """Whether it is over."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the client has got."""
+
+    def may_beat(self) -> bool:
+        """Whether a heartbeat can stand here."""
+
+    def beat(self) -> None:
+        """Give the client a heartbeat."""
+
+
+class Pausing(Protocol):
+    """Whoever knows whether the client's buffer is full."""
+
+    paused: bool
+
+
 class Heartbeat:
-    """Sends a heartbeat whenever the client has got nothing for `every_s`."""
+    """Sends a heartbeat whenever the client has got nothing for `every_s`, whoever was to send it before."""
 
-    __slots__ = ("_answer", "_every_s", "_loop", "_owner", "_seen", "_silent_since", "_timer")
+    __slots__ = ("_answer", "_every_s", "_loop", "_owner", "_seen", "_timer")
 
-    def __init__(self, answer: Answer, owner: Owner, every_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, answer: Beaten, owner: Pausing, every_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self._answer = answer
         self._owner = owner
         self._every_s = every_s
         self._loop = loop
-        self._seen = -1
-        self._silent_since = 0.0
+        self._seen = answer.sent_bytes or -1  # an answer that begins is waited for from now on
         self._poll()
 
     def _poll(self) -> None:
         now, answer = self._loop.time(), self._answer
         if answer.state is ENDED:
             return
+        exchange = answer.exchange
         if self._owner.paused or answer.sent_bytes != self._seen:
-            self._silent_since = now
-        elif now - self._silent_since >= self._every_s and answer.may_beat():
+            exchange.silent_since = now
+        elif now - exchange.silent_since >= self._every_s and answer.may_beat():
             answer.beat()
-            self._silent_since = now
+            exchange.silent_since = now
         self._seen = answer.sent_bytes
-        left_s, poll_s = self._silent_since + self._every_s - now, self._every_s / POLLS
+        left_s, poll_s = exchange.silent_since + self._every_s - now, self._every_s / POLLS
         self._timer = self._loop.call_later(left_s if 0 < left_s < poll_s else poll_s, self._poll)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from aiohttp import (
     TCPConnector,
 )
 
+from edge.errors import UpstreamError
 from edge.upstream.endpoints import Member
 from edge.upstream.engines import ENGINES
 from edge.wire.connections import unreachable
@@ -24,8 +25,13 @@ _MORE_BYTES: Final = 64 * 1024  # of what a template adds
 _MAX_ERROR_BYTES: Final = 64 * 1024
 
 
-class NoTokens(Exception):
-    """The member gave no answer that could be one."""
+class NoTokens(UpstreamError):
+    """The member gave no answer that could be one, or none in time: another one may be asked instead."""
+
+    safe_elsewhere = True
+
+    def __init__(self) -> None:
+        super().__init__("The model's server did not count tokens.")
 
 
 class RefusedTokens(Exception):

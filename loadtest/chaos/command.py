@@ -153,6 +153,10 @@ class Chaos:
         paths = sorted(Counter(path for path, _ in ledger.paths.elements()).items())
         whole = Counter(path for (path, end), count in ledger.paths.items() if end == "complete" for _ in range(count))
         print("records: " + ", ".join(f"{count} {path} ({whole[path]} complete)" for path, count in paths))
+        resumed = Counter(
+            record["end"] for each in world.journals.values() for record in each.ended if record.get("resumes")
+        )
+        print("went on elsewhere: " + (", ".join(f"{count} {end}" for end, count in resumed.most_common()) or "none"))
         for name, journal in world.journals.items():
             kills = f", {journal.kills} kills" if journal.kills else ""
             print(f"{name}: {len(journal.ended)} records, {len(journal.delivered)} delivered{kills}")

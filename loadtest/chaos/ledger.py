@@ -6,6 +6,8 @@ Rules of the verdict:
 - The sink has each record that ended, once by its id, and nothing else.
 - Counts of the upstream (`final`) equal what the engine gave that answered, of answers and of prompts; others may have
   been asked too, before it or beside it.
+- Of an answer that broke and went on elsewhere they are those of the whole one: the prompt that the first engine read,
+  and each token once, whatever two engines gave. What the second one told is what it gave.
 - An estimate is bounded: nothing where the engine gave nothing, and at most what the request allowed.
 - `crashed` counts nothing. It ends only requests that a killed process had: at most as many at each kill as clients.
 - What an engine was asked has a record. What a client read whole is `complete`, with the counts that the client saw.
@@ -27,8 +29,9 @@ Record = Mapping[str, Any]
 class Asked:
     """One request of a client and what became of it; `allowed_tokens` is the most that its answers may have.
 
-    `edge` is who was asked. `is_whole`: the answer came with status 200 to its protocol's last event, without an error.
-    `is_hung`: it had not come to any end when the client's patience ended.
+    `prompt_tokens` is 0 where the engine counts them. `edge` is who was asked. `is_whole`: the answer came with status
+    200 to its protocol's last event, without an error. `is_hung`: it had not come to any end when the client's patience
+    ended.
     """
 
     id: str
@@ -46,12 +49,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an engine gave to one attempt: tokens handed to its transport, and how that ended; `endpoint` is where."""
+    """What an engine gave to one attempt: tokens handed to its transport, and how that ended; `endpoint` is where.
+
+    `prompt_tokens` is what it read.
+    """
 
     started: float
     tokens: int
     outcome: str
     endpoint: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -108,11 +115,11 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """Return the table for people."""
-        head = f"{'end':20} {'counts':10} {'records':>8} {'given':>10} {'recorded':>10} {'furthest':>9}"
+        head = f"{'end':22} {'counts':10} {'records':>8} {'given':>10} {'recorded':>10} {'furthest':>9}"
         found = [head]
         for (end, source), row in sorted(self.rows.items()):
             numbers = f"{row.records:8} {row.given:10} {row.recorded:10} {row.furthest:9}"
-            found.append(f"{end:20} {source:10} {numbers}")
+            found.append(f"{end:22} {source:10} {numbers}")
         return found
 
 
@@ -154,15 +161,24 @@ def _check_journal(ledger: Ledger, journal: Journal, clients: int) -> None:
 def _check_counts(ledger: Ledger, asked: Asked, attempts: Sequence[Given], record: Record) -> None:
     end, source, recorded = record["end"], record["usage_source"], record["completion_tokens"]
     answered = [each for each in attempts if each.endpoint == (record.get("endpoint") or "")]
-    given = answered[-1].tokens if answered else 0
-    ledger.rows[end, source].add(given, recorded)
+    last = answered[-1].tokens if answered else 0
+    is_resumed = bool(record.get("resumes"))
+    given = sum(each.tokens for each in attempts) if is_resumed else last  # some of it twice, if it is resumed
+    ledger.rows[f"{end}, resumed" if is_resumed else end, source].add(given, recorded)
     ledger.paths[asked.path, end] += 1
-    one = [f"{asked.id} ({asked.path}, {end}, {source}, given {given}, recorded {recorded})"]
-    if source == "final" and (recorded != given or record["prompt_tokens"] != asked.prompt_tokens):
+    prompt = asked.prompt_tokens or next((each.prompt_tokens for each in attempts if each.prompt_tokens), 0)
+    prompts = f"prompt {prompt}, recorded {record['prompt_tokens']}"
+    one = [f"{asked.id} ({asked.path}, {end}, {source}, given {given}, recorded {recorded}, {prompts})"]
+    whole, most = given, asked.allowed_tokens if given else 0
+    if is_resumed:
+        whole, most = asked.allowed_tokens, min(asked.allowed_tokens, given)
+    if source == "final" and (recorded != whole or record["prompt_tokens"] != prompt):
         ledger.blame("counts of the upstream were not recorded as given", one)
+    if is_resumed and end == "complete" and record["resumed_usage"]["completion_tokens"] != last:
+        ledger.blame("a resume told otherwise than its engine gave", one)
     if end == "complete" and source != "final":
         ledger.blame("complete, and not by the counts of the upstream", one)
-    if recorded > (asked.allowed_tokens if given else 0):
+    if recorded > most:
         ledger.blame("more recorded than the request allowed", one)
     if end in ("crashed", "internal_error") and recorded:
         ledger.blame("counted, and nobody can know", one)

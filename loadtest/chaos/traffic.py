@@ -25,7 +25,11 @@ MODELS: Final = {"public/v": "vllm", "public/s": "sglang", "public/l": "llamacpp
 ID: Final = re.compile(rb"\[([a-z]+-[0-9]+)\]")
 _PATIENCE_S: Final = 30.0  # of a client: far beyond every timeout of the edge
 _AWAY_S: Final = 0.1  # between two tries while nobody answers
+_COUNTED: Final = ("chat", "completions")  # of a model whose text depends on the prompt
+_COUNTING: Final = "public/v"
+_CHOSEN: Final[tuple[dict[str, Any], ...]] = ({}, {"temperature": 0}, {"temperature": 0}, {"seed": 7})
 FAULTS: Final = 0.12  # shares of the requests
+_ONCE: Final = 0.5  # of the faults: another engine does not have it
 _ABORTS, _SLOW = 0.15, 0.02
 _SLOW_TOKENS: Final = 8_000  # some 2 MB, which no socket buffer holds
 _LAST: Final = re.compile(rb'"type": ?"(?:message_stop|response\.completed|response\.incomplete)"')
@@ -60,7 +64,10 @@ class _Seen:
 
 @dataclass(slots=True)
 class Plan:
-    """One request as it is drawn: where it goes, what it asks, and what its client does."""
+    """One request as it is drawn: where it goes, what it asks, and what its client does.
+
+    `chosen` is how the model chooses its words.
+    """
 
     path: str
     model: str
@@ -69,11 +76,15 @@ class Plan:
     choices: int
     prompt_tokens: int
     simulate: dict[str, Any]
+    chosen: dict[str, Any]
 
     def body(self, request_id: str) -> bytes:
         """Return the JSON body."""
         text = f"[{request_id}] and some words to read before the answer"
         body: dict[str, Any] = {"model": self.model, "stream": self.stream, "simulate": self.simulate}
+        body |= self.chosen
+        if "once" in self.simulate:
+            body["simulate"] = self.simulate | {"once": request_id}
         limit = "max_output_tokens" if self.path == "responses" else "max_tokens"
         body[limit] = self.tokens
         if self.choices > 1:
@@ -104,8 +115,11 @@ def draw(chance: random.Random, faults: float = FAULTS) -> Plan:
             {"fault": "error", "status": chance.choice((400, 500, 503))},
         )
         simulate |= chance.choice(possible)
+        if chance.random() < _ONCE:
+            simulate["once"] = ""  # the request's own id, which nobody has yet
     choices = 2 if path == "chat" and model != "public/l" and chance.random() < 0.1 else 1
-    return Plan(path, model, chance.random() < 0.7, tokens, choices, prompt_tokens, simulate)
+    chosen = chance.choice(_CHOSEN) if path in _COUNTED else {}
+    return Plan(path, model, chance.random() < 0.7, tokens, choices, prompt_tokens, simulate, chosen)
 
 
 class Traffic:
@@ -172,11 +186,12 @@ class Traffic:
             is_slow = chance.random() < _SLOW
             if is_slow:
                 simulate = {"tokens": _SLOW_TOKENS, "prompt_tokens": 12}
-                plan = Plan("chat", plan.model, True, _SLOW_TOKENS, 1, 12, simulate)
+                plan = Plan("chat", plan.model, True, _SLOW_TOKENS, 1, 12, simulate, {})
             self._next += 1
             request_id = f"chaos-{self._next}"
             allowed = plan.tokens * plan.choices
-            asked = Asked(request_id, name, plan.path, plan.stream, allowed, plan.prompt_tokens)
+            known = 0 if plan.path in _COUNTED and plan.model == _COUNTING else plan.prompt_tokens
+            asked = Asked(request_id, name, plan.path, plan.stream, allowed, known)
             self.asked[request_id] = asked
             raw = raw_request(
                 plan.path,

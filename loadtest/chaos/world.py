@@ -3,7 +3,7 @@
 The edge `mortal` is killed and stopped again and again; its keys are in a cluster, its records go to a sink over HTTP.
 The edge `steady` lives to the end, so that what grows is seen; its keys, its limits and its records are in the pair of
 Redis servers under Sentinel. Both have the same pools: vLLM (two engines, one of them across a cable where the machine
-allows it), SGLang and llama.cpp.
+allows it), SGLang and llama.cpp. Streams of vLLM that break go on at the other engine.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ import orjson
 from aiohttp import web
 
 from edge.keys.stores.redis import FORMAT, KEY_PREFIX, MARKER
-from edge.simulator.behaviour import Behaviour, Dialect
+from edge.simulator.behaviour import Behaviour, Dialect, Text
 from edge.simulator.server import Simulator
 from loadtest import processes
 from loadtest.chaos.ledger import Given, Journal
@@ -61,6 +61,8 @@ concurrent_requests = 100_000
 endpoints = ["{v}", "{island}"]
 usage = "{usage}"
 hedge_after = "15ms"
+resume = "auto"
+retry_budget = 1.0
 {times}
 [pools.s]
 endpoints = ["{s}"]
@@ -197,7 +199,8 @@ class World:
     async def _start_engines(self) -> None:
         dialects: dict[str, Dialect] = {"v": "vllm", "island": "vllm", "s": "sglang", "l": "llamacpp"}
         for name, dialect in dialects.items():
-            engine = self.engines[name] = Simulator(Behaviour(dialect), keep_requests=_KEPT)
+            text: Text = "prompt" if dialect == "vllm" else "plain"  # which somebody else can go on with
+            engine = self.engines[name] = Simulator(Behaviour(dialect, text=text), keep_requests=_KEPT)
             self._stack.push_async_callback(engine.close)
             inside = self.island.listening() if name == "island" and self.island is not None else None
             await (engine.start(sock=inside) if inside is not None else engine.start())
@@ -225,8 +228,9 @@ class World:
             for each in engine.requests:
                 if not each.ended:
                     running.append(each)
-                elif found := ID.search(each.body):
-                    self.given[found[1].decode()].append(Given(each.started, each.tokens, each.outcome, endpoint))
+                elif "tokenize" not in each.path and (found := ID.search(each.body)):
+                    attempt = Given(each.started, each.tokens, each.outcome, endpoint, each.prompt_tokens)
+                    self.given[found[1].decode()].append(attempt)
             engine.requests.clear()
             engine.requests.extend(running)
 

@@ -30,6 +30,7 @@ and leaves the others' parts as they are.
   answer of no token is asked for.
 - An engine that refuses a case has zeros there: `transformers serve` takes one prompt. Of `n` = 2 it gives one choice.
 - SGLang runs on the CPU with stand-ins for what its release imports of a GPU and of pictures, and never uses here.
+- What [a pool of two has cached](#what-two-engines-have-cached) stands at the end.
 """
 
 
@@ -62,14 +63,19 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 
 def document(before: str, engines: Sequence[Engine], outcomes: Sequence[Outcome]) -> str:
-    """Return docs/engines.md: `before` with new parts for the engines that were played; `engines` has all, in order."""
+    """Return docs/engines.md: `before` with new parts for the engines that were played; `engines` has all, in order.
+
+    Parts of nothing that is played here stand behind them.
+    """
     parts = {part.partition("\n")[0]: part for part in before.split("\n## ")[1:]}
     for engine in engines:
         own = [each for each in outcomes if each.engine == engine.name]
         if own:
             parts[engine.title] = _part(engine, own)
-    own_parts = (parts[engine.title] for engine in engines if engine.title in parts)
-    return "\n## ".join([_HEAD, *own_parts])
+    titles = [engine.title for engine in engines]
+    own_parts = [parts[title] for title in titles if title in parts]
+    others = [part for title, part in parts.items() if title not in titles]
+    return "\n## ".join([_HEAD, *own_parts, *others])
 
 
 def _part(engine: Engine, own: Sequence[Outcome]) -> str:

@@ -1,12 +1,12 @@
 """Streams whose engine dies in their midst: which of them go on at another one, and whether they are whole.
 
-    python -m tests.engines.dying [--engine NAME ...] [--breaks N] [--cache DIR]
+    python -m tests.engines.dying [--engine NAME ...] [--mode NAME ...] [--breaks N] [--kills N] [--cache DIR]
 
 Two servers of one engine stand behind an edge whose pools resume. Each stream is asked whole first. Then it is asked
-again and broken behind some event, by a relay that has counted them: of llama.cpp its server is ended by SIGKILL and
-started again; vLLM takes a minute to start, so there the connection is reset, and servers are killed for the last
-streams alone. It exits with 1 where a stream is neither equal to the whole one nor ended with the error and a reason,
-or where one that must be equal is not: `docs/resume.md` says which must.
+again and broken behind some event, by a relay that has counted them: its server is ended by SIGKILL and started again.
+Others take half a minute to start, so there the connection is reset, and servers are killed for the last streams alone,
+as many as `--kills` says. It exits with 1 where a stream is neither equal to the whole one nor ended with the error and
+a reason, or where one that must be equal is not: `docs/resume.md` says which must.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any, Final
 import aiohttp
 
 from loadtest.processes import free_port
-from tests.engines import llamacpp, vllm
+from tests.engines import llamacpp, sglang, vllm
 from tests.engines.cases import CHAT, COMPLETIONS
 from tests.engines.edge_process import Edge, serving
 from tests.engines.engine import Engine, Server, installed
@@ -75,11 +75,13 @@ def _changed(engine: Engine, words: dict[str, str], *flags: str, model: str = "t
 
 _LLAMACPP: Final = _changed(llamacpp.ENGINE, {"write": "exact"})
 _VLLM: Final = _changed(vllm.ENGINE, {"bfloat16": "float32"}, model="tiny")
-_THINKING: Final = replace(
-    _changed(_VLLM, {"./tiny": "./r1", "tiny": "r1"}, "--reasoning-parser", "deepseek_r1", model="r1"),
-    title="vLLM, DeepSeek-R1's template",
-    model="r1_model.py",
-)
+_SGLANG: Final = _changed(sglang.ENGINE, {"bfloat16": "float32"}, model="tiny")
+
+
+def _thinking(engine: Engine, parser: str) -> Engine:
+    """Return an engine whose model thinks as DeepSeek-R1 does."""
+    changed = _changed(engine, {"./tiny": "./r1", "tiny": "r1"}, "--reasoning-parser", parser, model="r1")
+    return replace(changed, title=f"{engine.title}, DeepSeek-R1's template", model="r1_model.py")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Kind:
 KINDS: Final = (
     Kind("llamacpp", _LLAMACPP, 80),
     Kind("vllm", _VLLM, 60, {"repetition_penalty": 1.3}, 1),
-    Kind("vllm-r1", _THINKING, 60, {"repetition_penalty": 1.3}, 1),
+    Kind("vllm-r1", _thinking(_VLLM, "deepseek_r1"), 60, {"repetition_penalty": 1.3}, 1),
+    Kind("sglang", _SGLANG, 60, {}, 1),
+    Kind("sglang-r1", _thinking(_SGLANG, "deepseek-r1"), 60, {}, 1),
 )
 
 
@@ -114,15 +118,16 @@ class Member:
     @asynccontextmanager
     async def up(self) -> AsyncIterator[None]:
         """Run the server, until this ends or it is killed."""
-        directory = Path(tempfile.mkdtemp(prefix="engine-"))
-        for model in (self._home / "models").iterdir():
-            (directory / model.name).symlink_to(model)
         environment = {**os.environ, "PATH": f"{self._home / 'bin'}:{os.environ['PATH']}", **self._server.environment}
         ready = f"http://127.0.0.1:{self.own_port}{self._server.ready}"
         words = self._server.command(self.own_port)
-        async with running(words, ready, directory, environment, _READY_WITHIN_S) as process:
-            self._process = process
-            yield
+        with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as made:
+            directory = Path(made)
+            for model in (self._home / "models").iterdir():
+                (directory / model.name).symlink_to(model)
+            async with running(words, ready, directory, environment, _READY_WITHIN_S) as process:
+                self._process = process
+                yield
 
     async def killed(self) -> None:
         """Kill the server and whatever it started."""
@@ -340,6 +345,8 @@ class Run:
             is_fault = must and not is_equal
         else:
             outcome = word or "not tried"
+            if whole.thoughts and told.thoughts == whole.thoughts and whole.text and not told.text:
+                outcome += " behind the last of its thoughts"
             is_fault = not told.failed or not told.begins(whole) or told.bill[1] == 0
         self.outcomes[outcome] += 1
         if is_fault:
@@ -348,8 +355,8 @@ class Run:
             )
 
 
-async def played(kind: Kind, home: Path, breaks: int) -> list[Run]:
-    """Break streams of one engine in both modes."""
+async def played(kind: Kind, home: Path, breaks: int, modes: Sequence[str]) -> list[Run]:
+    """Break streams of one engine in each mode."""
     fate, (server, *_) = Fate(), kind.engine.servers(home)
     members = [Member(server, home, fate) for _ in range(2)]
     async with AsyncExitStack() as stack:
@@ -362,10 +369,10 @@ async def played(kind: Kind, home: Path, breaks: int) -> list[Run]:
         first, second = (member.port for member in members)
         routes = [
             _POOL.format(mode=mode, first=first, second=second, engine=kind.engine.dialect, model=server.model)
-            for mode in MODES
+            for mode in modes
         ]
         edge = await stack.enter_async_context(serving(directory, "".join(routes)))
-        runs = [Run(kind, mode, edge, directory / "output", members, fate) for mode in MODES]
+        runs = [Run(kind, mode, edge, directory / "output", members, fate) for mode in modes]
         for run in runs:
             await run.play(breaks, ups)
     return runs
@@ -376,10 +383,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.engines.dying", description="streams whose engine dies")
     names = [kind.name for kind in KINDS]
     parser.add_argument("--engine", action="extend", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--mode", action="extend", nargs="+", choices=MODES, metavar="NAME", help=", ".join(MODES))
     parser.add_argument("--breaks", type=int, default=50, metavar="N", help="of each engine in each mode")
+    parser.add_argument("--kills", type=int, metavar="N", help="of them; default all of llama.cpp's, else one")
     cache = os.environ.get("ENGINES_CACHE")
     parser.add_argument("--cache", default=cache, help="where engines are kept; default $ENGINES_CACHE, else nowhere")
     asked = parser.parse_args(words)
+    modes = [mode for mode in MODES if not asked.mode or mode in asked.mode]
     faults: list[str] = []
     print("| engine | `resume` | broken | what became of them |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="engines-") as temporary:
@@ -387,7 +397,8 @@ def main(words: Sequence[str] | None = None) -> int:
             if asked.engine and kind.name not in asked.engine:
                 continue
             home = installed(kind.engine, Path(asked.cache or temporary))
-            for run, mode in zip(asyncio.run(played(kind, home, asked.breaks)), MODES, strict=True):
+            kind = kind if asked.kills is None else replace(kind, kills=asked.kills)
+            for run, mode in zip(asyncio.run(played(kind, home, asked.breaks, modes)), modes, strict=True):
                 told = ", ".join(f"{count} {word}" for word, count in run.outcomes.most_common())
                 print(f"| {kind.engine.title} | `{mode}` | {asked.breaks} | {told} |", flush=True)
                 faults += run.faults

@@ -13,11 +13,24 @@ ENDS = {
     "c-1": {"end": "complete", "usage_source": "final", "prompt_tokens": 7, "completion_tokens": 20, "endpoint": "h:2"},
     "c-2": {"end": "client_gone", "usage_source": "estimated", "prompt_tokens": 9, "completion_tokens": 11},
     "c-3": {"end": "crashed", "usage_source": "none", "prompt_tokens": 0, "completion_tokens": 0},
+    "c-5": {
+        "end": "complete",
+        "usage_source": "final",
+        "prompt_tokens": 7,
+        "completion_tokens": 30,
+        "endpoint": "h:2",
+        "resumes": 1,
+        "resumed_usage": {"completion_tokens": 18},
+    },
 }
 
 
 class Run:
-    """Three requests at one edge, which was killed once; the first was tried at two engines, at one of them in vain."""
+    """Requests at one edge, which was killed once.
+
+    The first was tried at two engines, at one of them in vain; the last one broke behind 12 tokens of 14 that were
+    given, and went on elsewhere.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -36,7 +49,9 @@ class Run:
             ],
             "c-2": [Given(0.0, 12, "client_gone")],
             "c-3": [Given(0.0, 5, "client_gone")],
+            "c-5": [Given(0.0, 14, "cut", "h:1", 7), Given(1.0, 18, "complete", "h:2", 19)],
         }
+        self.asked["c-5"].prompt_tokens = 0  # which engines count
         self.kills = 1
 
     def record(self, request_id: str) -> dict[str, Any]:
@@ -128,6 +143,10 @@ def test_a_run_in_which_all_is_equal_has_no_problem_and_a_row_for_each_end(tmp_p
         (change("c-1", prompt_tokens=8), "not recorded as given"),
         (change("c-1", usage_source="estimated"), "not by the counts of the upstream"),
         (change("c-1", end="client_gone"), "not recorded as complete"),
+        (change("c-5", completion_tokens=18), "not recorded as given"),
+        (change("c-5", completion_tokens=32), "not recorded as given"),
+        (change("c-5", prompt_tokens=19), "not recorded as given"),
+        (change("c-5", resumed_usage={"completion_tokens": 30}), "a resume told otherwise than its engine gave"),
         (change("c-2", completion_tokens=31), "more recorded than the request allowed"),
         (change("c-3", completion_tokens=1), "nobody can know"),
         (change("c-3", end="internal_error"), "a defect of the edge"),
