@@ -61,19 +61,19 @@ FIGURES: Final = (
 
 
 def values(document: Mapping[str, Any], peer: str, figure: Figure) -> list[float | None]:
-    """Return a figure's value of each round, None where the round gave none or does not count.
+    """Return a figure's value of each round, the mean of its turns; None where it gave none or does not count.
 
     What was measured while other programs ran counts only where the comparison was told to be `shared`.
     """
-    found: dict[int, float] = {}
+    found: dict[int, list[float]] = {}
     for each in document["rounds"]:
         number = each["numbers"].get(figure.key)
         mine = each["peer"] == peer and each["measure"] == figure.measure
         bound = figure.latency and (each["rig_bound"] or each["saturated"])
         counts = not each["unfit"] or document["about"].get("shared", False)
         if mine and number is not None and counts and not bound:
-            found[each["round"]] = float(number)
-    return [found.get(index) for index in range(document["about"]["rounds"])]
+            found.setdefault(each["round"], []).append(float(number))
+    return [statistics.fmean(found[index]) if index in found else None for index in range(document["about"]["rounds"])]
 
 
 def summarise(document: Mapping[str, Any]) -> dict[str, Any]:

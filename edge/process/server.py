@@ -269,8 +269,8 @@ class Server:
             raise Unusable(f"cannot listen: {error.strerror or error}") from None
         self.admin_address = name_of(admin_socket)
         routes = basic_routes(self.readiness, self.metrics, self.purge) | status_routes(Snapshots(self._parts))
-        api = KeyApi(lambda: self.generation.config, self.purge, self.usage_index)
-        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes, api))
+        self._key_api = KeyApi(lambda: self.generation.config, self.purge, self.usage_index)
+        self._admin = AdminListener(self._loop, admin_socket, admin_handler(routes, self._key_api))
         for listener in self._listeners:
             await listener.start_serving()
 
@@ -415,7 +415,7 @@ class Server:
             parts["shared limits"] = self.shared_limits.leave()
         if self._admin is not None:
             self._admin.close()
-            parts["admin"] = self._admin.shutdown(0.1)
+            parts |= {"admin": self._admin.shutdown(0.1), "key api": self._key_api.close()}
         await ending.close(_PART_PATIENCE_S, parts)
         self.endpoints.close()
         parts = {"requests": self.proxy.wait_idle()}  # cancelled handlers take their closing step

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 MAX_BACKLOG: Final = 50_000  # finished requests whose lines are not yet written
 _BATCH: Final = 200  # lines encoded in one go: 200 take less than a millisecond of the loop
 _FLUSH_INTERVAL_S: Final = 0.1
+_time_of: Final = datetime.fromtimestamp  # looked up once: with its formatting it is a fifth of a line
 _KEPT: Final = 4096  # parts of lines, of half a kilobyte each
 _ENDED_BY: Final = dict.fromkeys(End, "edge") | {
     End.COMPLETE: "none",
@@ -106,7 +107,7 @@ def log_line(exchange: Exchange) -> LogLine:
     begun, first_byte = exchange.begun, exchange.first_byte
     assert end is not None
     return LogLine(
-        datetime.fromtimestamp(exchange.started_at, UTC),
+        _time_of(exchange.started_at, UTC),
         "info",
         "request",
         exchange.request_id,
@@ -139,8 +140,8 @@ def log_line(exchange: Exchange) -> LogLine:
         usage.completion_tokens,
         usage.source._value_,
         _ms(exchange.queued_s) if exchange.queued_s else None,
-        int((first_byte - begun) * 1e5 + 0.5) / 100 if first_byte else None,
-        int((exchange.finished - begun) * 1e5 + 0.5) / 100,
+        ((first_byte - begun) * 1e5 + 0.5) // 1 / 100 if first_byte else None,
+        ((exchange.finished - begun) * 1e5 + 0.5) // 1 / 100,
     )
 
 
@@ -182,8 +183,8 @@ def _attempts(exchange: Exchange) -> list[Tried]:
 
 
 def _ms(seconds: float) -> float:
-    """Return milliseconds to two places; `round` takes four times as long."""
-    return int(seconds * 1e5 + 0.5) / 100
+    """Return milliseconds to two places; `round` takes four times as long, and `int` a sixth more."""
+    return (seconds * 1e5 + 0.5) // 1 / 100
 
 
 class AccessLog:

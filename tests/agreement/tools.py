@@ -38,10 +38,11 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A benchmark: its command, given a program, and its numbers."""
+    """A benchmark: its command, given a program, and its numbers; `offline`: it finds a local tokenizer even then."""
 
     command: Callable[[str, Load], list[str]]
     read: Callable[[Path], Numbers]
+    offline: bool = True
 
 
 def tokenizer(directory: Path) -> None:
@@ -160,7 +161,7 @@ TOOLS: Final = {
     "loadtest": Tool(_loadtest, _read_loadtest),
     "vllm": Tool(_vllm, _read_vllm),
     "guidellm": Tool(_guidellm, _read_guidellm),
-    "aiperf": Tool(_aiperf, _read_aiperf),
+    "aiperf": Tool(_aiperf, _read_aiperf, offline=False),
 }
 
 
@@ -168,7 +169,9 @@ def measure(name: str, program: str, load: Load, timeout_s: float) -> Numbers:
     """Run a tool; raises `RuntimeError` with what it wrote last when it fails or writes no result."""
     tool = TOOLS[name]
     tokenizer(load.directory)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
+    environment = {**os.environ, "OPENAI_API_KEY": "none"}
+    if tool.offline:
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
         ran = subprocess.run(
             tool.command(program, load),

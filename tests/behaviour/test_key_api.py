@@ -18,6 +18,7 @@ from edge.simulator.server import Simulator
 from loadtest.console import Console
 from tests.conftest import ROUTES, Edge, StartEdge, Watch
 from tests.keyapi import TOKEN, KeyClient
+from tests.keys.keyfiles import back_up
 
 BODY = {"model": "public/deepseek-r1", "messages": []}
 LIMITS = "[limits.standard]\nrequests_per_minute = 100\n"
@@ -310,12 +311,18 @@ async def test_key_sent_in_the_place_of_an_id_is_neither_repeated_nor_logged(
 async def test_store_that_cannot_be_written_is_a_503_and_the_log_says_why(
     edge: Edge, console: KeyClient, caplog: pytest.LogCaptureFixture
 ) -> None:
+    copy = back_up(edge.keys_path)
+    await console.create()
     edge.keys_path.unlink()
     refused = await console.ask("POST", "/keys", {"user": "u-a"})
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
     assert str(edge.keys_path) not in json.dumps(refused.body)
     assert "is missing or empty" in caplog.text
     assert not edge.keys_path.exists()
+    copy.replace(edge.keys_path)
+    made = await console.create()
+    with KeyRegistry(edge.keys_path) as registry:
+        assert made["id"] in [each.id for each in registry.list()]
 
 
 async def test_store_of_another_server_is_read_only_and_says_so(

@@ -47,6 +47,12 @@ def test_a_ratio_is_the_median_of_ratios_within_rounds() -> None:
     assert figure["minus"]["median"] == 20
 
 
+def test_a_round_that_was_taken_in_turns_counts_with_their_mean() -> None:
+    told = document(*requests("edge", 30, 80), *requests("edge", 50, 80), *requests("nginx", 10, 40))
+    assert told["summary"]["edge"]["cpu_per_request_us"]["values"] == [40, 80]
+    assert told["summary"]["edge"]["cpu_per_request_us"]["ratio"]["median"] == 3
+
+
 def test_a_discarded_round_counts_nowhere_but_is_told() -> None:
     rounds = requests("edge", 30, 999, 30) + requests("nginx", 10, 10, 10)
     rounds[1]["unfit"] = "steal 4.0%"

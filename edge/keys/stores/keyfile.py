@@ -172,6 +172,49 @@ def connect(
     return connection
 
 
+class KeptConnection:
+    """A connection to a key file that stays open from one change to the next, for one thread.
+
+    It costs ten statements to open one, and each may wait for a loop that is busy to let go of the interpreter.
+    """
+
+    def __init__(self, path: Path, busy_timeout_s: float = 5.0) -> None:
+        self.path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def open(self) -> sqlite3.Connection:
+        """Return a connection to the file that the path names now; raises as `find_file` and `connect` do."""
+        if self._connection is not None and not self._is_current(self._connection):
+            self.close()
+        if self._connection is None:
+            find_file(self.path)
+            self._identity = identify(self.path)  # before it is opened: a replacement in between is noticed later
+            self._connection = connect(self.path, self._busy_timeout_s, blank="refuse")
+            # So that it reads the file as it is, as a connection would that is opened anew.
+            self._connection.execute("PRAGMA cache_size = 0")
+        return self._connection
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again when it is asked for."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def _is_current(self, connection: sqlite3.Connection) -> bool:
+        try:
+            return identify(self.path) == self._identity and number(connection, _VERSION) == len(STEPS)
+        except (OSError, sqlite3.Error):  # what is wrong is told by who opens it anew
+            return False
+
+
+def identify(path: Path) -> tuple[int, int]:
+    """Return what tells a file from one that takes its place."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _prepare_patiently(connection: sqlite3.Connection, path: Path, busy_timeout_s: float, blank: str) -> None:
     # Two processes that change a new file's journal mode at once would wait for each other, so SQLite refuses one of
     # them without its busy timeout: that one tries again.

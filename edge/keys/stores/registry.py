@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import dataclasses
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from edge.keys.stores.administration import (
     UnknownKey,
     UserMarks,
 )
-from edge.keys.stores.keyfile import KeyFileError, key_file_errors, number
+from edge.keys.stores.keyfile import KeptConnection, KeyFileError, key_file_errors, number
 from edge.keys.stores.protocol import UserState, hash_key
 from edge.keys.stores.records import principal_of
 
@@ -35,28 +36,42 @@ class KeyRegistry:
 
     A missing file is made if it `makes` one: else it would stand for a store whose keys are all gone. Every method
     raises `KeyFileError` when the file cannot be used, `KeyFileBusy` when it stays locked for `busy_timeout_s`.
+    Over a `kept` connection it opens none and makes no file; a failure of the file closes that.
     """
 
     def __init__(
-        self, path: Path, busy_timeout_s: float = 5.0, *, makes: bool = True, actor: Actor | None = None
+        self,
+        path: Path,
+        busy_timeout_s: float = 5.0,
+        *,
+        makes: bool = True,
+        actor: Actor | None = None,
+        kept: KeptConnection | None = None,
     ) -> None:
         self._path = path
         self._makes = makes
         self._busy_timeout_s = busy_timeout_s
         self._actor = actor or admin.this_process()
+        self._kept = kept
 
     def __enter__(self) -> Self:
         with key_file_errors(self._path):
-            if self._makes:
-                keyfile.make_file(self._path)
-            else:
-                keyfile.find_file(self._path)
-            blank: Literal["set up", "refuse"] = "set up" if self._makes else "refuse"
-            self._connection = keyfile.connect(self._path, self._busy_timeout_s, blank=blank)
+            self._connection = self._open() if self._kept is None else self._kept.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._connection.close()
+        if self._kept is None:
+            self._connection.close()
+        elif isinstance(error, KeyFileError):
+            self._kept.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._makes:
+            keyfile.make_file(self._path)
+        else:
+            keyfile.find_file(self._path)
+        blank: Literal["set up", "refuse"] = "set up" if self._makes else "refuse"
+        return keyfile.connect(self._path, self._busy_timeout_s, blank=blank)
 
     # --- keys
 

@@ -195,7 +195,9 @@ class _KeyFile:
         self.close()
         with keyfile.key_file_errors(self.path):
             (keyfile.make_file if makes else keyfile.find_file)(self.path)
-            self._identity = self._identify()  # before the file is opened: a replacement in between is noticed later
+            self._identity = keyfile.identify(
+                self.path
+            )  # before the file is opened: a replacement in between is noticed later
             connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if makes else "refuse")
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
@@ -214,7 +216,7 @@ class _KeyFile:
     def was_replaced(self) -> bool:
         """Return whether the path names another file than the open one; raises `KeyFileBlank` when it names none."""
         try:
-            return self._identify() != self._identity
+            return keyfile.identify(self.path) != self._identity
         except FileNotFoundError:
             raise keyfile.KeyFileBlank(self.path) from None
 
@@ -248,10 +250,6 @@ class _KeyFile:
         if keyfile.HAND in users:
             return Invalidation(everything=True)
         return Invalidation(digests, users=users) if rows else None
-
-    def _identify(self) -> tuple[int, int]:
-        status = self.path.stat()
-        return status.st_dev, status.st_ino
 
     def _open_connection(self) -> sqlite3.Connection:
         assert self._connection is not None

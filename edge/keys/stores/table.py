@@ -7,6 +7,7 @@ from edge.config import redis_urls
 from edge.config.process_settings import KeysConfig
 from edge.keys.stores.administration import Actor, ReadOnlyStore, Registry
 from edge.keys.stores.http import HttpKeyStore
+from edge.keys.stores.keyfile import KeptConnection
 from edge.keys.stores.protocol import KeyStore
 from edge.keys.stores.redis import RedisKeyStore
 from edge.keys.stores.redis_registry import RedisRegistry
@@ -36,3 +37,25 @@ def registry_of(config: KeysConfig, actor: Actor | None = None, *, makes: bool =
     if STORES[config.store.scheme] is RedisKeyStore:
         return RedisRegistry(config, actor, makes=makes)
     raise ReadOnlyStore(f"keys.store is {config.store}: its keys are made and listed there, not here")
+
+
+class Registries:
+    """Administers a store for one thread, again and again, and keeps the embedded one open in between."""
+
+    def __init__(self) -> None:
+        self._kept: KeptConnection | None = None
+
+    def registry(self, config: KeysConfig, actor: Actor) -> Registry:
+        """Return who administers the store of a configuration now, as `registry_of` does."""
+        path = config.store.path
+        if path is None:
+            return registry_of(config, actor)
+        if self._kept is None or self._kept.path != path:
+            self.close()
+            self._kept = KeptConnection(path)
+        return KeyRegistry(path, makes=False, actor=actor, kept=self._kept)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._kept is not None:
+            self._kept.close()

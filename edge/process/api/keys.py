@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from edge.ids import new_request_id
 from edge.journal.index import UsageIndex
 from edge.keys.stores import administration as admin
 from edge.keys.stores.protocol import Invalidation
-from edge.keys.stores.table import registry_of
+from edge.keys.stores.table import Registries
 from edge.own_answers import used_by
 from edge.process.api.endpoints import (
     Call,
@@ -47,7 +48,8 @@ _encoder: Final = msgspec.json.Encoder()
 class KeyApi:
     """Answers requests for keys and users; `config` yields the configuration in force.
 
-    `forget` has every process forget what was changed. One change is made at a time: a store takes no more.
+    `forget` has every process forget what was changed. One change is made at a time, by one thread: a store takes no
+    more, and the thread keeps it open.
     """
 
     def __init__(
@@ -60,11 +62,18 @@ class KeyApi:
         self._forget = forget
         self._usage = usage
         self._acting = asyncio.Lock()
+        self._registries = Registries()
+        self._thread = ThreadPoolExecutor(1, "edge-key-api")
 
     @property
     def token(self) -> str | None:
         """The token of the file in force, None for none."""
         return self._config().server.admin_token
+
+    async def close(self) -> None:
+        """Let go of the store, once the change that is being made is made."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._registries.close)
+        self._thread.shutdown(wait=False)
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """Answer a request whose token is proved."""
@@ -111,7 +120,7 @@ class KeyApi:
         keys = self._config().keys
 
         def act() -> Done:
-            with registry_of(keys, actor) as registry:
+            with self._registries.registry(keys, actor) as registry:
                 return endpoint.act(registry, call)
 
         try:
@@ -120,7 +129,7 @@ class KeyApi:
         except TimeoutError:
             raise _unavailable() from None
         try:
-            return await asyncio.shield(asyncio.to_thread(act))
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, act))
         except admin.UnknownKey:
             raise KeyNotFound("There is no such key.") from None
         except admin.Unchangeable as error:
