@@ -39,7 +39,7 @@ _FOREIGN_SHARE: Final = 0.02
 _TRUSTING_BYTES: Final = 2048  # a shorter match may be less than a block of an engine's cache
 _DISTRUST: Final = 0.5  # caches that are merely tight show more than that; then doubt makes turns wander
 _MANY_FOREIGN: Final = 0.05
-_FOREIGN_AT_FIRST: Final = 0.1  # until 34 turns say that there are no other processes
+_FOREIGN_AT_FIRST: Final = 0.06  # until ten turns say that there are no other processes
 _BEHIND: Final = 0.5  # of the prompts that wait for each member: those that a byte more delays
 _AT_HOME: Final = 0.9  # of a prompt that another process may have sent to its home
 

@@ -227,7 +227,7 @@ def test_processes_that_share_nothing_agree_where_conversations_belong(processes
     """Also those that begin before it is known that there are others."""
     split = [run(engines(), [CacheAware() for _ in range(processes)], seed=seed, rate=rate) for seed in range(3)]
     alone = [run(engines(), [CacheAware()], seed=seed, rate=rate) for seed in range(3)]
-    assert min(each.hits for each in split) >= 0.96
+    assert min(each.hits for each in split) >= 0.95
     assert statistics.median(each.p90 for each in split) <= most * statistics.median(each.p90 for each in alone)
 
 
