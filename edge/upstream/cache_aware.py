@@ -1,10 +1,14 @@
 """`cache-aware`: the member that has least to do before a prompt's first token, with what it has cached taken off.
 
-    score = (new + backlog + 1 KiB) x (decoding + 8) / weight        the smallest wins
+    score = (new x (1 + waiting / 2) + backlog + 1 KiB) x (decoding + 8) / weight        the smallest wins
 
 `new` is what of the prompt the member has not read, in bytes; `backlog` what it was given and cannot have read yet;
 `decoding` its requests whose answers have begun. Bytes stand for tokens: their ratio cancels out. The 8 is the batch at
 which a step of decoding begins to take longer; with 1 in its place a warm member with one request loses to a cold one.
+
+`waiting` is how many prompts of the pool are not read, for each member. What one prompt reads again delays those that
+come behind it. Without this, turns leave full members for others, where they are read again from the start, which
+fills those too: where engines queue, that doubles the waits. A weight of 1/4 to 1 does nearly as well as 1/2.
 
 A member reads prompts in the order in which it gets them, so the first byte of one answer says that all prompts before
 it are read. No clock in here: `now` is seconds of any clock that only goes on.
@@ -35,6 +39,8 @@ _FOREIGN_SHARE: Final = 0.02
 _TRUSTING_BYTES: Final = 2048  # a shorter match may be less than a block of an engine's cache
 _DISTRUST: Final = 0.5  # caches that are merely tight show more than that; then doubt makes turns wander
 _MANY_FOREIGN: Final = 0.05
+_FOREIGN_AT_FIRST: Final = 0.06  # until ten turns say that there are no other processes
+_BEHIND: Final = 0.5  # of the prompts that wait for each member: those that a byte more delays
 _AT_HOME: Final = 0.9  # of a prompt that another process may have sent to its home
 
 
@@ -169,7 +175,7 @@ class CacheAware:
         self.index = PrefixIndex()
         self.seats: dict[object, Seat] = {}  # by what stays of a member
         self.trust = 1.0  # of what is predicted, the part that is there
-        self.foreign = 0.0  # of turns that go on with a conversation, those of which nothing is known here
+        self.foreign = _FOREIGN_AT_FIRST  # of turns, those that go on with what is not known here
         self._free: list[int] = []  # slots of members that left
 
     def seat(self, key: object) -> Seat:
@@ -189,8 +195,12 @@ class CacheAware:
     def choose(self, members: Sequence[M], prefix: Prefix, now: float) -> tuple[M, Ticket]:
         """Return the member with the smallest score, any of several such, and the ticket of the prompt there."""
         found = self.index.match(prefix.offsets, prefix.digests)
-        home = self._home(members, prefix, found) if prefix.previous or prefix.session or self._expects_others else None
+        home = self._home(members, prefix, found)
         size, trust = prefix.size, self.trust if self.trust < _DISTRUST else 1.0
+        waiting = 0
+        for member in members:
+            waiting += member.seat.prefilling  # type: ignore[union-attr]  # every member of such a pool has a seat
+        delays = 1 + _BEHIND * waiting / len(members)
         best: list[tuple[float, float, M]] = []
         lowest = following = math.inf
         for member in members:
@@ -202,7 +212,7 @@ class CacheAware:
             new, load, prefilling = size - trust * there, member.load, seat.prefilling
             backlog = seat.backlog(now) if prefilling else 0.0
             batch = load - prefilling + _BATCH if load > prefilling else _BATCH  # other pools may have sent there too
-            score = (new + backlog + _FIXED_BYTES) * batch / member.weight
+            score = (new * delays + backlog + _FIXED_BYTES) * batch / member.weight
             if score < lowest:
                 lowest, following, best = score, lowest, [(new, backlog, member)]
             elif score == lowest:
@@ -229,17 +239,16 @@ class CacheAware:
         It is where the caller's own name for the conversation was sent last, else the one that every process ranks
         first.
         """
-        if prefix.previous:
-            is_foreign = max(found.values(), default=0) < prefix.previous
-            self.foreign += _FOREIGN_SHARE * (is_foreign - self.foreign)
-            if not is_foreign:
-                return None
+        is_foreign = prefix.previous > max(found.values(), default=0)
+        self.foreign += _FOREIGN_SHARE * (is_foreign - self.foreign)
+        if prefix.previous and not is_foreign:
+            return None
         if prefix.session:
             known = self.index.match((1,), (prefix.session,))
             for member in members:
                 if member.seat is not None and member.seat.slot in known:
                     return member
-        if not prefix.previous and not self._expects_others:
+        if not is_foreign and (not self._expects_others or prefix.size <= _FIXED_BYTES):
             return None
         return max(members, key=lambda member: rank(member, prefix.home))
 

@@ -24,8 +24,8 @@ _DROPPED_BITS: Final = 4  # of 64: an int of 60 takes 32 bytes
 class Prefix(NamedTuple):
     """The marks of a prompt: `offsets` into it, ascending, with a digest each; the last one is its `size` in bytes.
 
-    `previous` is the offset at which the request before ended, 0 for a first turn. `home` is of how the conversation
-    began, the same in every process; `session` of the caller's own name for it, 0 for none.
+    `previous` is the offset at which the request before ended, 0 for a first turn. `home` is whose the conversation is
+    and how it began, the same in every process; `session` a digest of the caller's own name for it, 0 for none.
     """
 
     size: int
@@ -68,8 +68,8 @@ def read_prefix(prompt: Prompt, owner: bytes, session: bytes = b"") -> Generator
         digests.append(_short(running.digest()))
     previous = before + prompt.previous if prompt.previous else 0
     named = prompt.session or session
-    home = sha256(b"%b %b" % (owner, named or prompt.home)).digest()
-    return Prefix(size, tuple(offsets), tuple(digests), previous, home, _short(home) if named else 0)
+    home = b"%b %b" % (owner, named or prompt.home)
+    return Prefix(size, tuple(offsets), tuple(digests), previous, home, _short(sha256(home).digest()) if named else 0)
 
 
 def _places(prompt: Prompt, before: int, size: int) -> list[int]:
