@@ -527,7 +527,8 @@ async def test_authority_of_upstreams_that_changes_applies_by_itself(
     try:  # uvloop waits for ever at its end for a listener of TLS that a failure leaves
         edge = await start_edge(pool.replace("http:", "https:") + '[routes."public/deepseek-r1"]\npool = "p"\n')
         assert await status_of(edge, "public/deepseek-r1") == 503
-        new.cert_pem.write_to_path(str(ca_file))
+        new.cert_pem.write_to_path(str(tmp_path / "next.pem"))
+        (tmp_path / "next.pem").replace(ca_file)
         await reloads.reach(lambda: edge.server.generation.number == 2)
         assert await status_of(edge, "public/deepseek-r1") == 200
         assert len(list(edge.server.endpoints.states())) == 1
