@@ -39,7 +39,7 @@ _FOREIGN_SHARE: Final = 0.02
 _TRUSTING_BYTES: Final = 2048  # a shorter match may be less than a block of an engine's cache
 _DISTRUST: Final = 0.5  # caches that are merely tight show more than that; then doubt makes turns wander
 _MANY_FOREIGN: Final = 0.05
-_FOREIGN_AT_FIRST: Final = 0.06  # until ten turns say that there are no other processes
+_FOREIGN_AT_FIRST: Final = 0.075  # until twenty turns say that there are no other processes
 _BEHIND: Final = 0.5  # of the prompts that wait for each member: those that a byte more delays
 _AT_HOME: Final = 0.9  # of a prompt that another process may have sent to its home
 
@@ -201,32 +201,36 @@ class CacheAware:
         for member in members:
             waiting += member.seat.prefilling  # type: ignore[union-attr]  # every member of such a pool has a seat
         delays = 1 + _BEHIND * waiting / len(members)
-        best: list[tuple[float, float, M]] = []
+        best: list[tuple[float, M]] = []
         lowest = following = math.inf
         for member in members:
             seat = member.seat
             assert seat is not None  # of every member of a pool with this balance
             there: float = found.get(seat.slot, 0)
             if member is home:
-                there = max(there, int(_AT_HOME * size))
-            new, load, prefilling = size - trust * there, member.load, seat.prefilling
+                there = max(there, _AT_HOME * size)
+            load, prefilling = member.load, seat.prefilling
             backlog = seat.backlog(now) if prefilling else 0.0
             batch = load - prefilling + _BATCH if load > prefilling else _BATCH  # other pools may have sent there too
-            score = (new * delays + backlog + _FIXED_BYTES) * batch / member.weight
+            score = ((size - trust * there) * delays + backlog + _FIXED_BYTES) * batch / member.weight
             if score < lowest:
-                lowest, following, best = score, lowest, [(new, backlog, member)]
+                lowest, following, best = score, lowest, [(backlog, member)]
             elif score == lowest:
                 following = score
-                best.append((new, backlog, member))
+                best.append((backlog, member))
             elif score < following:
                 following = score
-        new, backlog, member = best[0] if len(best) == 1 else random.choice(best)
+        backlog, member = best[0] if len(best) == 1 else random.choice(best)
         seat = member.seat
         assert seat is not None
-        hit = int(100 * (size - new) / size) if size else 0
+        matched = found.get(seat.slot, 0)
+        there = trust * matched
+        hit = int(100 * there / size) if size else 0
+        if member is home and (prefix.previous or prefix.session):  # a first turn is nowhere yet
+            there = max(there, _AT_HOME * size)
         next_score = int(following) if len(members) > 1 else None
         choice = Choice(hit, int(backlog), member.load, int(lowest), next_score)
-        return member, Ticket(self, seat, prefix, found.get(seat.slot, 0), int(new), choice)
+        return member, Ticket(self, seat, prefix, matched, int(size - there), choice)
 
     @property
     def _expects_others(self) -> bool:

@@ -102,7 +102,7 @@ async def test_log_and_metrics_say_why_and_how_well_it_was_chosen(
     assert (values["edge_prefix_prompt_tokens_total"], values["edge_prefix_cached_tokens_total"]) == (1200, 900)
     assert 2 * 360 <= values["edge_prefix_predicted_tokens_total"] <= 800
     assert values["edge_prefix_backlog_bytes"] == 0
-    assert 0 < values["edge_prefix_foreign"] < 0.06  # no turn was; what is taken to be so at first goes
+    assert 0 < values["edge_prefix_foreign"] < 0.075  # no turn was; what is taken to be so at first goes
     assert values["edge_prefix_entries"] > 5
     assert values["edge_prefix_trust"] < 1
 

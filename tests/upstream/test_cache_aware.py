@@ -180,6 +180,17 @@ def test_conversation_that_its_caller_names_returns_to_who_answered_of_two_that_
         assert {policy.choose(members, edited, 0.3)[0] for _ in range(20)} == {members[who]}
 
 
+def test_first_turn_that_goes_where_others_would_send_it_is_counted_whole() -> None:
+    policy = CacheAware()
+    members = seated(policy, 1, 1)
+    policy.foreign = 0.5
+    mine = prefix(1, [500, 20_000], 1)
+    member, ticket = ask(policy, members, mine)
+    assert {policy.choose(members, mine._replace(digests=(1, 2)), 0.0)[0] for _ in range(20)} == {member}
+    assert member.seat is not None
+    assert (member.seat.pending, ticket.choice.hit_percent) == (mine.size, 0)
+
+
 @pytest.mark.parametrize(("cached", "trust"), [(0, 0.05), (None, 1.0), (4_000, 1.0)])
 def test_engine_that_says_it_cached_nothing_is_believed_and_one_that_says_nothing_is_no_such(
     cached: int | None, trust: float
@@ -222,12 +233,14 @@ def test_turns_stay_where_engines_queue_since_what_is_read_again_fills_the_other
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize(("rate", "most"), [(9, 1.6), (24, 2.0)])
-def test_processes_that_share_nothing_agree_where_conversations_belong(processes: int, rate: int, most: float) -> None:
+@pytest.mark.parametrize(("rate", "hits", "most"), [(9, 0.96, 1.5), (24, 0.93, 2.5)])
+def test_processes_that_share_nothing_agree_where_conversations_belong(
+    processes: int, rate: int, hits: float, most: float
+) -> None:
     """Also those that begin before it is known that there are others."""
     split = [run(engines(), [CacheAware() for _ in range(processes)], seed=seed, rate=rate) for seed in range(3)]
     alone = [run(engines(), [CacheAware()], seed=seed, rate=rate) for seed in range(3)]
-    assert min(each.hits for each in split) >= 0.95
+    assert min(each.hits for each in split) >= hits
     assert statistics.median(each.p90 for each in split) <= most * statistics.median(each.p90 for each in alone)
 
 
