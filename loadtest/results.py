@@ -163,7 +163,7 @@ class Tally:
 
         Beside those: `tokens`, whether they are those of the `usage`, or, in at least one answer, `events` that were
         counted; `error_counts`; `*_hdr`, each histogram in microseconds in the HdrHistogram V2 encoding (base64);
-        `percentiles_of_*`, `values` or that `histogram`, which takes over after a million values; a percentile that so
+        `percentiles_of_*`, `values` or that `histogram`, which takes over after 131,072 values; a percentile that so
         few values do not have is None; `goodput_share` of the requests, failed ones included; `generator_lag_*` for the
         rig itself; `targets` and `turns` where there are several.
         """

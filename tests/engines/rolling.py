@@ -3,7 +3,8 @@
     python -m tests.engines.rolling [--streams N] [--at-once N]
 
 Three simulated servers stand behind an edge whose pool resumes. While clients stream, each server is stopped in turn,
-by SIGTERM and by SIGKILL, and started again, until all streams were asked. A stream is cut if it is not, to the byte of
+by SIGTERM and by SIGKILL, and started again, until all streams were asked. The next one follows once the one before is
+up and the streams that ran then have ended: a stream is gone on with once. A stream is cut if it is not, to the byte of
 its text and to the token of its record, what an unbroken one is. It exits with 1 if any is.
 """
 
@@ -11,9 +12,11 @@ import argparse
 import asyncio
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -55,6 +58,7 @@ class Rolling:
         self._processes: list[asyncio.subprocess.Process] = []
         self._ended = asyncio.Event()
         self._wholes: list[Any] = []
+        self._running: set[int] = set()
         self.done = self.stops = 0
         self.cut: list[str] = []
 
@@ -84,11 +88,11 @@ class Rolling:
         return running(words, f"http://127.0.0.1:{port}/health", directory, environment, _READY_WITHIN_S)
 
     async def _roll(self) -> None:
-        """Stop one server after another, each once all are up again and some streams have ended."""
+        """Stop one server after another, each once all are up again and no stream is left of the last stop."""
         chance = random.Random(1)
         while True:
-            upto = self.done + _STREAMS_A_STOP
-            while self.done < upto:
+            upto, broken = self.done + _STREAMS_A_STOP, set(self._running)
+            while self.done < upto or broken & self._running:
                 self._ended.clear()
                 await self._ended.wait()
             place = self.stops % _SERVERS
@@ -100,7 +104,9 @@ class Rolling:
 
     async def _client(self, session: aiohttp.ClientSession, numbers: Any) -> None:
         for number in numbers:
+            self._running.add(number)
             whole, told = self._wholes[number % _PROMPTS], await self._ask(session, number)
+            self._running.remove(number)
             self.done += 1
             self._ended.set()
             if told != whole:
@@ -129,11 +135,13 @@ async def played(streams: int, at_once: int) -> int:
             run = Rolling(edge, ports, directory)
             await run.play(streams, at_once)
             records = await edge.records("", streams + _PROMPTS)
+            words = Counter(re.findall(rb'"resume":"([a-z_]+)"', (directory / "output").read_bytes()))
     resumed = sum(record.get("resumes", 0) for record in records)
     retried = sum(record["retries"] > record.get("resumes", 0) for record in records)
     bills = {(record["end"], record["completion_tokens"]) for record in records}
     print(f"{run.done} streams, {run.stops} stops of {_SERVERS} servers: {resumed} gone on with elsewhere, ", end="")
     print(f"{retried} asked elsewhere before their first byte, {len(run.cut)} cut; recorded as {sorted(bills)}")
+    print("of those that broke: " + ", ".join(f"{count} `{word.decode()}`" for word, count in words.most_common()))
     for cut in run.cut[:5]:
         print(cut, file=sys.stderr)
     return len(run.cut)
