@@ -10,6 +10,8 @@ which a step of decoding begins to take longer; with 1 in its place a warm membe
 come behind it. Without this, turns leave full members for others, where they are read again from the start, which
 fills those too: where engines queue, that doubles the waits. A weight of 1/4 to 1 does nearly as well as 1/2.
 
+`decoding` is never less than all requests less 8: what many ask at once is read quickly, and then is a large batch.
+
 A member reads prompts in the order in which it gets them, so the first byte of one answer says that all prompts before
 it are read. No clock in here: `now` is seconds of any clock that only goes on.
 
@@ -211,7 +213,7 @@ class CacheAware:
                 there = max(there, _AT_HOME * size)
             load, prefilling = member.load, seat.prefilling
             backlog = seat.backlog(now) if prefilling else 0.0
-            batch = load - prefilling + _BATCH if load > prefilling else _BATCH  # other pools may have sent there too
+            batch = max(_BATCH, load - prefilling + _BATCH, load)  # other pools may have sent there too
             score = ((size - trust * there) * delays + backlog + _FIXED_BYTES) * batch / member.weight
             if score < lowest:
                 lowest, following, best = score, lowest, [(backlog, member)]

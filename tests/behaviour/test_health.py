@@ -90,7 +90,8 @@ async def test_timeouts_of_one_user_take_no_member_from_another(
             await engine(connection)
 
     members = [await start_upstream(slow) for _ in range(2)]
-    edge = await start_edge(pool("m", [each.url for each in members], 'first_byte_timeout = "20ms"'))
+    in_turn = 'balance = "round-robin"\nfirst_byte_timeout = "20ms"'
+    edge = await start_edge(pool("m", [each.url for each in members], in_turn))
     [other] = keys_of(edge, "u-000000000001")
     assert {status for status, _, _ in await asyncio.gather(*(edge.ask(asked(b"long")) for _ in range(12)))} == {504}
     now = edge.server._loop.time()

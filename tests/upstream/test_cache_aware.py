@@ -47,7 +47,11 @@ class Plain:
         pending = sum(self.prompts.values())
         read = min(self.rate * (now - self.since), pending / len(self.prompts)) if self.prompts else 0
         new = mine.size - max(known, default=0)
-        return (new * (1 + waiting / 2) + pending - read + 1024) * (self.running - len(self.prompts) + 8) / self.weight
+        return (
+            (new * (1 + waiting / 2) + pending - read + 1024)
+            * max(self.running - len(self.prompts) + 8, self.running)
+            / self.weight
+        )
 
 
 STEPS = st.lists(
@@ -242,6 +246,14 @@ def test_processes_that_share_nothing_agree_where_conversations_belong(
     alone = [run(engines(), [CacheAware()], seed=seed, rate=rate) for seed in range(3)]
     assert min(each.hits for each in split) >= hits
     assert statistics.median(each.p90 for each in split) <= most * statistics.median(each.p90 for each in alone)
+
+
+def test_burst_of_one_prompt_is_shared_by_all_members_though_one_has_it() -> None:
+    policy = CacheAware()
+    members = seated(policy, 1, 1)
+    mine = prefix(1, [500], 1)
+    chosen = [ask(policy, members, mine)[0] for _ in range(64)]
+    assert min(chosen.count(each) for each in members) >= 20
 
 
 def restart(number: int, members: list[Engine]) -> None:
