@@ -195,9 +195,8 @@ class _KeyFile:
         self.close()
         with keyfile.key_file_errors(self.path):
             (keyfile.make_file if makes else keyfile.find_file)(self.path)
-            self._identity = keyfile.identify(
-                self.path
-            )  # before the file is opened: a replacement in between is noticed later
+            # Before the file is opened: a replacement in between is noticed later.
+            self._identity = keyfile.identify(self.path)
             connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if makes else "refuse")
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
