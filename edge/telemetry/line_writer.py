@@ -19,6 +19,8 @@ class LineWriter:
         self._descriptor = descriptor
         self._put = self._done = 0  # lines; each is counted by one thread only
         self._queue: queue.SimpleQueue[tuple[bytes, int] | Future[None] | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._ended: Future[None] = Future()
         # A daemon, so that a stuck reader does not keep the process from ending.
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
@@ -33,13 +35,16 @@ class LineWriter:
         self._queue.put((data, lines))
 
     def written(self) -> "Future[None]":
-        """Return what is done when all that was put so far is written."""
+        """Return what is done when all that was put so far is written, or the thread has ended."""
+        if self._is_closed:
+            return self._ended
         written: Future[None] = Future()
         self._queue.put(written)
         return written
 
     def close(self) -> None:
         """End the thread, behind what was put so far."""
+        self._is_closed = True
         self._queue.put(None)
 
     def _run(self) -> None:
@@ -51,6 +56,7 @@ class LineWriter:
             if not _write_all(self._descriptor, data):
                 self.unread += lines
             self._done += lines
+        self._ended.set_result(None)
 
 
 def _write_all(descriptor: int, data: bytes) -> bool:

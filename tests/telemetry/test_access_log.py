@@ -132,6 +132,15 @@ async def test_lines_are_written_whole_and_in_order() -> None:
     assert log.dropped == 0
 
 
+async def test_who_waits_for_lines_after_the_end_waits_for_nothing_more(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = AccessLog(file.fileno())
+        log.write(named(1))
+        await log.close()
+        await log.flush()
+    assert ids((tmp_path / "log").read_bytes()) == ["req_1"]
+
+
 async def test_line_that_is_no_text_costs_no_other_its_place(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         log = AccessLog(file.fileno())
