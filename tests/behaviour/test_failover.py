@@ -49,7 +49,7 @@ class Watched:
         async def watched(lines: Any) -> None:
             try:
                 await deliver(lines)
-            except Exception:
+            except BaseException:  # also one that a stop takes back, and sends anew
                 self.doubtful |= {orjson.loads(line)["id"] for line in lines}
                 raise
 
