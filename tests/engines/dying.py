@@ -33,7 +33,7 @@ from tests.engines import llamacpp, sglang, vllm
 from tests.engines.cases import CHAT, COMPLETIONS
 from tests.engines.edge_process import Edge, serving
 from tests.engines.engine import Engine, Server, installed
-from tests.engines.processes import running
+from tests.engines.runs import running_at
 
 MODES: Final = ("replay", "content")
 _PROMPTS: Final = 6
@@ -118,14 +118,11 @@ class Member:
     @asynccontextmanager
     async def up(self) -> AsyncIterator[None]:
         """Run the server, until this ends or it is killed."""
-        environment = {**os.environ, "PATH": f"{self._home / 'bin'}:{os.environ['PATH']}", **self._server.environment}
-        ready = f"http://127.0.0.1:{self.own_port}{self._server.ready}"
-        words = self._server.command(self.own_port)
         with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as made:
             directory = Path(made)
             for model in (self._home / "models").iterdir():
                 (directory / model.name).symlink_to(model)
-            async with running(words, ready, directory, environment, _READY_WITHIN_S) as process:
+            async with running_at(self.own_port, self._server, self._home, directory, _READY_WITHIN_S) as process:
                 self._process = process
                 yield
 

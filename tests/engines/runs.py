@@ -70,10 +70,19 @@ async def _served(engine: Engine, server: Server, home: Path) -> AsyncIterator[t
 async def running_server(server: Server, home: Path) -> AsyncIterator[int]:
     """Run a server of an engine; return its port."""
     port = free_port()
+    async with running_at(port, server, home, home / "models", _READY_WITHIN_S):
+        yield port
+
+
+@asynccontextmanager
+async def running_at(
+    port: int, server: Server, home: Path, directory: Path, within_s: float
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a server of an engine in a directory that has its models."""
     environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", **server.environment}
     ready = f"http://127.0.0.1:{port}{server.ready}"
-    async with running(server.command(port), ready, home / "models", environment, _READY_WITHIN_S):
-        yield port
+    async with running(server.command(port), ready, directory, environment, within_s) as process:
+        yield process
 
 
 class _Run:

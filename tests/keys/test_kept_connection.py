@@ -56,26 +56,19 @@ def test_change_by_another_process_is_seen(kept: KeptConnection) -> None:
     assert names(kept) == ["first", "theirs"]
 
 
-def test_file_that_takes_the_place_of_the_open_one_is_changed_instead(kept: KeptConnection) -> None:
+@pytest.mark.parametrize("put_back", [Path.replace, restore])  # another file takes the name, or it is written over
+def test_copy_that_is_put_back_is_changed_instead(
+    kept: KeptConnection, put_back: Callable[[Path, Path], object]
+) -> None:
     copy = back_up(kept.path)
     with over(kept) as registry:
-        registry.create(USER, "lost")
-    copy.replace(kept.path)
+        registry.create(USER, "undone")
+    put_back(copy, kept.path)
     with over(kept) as registry:
         registry.create(USER, "new")
     assert names(kept) == ["first", "new"]
     with KeyRegistry(kept.path) as registry:
         assert [each.name for each in registry.list()] == ["first", "new"]
-
-
-def test_backup_that_is_restored_in_place_is_changed(kept: KeptConnection) -> None:
-    copy = back_up(kept.path)
-    with over(kept) as registry:
-        registry.create(USER, "undone")
-    restore(copy, kept.path)
-    with over(kept) as registry:
-        registry.create(USER, "new")
-    assert names(kept) == ["first", "new"]
 
 
 def test_file_that_is_written_over_in_place_is_read_anew(kept: KeptConnection) -> None:

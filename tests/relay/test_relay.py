@@ -28,6 +28,7 @@ from edge.relay.relay import Relay
 from edge.relay.terms import Attempt, FailedInStream, StaleConnection, Timeouts, UpstreamAnsweredError
 from edge.wire.connections import ConnectionPool, UpstreamConnection
 from edge.wire.http1 import READ_STEP_BYTES
+from tests.clock import Clock
 from tests.profiles import examples
 from tests.streams import STREAMS, chunk, cut
 
@@ -696,21 +697,6 @@ def test_what_cannot_be_read_is_never_touched(content: bytes) -> None:
 
 BEAT = b": keep-alive\n\n"
 HEARTBEAT_S = 15.0
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """A loop whose time is told."""
-
-    passed_s = 0.0
-
-    def time(self) -> float:
-        return self.passed_s
-
-    async def pass_time(self, seconds: float) -> None:
-        for _ in range(int(seconds * 4)):
-            self.passed_s += 0.25
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
 
 
 def beating(

@@ -1,6 +1,5 @@
 """Heartbeats of a stream that broke, while it looks for another server: as if nothing had happened."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any, cast
@@ -11,24 +10,11 @@ from edge.exchange import End, Exchange
 from edge.operations import OPERATIONS
 from edge.relay.delivered import Interrupted
 from edge.wire.http1 import chunk
+from tests.clock import Clock
 
 BEAT = b": keep-alive\n\n"
 HEARTBEAT_S = 15.0
 SILENT_S = 12.0  # as the stream breaks
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """A loop whose time is told."""
-
-    passed_s = 100.0
-
-    def time(self) -> float:
-        return self.passed_s
-
-    async def pass_time(self, seconds: float) -> None:
-        for _ in range(int(seconds * 4)):
-            self.passed_s += 0.25
-            await asyncio.sleep(0)
 
 
 class Client:

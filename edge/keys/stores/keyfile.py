@@ -172,6 +172,16 @@ def connect(
     return connection
 
 
+def open_file(path: Path, busy_timeout_s: float, *, makes: bool) -> tuple[sqlite3.Connection, tuple[int, int]]:
+    """Open the key store that a path names now; return a connection to it, and what tells the file from another one.
+
+    A missing or blank file becomes a new store if it `makes` one. Raises as `find_file` and `connect` do.
+    """
+    (make_file if makes else find_file)(path)
+    identity = identify(path)  # before it is opened: a replacement in between is noticed later
+    return connect(path, busy_timeout_s, blank="set up" if makes else "refuse"), identity
+
+
 class KeptConnection:
     """A connection to a key file that stays open from one change to the next, for one thread.
 
@@ -185,13 +195,11 @@ class KeptConnection:
         self._identity: tuple[int, int] | None = None
 
     def open(self) -> sqlite3.Connection:
-        """Return a connection to the file that the path names now; raises as `find_file` and `connect` do."""
+        """Return a connection to the file that the path names now; raises as `open_file` does."""
         if self._connection is not None and not self._is_current(self._connection):
             self.close()
         if self._connection is None:
-            find_file(self.path)
-            self._identity = identify(self.path)  # before it is opened: a replacement in between is noticed later
-            self._connection = connect(self.path, self._busy_timeout_s, blank="refuse")
+            self._connection, self._identity = open_file(self.path, self._busy_timeout_s, makes=False)
             # So that it reads the file as it is, as a connection would that is opened anew.
             self._connection.execute("PRAGMA cache_size = 0")
         return self._connection

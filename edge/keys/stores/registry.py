@@ -3,12 +3,11 @@
 import builtins
 import contextlib
 import dataclasses
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 import orjson
 
@@ -56,7 +55,10 @@ class KeyRegistry:
 
     def __enter__(self) -> Self:
         with key_file_errors(self._path):
-            self._connection = self._open() if self._kept is None else self._kept.open()
+            if self._kept is None:
+                self._connection, _ = keyfile.open_file(self._path, self._busy_timeout_s, makes=self._makes)
+            else:
+                self._connection = self._kept.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -64,14 +66,6 @@ class KeyRegistry:
             self._connection.close()
         elif isinstance(error, KeyFileError):
             self._kept.close()
-
-    def _open(self) -> sqlite3.Connection:
-        if self._makes:
-            keyfile.make_file(self._path)
-        else:
-            keyfile.find_file(self._path)
-        blank: Literal["set up", "refuse"] = "set up" if self._makes else "refuse"
-        return keyfile.connect(self._path, self._busy_timeout_s, blank=blank)
 
     # --- keys
 

@@ -194,10 +194,7 @@ class _KeyFile:
         """Open the file anew, for reading only; raises `KeyFileError`, for a blank one only where it `makes` none."""
         self.close()
         with keyfile.key_file_errors(self.path):
-            (keyfile.make_file if makes else keyfile.find_file)(self.path)
-            # Before the file is opened: a replacement in between is noticed later.
-            self._identity = keyfile.identify(self.path)
-            connection = keyfile.connect(self.path, _READ_BUSY_TIMEOUT_S, blank="set up" if makes else "refuse")
+            connection, self._identity = keyfile.open_file(self.path, _READ_BUSY_TIMEOUT_S, makes=makes)
             self._connection = connection
             connection.execute("PRAGMA query_only = 1")
             # SQLite keeps pages while nobody writes by its own rules. Without a cache of its own every look-up reads
